@@ -1,0 +1,16 @@
+"""panoptic_ext: panoptic segmentation models, data sets and evaluation for Detectron2.
+
+Importing it registers its models and data sets in Detectron2's registries and catalogues and
+changes nothing else.
+"""
+
+from ._detectron2 import require_detectron2
+
+require_detectron2()
+
+from . import data, modeling  # noqa: E402, F401  (imported to register)
+from .config import add_panoptic_ext_config  # noqa: E402
+from .data import register_panoptic  # noqa: E402
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "add_panoptic_ext_config", "register_panoptic"]

@@ -1,0 +1,3 @@
+from .panoptic_fpn import UnifiedPanopticFPN
+
+__all__ = ["UnifiedPanopticFPN"]

@@ -1,0 +1,3 @@
+from .sem_seg_fpn import VoidSafeSemSegFPNHead
+
+__all__ = ["VoidSafeSemSegFPNHead"]

@@ -110,9 +110,7 @@ class UnifiedPanopticFPN(PanopticFPN):
         fields["gt_classes"] = index[fields["gt_classes"]]
         return {**inputs, "instances": Instances(given.image_size, **fields)}
 
-    def inference(
-        self, batched_inputs: list[dict[str, Any]], do_postprocess: bool = True
-    ) -> Any:
+    def inference(self, batched_inputs: list[dict[str, Any]], do_postprocess: bool = True) -> Any:
         """As PanopticFPN.inference; without post-processing, classes are thing indices."""
         instances, sem_seg = super().inference(batched_inputs, do_postprocess=False)
         if not do_postprocess:
@@ -143,9 +141,7 @@ class UnifiedPanopticFPN(PanopticFPN):
             "panoptic_seg": self.combine(instances, sem_seg),
         }
 
-    def combine(
-        self, instances: Instances, sem_seg: Tensor
-    ) -> tuple[Tensor, list[dict[str, Any]]]:
+    def combine(self, instances: Instances, sem_seg: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
         """Detectron2's heuristic merging (Kirillov et al., CVPR 2019, section 4.3).
 
         Args:

@@ -1,0 +1,185 @@
+"""UnifiedPanopticFPN: unified ids outside, Detectron2's model and merging inside."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from panoptic_ext import add_panoptic_ext_config
+from panoptic_ext.errors import ConfigError
+from panoptic_ext.modeling.meta_arch.panoptic_fpn import thing_ids_of_dataset
+from panoptic_ext.modeling.semantic_head import VoidSafeSemSegFPNHead
+from tests.fakes import IS_THING, fake_input, fake_metadata
+
+NAME = "fake_unified_panoptic"
+THINGS = [i for i, thing in enumerate(IS_THING) if thing]
+
+
+def tiny_cfg():
+    cfg = get_cfg()
+    add_panoptic_ext_config(cfg)
+    cfg.merge_from_file("configs/common/panoptic_fpn/Base-PanopticFPN-Small.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.FPN.OUT_CHANNELS = 16
+    cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = 32
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
+    cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 16
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(IS_THING)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(THINGS)
+    cfg.DATASETS.TRAIN = (NAME,)
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def model():
+    fake_metadata(NAME)
+    torch.manual_seed(0)
+    yield build_model(tiny_cfg())
+    MetadataCatalog.remove(NAME)
+
+
+def losses_of(model, inputs):
+    model.train()
+    with EventStorage():
+        return model(inputs)
+
+
+def test_gradient_reaches_every_parameter(model):
+    model.zero_grad()
+    sum(losses_of(model, [fake_input(seed=i) for i in range(2)]).values()).backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+
+
+def test_the_box_head_is_trained_on_thing_indices_and_the_input_is_left_alone(model):
+    seen = []
+    inputs = [fake_input(num=3)]
+    original = inputs[0]["instances"].gt_classes.clone()
+    handle = model.roi_heads.register_forward_pre_hook(
+        lambda _, args: seen.append(args[3][0].gt_classes)
+    )
+    losses_of(model, inputs)
+    handle.remove()
+    assert seen[0].tolist() == [0, 1, 2]
+    assert torch.equal(inputs[0]["instances"].gt_classes, original)
+    assert original.tolist() == THINGS
+
+
+@pytest.mark.parametrize("num", [0, 2])
+def test_all_void_and_empty_images_give_finite_losses(model, num):
+    inputs = [fake_input(num=0, void=True), fake_input(num=num, void=True)]
+    losses = losses_of(model, inputs)
+    assert all(math.isfinite(v) for v in losses.values())
+    assert float(losses["loss_sem_seg"]) == 0
+
+
+def test_one_image_gives_the_same_as_the_same_image_in_a_batch(model):
+    model.eval()
+    image = fake_input()
+    with torch.no_grad():
+        alone = model([image])[0]
+        batched = model([fake_input(seed=5), image])[1]
+    torch.testing.assert_close(alone["sem_seg"], batched["sem_seg"], rtol=1e-4, atol=1e-4)
+    assert torch.equal(alone["panoptic_seg"][0], batched["panoptic_seg"][0])
+
+
+def test_outputs_are_unified_and_at_the_asked_size(model):
+    model.eval()
+    image = {**fake_input(), "height": 61, "width": 83}
+    with torch.no_grad():
+        output = model([image])[0]
+    panoptic, segments = output["panoptic_seg"]
+    assert panoptic.shape == (61, 83) and panoptic.dtype == torch.int32
+    assert output["sem_seg"].shape == (len(IS_THING), 61, 83)
+    assert set(output["instances"].pred_classes.tolist()) <= set(THINGS)
+    for segment in segments:
+        assert segment["isthing"] == IS_THING[segment["category_id"]]
+
+
+def naive_combine(masks, scores, classes, labels, overlap, area, score_thresh):
+    """Kirillov's merging, pixel sets and loops: {segment's pixels: (category, isthing)}."""
+    free, segments = set(np.ndindex(labels.shape)), {}
+    for i in sorted(range(len(scores)), key=lambda i: -scores[i]):
+        pixels = {tuple(p) for p in np.argwhere(masks[i])}
+        if scores[i] < score_thresh or not pixels:
+            continue
+        if len(pixels - free) / len(pixels) > overlap:
+            continue
+        segments[frozenset(pixels & free)] = (int(classes[i]), True)
+        free -= pixels
+    for category in sorted(set(labels.flatten().tolist())):
+        pixels = {p for p in free if labels[p] == category}
+        if not IS_THING[category] and len(pixels) >= max(area, 1):
+            segments[frozenset(pixels)] = (category, False)
+    segments.pop(frozenset(), None)
+    return segments
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), num=st.integers(0, 6), area=st.sampled_from([0, 5, 30]))
+def test_merging_equals_a_naive_one_on_unified_ids(model, seed, num, area):
+    rng = np.random.default_rng(seed)
+    height, width = 9, 11
+    masks = np.zeros((num, height, width), dtype=bool)
+    for i in range(num):
+        y, x = rng.integers(0, height), rng.integers(0, width)
+        masks[i, y : y + rng.integers(1, 7), x : x + rng.integers(1, 7)] = True
+    scores, classes = rng.permutation(num) / 7 + 0.2, rng.choice(THINGS, num)
+    logits = torch.from_numpy(rng.normal(size=(len(IS_THING), height, width)))
+    instances = Instances((height, width), pred_boxes=Boxes(torch.zeros(num, 4)))
+    instances.scores = torch.from_numpy(scores)
+    instances.pred_classes = torch.from_numpy(classes.astype(np.int64))
+    instances.pred_masks = torch.from_numpy(masks)
+    model.combine_stuff_area_thresh = area
+    panoptic, segments = model.combine(instances, logits)
+    expected = naive_combine(
+        masks,
+        scores,
+        classes,
+        logits.argmax(0).numpy(),
+        0.5,
+        area,
+        model.combine_instances_score_thresh,
+    )
+    found = {
+        frozenset(tuple(p) for p in np.argwhere(panoptic.numpy() == s["id"])): (
+            s["category_id"],
+            s["isthing"],
+        )
+        for s in segments
+    }
+    found.pop(frozenset(), None)
+    assert found == expected
+
+
+def test_wrong_number_of_thing_classes_is_an_error_that_names_the_key(model):
+    cfg = tiny_cfg()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 80
+    with pytest.raises(ConfigError, match=r"ROI_HEADS.NUM_CLASSES is 80.*has 3 thing classes"):
+        build_model(cfg)
+
+
+def test_a_data_set_without_isthing_is_an_error_that_says_how_to_register_it():
+    cfg = tiny_cfg()
+    cfg.DATASETS.TRAIN = ("coco_2017_train",)
+    with pytest.raises(ConfigError, match="register_panoptic"):
+        thing_ids_of_dataset(cfg)
+
+
+def test_semantic_loss_equals_detectron2s_where_something_is_labelled(model):
+    torch.manual_seed(1)
+    logits, targets = torch.randn(2, 6, 8, 8), torch.randint(0, 6, (2, 32, 32))
+    targets[:, :7] = 255
+    ours = VoidSafeSemSegFPNHead.losses(model.sem_seg_head, logits, targets)
+    theirs = super(VoidSafeSemSegFPNHead, model.sem_seg_head).losses(logits, targets)
+    torch.testing.assert_close(ours["loss_sem_seg"], theirs["loss_sem_seg"])

@@ -1,0 +1,13 @@
+"""Pictures of ground truth, predictions and runs."""
+
+from .contact_sheet import SheetRow, contact_sheet, ground_truth_segments, save_picture
+from .draw import draw_panoptic, readable_scale
+
+__all__ = [
+    "SheetRow",
+    "contact_sheet",
+    "draw_panoptic",
+    "ground_truth_segments",
+    "readable_scale",
+    "save_picture",
+]

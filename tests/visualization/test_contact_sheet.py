@@ -1,0 +1,59 @@
+"""The contact sheet: columns, rows of different sizes, captions, files."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+from PIL import Image
+
+from panoptic_ext.visualization import SheetRow, contact_sheet, ground_truth_segments, save_picture
+
+METADATA = SimpleNamespace(
+    thing_classes=["disc", "grass"],
+    stuff_classes=["disc", "grass"],
+    thing_colors=[(200, 30, 30), (30, 200, 30)],
+    stuff_colors=[(200, 30, 30), (30, 200, 30)],
+    isthing=(True, False),
+)
+
+
+def _row(height, width, caption=""):
+    ids = np.full((height, width), 5)
+    segments = [{"id": 5, "category_id": 1}]
+    other = [{"id": 5, "category_id": 0}]
+    image = np.full((height, width, 3), 90, np.uint8)
+    return SheetRow(image, (ids, segments), (ids, other), caption)
+
+
+def test_columns_and_rows_of_different_sizes(tmp_path):
+    path = str(tmp_path / "sub" / "sheet.png")
+    rows = [_row(20, 40, "one"), _row(60, 30, "x" * 400)]
+    assert contact_sheet(rows, METADATA, path, title="title", cell_width=120) == path
+    sheet = np.asarray(Image.open(path)).astype(int)
+    assert sheet.shape[1] == 8 + 3 * 128
+    image, truth, prediction = (sheet[100, 8 + 128 * i + 10] for i in range(3))
+    assert (image == 90).all()
+    assert truth[1] > truth[0] and prediction[0] > prediction[1]
+    assert [p.name for p in tmp_path.glob("sub/*")] == ["sheet.png"]  # nothing left aside
+
+
+def test_missing_prediction_and_no_rows(tmp_path):
+    row = _row(20, 40)
+    contact_sheet(
+        [SheetRow(row.image, row.truth, None)], METADATA, str(tmp_path / "a.png"), cell_width=80
+    )
+    assert (np.asarray(Image.open(tmp_path / "a.png"))[40, 200] == 200).all()
+    contact_sheet([], METADATA, str(tmp_path / "b.jpg"))
+    assert Image.open(tmp_path / "b.jpg").format == "JPEG"
+
+
+def test_ground_truth_of_a_record(tmp_path):
+    ids = np.array([[0, 70000], [3, 3]])
+    rgb = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=2).astype(np.uint8)
+    save_picture(str(tmp_path / "a.png"), rgb)
+    record = {"pan_seg_file_name": str(tmp_path / "a.png"), "segments_info": [{"id": 3}]}
+    found, segments = ground_truth_segments(record)
+    assert (found == ids).all()
+    segments[0]["id"] = 4
+    assert record["segments_info"] == [{"id": 3}]

@@ -1,0 +1,125 @@
+"""draw_panoptic: sizes, colours, void, many segments, and inputs left as they are."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+from panoptic_ext.errors import DatasetError
+from panoptic_ext.visualization import draw_panoptic, readable_scale
+
+METADATA = SimpleNamespace(
+    thing_classes=["disc", "grass"],
+    stuff_classes=["disc", "grass"],
+    thing_colors=[(200, 30, 30), (30, 200, 30)],
+    stuff_colors=[(200, 30, 30), (30, 200, 30)],
+    isthing=(True, False),
+    label_divisor=1000,
+)
+
+
+def _scene(height=40, width=60):
+    """Grass left, a disc in the middle of it, void right."""
+    ids = np.zeros((height, width), np.int32)
+    ids[:, : width // 2] = 7
+    ids[10:25, 5:20] = 70000
+    segments = [
+        {"id": 7, "category_id": 1, "isthing": False},
+        {"id": 70000, "category_id": 0, "isthing": True, "score": 0.5},
+    ]
+    return np.full((height, width, 3), 128, np.uint8), ids, segments
+
+
+def test_size_type_and_colours():
+    image, ids, segments = _scene()
+    picture = draw_panoptic(image, ids, segments, METADATA, scale=1.0, labels=False)
+    assert picture.shape == image.shape and picture.dtype == np.uint8
+    assert (picture[:, 35:] == 128).all()  # void stays as it is
+    red, green, blue = picture[35, 15].astype(int)  # grass
+    assert green > red + 40 and green > blue + 40
+    red, green, blue = picture[15, 10].astype(int)  # the disc, and not the grass around it
+    assert red > green + 30
+
+
+def test_small_pictures_grow_to_a_readable_size():
+    image, ids, segments = _scene()
+    picture = draw_panoptic(image, ids, segments, METADATA)
+    assert picture.shape == (320, 480, 3)
+    assert readable_scale(512, 512) == 1.0 and readable_scale(256, 256) == 2.0
+    assert readable_scale(1, 1) == 8.0
+    assert draw_panoptic(image, ids, segments, METADATA, scale=1.5).shape == (60, 90, 3)
+
+
+def test_inputs_and_random_state_and_backend_are_left_alone():
+    image, ids, segments = _scene()
+    ids_tensor = torch.from_numpy(ids)
+    before = copy.deepcopy((image, ids_tensor, segments))
+    backend, state = matplotlib.get_backend(), np.random.get_state()[1].copy()
+    first = draw_panoptic(image, ids_tensor, segments, METADATA)
+    assert (image == before[0]).all() and (ids_tensor == before[1]).all()
+    assert segments == before[2]
+    assert (np.random.get_state()[1] == state).all() and matplotlib.get_backend() == backend
+    assert (draw_panoptic(image, ids_tensor, segments, METADATA) == first).all()
+
+
+def test_divisor_ids_without_segments():
+    image, _, _ = _scene()
+    ids = np.full((40, 60), -1)
+    ids[:, :20], ids[:10, :10] = 1000, 3
+    picture = draw_panoptic(image, ids, None, METADATA, scale=1.0, labels=False)
+    assert (picture[:, 30:] == 128).all()
+    assert picture[30, 10, 1] > picture[30, 10, 0] and picture[5, 5, 0] > picture[5, 5, 1]
+
+
+@pytest.mark.parametrize("segments", [[], None])
+def test_nothing_but_void(segments):
+    image, _, _ = _scene()
+    ids = np.full((40, 60), -1 if segments is None else 0)
+    assert (draw_panoptic(image, ids, segments, METADATA, scale=1.0) == image).all()
+
+
+def test_a_hole_in_a_thing_stays_open():
+    image, ids, _ = _scene()
+    ids[:] = 0
+    ids[5:35, 5:35] = 1
+    ids[15:25, 15:25] = 0
+    picture = draw_panoptic(
+        image, ids, [{"id": 1, "category_id": 0}], METADATA, scale=1.0, labels=False
+    )
+    assert (picture[18:22, 18:22] == 128).all() and picture[10, 10, 0] > 135
+
+
+def test_many_segments_are_told_apart_and_not_covered_by_text():
+    ids = np.kron(np.arange(1, 401).reshape(20, 20), np.ones((20, 20), int))
+    segments = [{"id": i, "category_id": 0, "score": 0.9} for i in range(1, 401)]
+    image = np.zeros((400, 400, 3), np.uint8)
+    bare = draw_panoptic(image, ids, segments, METADATA, scale=1.0, labels=False)
+    named = draw_panoptic(image, ids, segments, METADATA, scale=1.0)
+    assert 0 < (bare != named).any(axis=2).mean() < 0.03  # one label
+    centres = bare[10::20, 10::20].reshape(-1, 3)
+    assert len(np.unique(centres, axis=0)) > 100
+
+
+def test_names_of_any_kind():
+    metadata = SimpleNamespace(thing_classes=["a $5 {x_} bill", "Gebäude"])  # no colours, no ids
+    image, ids, segments = _scene(200, 300)
+    assert draw_panoptic(image, ids, segments, metadata).std() > 0
+    some_scores = [dict(segments[1], id=7), dict(segments[1], score=None)]
+    assert draw_panoptic(image, ids, some_scores, metadata).std() > 0
+
+
+def test_errors_name_what_was_found():
+    image, ids, segments = _scene()
+    with pytest.raises(DatasetError, match=r"\(40, 60\).*\(40, 59\)"):
+        draw_panoptic(image, ids[:, 1:], segments, METADATA)
+    with pytest.raises(DatasetError, match="category 2.*0 to 1"):
+        draw_panoptic(image, ids, [{"id": 7, "category_id": 2}], METADATA)
+    with pytest.raises(DatasetError, match="no class names"):
+        draw_panoptic(image, ids, segments, SimpleNamespace())
+    with pytest.raises(DatasetError, match="RGB"):
+        draw_panoptic(image[..., 0], ids, segments, METADATA)

@@ -1,0 +1,45 @@
+"""Metadata survives the way through its JSON file."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from detectron2.data.catalog import Metadata
+
+from panoptic_ext.data.metadata_io import load_metadata, save_metadata
+from panoptic_ext.errors import DatasetError
+
+FIELDS = dict(
+    name="toy_val",
+    thing_classes=["a", "ü"],
+    stuff_classes=["a", "ü"],
+    thing_colors=[(1, 2, 3), (4, 5, 6)],
+    stuff_colors=[(1, 2, 3), (4, 5, 6)],
+    isthing=(True, False),
+    thing_dataset_id_to_contiguous_id={7: 0},
+    stuff_dataset_id_to_contiguous_id={200: 1},
+    label_divisor=1000,
+    ignore_label=255,
+    evaluator_type="coco_panoptic_seg",
+)
+
+
+def test_round_trip(tmp_path):
+    path = str(tmp_path / "run" / "metadata.json")
+    save_metadata(Metadata(**{**FIELDS, "label_divisor": np.int64(1000)}), path)
+    assert load_metadata(path).as_dict() == Metadata(**FIELDS).as_dict()
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["metadata.json"]
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"name": "x"}'])
+def test_bad_files(tmp_path, text):
+    path = tmp_path / "metadata.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(DatasetError, match=r"metadata\.json"):
+        load_metadata(str(path))
+
+
+def test_unregistered_metadata_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match="thing_classes"):
+        save_metadata(Metadata(name="toy"), str(tmp_path / "m.json"))

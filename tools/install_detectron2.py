@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from detectron2_patches import DEPENDENCIES, PatchError, apply_changes  # noqa: E402
+from detectron2_patches import DEPENDENCIES, PatchError, apply_changes
 
 REQUIREMENT = "pb1-detectron2==0.6"
 SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
@@ -77,8 +77,7 @@ def run(
         command,
         cwd=cwd,
         env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         errors="replace",
         check=False,
@@ -205,7 +204,9 @@ def _download_failure(result: subprocess.CompletedProcess[str], sha256: str) -> 
     if "No module named pip" in result.stderr:
         return f"{sys.executable} has no pip; run {sys.executable} -m ensurepip and then this again"
     if "DO NOT MATCH THE HASHES" in result.stderr:
-        got = [line.split()[-1] for line in result.stderr.splitlines() if line.split()[:1] == ["Got"]]
+        got = [
+            line.split()[-1] for line in result.stderr.splitlines() if line.split()[:1] == ["Got"]
+        ]
         return (
             f"wrong checksum of {REQUIREMENT}: found sha256 {' '.join(got)}, expected {sha256}; "
             "the package index serves another file, and nothing of it was run"

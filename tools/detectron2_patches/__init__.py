@@ -96,7 +96,9 @@ class Move(Change):
         return 1
 
 
-def apply_changes(root: Path, changes: tuple[Change, ...] | None = None) -> list[tuple[Change, int]]:
+def apply_changes(
+    root: Path, changes: tuple[Change, ...] | None = None
+) -> list[tuple[Change, int]]:
     """Apply `changes` (default: CHANGES) below `root`, in order.
 
     Returns:
@@ -129,8 +131,8 @@ include = ["detectron2*"]
 "detectron2.model_zoo" = ["configs/**/*.yaml", "configs/**/*.py"]
 """
 
-# What Detectron2's Python files import besides torch and torchvision. Its own upper bounds on iopath
-# and black are dropped: the newer ones work.
+# What Detectron2's Python files import besides torch and torchvision. Its own upper bounds on
+# iopath and black are dropped: the newer ones work.
 DEPENDENCIES = (
     "Pillow>=7.1",
     "matplotlib",
@@ -203,7 +205,7 @@ CHANGES: tuple[Change, ...] = (
     ),
     Replace(
         "numpy aliases",
-        "np.bool, np.int, np.float, np.object and np.str left numpy in 1.24; they were the builtins",
+        "np.bool, np.int, np.float, np.object, np.str left numpy in 1.24; they were the builtins",
         "detectron2/**/*.py",
         r"\bnp\.(bool|int|float|object|str)\b(?!_)",
         r"\1",
@@ -243,5 +245,12 @@ CHANGES: tuple[Change, ...] = (
         "detectron2/modeling/anchor_generator.py",
         r"torch\.meshgrid\(shifts_y, shifts_x\)",
         'torch.meshgrid(shifts_y, shifts_x, indexing="ij")',
+    ),
+    Replace(
+        "export without caffe2",
+        "caffe2 left torch in 2.4, and detectron2.utils.analysis needs the other exporters",
+        "detectron2/export/__init__.py",
+        r"^from \.api import \*$",
+        "try:\n    from .api import *\nexcept ImportError:  # caffe2 or onnx is missing\n    pass",
     ),
 )

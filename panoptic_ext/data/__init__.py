@@ -1,0 +1,44 @@
+"""Data: registration, records, the mapper and the id map that all models share."""
+
+from panoptic_ext.data.augmentation import build_augmentations
+from panoptic_ext.data.dataset_mapper import PanopticDatasetMapper
+from panoptic_ext.data.datasets.access import (
+    check_same_categories,
+    filter_empty,
+    get_metadata,
+    get_records,
+    num_classes,
+    thing_ids,
+)
+from panoptic_ext.data.datasets.from_config import register_from_config
+from panoptic_ext.data.datasets.panoptic import (
+    PanopticMetadata,
+    PanopticSource,
+    load_panoptic,
+    register_panoptic,
+)
+from panoptic_ext.data.datasets.structure import Category
+from panoptic_ext.data.id_map import id_to_rgb, read_id_map, rgb_to_id, write_id_map
+from panoptic_ext.data.id_map_masks import IdMapMasks
+
+__all__ = [
+    "Category",
+    "IdMapMasks",
+    "PanopticDatasetMapper",
+    "PanopticMetadata",
+    "PanopticSource",
+    "build_augmentations",
+    "check_same_categories",
+    "filter_empty",
+    "get_metadata",
+    "get_records",
+    "id_to_rgb",
+    "load_panoptic",
+    "num_classes",
+    "read_id_map",
+    "register_from_config",
+    "register_panoptic",
+    "rgb_to_id",
+    "thing_ids",
+    "write_id_map",
+]

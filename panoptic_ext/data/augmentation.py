@@ -1,0 +1,271 @@
+"""Augmentations that are injected into the mapper, built from a config.
+
+Geometry acts on the image (H, W, 3) and the id map alike; wherever pixels are added the id map
+gets 0 (void) and the image its mean pixel, whatever Detectron2's version does by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.data import transforms as T
+from fvcore.transforms.transform import NoOpTransform, Transform
+from PIL import Image
+
+from panoptic_ext.errors import ConfigError, nearest
+
+__all__ = [
+    "AugmentationInput",
+    "ColorJitter",
+    "ColorTransform",
+    "PadToDivisor",
+    "PadToSize",
+    "VoidPadTransform",
+    "build_augmentations",
+]
+
+_KINDS = ("shortest_edge", "lsj")
+_FLIPS = ("horizontal", "vertical", "none")
+
+
+class AugmentationInput:
+    """What augmentations see: `image`, and `sem_seg` when one of them asks for it.
+
+    The map of local ids is carried as one uint8 plane, or as three for more than 255 segments:
+    uint8 is what Detectron2's transforms treat exactly and quickly.
+    """
+
+    def __init__(self, image: np.ndarray, id_map: np.ndarray | None, categories: np.ndarray | None):
+        """
+        Args:
+            image: (H, W, 3) uint8.
+            id_map: (H, W) local ids 0..N, 0 = void; None at test time.
+            categories: (N + 1,) value of `sem_seg` for each local id.
+        """
+        self.image = image
+        self._categories = categories
+        self._planes = None if id_map is None else _to_planes(id_map)
+
+    @property
+    def id_map(self) -> np.ndarray | None:
+        """(H, W) local ids as transformed so far."""
+        return None if self._planes is None else _from_planes(self._planes)
+
+    @property
+    def sem_seg(self) -> np.ndarray | None:
+        """(H, W) categories as transformed so far, for crops that depend on them."""
+        return None if self._planes is None else self._categories[self.id_map]
+
+    def transform(self, tfm: Transform) -> None:
+        """Apply `tfm` to the image and the id map."""
+        self.image = tfm.apply_image(self.image)
+        if self._planes is not None:
+            self._planes = tfm.apply_segmentation(self._planes)
+
+
+def _to_planes(id_map: np.ndarray) -> np.ndarray:
+    if id_map.dtype == np.uint8:
+        return id_map
+    return np.stack([(id_map >> shift & 0xFF).astype(np.uint8) for shift in (0, 8, 16)], axis=-1)
+
+
+def _from_planes(planes: np.ndarray) -> np.ndarray:
+    if planes.ndim == 2:
+        return planes
+    low, middle, high = (planes[..., i].astype(np.int32) for i in range(3))
+    return low | middle << 8 | high << 16
+
+
+class VoidPadTransform(Transform):
+    """Pad on the right and below: the image with `color`, a segmentation with 0 (void)."""
+
+    def __init__(self, right: int, below: int, color: Sequence[float]):
+        super().__init__()
+        self.right, self.below = right, below
+        self.color = np.asarray(color, np.float32)
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        color = np.round(self.color) if np.issubdtype(img.dtype, np.integer) else self.color
+        return self._pad(img, color[: img.shape[2]] if img.ndim == 3 else color.mean())
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        return self._pad(segmentation, 0)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        return coords
+
+    def _pad(self, array: np.ndarray, value: Any) -> np.ndarray:
+        height, width = array.shape[:2]
+        out = np.empty((height + self.below, width + self.right, *array.shape[2:]), array.dtype)
+        out[:height, :width] = array
+        out[height:] = value
+        out[:height, width:] = value
+        return out
+
+
+class PadToSize(T.Augmentation):
+    """Pad to at least (height, width); see VoidPadTransform."""
+
+    def __init__(self, height: int, width: int, color: Sequence[float]):
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        below = max(self.height - image.shape[0], 0)
+        right = max(self.width - image.shape[1], 0)
+        return VoidPadTransform(right, below, self.color) if below or right else NoOpTransform()
+
+
+class PadToDivisor(T.Augmentation):
+    """Pad height and width to multiples of `divisor`; see VoidPadTransform."""
+
+    def __init__(self, divisor: int, color: Sequence[float]):
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        below, right = -image.shape[0] % self.divisor, -image.shape[1] % self.divisor
+        return VoidPadTransform(right, below, self.color) if below or right else NoOpTransform()
+
+
+class ColorTransform(Transform):
+    """Brightness, contrast, saturation and hue; geometry is left alone.
+
+    Attributes:
+        brightness: added, in grey levels.
+        contrast, saturation: factors. Contrast comes before the colour changes or after them.
+        hue: added, in degrees.
+    """
+
+    def __init__(
+        self,
+        brightness: float = 0.0,
+        contrast: float = 1.0,
+        saturation: float = 1.0,
+        hue: float = 0.0,
+        contrast_first: bool = True,
+        bgr: bool = True,
+    ):
+        super().__init__()
+        self._set_attributes(locals())
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        if self.contrast_first:
+            img = self._linear(img, self.contrast, self.brightness)
+        else:
+            img = self._linear(img, 1.0, self.brightness)
+        if self.saturation != 1.0 or self.hue != 0.0:
+            img = self._color(img)
+        return img if self.contrast_first else self._linear(img, self.contrast, 0.0)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        return coords
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        return segmentation
+
+    @staticmethod
+    def _linear(img: np.ndarray, factor: float, offset: float) -> np.ndarray:
+        if factor == 1.0 and offset == 0.0:
+            return img
+        table = np.arange(256, dtype=np.float32) * factor + offset
+        return np.clip(np.round(table), 0, 255).astype(np.uint8)[img]
+
+    def _color(self, img: np.ndarray) -> np.ndarray:
+        rgb = img[..., ::-1] if self.bgr else img
+        hsv = np.array(Image.fromarray(np.ascontiguousarray(rgb)).convert("HSV"))
+        hsv[..., 0] += np.uint8(round(self.hue * 256 / 360) % 256)
+        hsv[..., 1] = self._linear(hsv[..., 1], self.saturation, 0.0)
+        rgb = np.asarray(Image.fromarray(hsv, mode="HSV").convert("RGB"))
+        return rgb[..., ::-1] if self.bgr else rgb
+
+
+class ColorJitter(T.Augmentation):
+    """Photometric distortion of SSD (Liu et al., ECCV 2016, section 3.6), each with chance 1/2."""
+
+    def __init__(
+        self,
+        bgr: bool = True,
+        brightness: float = 32.0,
+        contrast: tuple[float, float] = (0.5, 1.5),
+        saturation: tuple[float, float] = (0.5, 1.5),
+        hue: float = 18.0,
+    ):
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        def draw(low: float, high: float, neutral: float) -> float:
+            return self._rand_range(low, high) if np.random.randint(2) else neutral
+
+        return ColorTransform(
+            brightness=draw(-self.brightness, self.brightness, 0.0),
+            contrast=draw(*self.contrast, 1.0),
+            saturation=draw(*self.saturation, 1.0),
+            hue=draw(-self.hue, self.hue, 0.0),
+            contrast_first=bool(np.random.randint(2)),
+            bgr=self.bgr,
+        )
+
+
+def build_augmentations(cfg: Any, is_train: bool, ignore_label: int = 255) -> list[T.Augmentation]:
+    """The augmentations that `cfg.INPUT` asks for, in order.
+
+    Args:
+        cfg: a config with panoptic_ext's keys.
+        is_train: at test time the image is only resized.
+        ignore_label: value of void in the category map that crops look at.
+    """
+    if not is_train:
+        return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
+    kind = cfg.INPUT.AUGMENTATION
+    if kind not in _KINDS:
+        raise ConfigError(
+            f"INPUT.AUGMENTATION is {kind!r}, expected one of {_KINDS}" + nearest(kind, _KINDS)
+        )
+    flip = cfg.INPUT.RANDOM_FLIP
+    if flip not in _FLIPS:
+        raise ConfigError(
+            f"INPUT.RANDOM_FLIP is {flip!r}, expected one of {_FLIPS}" + nearest(flip, _FLIPS)
+        )
+    augmentations = _lsj(cfg) if kind == "lsj" else _shortest_edge(cfg, ignore_label)
+    if flip != "none":
+        augmentations.append(
+            T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical")
+        )
+    if cfg.INPUT.COLOR_AUG_SSD:
+        augmentations.append(ColorJitter(bgr=cfg.INPUT.FORMAT == "BGR"))
+    color = tuple(cfg.MODEL.PIXEL_MEAN)
+    if kind == "lsj":
+        augmentations.append(PadToSize(cfg.INPUT.IMAGE_SIZE, cfg.INPUT.IMAGE_SIZE, color))
+    if cfg.INPUT.SIZE_DIVISIBILITY > 0:
+        augmentations.append(PadToDivisor(cfg.INPUT.SIZE_DIVISIBILITY, color))
+    return augmentations
+
+
+def _shortest_edge(cfg: Any, ignore_label: int) -> list[T.Augmentation]:
+    augmentations: list[T.Augmentation] = [
+        T.ResizeShortestEdge(
+            cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+        )
+    ]
+    if cfg.INPUT.CROP.ENABLED:
+        augmentations.append(
+            T.RandomCrop_CategoryAreaConstraint(
+                cfg.INPUT.CROP.TYPE,
+                cfg.INPUT.CROP.SIZE,
+                cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA,
+                ignore_label,
+            )
+        )
+    return augmentations
+
+
+def _lsj(cfg: Any) -> list[T.Augmentation]:
+    size = cfg.INPUT.IMAGE_SIZE
+    return [
+        T.ResizeScale(cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE, size, size),
+        T.FixedSizeCrop((size, size), pad=False),
+    ]

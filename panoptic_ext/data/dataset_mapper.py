@@ -1,0 +1,244 @@
+"""From a record to what every model here trains on: an image, one id map and a table.
+
+Shapes: H x W is the augmented image, N the segments that are left in it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import detection_utils
+from detectron2.data import transforms as T
+from detectron2.structures import Instances
+from detectron2.utils.logger import log_first_n
+
+from panoptic_ext.data.augmentation import AugmentationInput, build_augmentations
+from panoptic_ext.data.datasets.access import get_metadata
+from panoptic_ext.data.id_map import READ_ERRORS, read_id_map, remap_ids
+from panoptic_ext.data.id_map_masks import IdMapMasks
+from panoptic_ext.errors import ConfigError, DatasetError, nearest
+
+__all__ = ["PanopticDatasetMapper"]
+
+logger = logging.getLogger(__name__)
+_TARGETS = ("instances", "sem_seg")
+
+
+class PanopticDatasetMapper:
+    """Reads, augments and converts one record.
+
+    In training the result holds, besides the record's file_name, image_id, height and width:
+    - image: (3, H, W) uint8;
+    - panoptic_ids: (H, W) int32; 0 is void, i is row i - 1 of `segments`;
+    - segments: Instances of N rows with gt_classes (int64, contiguous), gt_isthing, gt_iscrowd
+      (bool);
+    - instances (when asked for): things that are no crowd, with gt_boxes (tight), gt_classes
+      (contiguous), gt_masks (IdMapMasks);
+    - sem_seg (when asked for): (H, W) int64 contiguous ids, `ignore_label` where void.
+    At test time only the image is read.
+
+    It keeps nothing between samples, and draws from numpy's global generator alone, as
+    Detectron2's augmentations do; a loader seeds that for each sample.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        augmentations: Sequence[T.Augmentation | T.Transform],
+        image_format: str,
+        targets: Sequence[str] = _TARGETS,
+        ignore_label: int = 255,
+        skip_corrupt: bool = False,
+    ):
+        """
+        Args:
+            is_train: whether ground truth is read and augmentations are those of training.
+            augmentations: Detectron2 augmentations or transforms, in order.
+            image_format: e.g. "BGR", as `detection_utils.read_image` takes it.
+            targets: which of "instances" and "sem_seg" to derive from the id map.
+            ignore_label: value of void pixels in `sem_seg`.
+            skip_corrupt: return None, and log the file once, for a sample that cannot be read.
+        """
+        for target in targets:
+            if target not in _TARGETS:
+                raise ConfigError(
+                    f"INPUT.PANOPTIC_TARGETS has {target!r}, expected some of {_TARGETS}"
+                    + nearest(target, _TARGETS)
+                )
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.targets = tuple(targets)
+        self.ignore_label = ignore_label
+        self.skip_corrupt = skip_corrupt
+        logger.info("augmentations in %s: %s", "training" if is_train else "test", augmentations)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """Arguments of __init__ from the config."""
+        names = cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST
+        ignore_label = get_metadata(names[0]).get("ignore_label", 255) if names else 255
+        return {
+            "is_train": is_train,
+            "augmentations": build_augmentations(cfg, is_train, ignore_label),
+            "image_format": cfg.INPUT.FORMAT,
+            "targets": cfg.INPUT.PANOPTIC_TARGETS,
+            "ignore_label": ignore_label,
+            "skip_corrupt": is_train and cfg.DATALOADER.SKIP_CORRUPT,
+        }
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any] | None:
+        """
+        Args:
+            record: as `load_panoptic` makes them; left unchanged.
+
+        Returns:
+            what the class docstring says, or None for a sample skipped because it is unreadable.
+
+        Raises:
+            DatasetError: a file is missing, damaged or does not fit the record.
+        """
+        try:
+            return self._map(record)
+        except DatasetError as error:
+            if not self.skip_corrupt:
+                raise
+            log_first_n(
+                logging.WARNING, f"skipped a sample: {error}", n=1, name=__name__, key="message"
+            )
+            return None
+
+    def _map(self, record: dict[str, Any]) -> dict[str, Any]:
+        image = self._read_image(record)
+        out = {k: v for k, v in record.items() if k not in _GROUND_TRUTH}
+        out.setdefault("height", image.shape[0])
+        out.setdefault("width", image.shape[1])
+        if not self.is_train:
+            aug_input = AugmentationInput(image, None, None)
+            self.augmentations(aug_input)
+            out["image"] = _to_tensor(aug_input.image)
+            return out
+        local, segments = _read_segments(record, image.shape[:2])
+        categories = np.array([self.ignore_label] + [s["category_id"] for s in segments])
+        aug_input = AugmentationInput(image, local, categories)
+        self.augmentations(aug_input)
+        out["image"] = _to_tensor(aug_input.image)
+        out.update(self._targets(aug_input.id_map, segments))
+        return out
+
+    def _read_image(self, record: dict[str, Any]) -> np.ndarray:
+        """(H, W, 3) image, turned as its EXIF tag says, of the size that the record gives."""
+        path, where = record["file_name"], f"image id {record.get('image_id')!r}"
+        try:
+            image = detection_utils.read_image(path, self.image_format)
+        except FileNotFoundError as error:
+            raise DatasetError(
+                f"{where}: image {path} does not exist; copy it there or correct the image root"
+            ) from error
+        except READ_ERRORS as error:
+            raise DatasetError(
+                f"{where}: image {path} cannot be read ({error}); copy it again, or set "
+                "DATALOADER.SKIP_CORRUPT True to go on without it"
+            ) from error
+        expected = record.get("height", image.shape[0]), record.get("width", image.shape[1])
+        if image.shape[:2] != expected:
+            turned = image.shape[1::-1] == expected
+            hint = (
+                "its EXIF tag turns it: save it upright, without the tag"
+                if turned
+                else "correct the JSON or the image"
+            )
+            raise DatasetError(
+                f"{where}: image {path} is {image.shape[0]} x {image.shape[1]} (height x width), "
+                f"the JSON says {expected[0]} x {expected[1]}; {hint}"
+            )
+        return image
+
+    def _targets(self, local: np.ndarray, segments: list[dict[str, Any]]) -> dict[str, Any]:
+        """Tensors from the augmented map of local ids and the table it was made with."""
+        count = np.bincount(local.reshape(-1), minlength=len(segments) + 1)
+        kept = np.flatnonzero(count[1:])
+        renumber = np.zeros(len(segments) + 1, np.int32)
+        renumber[kept + 1] = np.arange(1, len(kept) + 1)
+        table = np.array(
+            [(s["category_id"], s["isthing"], s["iscrowd"]) for s in segments], np.int64
+        ).reshape(-1, 3)[kept]
+        ids = torch.from_numpy(renumber[local])
+        size = (local.shape[0], local.shape[1])
+        rows = Instances(size)
+        rows.gt_classes = torch.from_numpy(table[:, 0].copy())
+        rows.gt_isthing = torch.from_numpy(table[:, 1] > 0)
+        rows.gt_iscrowd = torch.from_numpy(table[:, 2] > 0)
+        out = {"panoptic_ids": ids, "segments": rows}
+        if "instances" in self.targets:
+            out["instances"] = _instances(ids, rows)
+        if "sem_seg" in self.targets:
+            lut = np.concatenate([[self.ignore_label], table[:, 0]]).astype(np.int64)
+            out["sem_seg"] = torch.from_numpy(lut[ids.numpy()])
+        return out
+
+
+_GROUND_TRUTH = ("segments_info", "pan_seg_file_name", "pan_seg_encoding", "annotations")
+
+
+def _instances(ids: torch.Tensor, rows: Instances) -> Instances:
+    """Things that are no crowd, with boxes and masks."""
+    keep = rows.gt_isthing & ~rows.gt_iscrowd
+    instances = Instances(rows.image_size)
+    masks = IdMapMasks(ids, keep.nonzero()[:, 0] + 1)
+    instances.gt_boxes = masks.get_bounding_boxes()
+    instances.gt_classes = rows.gt_classes[keep]
+    instances.gt_masks = masks
+    return instances
+
+
+def _read_segments(
+    record: dict[str, Any], size: tuple[int, ...]
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """(H, W) map of local ids 0..N and the segments_info entries of 1..N."""
+    path = record["pan_seg_file_name"]
+    where = f"image id {record.get('image_id')!r}"
+    try:
+        ids = read_id_map(path, record.get("pan_seg_encoding", "rgb"))
+    except DatasetError as error:
+        raise DatasetError(f"{where}: {error}") from error
+    if ids.shape != tuple(size):
+        raise DatasetError(
+            f"{where}: label map {path} is {ids.shape[0]} x {ids.shape[1]} (height x width), the "
+            f"image {record['file_name']} is {size[0]} x {size[1]}; make them the same size (an "
+            "EXIF tag turns an image but not its label map)"
+        )
+    segments = record["segments_info"]
+    local, present, unknown = remap_ids(ids, np.array([s["id"] for s in segments], np.int64))
+    if len(unknown):
+        raise DatasetError(
+            f"{where}: label map {path} has the ids {_listed(unknown.tolist())}, which are not in "
+            "the JSON's segments_info; add them, or write 0 (void) for them"
+        )
+    if not present.all():
+        missing = [s["id"] for s, there in zip(segments, present, strict=True) if not there]
+        log_first_n(
+            logging.WARNING,
+            f"{where}: segments {_listed(missing)} are not in the label map {path} and are left "
+            "out; tools/check_data.py lists all such segments",
+            n=1,
+            name=__name__,
+        )
+    return local, segments
+
+
+def _listed(values: list[int], limit: int = 10) -> str:
+    text = ", ".join(map(str, values[:limit]))
+    return text if len(values) <= limit else f"{text} and {len(values) - limit} more"
+
+
+def _to_tensor(image: np.ndarray) -> torch.Tensor:
+    """(H, W, C) array to a contiguous (C, H, W) tensor."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

@@ -1,0 +1,99 @@
+"""Questions that engine, evaluation and models ask about registered data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+
+from panoptic_ext.errors import DatasetError, nearest
+
+__all__ = [
+    "check_same_categories",
+    "filter_empty",
+    "get_metadata",
+    "get_records",
+    "num_classes",
+    "thing_ids",
+]
+
+
+def get_records(name: str) -> list[dict[str, Any]]:
+    """Records of a registered data set; DatasetError names the nearest if there is none."""
+    _check_registered(name)
+    return DatasetCatalog.get(name)
+
+
+def get_metadata(name: str) -> Metadata:
+    """Metadata of a registered data set; DatasetError names the nearest if there is none."""
+    _check_registered(name)
+    return MetadataCatalog.get(name)
+
+
+def num_classes(name: str) -> int:
+    """Number of categories K, things and stuff together; reads the JSON where needed."""
+    return len(_categories(name))
+
+
+def thing_ids(name: str) -> tuple[int, ...]:
+    """Contiguous ids of the things, ascending; reads the JSON where needed."""
+    return tuple(i for i, (_, _, isthing) in enumerate(_categories(name)) if isthing)
+
+
+def check_same_categories(names: Sequence[str]) -> None:
+    """Raise DatasetError where data sets used together have different categories."""
+    if not names:
+        return
+    first = _categories(names[0])
+    for name in names[1:]:
+        other = _categories(name)
+        if other == first:
+            continue
+        text = f"{len(first)} categories in {names[0]!r}, {len(other)} in {name!r}"
+        for i, (a, b) in enumerate(zip(first, other, strict=False)):
+            if a != b:
+                text = f"class {i} is {_describe(a)} in {names[0]!r}, {_describe(b)} in {name!r}"
+                break
+        raise DatasetError(
+            f"the data sets {', '.join(map(repr, names))} do not have the same categories: {text}; "
+            "use splits of one data set, or give both JSONs the same categories in the same order"
+        )
+
+
+def filter_empty(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records with at least one segment that is no crowd: those that training learns from."""
+    return [
+        record
+        for record in records
+        if any(not segment["iscrowd"] for segment in record.get("segments_info", ()))
+    ]
+
+
+def _check_registered(name: str) -> None:
+    if name not in DatasetCatalog:
+        names = list(DatasetCatalog)
+        hint = nearest(name, names) or f"; {len(names)} names are registered"
+        raise DatasetError(
+            f"data set {name!r} is not registered{hint}. Register it with "
+            f"panoptic_ext.data.register_panoptic or in YAML under DATASETS.PANOPTIC.{name}"
+        )
+
+
+def _categories(name: str) -> list[tuple[int, str, bool]]:
+    """(dataset_id, name, isthing) of each contiguous id."""
+    metadata = get_metadata(name)
+    things = metadata.get("thing_dataset_id_to_contiguous_id", {})
+    stuff = metadata.get("stuff_dataset_id_to_contiguous_id", {})
+    rows = {i: (d, metadata.stuff_classes[i], False) for d, i in stuff.items()}
+    rows.update({i: (d, metadata.thing_classes[i], True) for d, i in things.items()})
+    if sorted(rows) != list(range(len(rows))) or not rows:
+        raise DatasetError(
+            f"data set {name!r} has no unified category ids; register it with "
+            "panoptic_ext.data.register_panoptic"
+        )
+    return [rows[i] for i in range(len(rows))]
+
+
+def _describe(category: tuple[int, str, bool]) -> str:
+    return f"{category[1]!r} (id {category[0]}, {'thing' if category[2] else 'stuff'})"

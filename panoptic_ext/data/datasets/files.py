@@ -1,0 +1,90 @@
+"""Finding files: listings read once per folder, search paths, images of any extension."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from panoptic_ext.errors import DatasetError
+
+__all__ = ["IMAGE_EXTENSIONS", "FolderIndex", "expand", "search"]
+
+IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"})
+_PROJECT_ROOT = os.path.dirname(
+    os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+)
+
+
+class FolderIndex:
+    """Answers which files exist under a root, listing each folder once."""
+
+    def __init__(self, root: str):
+        self.root = root
+        self._folders: dict[str, tuple[set[str], dict[str, list[str]]]] = {}
+
+    def has(self, name: str) -> bool:
+        """Whether the file `name`, relative to the root, exists."""
+        folder, base = os.path.split(name)
+        return base in self._listing(folder)[0]
+
+    def find_image(self, name: str) -> str | None:
+        """`name` itself, or the file of that stem with another image extension, or None."""
+        folder, base = os.path.split(name)
+        names, stems = self._listing(folder)
+        if base in names:
+            return name
+        same = stems.get(base, []) + stems.get(os.path.splitext(base)[0], [])
+        return os.path.join(folder, same[0]) if same else None
+
+    def _listing(self, folder: str) -> tuple[set[str], dict[str, list[str]]]:
+        if folder not in self._folders:
+            try:
+                names = sorted(os.listdir(os.path.join(self.root, folder)))
+            except OSError:
+                names = []
+            stems: dict[str, list[str]] = {}
+            for name in names:
+                stem, extension = os.path.splitext(name)
+                if extension.lower() in IMAGE_EXTENSIONS:
+                    stems.setdefault(stem, []).append(name)
+            self._folders[folder] = (set(names), stems)
+        return self._folders[folder]
+
+
+def expand(path: str | os.PathLike) -> str:
+    """`path` with ~ and environment variables expanded."""
+    return os.path.expanduser(os.path.expandvars(os.fspath(path)))
+
+
+def search(path: str, folders: Sequence[str], *, what: str) -> str:
+    """Find a file or folder of a data set.
+
+    Args:
+        path: as given by the user. An absolute one is returned as it is.
+        folders: where a relative one is looked up, after $DETECTRON2_DATASETS; relative folders
+            are tried from the current folder and from the project's.
+        what: what the path is, for the message.
+
+    Raises:
+        DatasetError: it is in none of the places, which the message lists.
+    """
+    path = expand(path)
+    if os.path.isabs(path):
+        return path
+    places = []
+    root = os.environ.get("DETECTRON2_DATASETS")
+    if root:
+        places.append(os.path.abspath(expand(root)))
+    for folder in map(expand, folders):
+        places += [os.path.abspath(folder), os.path.normpath(os.path.join(_PROJECT_ROOT, folder))]
+    places.append(os.getcwd())
+    candidates = list(dict.fromkeys(os.path.join(place, path) for place in places))
+    for candidate in candidates:
+        if os.path.exists(candidate):
+            return candidate
+    listed = "\n".join(f"  - {candidate}" for candidate in candidates)
+    raise DatasetError(
+        f"{what} {path!r} was not found. Looked at\n{listed}\n"
+        "Put the data at one of these places, set the environment variable DETECTRON2_DATASETS "
+        "or DATASETS.SEARCH_PATH to the folder that holds it, or give an absolute path."
+    )

@@ -1,0 +1,47 @@
+"""What is wrong with a data set, collected so that it is reported together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from panoptic_ext.errors import DatasetError
+
+__all__ = ["Problem", "raise_if_any"]
+
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: where it was found, what, and how to mend it.
+
+    Attributes:
+        kind: short stable name, e.g. "unknown-category"; tools count by it.
+        where: file, image id and segment id as far as they are known.
+        message: what was found and what was expected.
+        mend: what to do about it.
+        warning: the loader goes on with a warning instead of an error.
+    """
+
+    kind: str
+    where: str
+    message: str
+    mend: str
+    warning: bool = False
+
+    def __str__(self) -> str:
+        level = "warning: " if self.warning else ""
+        return f"{level}{self.where}: {self.message}; {self.mend} [{self.kind}]"
+
+
+def raise_if_any(problems: Sequence[Problem], source: str) -> None:
+    """Raise one DatasetError that lists the first problems and counts all of them."""
+    if not problems:
+        return
+    lines = [f"  - {problem}" for problem in problems[:_SHOWN]]
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    if len(problems) > _SHOWN:
+        count += f", the first {_SHOWN}"
+        lines.append("  python tools/check_data.py lists all of them.")
+    raise DatasetError("\n".join([f"{source} cannot be used ({count}):", *lines]))

@@ -1,0 +1,182 @@
+"""shapes_panoptic_{train,val}: a generated data set to learn, test and demonstrate with.
+
+It is made on first use into a cache folder as ordinary COCO panoptic files. The same parameters
+give the same bytes, so the folder's name is a hash of them and of the generator's version.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from panoptic_ext.data.datasets.files import expand
+from panoptic_ext.data.datasets.panoptic import PanopticSource, register_source
+from panoptic_ext.data.datasets.shapes_render import CATEGORIES, VERSION, render
+from panoptic_ext.data.id_map import write_id_map
+from panoptic_ext.errors import ConfigError, DatasetError
+
+__all__ = ["SPLITS", "ShapesParams", "ShapesSource", "ensure_shapes", "register_shapes"]
+
+SPLITS = ("train", "val")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ShapesParams:
+    """Size and content of the data set; sizes in pixels, counts in images or objects."""
+
+    height: int = 128
+    width: int = 160
+    num_train: int = 400
+    num_val: int = 60
+    max_objects: int = 8
+    seed: int = 0
+    cache: str = ""
+
+    def __post_init__(self) -> None:
+        for name, least in (("height", 48), ("width", 48), ("num_train", 1), ("num_val", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(
+                    f"DATASETS.SHAPES: {name} is {getattr(self, name)}, expected {least} or more"
+                )
+        if self.max_objects < 1 or self.seed < 0:
+            raise ConfigError(
+                f"DATASETS.SHAPES: MAX_OBJECTS is {self.max_objects} and SEED is {self.seed}, "
+                "expected at least 1 and 0"
+            )
+
+    def count(self, split: str) -> int:
+        """Images of a split."""
+        return self.num_train if split == "train" else self.num_val
+
+    def folder(self, split: str) -> str:
+        """Where the split lies or will lie."""
+        cache = self.cache or os.environ.get("PANOPTIC_EXT_CACHE") or "~/.cache/panoptic_ext"
+        values = dataclasses.asdict(self)
+        for name in ("cache", "num_train", "num_val"):
+            del values[name]
+        values.update(split=split, count=self.count(split), version=VERSION)
+        key = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+        return os.path.join(os.path.abspath(expand(cache)), f"shapes_{split}_{key}")
+
+
+@dataclass(frozen=True)
+class ShapesSource(PanopticSource):
+    """A split of shapes; generated when its files are first asked for."""
+
+    params: ShapesParams = ShapesParams()
+    split: str = "train"
+
+    def locate(self) -> tuple[str, str, str]:
+        folder = ensure_shapes(self.params, self.split)
+        return tuple(os.path.join(folder, part) for part in (self.json, "images", "panoptic"))
+
+
+def register_shapes(params: ShapesParams | None = None) -> None:
+    """Register both splits; other parameters than before take their place."""
+    for split in SPLITS:
+        source = ShapesSource(
+            json=f"panoptic_{split}.json",
+            image_root="images",
+            png_root="panoptic",
+            classes=CATEGORIES,
+            params=params or ShapesParams(),
+            split=split,
+        )
+        register_source(f"shapes_panoptic_{split}", source, replace=True)
+
+
+def ensure_shapes(params: ShapesParams, split: str) -> str:
+    """The folder of a split, made now if it is not there.
+
+    It is written aside and renamed, so a folder that exists is complete, and of several processes
+    that start at once one wins.
+    """
+    folder = params.folder(split)
+    if os.path.isdir(folder):
+        return folder
+    parent = os.path.dirname(folder)
+    try:
+        os.makedirs(parent, exist_ok=True)
+        aside = tempfile.mkdtemp(prefix=os.path.basename(folder) + ".", dir=parent)
+    except OSError as error:
+        raise DatasetError(
+            f"the shapes data set cannot be written to {parent} ({error}); set "
+            "DATASETS.SHAPES.CACHE or the environment variable PANOPTIC_EXT_CACHE to a folder "
+            "that can be written"
+        ) from error
+    try:
+        logger.info("generating %d images of shapes (%s) in %s", params.count(split), split, folder)
+        _write_split(params, split, aside)
+        os.chmod(aside, 0o755)
+        try:
+            os.rename(aside, folder)
+        except OSError:
+            if not os.path.isdir(folder):
+                raise
+    except OSError as error:
+        raise DatasetError(
+            f"writing the shapes data set to {parent} failed ({error}); free some space or set "
+            "DATASETS.SHAPES.CACHE to another folder"
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def _write_split(params: ShapesParams, split: str, folder: str) -> None:
+    for name in ("images", "panoptic"):
+        os.mkdir(os.path.join(folder, name))
+    info: dict[str, Any] = {
+        "info": {"description": "generated shapes", "version": str(VERSION)},
+        "categories": [
+            {"id": c.id, "name": c.name, "isthing": int(c.isthing), "color": list(c.color)}
+            for c in CATEGORIES
+        ],
+        "images": [],
+        "annotations": [],
+    }
+    numbers = tqdm(range(params.count(split)), desc=f"shapes {split}", unit="image", delay=2)
+    for number in numbers:
+        seed = (params.seed, SPLITS.index(split), number)
+        image, ids, segments = render(params.height, params.width, params.max_objects, seed)
+        stem = f"{number:06d}"
+        Image.fromarray(image).save(os.path.join(folder, "images", stem + ".jpg"), quality=92)
+        write_id_map(os.path.join(folder, "panoptic", stem + ".png"), ids)
+        info["images"].append(
+            {
+                "id": number + 1,
+                "file_name": stem + ".jpg",
+                "height": params.height,
+                "width": params.width,
+            }
+        )
+        info["annotations"].append(
+            {
+                "image_id": number + 1,
+                "file_name": stem + ".png",
+                "segments_info": [{**s, **_measure(ids == s["id"])} for s in segments],
+            }
+        )
+    with open(os.path.join(folder, f"panoptic_{split}.json"), "w", encoding="utf-8") as file:
+        json.dump(info, file)
+
+
+def _measure(mask: Any) -> dict[str, Any]:
+    """Area in pixels and bbox (x, y, width, height) of an (H, W) bool mask that is not empty."""
+    rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
+    x, y = int(columns[0]), int(rows[0])
+    return {
+        "area": int(mask.sum()),
+        "bbox": [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1],
+    }

@@ -1,0 +1,373 @@
+"""Checks of a COCO panoptic JSON that need no other file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from panoptic_ext.data.datasets.problems import Problem
+from panoptic_ext.data.id_map import MAX_RGB_ID
+from panoptic_ext.errors import DatasetError
+
+__all__ = ["Category", "check_structure", "read_categories", "read_json", "safe_name"]
+
+_MAX_DIVISOR_ID = 2**31 - 1
+
+
+class Category(NamedTuple):
+    """One entry of the JSON's `categories`. `id` is the dataset id; `color` is RGB in 0..255."""
+
+    id: int
+    name: str
+    isthing: bool
+    color: tuple[int, int, int]
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """Read a panoptic JSON; DatasetError unless it is a JSON object."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            info = json.load(file)
+    except FileNotFoundError as error:
+        raise DatasetError(
+            f"panoptic JSON {path} does not exist; put it there or correct the path"
+        ) from error
+    except OSError as error:
+        raise DatasetError(f"panoptic JSON {path} cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
+        size = os.path.getsize(path)
+        found = "is empty" if size == 0 else f"({size} bytes) is not valid JSON: {error}"
+        raise DatasetError(
+            f"panoptic JSON {path} {found}; it may be an interrupted download or copy: get it again"
+        ) from error
+    if not isinstance(info, dict):
+        raise DatasetError(
+            f"panoptic JSON {path} holds a {type(info).__name__}, expected an object with "
+            "images, annotations and categories"
+        )
+    return info
+
+
+def check_structure(
+    info: dict[str, Any],
+    path: str,
+    *,
+    encoding: str = "rgb",
+    categories: Sequence[Category] | None = None,
+) -> list[Problem]:
+    """All problems of `info` that show without opening images or PNGs.
+
+    Args:
+        info: the parsed JSON.
+        path: its file, for the messages.
+        encoding: "rgb" bounds ids by 2^24 and needs segments_info; "divisor" may lack it.
+        categories: those to use in place of the JSON's own.
+    """
+    top = _check_top_level(info, path, needs_categories=categories is None)
+    if top:
+        return top
+    problems: list[Problem] = []
+    if categories is None:
+        problems += _check_categories(info["categories"], path)
+        known = {c.get("id") for c in info["categories"] if isinstance(c, dict)}
+    else:
+        known = {c.id for c in categories}
+    image_ids = set()
+    for entry in info["images"]:
+        problems += _check_image(entry, path)
+        if isinstance(entry, dict):
+            image_ids.add(str(entry.get("id")))
+    problems += _duplicates(info["images"], "id", path, "images", "duplicate-image-id")
+    problems += _duplicates(
+        info["annotations"], "image_id", path, "annotations", "duplicate-image-id"
+    )
+    problems += _duplicates(info["annotations"], "file_name", path, "annotations", "duplicate-png")
+    checker = _SegmentChecker(known, _MAX_DIVISOR_ID if encoding == "divisor" else MAX_RGB_ID)
+    for annotation in info["annotations"]:
+        problems += _check_annotation(annotation, path, image_ids, encoding)
+        if isinstance(annotation, dict):
+            where = f"{path}, image id {annotation.get('image_id')!r}"
+            problems += checker.check(annotation.get("segments_info") or [], where)
+    return problems
+
+
+def read_categories(info: dict[str, Any], path: str) -> tuple[Category, ...]:
+    """The JSON's categories in its order; DatasetError where they cannot be used."""
+    if "categories" not in info:
+        raise DatasetError(
+            f"{path} has no categories, found the keys {sorted(info)}; add them or pass classes="
+        )
+    problems = _check_categories(info["categories"], path)
+    if problems:
+        raise DatasetError("\n".join(str(problem) for problem in problems))
+    palette = _palette(len(info["categories"]))
+    return tuple(
+        Category(
+            int(c["id"]),
+            str(c["name"]),
+            bool(c["isthing"]),
+            tuple(int(v) for v in c["color"]) if _is_color(c.get("color")) else spare,
+        )
+        for c, spare in zip(info["categories"], palette, strict=True)
+    )
+
+
+def safe_name(name: Any) -> bool:
+    """Whether `name` is a relative path that stays inside its root."""
+    if not isinstance(name, str) or not name:
+        return False
+    parts = name.replace("\\", "/").split("/")
+    return not (name.startswith(("/", "\\")) or ".." in parts or parts[0].endswith(":"))
+
+
+def _check_top_level(info: dict[str, Any], path: str, *, needs_categories: bool) -> list[Problem]:
+    expected = ["images", "annotations"] + (["categories"] if needs_categories else [])
+    problems = [
+        Problem(
+            "missing-key",
+            path,
+            f"no list {key!r} at the top level, found {sorted(info)}",
+            "a COCO panoptic JSON needs images, annotations and categories",
+        )
+        for key in expected
+        if not isinstance(info.get(key), list)
+    ]
+    if problems:
+        return problems
+    first = info["annotations"][0] if info["annotations"] else None
+    if first is None:
+        return [Problem("no-annotations", path, "annotations is empty", "annotate some images")]
+    if isinstance(first, dict) and "segments_info" not in first and "segmentation" in first:
+        return [
+            Problem(
+                "instances-json",
+                path,
+                "an instances JSON (annotations have 'segmentation'), expected a panoptic one "
+                "(annotations have 'segments_info' and a PNG 'file_name')",
+                "use the data set's panoptic_*.json, or convert the instances to panoptic PNGs",
+            )
+        ]
+    return []
+
+
+def _check_categories(categories: Any, path: str) -> list[Problem]:
+    problems = []
+    if not isinstance(categories, list) or not categories:
+        return [Problem("no-categories", path, "categories is empty", "list every class in it")]
+    for category in categories:
+        where = f"{path}, category {_short(category)}"
+        if not isinstance(category, dict) or not _is_int(category.get("id")):
+            problems.append(
+                Problem("bad-category", where, "no integer 'id'", "give each category an id")
+            )
+            continue
+        if not category.get("name"):
+            problems.append(
+                Problem("bad-category", where, "no 'name'", "give each category a name")
+            )
+        if category.get("isthing") not in (0, 1):
+            found = repr(category["isthing"]) if "isthing" in category else "no 'isthing'"
+            problems.append(
+                Problem(
+                    "bad-isthing",
+                    where,
+                    f"{found}, expected isthing 0 or 1",
+                    "write 1 for countable classes and 0 for stuff",
+                )
+            )
+    for key in ("id", "name"):
+        problems += _duplicates(categories, key, path, "categories", "duplicate-category")
+    return problems
+
+
+def _check_image(entry: Any, path: str) -> list[Problem]:
+    where = f"{path}, images entry {_short(entry)}"
+    if not isinstance(entry, dict) or not _is_id(entry.get("id")):
+        return [Problem("bad-image", where, "no 'id'", "give each image an integer or string id")]
+    where = f"{path}, image id {entry['id']!r}"
+    problems = []
+    if not safe_name(entry.get("file_name")):
+        problems.append(_unsafe_name(where, entry.get("file_name")))
+    size = (entry.get("height"), entry.get("width"))
+    if not all(_is_int(v) and v > 0 for v in size):
+        problems.append(
+            Problem(
+                "bad-size",
+                where,
+                f"height, width are {size[0]!r}, {size[1]!r}, expected positive integers",
+                "write the image's size in pixels",
+            )
+        )
+    return problems
+
+
+def _check_annotation(
+    annotation: Any, path: str, image_ids: set[str], encoding: str
+) -> list[Problem]:
+    where = f"{path}, annotation {_short(annotation)}"
+    if not isinstance(annotation, dict) or not _is_id(annotation.get("image_id")):
+        return [Problem("bad-annotation", where, "no 'image_id'", "name the image of each entry")]
+    where = f"{path}, image id {annotation['image_id']!r}"
+    problems = []
+    if str(annotation["image_id"]) not in image_ids:
+        problems.append(
+            Problem(
+                "no-image-entry",
+                where,
+                "an annotation without an entry in images",
+                "add the image's entry or remove the annotation",
+            )
+        )
+    if not safe_name(annotation.get("file_name")):
+        problems.append(_unsafe_name(where, annotation.get("file_name")))
+    segments = annotation.get("segments_info")
+    if not (isinstance(segments, list) or (segments is None and encoding == "divisor")):
+        problems.append(
+            Problem(
+                "no-segments-info",
+                where,
+                f"segments_info is {_short(segments)}, expected a list",
+                "list the segments of the image's PNG; an empty list is an image of void",
+            )
+        )
+    return problems
+
+
+def _unsafe_name(where: str, name: Any) -> Problem:
+    return Problem(
+        "unsafe-name",
+        where,
+        f"file_name {name!r}, expected a relative path inside the root folder, without '..'",
+        "write the path relative to the image or PNG root",
+    )
+
+
+class _SegmentChecker:
+    """Checks the segments of one annotation after another."""
+
+    def __init__(self, category_ids: set[Any], max_id: int):
+        self.category_ids = category_ids
+        self.max_id = max_id
+
+    def check(self, segments: Any, where: str) -> list[Problem]:
+        problems: list[Problem] = []
+        if not isinstance(segments, list):
+            return problems
+        for segment in segments:
+            if not isinstance(segment, dict):
+                problems.append(
+                    Problem("bad-segment", where, f"segment {segment!r}", "expected an object")
+                )
+            elif not self._is_good(segment):
+                problems += self._explain(segment, f"{where}, segment id {segment.get('id')!r}")
+        return problems + _duplicates(segments, "id", where, "segments_info", "duplicate-segment")
+
+    def _is_good(self, segment: dict[str, Any]) -> bool:
+        # The quick test of every segment of a large data set; `_explain` makes the messages.
+        return (
+            _is_int(segment.get("id"))
+            and 0 < segment["id"] <= self.max_id
+            and segment.get("category_id") in self.category_ids
+            and _is_number(segment.get("area"))
+            and segment["area"] >= 0
+            and segment.get("iscrowd") in (0, 1)
+        )
+
+    def _explain(self, segment: dict[str, Any], where: str) -> list[Problem]:
+        problems = []
+        i = segment.get("id")
+        if i == 0 and _is_int(i):
+            problems.append(
+                Problem("segment-id-0", where, "0 is void", "number segments from 1 upwards")
+            )
+        elif not (_is_int(i) and 0 < i <= self.max_id):
+            problems.append(
+                Problem(
+                    "segment-id-range",
+                    where,
+                    f"expected an integer id from 1 to {self.max_id}",
+                    "renumber the segments in JSON and PNG",
+                )
+            )
+        if segment.get("category_id") not in self.category_ids:
+            known = sorted(self.category_ids, key=str)
+            problems.append(
+                Problem(
+                    "unknown-category",
+                    where,
+                    f"category_id {segment.get('category_id')!r} is not in categories, which have "
+                    f"the ids {_short(known)}",
+                    "correct it or add the category",
+                )
+            )
+        for key, fine in (
+            ("area", _is_number(segment.get("area")) and segment["area"] >= 0),
+            ("iscrowd", segment.get("iscrowd") in (0, 1)),
+        ):
+            if not fine:
+                found = f"{key} is {segment[key]!r}" if key in segment else f"no {key!r}"
+                problems.append(
+                    Problem(
+                        f"bad-{key}",
+                        where,
+                        f"{found}, expected "
+                        + ("the number of pixels" if key == "area" else "0 or 1"),
+                        f"write {key} into every segment",
+                    )
+                )
+        return problems
+
+
+def _duplicates(entries: Iterable[Any], key: str, where: str, room: str, kind: str) -> list[Problem]:
+    values = [str(e[key]) for e in entries if isinstance(e, dict) and e.get(key) is not None]
+    if len(set(values)) == len(values):
+        return []
+    return [
+        Problem(
+            kind,
+            f"{where}, {room}",
+            f"{key} {value!r} occurs {count} times, expected once",
+            "merge or renumber them",
+        )
+        for value, count in Counter(values).items()
+        if count > 1
+    ]
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_id(value: Any) -> bool:
+    return _is_int(value) or (isinstance(value, str) and bool(value))
+
+
+def _is_color(value: Any) -> bool:
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) == 3
+        and all(_is_int(v) and 0 <= v <= 255 for v in value)
+    )
+
+
+def _short(value: Any, limit: int = 100) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _palette(count: int) -> list[tuple[int, int, int]]:
+    """Distinct colours for categories without one: hues in steps of the golden angle."""
+    import colorsys
+
+    colors = []
+    for i in range(count):
+        rgb = colorsys.hsv_to_rgb((i * 0.618034) % 1.0, 0.65 + 0.3 * (i % 2), 0.95 - 0.25 * (i % 3))
+        colors.append((round(rgb[0] * 255), round(rgb[1] * 255), round(rgb[2] * 255)))
+    return colors

@@ -1,0 +1,51 @@
+# Targets of panoptic_ext; `make help` lists them. Each installs what it needs into .venv first.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+VENV_PYTHON := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+DEMO := output/demo
+DEMO_CONFIG := configs/shapes/panoptic_fpn/panoptic_fpn_R18_shapes.yaml
+PYTEST_ARGS ?=
+
+.PHONY: help install demo test check format lint clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  PYTHON=... chooses the Python of .venv (3.10 to 3.13), PYTEST_ARGS=... goes to pytest"
+
+install: $(STAMP) ## create .venv with torch, Detectron2 and this package
+
+# Runs again only when a file that says what to install changes.
+$(STAMP): setup.py tools/install.sh tools/install_detectron2.py $(wildcard tools/detectron2_patches/*.py)
+	@tools/install.sh $(VENV)
+	@touch $@
+
+demo: $(STAMP) ## train on generated shapes, evaluate, draw (about 10 minutes on 2 cores)
+	@tools/demo.sh $(VENV_PYTHON) $(DEMO_CONFIG) $(DEMO)
+
+test: $(STAMP) ## lint, types and all tests, the slow ones too
+	@PYTHON=$(VENV_PYTHON) tools/check.sh
+	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
+
+check: $(STAMP) ## lint, types and the quick tests
+	@PYTHON=$(VENV_PYTHON) tools/check.sh
+	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -m "not slow" $(PYTEST_ARGS)
+
+lint: $(STAMP) ## lint, format check and types
+	@PYTHON=$(VENV_PYTHON) tools/check.sh
+
+format: $(STAMP) ## mend the formatting and what lint can mend
+	@$(VENV_PYTHON) -m ruff check --fix .
+	@$(VENV_PYTHON) -m ruff format .
+
+clean: ## remove caches, build files and the demo's output
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(DEMO)
+	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv as well
+	rm -rf $(VENV)

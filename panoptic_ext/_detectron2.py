@@ -1,0 +1,53 @@
+"""The check that comes before every other import: is there a Detectron2 to plug into?"""
+
+from __future__ import annotations
+
+import importlib
+import re
+
+__all__ = ["MINIMUM", "require_detectron2"]
+
+MINIMUM = (0, 6)  # the oldest Detectron2 that works: major, minor
+
+_HOW = """\
+Detectron2 is not on PyPI under its own name. With torch and torchvision installed, run
+    python tools/install_detectron2.py
+from a checkout of panoptic_ext (it takes v0.6 from PyPI's sources, nothing is compiled), or install
+it as its own documentation says:
+    https://detectron2.readthedocs.io/tutorials/install.html"""
+
+
+def require_detectron2() -> None:
+    """Import Detectron2 and check its version.
+
+    Raises:
+        ImportError: Detectron2 is missing, cannot be imported or is older than 0.6; the message
+            says what was found and what to run.
+    """
+    try:
+        detectron2 = importlib.import_module("detectron2")
+    except ModuleNotFoundError as error:
+        if error.name == "detectron2":
+            raise ImportError(
+                f"panoptic_ext is a plugin for Detectron2, and Detectron2 is missing.\n{_HOW}",
+                name="detectron2",
+            ) from error
+        raise ImportError(
+            f"Detectron2 is installed but needs {error.name!r}, which is missing.\n"
+            f"Install it (python -m pip install {error.name}) or install Detectron2 again.\n{_HOW}",
+            name=error.name,
+        ) from error
+    version = str(getattr(detectron2, "__version__", "unknown"))
+    if _leading_numbers(version) < MINIMUM:
+        raise ImportError(
+            f"panoptic_ext needs Detectron2 {MINIMUM[0]}.{MINIMUM[1]} or newer; found {version} in "
+            f"{getattr(detectron2, '__path__', ['an unknown folder'])[0]}.\nRemove it (python -m "
+            f"pip uninstall detectron2), then:\n{_HOW}",
+            name="detectron2",
+        )
+
+
+def _leading_numbers(version: str) -> tuple[int, ...]:
+    """(0, 6) of "0.6", "0.6+cu111" or "0.6.1.dev2"; () where it starts with no number."""
+    found = re.match(r"\d+(\.\d+)?", version)
+    return tuple(int(part) for part in found[0].split(".")) if found else ()

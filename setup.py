@@ -1,0 +1,84 @@
+"""Package metadata of panoptic_ext.
+
+torch and Detectron2 are not pulled in by name: Detectron2 is not on PyPI (see
+tools/install_detectron2.py), and both are builds that belong to the user's machine.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+
+# torch and torchvision have ranges only: an environment that has a pair keeps it.
+REQUIREMENTS = [
+    "torch>=2.4",
+    "torchvision>=0.19",
+    "numpy>=1.24",
+    "pillow>=9.4",
+    "scipy>=1.10",
+    "PyYAML>=5.1",
+    "pycocotools>=2.0.6",
+    "opencv-python-headless>=4.5",
+    "fvcore>=0.1.5,<0.1.6",
+    "iopath>=0.1.7",
+    "matplotlib>=3.6",
+    "tabulate>=0.8",
+    "tensorboard>=2.10",
+    "termcolor>=1.1",
+    "tqdm>=4.60",
+    "yacs>=0.1.8",
+]
+EXTRAS = {
+    "hf": ["huggingface_hub>=0.20", "safetensors>=0.4", "transformers>=4.40"],
+    # Lint, types, tests, and the independent implementations to compare with.
+    "dev": [
+        "cityscapesScripts>=2.2",
+        "hypothesis>=6.80",
+        "mypy>=1.8",
+        "pytest>=8.0",
+        "pytest-xdist>=3.5",
+        "ruff==0.17.5",
+        "torchmetrics>=1.4",
+    ],
+}
+EXTRAS["all"] = sorted({item for extra in EXTRAS.values() for item in extra})
+
+
+def read_version() -> str:
+    """`__version__` of the package, read without importing it."""
+    text = (HERE / "panoptic_ext" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if found is None:
+        raise RuntimeError('panoptic_ext/__init__.py has no line __version__ = "..."')
+    return found[1]
+
+
+def config_packages() -> "dict[str, list[str]]":
+    """The YAML files of configs/ as package data of `panoptic_ext.configs`."""
+    root = HERE / "configs"
+    return {"panoptic_ext.configs": sorted(str(p.relative_to(root)) for p in root.rglob("*.yaml"))}
+
+
+setup(
+    name="panoptic_ext",
+    version=read_version(),
+    description="Panoptic segmentation models, data sets and evaluation for Detectron2",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["panoptic_ext", "panoptic_ext.*"]), "panoptic_ext.configs"],
+    # A wheel carries the configs too, as Detectron2's carries its model zoo.
+    package_dir={"panoptic_ext.configs": "configs"},
+    package_data=config_packages(),
+    install_requires=REQUIREMENTS,
+    extras_require=EXTRAS,
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+)

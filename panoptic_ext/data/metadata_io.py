@@ -63,7 +63,7 @@ def load_metadata(path: str) -> Metadata:
     """Read a file of `save_metadata`.
 
     Returns:
-        A new Metadata that is in no catalogue; ids are ints and colours tuples again.
+        A new Metadata that is in no catalogue; ids are ints again.
 
     Raises:
         DatasetError: missing file, invalid JSON or another kind of JSON.
@@ -85,15 +85,12 @@ def load_metadata(path: str) -> Metadata:
     known = {k: v for k, v in content.items() if k in (*_REQUIRED, *_ID_MAPS, *_OPTIONAL)}
     for key in _ID_MAPS:
         known[key] = {int(k): int(v) for k, v in known.get(key, {}).items()}
-    for key in ("thing_colors", "stuff_colors"):
-        if key in known:
-            known[key] = [tuple(color) for color in known[key]]
     known["isthing"] = tuple(bool(v) for v in known["isthing"])
     return Metadata(**known)
 
 
 def _plain(value: Any) -> Any:
-    """`value` with plain ints, bools, strings, lists and dicts only (numpy numbers are unpacked)."""
+    """`value` with plain ints, bools, strings, lists and dicts only; numpy numbers unpacked."""
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

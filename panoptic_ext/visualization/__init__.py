@@ -1,6 +1,12 @@
 """Pictures of ground truth, predictions and runs."""
 
-from .contact_sheet import SheetRow, contact_sheet, ground_truth_segments, save_picture
+from .contact_sheet import (
+    SheetRow,
+    contact_sheet,
+    ground_truth_segments,
+    pq_contact_sheet,
+    save_picture,
+)
 from .draw import draw_panoptic, readable_scale
 
 __all__ = [
@@ -8,6 +14,7 @@ __all__ = [
     "contact_sheet",
     "draw_panoptic",
     "ground_truth_segments",
+    "pq_contact_sheet",
     "readable_scale",
     "save_picture",
 ]

@@ -5,7 +5,6 @@ Pictures are (H, W, 3) uint8 RGB arrays; segment ids are (H, W) integers with 0 
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +13,15 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
 from PIL import Image, ImageDraw, ImageFont
+
+from panoptic_ext.data.id_map import read_id_map
 
 from .draw import draw_panoptic, readable_scale
 
-__all__ = ["SheetRow", "contact_sheet", "ground_truth_segments", "save_picture"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["SheetRow", "contact_sheet", "ground_truth_segments", "pq_contact_sheet", "save_picture"]
 
 _GAP = 8  # pixels between cells
 _CAPTION = 22  # pixels, height of a line of text
@@ -75,6 +76,42 @@ def contact_sheet(
     return path
 
 
+def pq_contact_sheet(evaluator: Any, dataset_name: str, path: str, num: int) -> str:
+    """The images of the worst and of the best PQ after an evaluation, in one sheet.
+
+    Args:
+        evaluator: a PanopticEvaluator made with keep_predictions, after `evaluate()`, on the main
+            process.
+        dataset_name: that was evaluated.
+        path: of the picture, as `contact_sheet`.
+        num: of worst and of best images, at most.
+
+    Returns:
+        `path`.
+    """
+    worst, best = list(evaluator.worst)[:num], list(evaluator.best)[:num]
+    numbers = {entry["image_id"]: entry for entry in evaluator.per_image}
+    wanted = {kept.image_id for kept in (*worst, *best)}
+    records = {r["image_id"]: r for r in DatasetCatalog.get(dataset_name)}
+    rows = []
+    for group, kind in ((worst, "worst"), (best, "best")):
+        for place, kept in enumerate(group):
+            heading = "" if place else f"{kind} by PQ"
+            rows.append(_kept_row(kept, records[kept.image_id], numbers[kept.image_id], heading))
+    title = f"{dataset_name}: {len(wanted)} of {len(numbers)} images"
+    return contact_sheet(rows, MetadataCatalog.get(dataset_name), path, title=title)
+
+
+def _kept_row(kept: Any, record: dict[str, Any], numbers: dict[str, Any], heading: str) -> SheetRow:
+    caption = (
+        f"{os.path.basename(record['file_name'])}   PQ {numbers['pq']:.1f}   TP {numbers['tp']}  "
+        f"FP {numbers['fp']}  FN {numbers['fn']}"
+    )
+    image = read_image(record["file_name"], format="RGB")
+    prediction = (kept.ids(), kept.segments_info)
+    return SheetRow(image, ground_truth_segments(record), prediction, caption, heading)
+
+
 def ground_truth_segments(record: dict[str, Any]) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """The ground truth of a record of the data set, as `draw_panoptic` takes it.
 
@@ -84,9 +121,7 @@ def ground_truth_segments(record: dict[str, Any]) -> tuple[np.ndarray, list[dict
     Returns:
         (H, W) int32 ids and copies of the segments.
     """
-    from panoptic_ext.data import read_id_map
-
-    ids = read_id_map(record["pan_seg_file_name"], record.get("encoding", "rgb"))
+    ids = read_id_map(record["pan_seg_file_name"], record.get("pan_seg_encoding", "rgb"))
     return ids, [dict(segment) for segment in record["segments_info"]]
 
 
@@ -100,7 +135,7 @@ def save_picture(path: str, picture: np.ndarray) -> None:
     folder, name = os.path.split(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
     aside = os.path.join(folder, f".{os.getpid()}.{name}")
-    options = {"quality": 92} if name.lower().endswith((".jpg", ".jpeg")) else {}
+    options: dict[str, Any] = {"quality": 92} if name.lower().endswith((".jpg", ".jpeg")) else {}
     try:
         Image.fromarray(picture).save(aside, **options)
         os.replace(aside, path)

@@ -199,7 +199,7 @@ class _PanopticVisualizer(Visualizer):
         masks = [GenericMask(m, *m.shape) for m in kwargs["masks"]]
         colors, alpha = kwargs["assigned_colors"], kwargs["alpha"]
         texts = self._labels_that_fit(kwargs["labels"], masks)
-        for mask, text, color in zip(masks, texts, colors):
+        for mask, text, color in zip(masks, texts, colors, strict=True):
             if mask.has_holes:
                 self.draw_binary_mask(mask.mask, color=color, alpha=alpha)
                 center = np.median(mask.mask.nonzero(), axis=1)[::-1]
@@ -218,7 +218,7 @@ class _PanopticVisualizer(Visualizer):
         font_size = 0.6 * self._default_font_size  # the least that overlay_instances takes
         named: set[str] = set()
         kept = []
-        for label, mask in zip(labels, masks):
+        for label, mask in zip(labels, masks, strict=True):
             name = label.rsplit(" ", 1)[0] if label.endswith("%") else label
             width = self._text_width(label, font_size)
             extent = np.ptp(mask.mask.nonzero()[1]) if mask.area() else 0

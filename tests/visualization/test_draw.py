@@ -95,14 +95,14 @@ def test_a_hole_in_a_thing_stays_open():
 
 
 def test_many_segments_are_told_apart_and_not_covered_by_text():
-    ids = np.kron(np.arange(1, 401).reshape(20, 20), np.ones((20, 20), int))
-    segments = [{"id": i, "category_id": 0, "score": 0.9} for i in range(1, 401)]
-    image = np.zeros((400, 400, 3), np.uint8)
+    ids = np.kron(np.arange(1, 145).reshape(12, 12), np.ones((20, 20), int))
+    segments = [{"id": i, "category_id": 0, "score": 0.9} for i in range(1, 145)]
+    image = np.zeros((240, 240, 3), np.uint8)
     bare = draw_panoptic(image, ids, segments, METADATA, scale=1.0, labels=False)
     named = draw_panoptic(image, ids, segments, METADATA, scale=1.0)
-    assert 0 < (bare != named).any(axis=2).mean() < 0.03  # one label
+    assert 0 < (bare != named).any(axis=2).mean() < 0.05  # one label
     centres = bare[10::20, 10::20].reshape(-1, 3)
-    assert len(np.unique(centres, axis=0)) > 100
+    assert len(np.unique(centres, axis=0)) > 70
 
 
 def test_names_of_any_kind():
@@ -117,7 +117,7 @@ def test_errors_name_what_was_found():
     image, ids, segments = _scene()
     with pytest.raises(DatasetError, match=r"\(40, 60\).*\(40, 59\)"):
         draw_panoptic(image, ids[:, 1:], segments, METADATA)
-    with pytest.raises(DatasetError, match="category 2.*0 to 1"):
+    with pytest.raises(DatasetError, match=r"category 2.*0 to 1"):
         draw_panoptic(image, ids, [{"id": 7, "category_id": 2}], METADATA)
     with pytest.raises(DatasetError, match="no class names"):
         draw_panoptic(image, ids, segments, SimpleNamespace())

@@ -9,19 +9,19 @@ from detectron2.data.catalog import Metadata
 from panoptic_ext.data.metadata_io import load_metadata, save_metadata
 from panoptic_ext.errors import DatasetError
 
-FIELDS = dict(
-    name="toy_val",
-    thing_classes=["a", "ü"],
-    stuff_classes=["a", "ü"],
-    thing_colors=[(1, 2, 3), (4, 5, 6)],
-    stuff_colors=[(1, 2, 3), (4, 5, 6)],
-    isthing=(True, False),
-    thing_dataset_id_to_contiguous_id={7: 0},
-    stuff_dataset_id_to_contiguous_id={200: 1},
-    label_divisor=1000,
-    ignore_label=255,
-    evaluator_type="coco_panoptic_seg",
-)
+FIELDS = {
+    "name": "toy_val",
+    "thing_classes": ["a", "ü"],
+    "stuff_classes": ["a", "ü"],
+    "thing_colors": [[1, 2, 3], [4, 5, 6]],
+    "stuff_colors": [[1, 2, 3], [4, 5, 6]],
+    "isthing": (True, False),
+    "thing_dataset_id_to_contiguous_id": {7: 0},
+    "stuff_dataset_id_to_contiguous_id": {200: 1},
+    "label_divisor": 1000,
+    "ignore_label": 255,
+    "evaluator_type": "coco_panoptic_seg",
+}
 
 
 def test_round_trip(tmp_path):

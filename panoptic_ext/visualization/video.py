@@ -1,0 +1,106 @@
+"""Video files frame by frame, through OpenCV. Frames are (H, W, 3) uint8 arrays in BGR order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from types import TracebackType
+
+import cv2
+import numpy as np
+
+from panoptic_ext.errors import PanopticExtError
+
+__all__ = ["VideoReader", "VideoWriter"]
+
+_DEFAULT_FPS = 25.0
+
+
+class VideoReader:
+    """Reads a video.
+
+    Attributes:
+        fps: frames per second; 25 where the file does not say.
+        num_frames: what the file's header says, which may be wrong; 0 where it says nothing.
+
+    Raises:
+        PanopticExtError: not a video that OpenCV can read.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._capture = cv2.VideoCapture(path)
+        if not self._capture.isOpened():
+            raise PanopticExtError(f"{path} is not a video that OpenCV can read")
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.fps = float(fps) if 0 < fps < 1000 else _DEFAULT_FPS
+        self.num_frames = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        count = 0
+        try:
+            while True:
+                read, frame = self._capture.read()
+                if not read:
+                    break
+                count += 1
+                yield frame
+        finally:
+            self._capture.release()
+        if not count:
+            raise PanopticExtError(f"no frame of the video {self.path} can be read")
+
+
+class VideoWriter:
+    """Writes an .mp4 aside; `commit` gives it its name, leaving the block without it removes it.
+
+    Args:
+        path: of the video, ending in .mp4; its folder is made.
+        fps: frames per second.
+    """
+
+    def __init__(self, path: str, fps: float) -> None:
+        folder, name = os.path.split(os.path.abspath(path))
+        os.makedirs(folder, exist_ok=True)
+        self._path, self._fps = path, fps
+        self._aside = os.path.join(folder, f".{os.getpid()}.{name}")
+        self._writer: cv2.VideoWriter | None = None
+        self._size = (0, 0)
+
+    def write(self, frame: np.ndarray) -> None:
+        """Append a BGR frame; the first one sets the size, to which later ones are brought."""
+        if self._writer is None:
+            self._size = (frame.shape[1], frame.shape[0])
+            codec = cv2.VideoWriter.fourcc(*"mp4v")
+            self._writer = cv2.VideoWriter(self._aside, codec, self._fps, self._size)
+            if not self._writer.isOpened():
+                raise PanopticExtError(
+                    f"OpenCV cannot write the video {self._path}: its mp4v encoder is missing or "
+                    "the folder is not writable; --no-pictures with --save-panoptic needs neither"
+                )
+        if frame.shape[1::-1] != self._size:
+            frame = cv2.resize(frame, self._size, interpolation=cv2.INTER_AREA)
+        self._writer.write(np.ascontiguousarray(frame))
+
+    def commit(self) -> None:
+        """Finish the file and rename it."""
+        self._release()
+        os.replace(self._aside, self._path)
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._release()
+        if os.path.exists(self._aside):
+            os.remove(self._aside)
+
+    def _release(self) -> None:
+        if self._writer is not None:
+            self._writer.release()
+            self._writer = None

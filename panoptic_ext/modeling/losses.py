@@ -1,0 +1,105 @@
+"""Losses and matching costs of mask classification, as functions of tensors.
+
+Shapes: B images, Q queries, K classes (class K is "no object"), M matched masks, N targets,
+P points. Source: Cheng et al., "Masked-attention Mask Transformer", section 3.3 and appendix.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "class_cost",
+    "classification_loss",
+    "mask_costs",
+    "point_dice_loss",
+    "point_mask_loss",
+]
+
+
+def classification_loss(logits: Tensor, classes: Tensor, weight: Tensor) -> Tensor:
+    """Weighted cross-entropy over all queries, divided by the sum of the weights.
+
+    Args:
+        logits: (B, Q, K + 1).
+        classes: (B, Q) int64, K where a query has no object.
+        weight: (K + 1,) float32.
+
+    Returns:
+        Scalar float32.
+    """
+    return F.cross_entropy(logits.float().flatten(0, 1), classes.flatten(), weight)
+
+
+def point_mask_loss(logits: Tensor, targets: Tensor, num_masks: float) -> Tensor:
+    """Binary cross-entropy at points: mean over points, sum over masks, over `num_masks`.
+
+    Args:
+        logits: (M, P).
+        targets: (M, P), 0 to 1.
+        num_masks: the divisor, at least 1.
+
+    Returns:
+        Scalar float32; 0 with gradient when M is 0.
+    """
+    loss = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
+    return loss.mean(1).sum() / num_masks
+
+
+def point_dice_loss(logits: Tensor, targets: Tensor, num_masks: float) -> Tensor:
+    """One minus the Dice coefficient at points, smoothed by +1, summed and over `num_masks`.
+
+    Args:
+        logits: (M, P).
+        targets: (M, P), 0 to 1.
+        num_masks: the divisor, at least 1.
+
+    Returns:
+        Scalar float32; 0 with gradient when M is 0.
+    """
+    inside = logits.float().sigmoid()
+    overlap = 2 * (inside * targets).sum(1) + 1
+    return (1 - overlap / (inside.sum(1) + targets.sum(1) + 1)).sum() / num_masks
+
+
+def class_cost(logits: Tensor, labels: Tensor) -> Tensor:
+    """Minus the probability of each target's class.
+
+    Args:
+        logits: (Q, K + 1).
+        labels: (N,) int64, 0 to K - 1.
+
+    Returns:
+        (Q, N) float32.
+    """
+    return -logits.float().softmax(-1)[:, labels]
+
+
+def mask_costs(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy and Dice of every query with every target, at common points.
+
+    -t log s(x) - (1 - t) log(1 - s(x)) = softplus(x) - x t, so that the cross-entropy of all pairs
+    is one matrix product.
+
+    Args:
+        logits: (Q, P) float32.
+        targets: (N, P) float32, 0 to 1.
+
+    Returns:
+        Cross-entropy (Q, N), mean over the points, and Dice cost (Q, N), +1 smoothed; float32.
+    """
+    columns = targets.t()
+    bce = (F.softplus(logits).sum(1, keepdim=True) - logits @ columns) / logits.shape[1]
+    inside = logits.sigmoid()
+    overlap = 2 * (inside @ columns) + 1
+    dice = 1 - overlap / (inside.sum(1, keepdim=True) + targets.sum(1) + 1)
+    return bce, dice
+
+
+def empty_class_weight(num_classes: int, no_object_weight: float) -> Tensor:
+    """Weights (K + 1,) of the classification loss: 1 for a class, less for "no object"."""
+    weight = torch.ones(num_classes + 1)
+    weight[-1] = no_object_weight
+    return weight

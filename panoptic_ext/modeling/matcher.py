@@ -1,0 +1,167 @@
+"""Bipartite matching of queries and targets.
+
+Shapes: B images, Q queries, K classes, N targets of an image, P points, h x w predicted masks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from ..errors import DatasetError, NonFiniteLossError
+from .losses import class_cost, mask_costs
+from .point_sampling import MaskTargets, sample_at_common_points
+
+__all__ = ["HungarianMatcher", "Match"]
+
+Match = tuple[Tensor, Tensor]
+"""Matched queries and targets of one image: two (M,) int64 tensors on the CPU."""
+
+logger = logging.getLogger(__name__)
+
+
+class HungarianMatcher(nn.Module):
+    """The cheapest one-to-one assignment of queries to targets.
+
+    The cost of a pair is `class_weight * -p(class) + mask_weight * BCE + dice_weight * Dice`, the
+    latter two on `num_points` random points common to an image and to all outputs of the decoder.
+    """
+
+    def __init__(
+        self,
+        *,
+        class_weight: float = 2.0,
+        mask_weight: float = 5.0,
+        dice_weight: float = 5.0,
+        num_points: int = 12544,
+    ) -> None:
+        super().__init__()
+        self.weights = (class_weight, mask_weight, dice_weight)
+        self.num_points = num_points
+        self._told_of_surplus = False
+
+    @torch.no_grad()
+    def forward(
+        self, outputs: Sequence[dict[str, Tensor]], targets: Sequence[MaskTargets]
+    ) -> list[list[Match]]:
+        """Matches all outputs and images, with one copy to the host.
+
+        Args:
+            outputs: of each decoder output `pred_logits` (B, Q, K + 1), `pred_masks` (B, Q, h, w).
+            targets: of each image.
+
+        Returns:
+            For each output, for each image, (queries, targets), as many as the smaller of Q and N.
+
+        Raises:
+            DatasetError: a label is outside the classes; names the image.
+            NonFiniteLossError: a cost is NaN or infinite; names the term.
+        """
+        num_queries, num_logits = outputs[0]["pred_logits"].shape[1:]
+        with torch.autocast(outputs[0]["pred_masks"].device.type, enabled=False):
+            costs = self._costs(outputs, targets)
+        labels = [target.labels.to(costs[0].device, torch.float32) for target in targets]
+        host = torch.cat([cost.reshape(-1) for cost in [*costs, *labels]]).cpu()
+        sizes = [cost.numel() for cost in costs] + [len(target) for target in targets]
+        pieces = host.split(sizes)
+        self._check_labels(pieces[len(costs) :], targets, num_logits - 1)
+        self._warn_of_surplus(num_queries, targets)
+        matches: list[list[Match]] = []
+        for number in range(len(outputs)):
+            matches.append([])
+            for image, target in enumerate(targets):
+                cost = pieces[number * len(targets) + image].view(num_queries, len(target))
+                if not torch.isfinite(cost).all():
+                    raise self._non_finite(outputs, targets, number, image)
+                queries, rows = linear_sum_assignment(cost.numpy())
+                matches[-1].append((torch.from_numpy(queries), torch.from_numpy(rows)))
+        return matches
+
+    def _costs(
+        self, outputs: Sequence[dict[str, Tensor]], targets: Sequence[MaskTargets]
+    ) -> list[Tensor]:
+        """Costs (Q, N) on the outputs' device, output by output, images within."""
+        device = outputs[0]["pred_masks"].device
+        points = [torch.rand(self.num_points, 2, device=device) for _ in targets]
+        sampled = [target.sample(p) for target, p in zip(targets, points, strict=True)]
+        return [
+            sum(self._terms(output, image, targets[image].labels, points[image], sampled[image]))
+            for output in outputs
+            for image in range(len(targets))
+        ]
+
+    def _terms(
+        self,
+        output: dict[str, Tensor],
+        image: int,
+        labels: Tensor,
+        points: Tensor,
+        sampled: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The three weighted terms of the cost, (Q, N) each."""
+        logits = output["pred_logits"][image]
+        at_points = sample_at_common_points(output["pred_masks"][image].float(), points)
+        bce, dice = mask_costs(at_points, sampled)
+        # Labels are checked on the host; until then an index error would kill a CUDA context.
+        known = labels.to(logits.device).clamp(0, logits.shape[-1] - 2)
+        scale_class, scale_mask, scale_dice = self.weights
+        return scale_class * class_cost(logits, known), scale_mask * bce, scale_dice * dice
+
+    def _non_finite(
+        self,
+        outputs: Sequence[dict[str, Tensor]],
+        targets: Sequence[MaskTargets],
+        number: int,
+        image: int,
+    ) -> NonFiniteLossError:
+        """The error that names the term at fault."""
+        target, output = targets[image], outputs[number]
+        points = torch.rand(self.num_points, 2, device=output["pred_masks"].device)
+        with torch.autocast(points.device.type, enabled=False):
+            terms = self._terms(output, image, target.labels, points, target.sample(points))
+        named = zip(("classification", "mask (BCE)", "Dice"), terms, strict=True)
+        bad = [name for name, term in named if not torch.isfinite(term).all()]
+        bad = bad or ["mask (BCE)", "Dice"]  # a rare bad pixel, missed by these points
+        return NonFiniteLossError(
+            f"the matching cost of image {_name(target, image)} in decoder output {number} "
+            f"(0 is the final one) is NaN or infinite; at fault: {' and '.join(bad)}. "
+            "Expected finite predictions: lower SOLVER.BASE_LR, clip gradients "
+            "(SOLVER.CLIP_GRADIENTS) or train in bf16 or fp32 instead of fp16"
+        )
+
+    def _check_labels(
+        self, labels: Sequence[Tensor], targets: Sequence[MaskTargets], num_classes: int
+    ) -> None:
+        for image, (found, target) in enumerate(zip(labels, targets, strict=True)):
+            wrong = found[(found < 0) | (found >= num_classes)]
+            if len(wrong):
+                raise DatasetError(
+                    f"image {_name(target, image)} has label {int(wrong[0])}; expected 0 to "
+                    f"{num_classes - 1}. Set MODEL.SEM_SEG_HEAD.NUM_CLASSES to the number of "
+                    "categories of the data set, or mend its category ids"
+                )
+
+    def _warn_of_surplus(self, num_queries: int, targets: Sequence[MaskTargets]) -> None:
+        if self._told_of_surplus:
+            return
+        for image, target in enumerate(targets):
+            if len(target) > num_queries:
+                self._told_of_surplus = True
+                logger.warning(
+                    "image %s has %d objects but the model %d queries: %d of them are not "
+                    "learnt. Raise MODEL.MASK_FORMER.NUM_OBJECT_QUERIES; further images are not "
+                    "reported",
+                    _name(target, image),
+                    len(target),
+                    num_queries,
+                    len(target) - num_queries,
+                )
+                return
+
+
+def _name(target: MaskTargets, image: int) -> str:
+    return target.image or f"number {image} of the batch"

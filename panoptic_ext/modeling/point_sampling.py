@@ -1,0 +1,201 @@
+"""Sampling masks at points, and where to sample them for the loss.
+
+Shapes: N targets or masks, P points, H x W target size, h x w size of predicted masks. Points are
+(x, y) in [0, 1] of the padded input, so that they fit maps of every size. Sampling is bilinear with
+pixel centres at half integers and zeros outside, which is `grid_sample` with
+`align_corners=False, padding_mode="zeros"`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["MaskTargets", "sample_at_common_points", "sample_masks", "uncertain_points"]
+
+
+def _corners(points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """The four pixels around each point and their bilinear weights.
+
+    Args:
+        points: (..., 2) float.
+        height, width: size of the map, pixels.
+
+    Returns:
+        Flat pixel indices (4, ...) int64, always inside the map, and weights (4, ...) of the
+        points' dtype, 0 for a pixel outside the map.
+    """
+    x = points[..., 0] * width - 0.5
+    y = points[..., 1] * height - 0.5
+    left, top = x.floor(), y.floor()
+    right_share, bottom_share = x - left, y - top
+    columns = torch.stack((left, left + 1, left, left + 1))
+    rows = torch.stack((top, top, top + 1, top + 1))
+    column_shares = torch.stack((1 - right_share, right_share, 1 - right_share, right_share))
+    row_shares = torch.stack((1 - bottom_share, 1 - bottom_share, bottom_share, bottom_share))
+    inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+    weights = column_shares * row_shares * inside
+    indices = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
+    if height * width >= 2**24:  # beyond the integers that float32 holds exactly
+        indices = rows.clamp(0, height - 1).long() * width + columns.clamp(0, width - 1).long()
+    return indices.long(), weights
+
+
+@dataclass
+class MaskTargets:
+    """The objects of one image: disjoint ones as an id map, overlapping ones as masks.
+
+    Attributes:
+        labels: (N,) int64, unified classes.
+        id_map: (H, W) int32 at the padded input size, 0 for void and i for target i - 1; None if
+            the masks overlap.
+        masks: (N, H, W) bool, only if they overlap; None otherwise.
+        image: what errors call the image, such as its file name.
+    """
+
+    labels: Tensor
+    id_map: Tensor | None = None
+    masks: Tensor | None = None
+    image: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.id_map is None) == (self.masks is None):
+            raise ValueError("MaskTargets needs either an id_map or masks; give exactly one")
+        if self.masks is not None and len(self.masks) != len(self.labels):
+            raise ValueError(
+                f"{len(self.masks)} masks for {len(self.labels)} labels"
+                f"{' in ' + self.image if self.image else ''}; give one label for each mask"
+            )
+
+    @classmethod
+    def from_masks(cls, masks: Tensor, labels: Tensor, image: str = "") -> MaskTargets:
+        """Targets that may overlap.
+
+        Args:
+            masks: (N, H, W), true or non-zero inside.
+            labels: (N,) int64.
+        """
+        return cls(labels=labels, masks=masks.bool(), image=image)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def sample(self, points: Tensor) -> Tensor:
+        """Every target at points common to all.
+
+        Args:
+            points: (P, 2) float.
+
+        Returns:
+            (N, P) of the points' dtype, 0 to 1.
+        """
+        count, num_points = len(self), len(points)
+        if self.masks is not None:
+            indices, weights = _corners(points, *self.masks.shape[-2:])
+            flat = self.masks.flatten(1)
+            return sum(
+                (flat[:, i] * w for i, w in zip(indices, weights, strict=True)),
+                start=points.new_zeros(count, num_points),
+            )
+        assert self.id_map is not None
+        indices, weights = _corners(points, *self.id_map.shape)
+        ids = self.id_map.reshape(-1)[indices].long()
+        # A point adds at most one value a corner to its own column: row 0 collects the void.
+        sampled = points.new_zeros((count + 1) * num_points)
+        columns = torch.arange(num_points, device=points.device)
+        for corner_ids, corner_weights in zip(ids, weights, strict=True):
+            sampled.scatter_add_(0, corner_ids * num_points + columns, corner_weights)
+        return sampled.view(count + 1, num_points)[1:]
+
+    def sample_each(self, rows: Tensor, points: Tensor) -> Tensor:
+        """Chosen targets, each at points of its own.
+
+        Args:
+            rows: (M,) int64, which targets.
+            points: (M, P, 2) float.
+
+        Returns:
+            (M, P) of the points' dtype, 0 to 1.
+        """
+        if self.masks is not None:
+            indices, weights = _corners(points, *self.masks.shape[-2:])
+            area = self.masks.shape[-2] * self.masks.shape[-1]
+            hits = self.masks.reshape(-1)[indices + (rows * area)[None, :, None]]
+        else:
+            assert self.id_map is not None
+            indices, weights = _corners(points, *self.id_map.shape)
+            ids = self.id_map.reshape(-1)[indices]
+            hits = ids == (rows + 1).to(ids.dtype)[None, :, None]
+        return torch.where(hits, weights, 0).sum(0)
+
+
+def sample_masks(masks: Tensor, points: Tensor) -> Tensor:
+    """Masks, each at points of its own; differentiable in the masks.
+
+    Args:
+        masks: (M, h, w) float.
+        points: (M, P, 2).
+
+    Returns:
+        (M, P) of the masks' dtype.
+    """
+    if len(masks) == 0:
+        return masks.flatten(1).sum(1, keepdim=True).expand(0, points.shape[1])
+    grid = (2 * points - 1).to(masks.dtype)[:, :, None]
+    return F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0, :, 0]
+
+
+def sample_at_common_points(masks: Tensor, points: Tensor) -> Tensor:
+    """All masks at the same points, without gradient.
+
+    Args:
+        masks: (Q, h, w) float32.
+        points: (P, 2) float32.
+
+    Returns:
+        (Q, P) float32.
+    """
+    masks = masks.detach()
+    if masks.is_cuda:
+        return F.grid_sample(masks[None], 2 * points[None, :, None] - 1, align_corners=False)[
+            0, :, :, 0
+        ]
+    indices, weights = _corners(points, *masks.shape[-2:])
+    table = masks.flatten(1).t().contiguous()
+    bags = F.embedding_bag(
+        indices.t().contiguous(), table, per_sample_weights=weights.t().contiguous(), mode="sum"
+    )
+    return bags.t()
+
+
+def uncertain_points(
+    masks: Tensor, num_points: int, *, oversample_ratio: float, importance_sample_ratio: float
+) -> Tensor:
+    """Points for the loss: mostly where the prediction is undecided, some anywhere.
+
+    Of `oversample_ratio * num_points` random candidates a mask, the
+    `importance_sample_ratio * num_points` with the smallest |logit| are kept; the rest is drawn
+    anew (PointRend, section 3.1).
+
+    Args:
+        masks: (M, h, w) logits.
+        num_points: P, points a mask.
+        oversample_ratio: candidates for each point, at least 1.
+        importance_sample_ratio: share of the points chosen by uncertainty, 0 to 1.
+
+    Returns:
+        (M, P, 2) float32.
+    """
+    count = len(masks)
+    num_candidates = int(num_points * oversample_ratio)
+    num_important = int(num_points * importance_sample_ratio)
+    candidates = torch.rand(count, num_candidates, 2, device=masks.device)
+    with torch.no_grad():
+        certainty = sample_masks(masks.detach().float(), candidates).abs()
+        chosen = certainty.topk(num_important, dim=1, largest=False, sorted=False).indices
+    important = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
+    anywhere = torch.rand(count, num_points - num_important, 2, device=masks.device)
+    return torch.cat((important, anywhere), dim=1)

@@ -10,6 +10,7 @@ from panoptic_ext.data.datasets.access import (
     num_classes,
     thing_ids,
 )
+from panoptic_ext.data.datasets.check import check_panoptic
 from panoptic_ext.data.datasets.from_config import register_from_config
 from panoptic_ext.data.datasets.panoptic import (
     PanopticMetadata,
@@ -28,6 +29,7 @@ __all__ = [
     "PanopticMetadata",
     "PanopticSource",
     "build_augmentations",
+    "check_panoptic",
     "check_same_categories",
     "filter_empty",
     "get_metadata",

@@ -178,7 +178,8 @@ class ColorTransform(Transform):
         hsv = np.array(Image.fromarray(np.ascontiguousarray(rgb)).convert("HSV"))
         hsv[..., 0] += np.uint8(round(self.hue * 256 / 360) % 256)
         hsv[..., 1] = self._linear(hsv[..., 1], self.saturation, 0.0)
-        rgb = np.asarray(Image.fromarray(hsv, mode="HSV").convert("RGB"))
+        planes = [Image.fromarray(hsv[..., channel]) for channel in range(3)]
+        rgb = np.asarray(Image.merge("HSV", planes).convert("RGB"))
         return rgb[..., ::-1] if self.bgr else rgb
 
 
@@ -251,15 +252,15 @@ def _shortest_edge(cfg: Any, ignore_label: int) -> list[T.Augmentation]:
             cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
         )
     ]
-    if cfg.INPUT.CROP.ENABLED:
+    crop = cfg.INPUT.CROP
+    if crop.ENABLED and crop.SINGLE_CATEGORY_MAX_AREA < 1.0:
         augmentations.append(
             T.RandomCrop_CategoryAreaConstraint(
-                cfg.INPUT.CROP.TYPE,
-                cfg.INPUT.CROP.SIZE,
-                cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA,
-                ignore_label,
+                crop.TYPE, crop.SIZE, crop.SINGLE_CATEGORY_MAX_AREA, ignore_label
             )
         )
+    elif crop.ENABLED:
+        augmentations.append(T.RandomCrop(crop.TYPE, crop.SIZE))
     return augmentations
 
 

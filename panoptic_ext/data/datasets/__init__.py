@@ -1,5 +1,10 @@
-"""Registered data sets: one generic loader, small registrations."""
+"""Registered data sets: one generic loader, small registrations.
 
+Importing it registers the known data sets and shapes; nothing is read.
+"""
+
+from panoptic_ext.data.datasets.builtin import register_builtin
 from panoptic_ext.data.datasets.shapes import register_shapes
 
+register_builtin()
 register_shapes()

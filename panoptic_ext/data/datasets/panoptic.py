@@ -34,6 +34,7 @@ __all__ = [
     "PanopticSource",
     "load_panoptic",
     "load_source",
+    "missing_files",
     "register_panoptic",
     "register_source",
 ]
@@ -309,8 +310,8 @@ def load_source(source: PanopticSource) -> tuple[list[dict[str, Any]], tuple[Cat
         entry = images[str(annotation["image_id"])]
         name = source.image_name(entry)
         found = image_files.find_image(name)
-        problems += _missing_files(
-            entry, name, image_root, found is None, annotation, png_root, png_files
+        problems += missing_files(
+            entry["id"], name, found, annotation["file_name"], png_files, image_root
         )
         records.append(
             {
@@ -327,41 +328,45 @@ def load_source(source: PanopticSource) -> tuple[list[dict[str, Any]], tuple[Cat
     for record in records:
         segments = record["segments_info"]
         if segments is None:
-            segments = _segments_of_png(record["pan_seg_file_name"], source.label_divisor, contiguous)
+            segments = _segments_of_png(
+                record["pan_seg_file_name"], source.label_divisor, contiguous
+            )
         record["segments_info"] = [_convert(s, contiguous) for s in segments]
     skipped = len(images) - len(records)
     if skipped:
-        logger.info("%s: %d of %d images have no annotation and are left out", path, skipped, len(images))
+        logger.info(
+            "%s: %d of %d images have no annotation and are left out", path, skipped, len(images)
+        )
     return records, categories
 
 
-def _missing_files(
-    entry: dict[str, Any],
-    name: str,
-    image_root: str,
-    no_image: bool,
-    annotation: dict[str, Any],
-    png_root: str,
+def missing_files(
+    image_id: int | str,
+    image: str,
+    found: str | None,
+    png: str,
     png_files: FolderIndex,
+    image_root: str,
 ) -> list[Problem]:
+    """Problems where `found`, the image's file, is None or the label map `png` is not there."""
     problems = []
-    where = f"image id {entry['id']!r}"
-    if no_image:
+    where = f"image id {image_id!r}"
+    if found is None:
         problems.append(
             Problem(
                 "missing-image",
                 where,
-                f"no image {os.path.join(image_root, name)}, nor one of that name with another "
+                f"no image {os.path.join(image_root, image)}, nor one of that name with another "
                 "extension",
                 "copy it there or correct the image root",
             )
         )
-    if not png_files.has(annotation["file_name"]):
+    if not png_files.has(png):
         problems.append(
             Problem(
                 "missing-png",
                 where,
-                f"no label map {os.path.join(png_root, annotation['file_name'])}",
+                f"no label map {os.path.join(png_files.root, png)}",
                 "copy it there or correct the PNG root",
             )
         )

@@ -17,7 +17,7 @@ from panoptic_ext.data.datasets.structure import Category
 
 __all__ = ["CATEGORIES", "VERSION", "render"]
 
-VERSION = 1  # raise when the same parameters give other pixels
+VERSION = 2  # raise when the same parameters give other pixels
 
 CATEGORIES = (
     Category(1, "circle", True, (220, 20, 60)),
@@ -79,7 +79,7 @@ def _regions(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     fields = []
     for _ in _STUFF:
         coarse = rng.normal(0.0, 1.0, (3, 4)).astype(np.float32)
-        fine = rng.normal(0.0, 0.12, (10, 12)).astype(np.float32)
+        fine = rng.normal(0.0, 0.08, (8, 10)).astype(np.float32)
         field = sum(
             np.asarray(Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC))
             for grid in (coarse, fine)
@@ -134,10 +134,17 @@ def _polygon(rng: np.random.Generator, name: str, radius: float) -> np.ndarray:
 
 def _coverage(points: np.ndarray, height: int, width: int) -> np.ndarray:
     """(H, W) float in [0, 1], how much of each pixel the polygon covers."""
-    s = _OVERSAMPLING
-    canvas = Image.new("L", (width * s, height * s))
-    ImageDraw.Draw(canvas).polygon([tuple(p) for p in points * s], fill=255)
-    return np.asarray(canvas.reduce(s), np.float32) / 255.0
+    limit = np.array([width, height])
+    low = np.clip(np.floor(points.min(axis=0)).astype(int) - 1, 0, limit)
+    high = np.clip(np.ceil(points.max(axis=0)).astype(int) + 1, 0, limit)
+    out = np.zeros((height, width), np.float32)
+    if (high > low).all():
+        s = _OVERSAMPLING
+        canvas = Image.new("L", tuple((high - low) * s))
+        ImageDraw.Draw(canvas).polygon([tuple(p) for p in (points - low) * s], fill=255)
+        part = np.asarray(canvas.reduce(s), np.float32) / 255.0
+        out[low[1] : high[1], low[0] : high[0]] = part
+    return out
 
 
 def _place_object(
@@ -215,12 +222,10 @@ def _label(
     rng: np.random.Generator, regions: np.ndarray, void: np.ndarray, objects: list[_Object]
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Id map and segments; ids are random and large, as in real data sets."""
-    parts = [
-        (category, (regions == index) & ~void, 0) for index, category in enumerate(_STUFF)
-    ]
+    free = ~void
     for o in objects:
-        for index in range(len(_STUFF)):
-            parts[index] = (parts[index][0], parts[index][1] & ~o.mask, 0)
+        free &= ~o.mask
+    parts = [(category, (regions == index) & free, 0) for index, category in enumerate(_STUFF)]
     parts += [(o.category, o.mask, o.iscrowd) for o in objects]
     ids = np.zeros(regions.shape, np.int32)
     segments = []

@@ -321,7 +321,9 @@ class _SegmentChecker:
         return problems
 
 
-def _duplicates(entries: Iterable[Any], key: str, where: str, room: str, kind: str) -> list[Problem]:
+def _duplicates(
+    entries: Iterable[Any], key: str, where: str, room: str, kind: str
+) -> list[Problem]:
     values = [str(e[key]) for e in entries if isinstance(e, dict) and e.get(key) is not None]
     if len(set(values)) == len(values):
         return []

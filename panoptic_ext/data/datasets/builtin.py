@@ -1,0 +1,94 @@
+"""Known data sets in the layout that their users already have, under $DETECTRON2_DATASETS.
+
+Names are `<dataset>_panoptic_<split>`. A name that somebody registered before is left alone.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from detectron2.data import DatasetCatalog
+from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES, COCO_CATEGORIES
+
+from panoptic_ext.data.datasets.panoptic import PanopticSource, register_source
+from panoptic_ext.data.datasets.structure import Category
+
+__all__ = ["BUILTIN", "CityscapesSource", "register_builtin"]
+
+
+@dataclass(frozen=True)
+class CityscapesSource(PanopticSource):
+    """Cityscapes' panoptic JSON names the label map as the image; the image follows from its id."""
+
+    def image_name(self, entry: dict[str, Any]) -> str:
+        image_id = str(entry["id"])
+        return os.path.join(image_id.split("_")[0], f"{image_id}_leftImg8bit.png")
+
+
+def _categories(table: list[dict[str, Any]]) -> tuple[Category, ...]:
+    return tuple(Category(c["id"], c["name"], bool(c["isthing"]), tuple(c["color"])) for c in table)
+
+
+def _coco(split: str) -> PanopticSource:
+    return PanopticSource(
+        json=f"coco/annotations/panoptic_{split}2017.json",
+        image_root=f"coco/{split}2017",
+        png_root=f"coco/panoptic_{split}2017",
+        classes=_categories(COCO_CATEGORIES),
+        search_path=_SEARCH_PATH,
+    )
+
+
+def _cityscapes(split: str) -> PanopticSource:
+    # The table's `trainId` order is the order of the rows: contiguous ids are the train ids.
+    return CityscapesSource(
+        json=f"cityscapes/gtFine/cityscapes_panoptic_{split}.json",
+        image_root=f"cityscapes/leftImg8bit/{split}",
+        png_root=f"cityscapes/gtFine/cityscapes_panoptic_{split}",
+        evaluator_type="cityscapes_panoptic_seg",
+        classes=_categories(CITYSCAPES_CATEGORIES),
+        search_path=_SEARCH_PATH,
+    )
+
+
+def _ade20k(split: str) -> PanopticSource:
+    folder = {"train": "training", "val": "validation"}[split]
+    return PanopticSource(
+        json=f"ADEChallengeData2016/ade20k_panoptic_{split}.json",
+        image_root=f"ADEChallengeData2016/images/{folder}",
+        png_root=f"ADEChallengeData2016/ade20k_panoptic_{split}",
+        evaluator_type="ade20k_panoptic_seg",
+        search_path=_SEARCH_PATH,
+    )
+
+
+def _mapillary_vistas(split: str) -> PanopticSource:
+    folder = {"train": "training", "val": "validation"}[split]
+    return PanopticSource(
+        json=f"mapillary_vistas/{folder}/panoptic/panoptic_2018.json",
+        image_root=f"mapillary_vistas/{folder}/images",
+        png_root=f"mapillary_vistas/{folder}/panoptic",
+        ignore_label=65,
+        evaluator_type="mapillary_vistas_panoptic_seg",
+        search_path=_SEARCH_PATH,
+    )
+
+
+_SEARCH_PATH = ("datasets",)
+BUILTIN = {
+    "coco": _coco,
+    "cityscapes": _cityscapes,
+    "ade20k": _ade20k,
+    "mapillary_vistas": _mapillary_vistas,
+}
+
+
+def register_builtin() -> None:
+    """Register the splits train and val of each; nothing is read and no folder need exist."""
+    for dataset, make in BUILTIN.items():
+        for split in ("train", "val"):
+            name = f"{dataset}_panoptic_{split}"
+            if name not in DatasetCatalog:
+                register_source(name, make(split))

@@ -1,0 +1,274 @@
+"""Checks a whole data set and reports everything that is wrong with it at once."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from panoptic_ext.data.datasets.access import get_metadata
+from panoptic_ext.data.datasets.files import FolderIndex
+from panoptic_ext.data.datasets.panoptic import PanopticMetadata, PanopticSource, missing_files
+from panoptic_ext.data.datasets.problems import Problem
+from panoptic_ext.data.datasets.structure import check_structure, read_json, safe_name
+from panoptic_ext.data.id_map import READ_ERRORS, find_runs, read_id_map
+from panoptic_ext.errors import DatasetError
+
+__all__ = ["check_panoptic", "count_segments"]
+
+_EXIF_ORIENTATION = 274
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One annotated image with what the JSON says of it."""
+
+    where: str
+    image: str
+    png: str
+    size: tuple[Any, Any]
+    segments: list[dict[str, Any]] | None
+
+
+def check_panoptic(
+    data: str | PanopticSource,
+    *,
+    pixels: bool = True,
+    workers: int = 4,
+    progress: bool = False,
+) -> list[Problem]:
+    """Everything that is wrong with a data set.
+
+    Args:
+        data: a registered name, or a source that need not be registered.
+        pixels: also open every image and label map; without, only the JSON and the presence of
+            files are checked.
+        workers: threads that read files.
+        progress: show a progress bar.
+
+    Returns:
+        problems in the order JSON, files, pixels; those with `warning` do not hinder training.
+    """
+    source = data if isinstance(data, PanopticSource) else _source_of(data)
+    try:
+        path, image_root, png_root = source.locate()
+        info = read_json(path)
+    except DatasetError as error:
+        return [Problem("unreadable-json", source.json, str(error), "mend this first")]
+    problems = check_structure(info, path, encoding=source.encoding, categories=source.classes)
+    if not isinstance(info.get("images"), list) or not isinstance(info.get("annotations"), list):
+        return problems
+    found, samples = _check_files(source, info, image_root, png_root)
+    problems += found
+    problems += _check_same_names(samples)
+    problems += [problem for sample in samples for problem in _check_content(sample)]
+    if pixels:
+        check = partial(_check_pixels, encoding=source.encoding)
+        with ThreadPoolExecutor(max(workers, 1)) as pool:
+            bar = tqdm(
+                pool.map(check, samples), total=len(samples), unit="image", disable=not progress
+            )
+            problems += [problem for part in bar for problem in part]
+    return problems
+
+
+def count_segments(name: str) -> str:
+    """One line about a registered data set that is well-formed: images, classes, segments."""
+    metadata = get_metadata(name)
+    annotations = read_json(metadata.panoptic_json)["annotations"]
+    segments = sum(len(a.get("segments_info") or []) for a in annotations)
+    things = sum(metadata.isthing)
+    return (
+        f"{len(annotations)} images, {things} things + {len(metadata.isthing) - things} stuff, "
+        f"{segments} segments"
+    )
+
+
+def _source_of(name: str) -> PanopticSource:
+    metadata = get_metadata(name)
+    if not isinstance(metadata, PanopticMetadata):
+        raise DatasetError(
+            f"data set {name!r} was not registered by panoptic_ext; give its JSON, image root and "
+            "PNG root instead"
+        )
+    return metadata.source
+
+
+def _check_files(
+    source: PanopticSource, info: dict[str, Any], image_root: str, png_root: str
+) -> tuple[list[Problem], list[_Sample]]:
+    """Which files are missing, and the samples whose files are there."""
+    images = {str(e.get("id")): e for e in info["images"] if isinstance(e, dict)}
+    image_files, png_files = FolderIndex(image_root), FolderIndex(png_root)
+    problems: list[Problem] = []
+    samples = []
+    for annotation in info["annotations"]:
+        if not isinstance(annotation, dict) or not safe_name(annotation.get("file_name")):
+            continue
+        entry = images.get(str(annotation.get("image_id")))
+        if entry is None:
+            continue
+        name = source.image_name(entry) if entry.get("file_name") else None
+        if not safe_name(name):
+            continue
+        found = image_files.find_image(str(name))
+        missing = missing_files(
+            entry.get("id"), str(name), found, annotation["file_name"], png_files, image_root
+        )
+        problems += missing
+        if found is not None and not missing:
+            segments = annotation.get("segments_info")
+            samples.append(
+                _Sample(
+                    where=f"image id {entry['id']!r}",
+                    image=os.path.join(image_root, found),
+                    png=os.path.join(png_root, annotation["file_name"]),
+                    size=(entry.get("height"), entry.get("width")),
+                    segments=_usable(segments) if isinstance(segments, list) else None,
+                )
+            )
+    return problems, samples
+
+
+def _usable(segments: list[Any]) -> list[dict[str, Any]]:
+    """The segments whose ids can be compared with pixels; the others are reported already."""
+    return [s for s in segments if isinstance(s, dict) and isinstance(s.get("id"), int)]
+
+
+def _check_same_names(samples: list[_Sample]) -> list[Problem]:
+    folders: dict[str, list[str]] = defaultdict(list)
+    for sample in samples:
+        folders[os.path.splitext(os.path.basename(sample.image))[0]].append(sample.image)
+    return [
+        Problem(
+            "same-base-name",
+            ", ".join(paths[:3]),
+            f"{len(paths)} images in different folders have the name {name!r}",
+            "fine here, but tools that write one file per name will mix them up",
+            warning=True,
+        )
+        for name, paths in folders.items()
+        if len(paths) > 1
+    ]
+
+
+def _check_content(sample: _Sample) -> Iterator[Problem]:
+    if sample.segments is None:
+        return
+    if not sample.segments:
+        found = "no segment at all: every pixel is void"
+    elif all(s.get("iscrowd") == 1 for s in sample.segments):
+        found = "nothing but crowd"
+    else:
+        return
+    yield Problem(
+        "nothing-to-learn",
+        sample.where,
+        found,
+        "training leaves it out and evaluation ignores it; annotate it or remove it",
+        warning=True,
+    )
+
+
+def _check_pixels(sample: _Sample, encoding: str) -> list[Problem]:
+    """Opens one image and its label map."""
+    problems = []
+    size = None
+    try:
+        with Image.open(sample.image) as image:
+            image.load()
+            size = (image.height, image.width)
+            turn = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except READ_ERRORS as error:
+        problems.append(
+            Problem(
+                "damaged-image",
+                f"{sample.where}, {sample.image}",
+                f"cannot be read: {error}",
+                "copy it again or remove it from the JSON",
+            )
+        )
+    if size is not None:
+        problems += _check_image_size(sample, size, turn)
+    try:
+        ids = read_id_map(sample.png, encoding)
+    except DatasetError as error:
+        text, _, mend = str(error).rpartition("; ")
+        return [*problems, Problem("bad-label-map", sample.where, text or str(error), mend)]
+    if size is not None and ids.shape != size:
+        problems.append(
+            Problem(
+                "size-mismatch",
+                sample.where,
+                f"label map {sample.png} is {_by(ids.shape)}, the image {sample.image} {_by(size)}",
+                "make them the same size",
+            )
+        )
+    if sample.segments is not None:
+        problems += _check_ids(sample, ids)
+    return problems
+
+
+def _check_image_size(sample: _Sample, size: tuple[int, int], turn: int) -> Iterator[Problem]:
+    where = f"{sample.where}, {sample.image}"
+    if turn != 1:
+        yield Problem(
+            "exif-rotation",
+            where,
+            f"the EXIF tag (orientation {turn}) turns or mirrors it when it is read, but not its "
+            "label map",
+            "save it upright, without the tag",
+        )
+    elif size != sample.size:
+        yield Problem(
+            "size-mismatch",
+            where,
+            f"the image is {_by(size)} (height x width), the JSON says {_by(sample.size)}",
+            "correct the JSON or the image",
+        )
+
+
+def _check_ids(sample: _Sample, ids: np.ndarray) -> Iterator[Problem]:
+    """Compares the ids and areas of a label map with the JSON's."""
+    runs = find_runs(ids)
+    values, inverse = np.unique(runs.values, return_inverse=True)
+    counts = np.bincount(inverse, weights=runs.lengths, minlength=len(values)).astype(int)
+    areas = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    areas.pop(0, None)
+    known = {s["id"] for s in sample.segments or ()}
+    for i in sorted(set(areas) - known):
+        yield Problem(
+            "id-not-in-json",
+            f"{sample.where}, {sample.png}, segment id {i}",
+            f"{areas[i]} pixels have this id, which is not in segments_info",
+            "add the segment or write 0 (void)",
+        )
+    for segment in sample.segments or ():
+        i, area = segment["id"], segment.get("area")
+        where = f"{sample.where}, {sample.png}, segment id {i}"
+        if i not in areas:
+            yield Problem(
+                "id-not-in-png",
+                where,
+                "no pixel has this id",
+                "remove the segment from segments_info; the mapper leaves it out",
+            )
+        elif isinstance(area, (int, float)) and area != areas[i]:
+            yield Problem(
+                "wrong-area",
+                where,
+                f"area is {area}, expected the number of pixels, {areas[i]}",
+                "correct the area",
+            )
+
+
+def _by(size: tuple[Any, ...]) -> str:
+    return f"{size[0]} x {size[1]}"

@@ -1,0 +1,106 @@
+"""Why a segment has no match: one cause for each false negative and false positive.
+
+Causes, the first that holds. "Mostly inside" is more than half of the segment's pixels.
+- "wrong class": IoU > 0.5 with a segment of another category.
+- "split" (FN): at least two predictions of its category lie mostly inside it; FP: it lies mostly
+  inside one true segment of its category.
+- "merged" (FN): it lies mostly inside a prediction of its category that also holds most of another
+  true segment of it; FP: it holds most of two or more true segments of its category.
+- "low IoU": the best segment of its category has an IoU of 0.1 to 0.5.
+- "missed" (FN), "spurious" (FP): none of these.
+
+Shapes: `pairs` holds the M pairs that share pixels: row in the truth, row in the prediction, pixels
+and IoU, (M,) each.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .segment_table import SegmentTable
+
+__all__ = ["FN_CAUSES", "FP_CAUSES", "false_negative_causes", "false_positive_causes"]
+
+FN_CAUSES = ("missed", "wrong class", "split", "merged", "low IoU")
+FP_CAUSES = ("spurious", "wrong class", "split", "merged", "low IoU")
+_LOW_IOU = 0.1
+
+Pairs = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def false_negative_causes(
+    rows: np.ndarray, gt: SegmentTable, pred: SegmentTable, pairs: Pairs
+) -> list[tuple[int, str]]:
+    """The cause of each missed true segment.
+
+    Args:
+        rows: rows of the missed segments in `gt`.
+
+    Returns:
+        (row, cause) of each.
+    """
+    if not len(rows):
+        return []
+    g, p, _, iou = pairs
+    same, inside_gt, inside_pred = _relations(gt, pred, pairs)
+    pieces = _sum_by(g, same & inside_gt, len(gt))
+    held = _sum_by(p, same & inside_pred, len(pred))
+    return _first_cause(
+        rows,
+        len(gt),
+        g,
+        "missed",
+        {
+            "low IoU": same & (iou >= _LOW_IOU),
+            "merged": same & inside_pred & (held[p] > 1),
+            "split": same & (pieces[g] > 1),
+            "wrong class": ~same & (iou > 0.5),
+        },
+    )
+
+
+def false_positive_causes(
+    rows: np.ndarray, gt: SegmentTable, pred: SegmentTable, pairs: Pairs
+) -> list[tuple[int, str]]:
+    """The cause of each predicted segment without a match; as `false_negative_causes`."""
+    if not len(rows):
+        return []
+    _, p, _, iou = pairs
+    same, inside_gt, inside_pred = _relations(gt, pred, pairs)
+    held = _sum_by(p, same & inside_pred, len(pred))
+    return _first_cause(
+        rows,
+        len(pred),
+        p,
+        "spurious",
+        {
+            "low IoU": same & (iou >= _LOW_IOU),
+            "merged": same & (held[p] > 1),
+            "split": same & inside_gt,
+            "wrong class": ~same & (iou > 0.5),
+        },
+    )
+
+
+def _relations(
+    gt: SegmentTable, pred: SegmentTable, pairs: Pairs
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(M,) bool: same category and no crowd; prediction mostly inside truth; truth inside it."""
+    g, p, pixels, _ = pairs
+    same = (gt.categories[g] == pred.categories[p]) & ~gt.iscrowd[g]
+    return same, 2 * pixels > pred.areas[p], 2 * pixels > gt.areas[g]
+
+
+def _sum_by(rows: np.ndarray, use: np.ndarray, n: int) -> np.ndarray:
+    return np.bincount(rows[use], minlength=n)
+
+
+def _first_cause(
+    rows: np.ndarray, n: int, at: np.ndarray, default: str, causes: dict[str, np.ndarray]
+) -> list[tuple[int, str]]:
+    """Give each row the last of `causes` that holds for one of its pairs, else the default."""
+    names = [default, *causes]
+    found: np.ndarray = np.zeros(n, np.int64)
+    for number, holds in enumerate(causes.values(), start=1):
+        found[at[holds]] = number
+    return [(row, names[found[row]]) for row in rows.tolist()]

@@ -1,0 +1,155 @@
+"""Panoptic quality of one COCO panoptic result against another, from their files."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from panoptic_ext.errors import EvaluationError
+
+from .label_runs import LabelRuns
+from .panoptic_json import Annotation, PanopticFiles
+from .panoptic_quality import PQStat, check_areas, match_image, predicted_segments
+from .report import image_ranking
+from .segment_table import SegmentTable
+
+__all__ = ["GT_AREAS", "FileResult", "compare_with_truth", "evaluate_files"]
+
+GT_AREAS = ("check", "json", "pixels")
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """What `evaluate_files` found.
+
+    Attributes:
+        summary: of `PQStat.summary`.
+        categories: {category id: its dict in the truth's JSON}.
+        per_image: of `report.image_ranking`; file_name is the truth's PNG.
+    """
+
+    summary: dict[str, dict]
+    categories: dict[int, dict]
+    per_image: list[dict[str, Any]]
+
+
+def evaluate_files(
+    gt_json: str,
+    gt_root: str | None,
+    pred_json: str,
+    pred_root: str | None,
+    *,
+    num_threads: int = 2,
+    gt_area: str = "check",
+    progress: bool = False,
+) -> FileResult:
+    """Compare two COCO panoptic results: a model or a person with the truth.
+
+    Args:
+        gt_json, pred_json: COCO panoptic JSON files, joined on image_id.
+        gt_root, pred_root: folders of their PNGs; None: the JSON's path without ".json".
+        num_threads: that read PNGs and compare; 0: none beside the caller's.
+        gt_area: as `PanopticEvaluator`.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        EvaluationError: files not in COCO panoptic format, images with a missing or extra
+            prediction, or ids, categories, sizes or areas that do not fit.
+    """
+    truth = PanopticFiles(gt_json, gt_root or os.path.splitext(gt_json)[0])
+    predictions = PanopticFiles(
+        pred_json,
+        pred_root or os.path.splitext(pred_json)[0],
+        categories=truth.categories,
+        is_truth=False,
+    )
+    predictions.check_categories(truth)
+    pairs = _join(truth, predictions)
+
+    def compare(pair: tuple[Annotation, Annotation]) -> PQStat:
+        annotation, predicted = pair
+        where = f"prediction for {predictions.where(predicted)}"
+        runs = predictions.runs(predicted)
+        table = predicted_segments(runs, predictions.table(predicted, runs), where)
+        return compare_with_truth(truth, annotation, runs, table, gt_area)
+
+    results = _map(compare, pairs, num_threads)
+    bar = tqdm(results, total=len(pairs), unit="image", desc="PQ", disable=not progress)
+    stats = {annotation.image_id: stat for (annotation, _), stat in zip(pairs, bar, strict=True)}
+    total = PQStat.total(stats.values())
+    return FileResult(
+        total.summary({c: bool(v["isthing"]) for c, v in truth.categories.items()}),
+        truth.categories,
+        image_ranking(stats, total, {a.image_id: a.file_name for a, _ in pairs}),
+    )
+
+
+def compare_with_truth(
+    truth: PanopticFiles,
+    annotation: Annotation,
+    runs: LabelRuns,
+    table: SegmentTable,
+    gt_area: str = "check",
+) -> PQStat:
+    """Read the truth of one image and compare a prediction with it.
+
+    Args:
+        truth: the ground truth.
+        annotation: the image, from `truth`.
+        runs, table: the prediction, from `predicted_segments`.
+        gt_area: as `PanopticEvaluator`.
+
+    Raises:
+        EvaluationError: the truth cannot be read, sizes differ, or its areas are wrong.
+    """
+    if gt_area not in GT_AREAS:
+        raise EvaluationError(f"gt_area is {gt_area!r}; expected one of {GT_AREAS}")
+    gt_runs = truth.runs(annotation)
+    gt_table = truth.table(annotation, gt_runs)
+    if gt_area == "check":
+        check_areas(gt_runs, gt_table, truth.where(annotation))
+    elif gt_area == "pixels":
+        gt_table = gt_table.with_pixel_areas(*gt_runs.areas())
+    return match_image(gt_runs, gt_table, runs, table, f"image {annotation.image_id!r}")
+
+
+def _join(truth: PanopticFiles, predictions: PanopticFiles) -> list[tuple[Annotation, Annotation]]:
+    pairs = [(a, predictions.find(a.image_id)) for a in truth.annotations.values()]
+    missing = [a.image_id for a, predicted in pairs if predicted is None]
+    extra = [i for i in predictions.annotations if truth.find(i) is None]
+    for kind, ids, where, other in (
+        ("no prediction", missing, truth.path, predictions.path),
+        ("a prediction but no ground truth", extra, predictions.path, truth.path),
+    ):
+        if ids:
+            listed = ", ".join(map(repr, ids[:5])) + (", ..." if len(ids) > 5 else "")
+            raise EvaluationError(
+                f"{len(ids)} images of {where} have {kind} in {other}: image ids {listed};"
+                " both files must be of the same images"
+            )
+    return [(a, predicted) for a, predicted in pairs if predicted is not None]
+
+
+def _map(function: Callable[[Any], Any], items: Iterable, num_threads: int) -> Iterator:
+    """As map, in threads that keep a few results ahead."""
+    if not num_threads:
+        yield from map(function, items)
+        return
+    waiting: deque[Future] = deque()
+    with ThreadPoolExecutor(num_threads, "panoptic-evaluation") as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 4 * num_threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,98 @@
+"""The predictions of the worst and best images, kept while an evaluation streams by."""
+
+from __future__ import annotations
+
+import heapq
+import io
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from panoptic_ext.data.id_map import rgb_to_id
+
+__all__ = ["KeptPrediction", "PredictionKeeper", "worst_and_best"]
+
+
+@dataclass(frozen=True)
+class KeptPrediction:
+    """One image's prediction, small enough to keep and to send.
+
+    Attributes:
+        image_id: of the image.
+        file_name: path of the image.
+        pq: in percent, as in `PanopticEvaluator.per_image`.
+        order: position of the image in the data set.
+        png: the label map as COCO's RGB PNG; 0 is void.
+        segments_info: as the model gave it: contiguous category ids.
+    """
+
+    image_id: int | str
+    file_name: str
+    pq: float
+    order: int
+    png: bytes
+    segments_info: list[dict[str, Any]]
+
+    def ids(self) -> np.ndarray:
+        """The (H, W) int32 label map."""
+        with Image.open(io.BytesIO(self.png)) as image:
+            return rgb_to_id(np.asarray(image))
+
+
+class PredictionKeeper:
+    """Keeps the `number` worst and `number` best of the predictions offered, from any thread."""
+
+    def __init__(self, number: int):
+        self._number = number
+        # Two heaps whose first entry is the next to give up: the best of the worst ones, and the
+        # worst of the best ones. The order in the data set decides between equals.
+        self._worst: list[tuple[float, int, KeptPrediction]] = []
+        self._best: list[tuple[float, int, KeptPrediction]] = []
+        self._lock = threading.Lock()
+
+    def offer(self, pq: float, order: int, make: Callable[[], KeptPrediction]) -> None:
+        """Keep a prediction if it is among the worst or best so far.
+
+        Args:
+            pq: of the image, in percent; nan (nothing to evaluate) is never kept.
+            order: position of the image in the data set.
+            make: encodes the prediction; called only if it is kept.
+        """
+        if self._number == 0 or math.isnan(pq):
+            return
+        with self._lock:
+            wanted = [
+                (heap, key)
+                for heap, key in ((self._worst, (-pq, -order)), (self._best, (pq, -order)))
+                if len(heap) < self._number or key > heap[0][:2]
+            ]
+            if not wanted:
+                return
+            prediction = make()
+            for heap, key in wanted:
+                push = heapq.heappush if len(heap) < self._number else heapq.heapreplace
+                push(heap, (*key, prediction))
+
+    def kept(self) -> dict[int, KeptPrediction]:
+        """All that are kept, by their position in the data set."""
+        return {p.order: p for _, _, p in (*self._worst, *self._best)}
+
+
+def worst_and_best(keys: list[tuple[float, int]], number: int) -> tuple[list[int], list[int]]:
+    """Choose images.
+
+    Args:
+        keys: (pq, order) of each.
+        number: how many of each kind, at most; no image is of both kinds.
+
+    Returns:
+        orders of the worst, worst first, and of the best, best first.
+    """
+    worst = [order for _, order in sorted(keys)[:number]]
+    best = sorted((-pq, order) for pq, order in keys if order not in worst)
+    return worst, [order for _, order in best[:number]]

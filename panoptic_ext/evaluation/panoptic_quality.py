@@ -1,0 +1,299 @@
+"""Panoptic quality by the rules of panopticapi: match one image, add up many, average.
+
+Source: Kirillov et al., "Panoptic Segmentation", CVPR 2019; the rules are panopticapi's:
+- IoU = I / (P + G - I - I(void, P)): predicted area P from the pixels, true area G from the JSON.
+- A pair matches if of one category, the truth is not crowd, and IoU > 0.5, strictly.
+- FN: truth without a match that is not crowd.
+- FP: prediction without a match, unless more than half of it, strictly, is void or crowd of its
+  category; of several crowd segments of a category only the last in the JSON counts.
+- Pixels of an id that the truth's JSON lacks are neither void nor of any segment.
+
+Shapes: G true and P predicted segments, M pairs of them that share pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from panoptic_ext.errors import EvaluationError
+
+from .error_causes import false_negative_causes, false_positive_causes
+from .label_runs import LabelRuns, Overlaps, overlaps
+from .segment_table import SegmentTable
+
+__all__ = ["ClassCounts", "PQStat", "check_areas", "match_image", "predicted_segments"]
+
+
+@dataclass
+class ClassCounts:
+    """What one category adds to the panoptic quality.
+
+    Attributes:
+        ious: the IoU of each true positive. The list and not its sum, so that the sum over all
+            images can be the same to the last bit in any order and on any number of workers.
+        fp, fn: false positives and negatives.
+        fp_causes, fn_causes: how many of them by cause, see `error_causes`.
+    """
+
+    ious: list[float] = field(default_factory=list)
+    fp: int = 0
+    fn: int = 0
+    fp_causes: Counter[str] = field(default_factory=Counter)
+    fn_causes: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def tp(self) -> int:
+        """True positives."""
+        return len(self.ious)
+
+    @property
+    def weight(self) -> float:
+        """TP + FP / 2 + FN / 2, what PQ and RQ divide by."""
+        return self.tp + 0.5 * self.fp + 0.5 * self.fn
+
+    @property
+    def shortfall(self) -> float:
+        """weight * (1 - PQ): what is lacking to a perfect result; adds up over images."""
+        return self.weight - math.fsum(self.ious)
+
+    def add(self, other: ClassCounts) -> None:
+        """Add the counts of `other` to these."""
+        self.ious.extend(other.ious)
+        self.fp += other.fp
+        self.fn += other.fn
+        self.fp_causes.update(other.fp_causes)
+        self.fn_causes.update(other.fn_causes)
+
+    def quality(self) -> dict[str, float]:
+        """pq, sq, rq in [0, 1]; nan for a category without TP, FP and FN (sq 0 without TP)."""
+        if self.weight == 0:
+            return {"pq": math.nan, "sq": math.nan, "rq": math.nan}
+        iou_sum = math.fsum(self.ious)
+        return {
+            "pq": iou_sum / self.weight,
+            "sq": iou_sum / self.tp if self.tp else 0.0,
+            "rq": self.tp / self.weight,
+        }
+
+
+@dataclass
+class PQStat:
+    """Counts by dataset category id, of one image or of many.
+
+    Merging in any order gives results equal to the last bit.
+    """
+
+    counts: dict[int, ClassCounts] = field(default_factory=dict)
+
+    def __getitem__(self, category: int) -> ClassCounts:
+        return self.counts.setdefault(category, ClassCounts())
+
+    def merge(self, other: PQStat) -> None:
+        """Add the counts of `other` to these."""
+        for category, counts in other.counts.items():
+            self[category].add(counts)
+
+    @classmethod
+    def total(cls, stats: Iterable[PQStat]) -> PQStat:
+        """The sum of many."""
+        result = cls()
+        for stat in stats:
+            result.merge(stat)
+        return result
+
+    def average(self, categories: Iterable[int]) -> dict[str, float]:
+        """Mean pq, sq, rq in [0, 1] over those of `categories` that have TP, FP or FN.
+
+        Returns:
+            {"pq", "sq", "rq", "n"}; n is the number of those categories. Where it is 0 the
+            qualities are not available: nan.
+        """
+        rows = [self.counts[c].quality() for c in categories if self.has(c)]
+        means = {k: math.fsum(r[k] for r in rows) / len(rows) if rows else math.nan for k in _KEYS}
+        return {**means, "n": len(rows)}
+
+    def has(self, category: int) -> bool:
+        """Whether the category has any TP, FP or FN."""
+        return category in self.counts and self.counts[category].weight > 0
+
+    def totals(self) -> dict[str, int]:
+        """{"tp", "fp", "fn"} over all categories."""
+        return {k: sum(getattr(c, k) for c in self.counts.values()) for k in ("tp", "fp", "fn")}
+
+    def pooled_pq(self) -> float:
+        """PQ in [0, 1] of all segments taken as one category's (matches stay within categories)."""
+        pooled = ClassCounts()
+        for counts in self.counts.values():
+            pooled.add(counts)
+        return pooled.quality()["pq"]
+
+    def summary(self, isthing: Mapping[int, bool]) -> dict[str, dict]:
+        """All averages.
+
+        Args:
+            isthing: for each category of the data set, whether it is a thing.
+
+        Returns:
+            {"All", "Things", "Stuff": as `average`, "per_class": {category: {pq, sq, rq, iou, tp,
+            fp, fn, fp_causes, fn_causes}}}, every category of `isthing` in its order.
+        """
+        per_class = {}
+        for category in isthing:
+            counts = self.counts.get(category, ClassCounts())
+            per_class[category] = {
+                **counts.quality(),
+                "iou": math.fsum(counts.ious),
+                "tp": counts.tp,
+                "fp": counts.fp,
+                "fn": counts.fn,
+                "fp_causes": dict(sorted(counts.fp_causes.items())),
+                "fn_causes": dict(sorted(counts.fn_causes.items())),
+            }
+        return {
+            "All": self.average(isthing),
+            "Things": self.average(c for c, thing in isthing.items() if thing),
+            "Stuff": self.average(c for c, thing in isthing.items() if not thing),
+            "per_class": per_class,
+        }
+
+
+_KEYS = ("pq", "sq", "rq")
+
+
+def predicted_segments(runs: LabelRuns, table: SegmentTable, where: str) -> SegmentTable:
+    """The predicted segments with their areas counted in the pixels.
+
+    Args:
+        runs: the predicted map.
+        table: its segments; their areas are not used.
+        where: names the image in errors.
+
+    Raises:
+        EvaluationError: a pixel's id has no entry, or an entry has no pixels.
+    """
+    ids, pixels = runs.areas()
+    rows = table.rows(ids)
+    unknown = ids[(rows < 0) & (ids != 0)]
+    if len(unknown):
+        raise EvaluationError(
+            f"{where}: predicted segment ids {_listed(unknown)} are in the label map but not in"
+            " segments_info; expected an entry for every id but 0 (void)"
+        )
+    areas: np.ndarray = np.zeros(len(table), np.int64)
+    areas[rows[rows >= 0]] = pixels[rows >= 0]
+    if (areas == 0).any():
+        raise EvaluationError(
+            f"{where}: predicted segment ids {_listed(table.ids[areas == 0])} are in segments_info"
+            " but have no pixel in the label map; drop those entries"
+        )
+    return table.with_areas(areas)
+
+
+def check_areas(runs: LabelRuns, table: SegmentTable, where: str) -> None:
+    """Compare the true areas of the JSON with the pixels.
+
+    Segments without any pixel pass: they are false negatives, as in panopticapi.
+
+    Raises:
+        EvaluationError: an area differs.
+    """
+    ids, pixels = runs.areas()
+    rows = table.rows(ids)
+    ids, pixels, rows = ids[rows >= 0], pixels[rows >= 0], rows[rows >= 0]
+    wrong = np.flatnonzero(table.areas[rows] != pixels)
+    if len(wrong):
+        first = wrong[0]
+        raise EvaluationError(
+            f"{where}: the ground truth's JSON gives segment {ids[first]} an area of"
+            f" {table.areas[rows[first]]}, but its PNG has {pixels[first]} pixels of it"
+            f" ({len(wrong)} such segments in this image); PQ would be wrong. Correct the areas, or"
+            " say which to trust with gt_area: 'pixels', or 'json' as panopticapi does"
+        )
+
+
+def match_image(
+    gt_runs: LabelRuns,
+    gt: SegmentTable,
+    pred_runs: LabelRuns,
+    pred: SegmentTable,
+    where: str,
+) -> PQStat:
+    """Compare one image's prediction with its truth, by the rules at the top of this file.
+
+    Args:
+        gt_runs, pred_runs: the label maps.
+        gt: the true segments; areas from the JSON.
+        pred: the predicted segments, from `predicted_segments`.
+        where: names the image in errors.
+
+    Returns:
+        the counts of this image.
+
+    Raises:
+        EvaluationError: the sizes differ.
+    """
+    if gt_runs.shape != pred_runs.shape:
+        raise EvaluationError(
+            f"{where}: the prediction is {_size(pred_runs)}, the ground truth {_size(gt_runs)}"
+            " (height x width); predictions must have the original image's size"
+        )
+    shared = overlaps(gt_runs, pred_runs)
+    gt_rows, pred_rows = gt.rows(shared.gt_ids), pred.rows(shared.pred_ids)
+    void = _pixels_by_row(pred_rows, shared.pixels, shared.gt_ids == 0, len(pred))
+    both = (gt_rows >= 0) & (pred_rows >= 0)
+    g, p, pixels = gt_rows[both], pred_rows[both], shared.pixels[both]
+    union = pred.areas[p] + gt.areas[g] - pixels - void[p]
+    with np.errstate(divide="ignore"):  # only areas that contradict the pixels make it 0
+        iou = pixels / union
+    same = gt.categories[g] == pred.categories[p]
+    match = same & ~gt.iscrowd[g] & (iou > 0.5)
+    missed = ~gt.iscrowd
+    missed[g[match]] = False
+    extra = (void + _crowd_pixels(gt, pred, shared)) / np.maximum(pred.areas, 1) <= 0.5
+    extra[p[match]] = False
+
+    stat = PQStat()
+    for row, value in zip(g[match].tolist(), iou[match].tolist(), strict=True):
+        stat[int(gt.categories[row])].ious.append(value)
+    pairs = (g, p, pixels, iou)
+    for row, cause in false_negative_causes(np.flatnonzero(missed), gt, pred, pairs):
+        counts = stat[int(gt.categories[row])]
+        counts.fn += 1
+        counts.fn_causes[cause] += 1
+    for row, cause in false_positive_causes(np.flatnonzero(extra), gt, pred, pairs):
+        counts = stat[int(pred.categories[row])]
+        counts.fp += 1
+        counts.fp_causes[cause] += 1
+    return stat
+
+
+def _crowd_pixels(gt: SegmentTable, pred: SegmentTable, shared: Overlaps) -> np.ndarray:
+    """(P,) int64: pixels that each prediction shares with the last crowd of its category."""
+    last_crowd = {int(gt.categories[r]): int(gt.ids[r]) for r in np.flatnonzero(gt.iscrowd)}
+    result: np.ndarray = np.zeros(len(pred), np.int64)
+    for category, crowd_id in last_crowd.items():
+        at = shared.gt_ids == crowd_id
+        pixels = _pixels_by_row(pred.rows(shared.pred_ids), shared.pixels, at, len(pred))
+        of_category = pred.categories == category
+        result[of_category] = pixels[of_category]
+    return result
+
+
+def _pixels_by_row(rows: np.ndarray, pixels: np.ndarray, use: np.ndarray, n: int) -> np.ndarray:
+    use = use & (rows >= 0)
+    result: np.ndarray = np.zeros(n, np.int64)
+    np.add.at(result, rows[use], pixels[use])
+    return result
+
+
+def _listed(ids: np.ndarray) -> str:
+    return ", ".join(map(str, ids[:5].tolist())) + (", ..." if len(ids) > 5 else "")
+
+
+def _size(runs: LabelRuns) -> str:
+    return f"{runs.shape[0]} x {runs.shape[1]}"

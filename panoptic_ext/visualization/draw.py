@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import colorsys
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ __all__ = ["class_metadata", "draw_panoptic", "readable_scale"]
 _MIN_LONG_SIDE = 480  # pixels: smaller pictures have no room for labels
 _MAX_SCALE = 8.0
 _GOLDEN = 0.618033988749895  # its multiples spread evenly over [0, 1) for any number of instances
+_MAX_LABELS = 12  # of one category; more of them cover the picture and say nothing new
 _TEXT_ASPECT = 0.6  # mean width of a letter relative to the font's height
 _PIXELS_PER_POINT = 100 / 72  # matplotlib's default dpi
 
@@ -202,21 +204,24 @@ class _PanopticVisualizer(Visualizer):
         for mask, text, color in zip(masks, texts, colors, strict=True):
             if mask.has_holes:
                 self.draw_binary_mask(mask.mask, color=color, alpha=alpha)
-                center = np.median(mask.mask.nonzero(), axis=1)[::-1]
-                self.draw_text(text, center, color=self._change_color_brightness(color, 0.7))
             else:
-                super().overlay_instances(
-                    masks=[mask], labels=[text], assigned_colors=[color], alpha=alpha
-                )
+                super().overlay_instances(masks=[mask], assigned_colors=[color], alpha=alpha)
+            if text:
+                center = np.median(mask.mask.nonzero(), axis=1)[::-1]
+                lighter = tuple(0.4 + 0.6 * channel for channel in color)
+                self.draw_text(text, center, color=lighter, font_size=self._thing_font_size())
         return self.output
+
+    def _thing_font_size(self) -> float:
+        return 0.7 * self._default_font_size  # points; stuff is named in full size
 
     def _labels_that_fit(self, labels: list[str], masks: list[GenericMask]) -> list[str]:
         """Labels, "" where the text would cover its segment or stand out far beyond it.
 
         `masks` come by falling area, so the first of a class name is its largest.
         """
-        font_size = 0.6 * self._default_font_size  # the least that overlay_instances takes
-        named: set[str] = set()
+        font_size = self._thing_font_size()
+        named: Counter[str] = Counter()
         kept = []
         for label, mask in zip(labels, masks, strict=True):
             name = label.rsplit(" ", 1)[0] if label.endswith("%") else label
@@ -224,6 +229,6 @@ class _PanopticVisualizer(Visualizer):
             extent = np.ptp(mask.mask.nonzero()[1]) if mask.area() else 0
             text_area = width * font_size * _PIXELS_PER_POINT
             fits = extent >= width and float(mask.area()) >= 3 * text_area
-            kept.append(label if fits or name not in named else "")
-            named.add(name)
+            kept.append(label if not named[name] or (fits and named[name] < _MAX_LABELS) else "")
+            named[name] += 1
         return kept

@@ -9,7 +9,6 @@ VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 DEMO := output/demo
-DEMO_CONFIG := configs/shapes/panoptic_fpn/panoptic_fpn_R18_shapes.yaml
 PYTEST_ARGS ?=
 
 .PHONY: help install demo test check format lint clean distclean
@@ -20,13 +19,19 @@ help: ## list the targets
 
 install: $(STAMP) ## create .venv with torch, Detectron2 and this package
 
+# The stamp holds the folder that was installed: a .venv that was copied or moved along with its
+# clone still points to the old place, and is installed anew.
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+$(shell rm -f $(STAMP))
+endif
+
 # Runs again only when a file that says what to install changes.
 $(STAMP): setup.py tools/install.sh tools/install_detectron2.py $(wildcard tools/detectron2_patches/*.py)
 	@tools/install.sh $(VENV)
-	@touch $@
+	@echo $(CURDIR) >$@
 
 demo: $(STAMP) ## train on generated shapes, evaluate, draw (about 10 minutes on 2 cores)
-	@tools/demo.sh $(VENV_PYTHON) $(DEMO_CONFIG) $(DEMO)
+	@$(VENV_PYTHON) tools/demo.py --output $(DEMO)
 
 test: $(STAMP) ## lint, types and all tests, the slow ones too
 	@PYTHON=$(VENV_PYTHON) tools/check.sh

@@ -10,7 +10,7 @@ from panoptic_ext.data.datasets.access import (
     num_classes,
     thing_ids,
 )
-from panoptic_ext.data.datasets.check import check_panoptic
+from panoptic_ext.data.datasets.check import check_panoptic, count_segments
 from panoptic_ext.data.datasets.from_config import register_from_config
 from panoptic_ext.data.datasets.panoptic import (
     PanopticMetadata,
@@ -31,6 +31,7 @@ __all__ = [
     "build_augmentations",
     "check_panoptic",
     "check_same_categories",
+    "count_segments",
     "filter_empty",
     "get_metadata",
     "get_records",

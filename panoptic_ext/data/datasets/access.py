@@ -73,10 +73,10 @@ def filter_empty(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def _check_registered(name: str) -> None:
     if name not in DatasetCatalog:
         names = list(DatasetCatalog)
-        hint = nearest(name, names) or f"; {len(names)} names are registered"
         raise DatasetError(
-            f"data set {name!r} is not registered{hint}. Register it with "
-            f"panoptic_ext.data.register_panoptic or in YAML under DATASETS.PANOPTIC.{name}"
+            f"data set {name!r} is not registered; {len(names)} others are. Register it with "
+            "panoptic_ext.data.register_panoptic or in YAML under "
+            f"DATASETS.PANOPTIC.{name}{nearest(name, names)}"
         )
 
 

@@ -16,7 +16,12 @@ from tqdm import tqdm
 
 from panoptic_ext.data.datasets.access import get_metadata
 from panoptic_ext.data.datasets.files import FolderIndex
-from panoptic_ext.data.datasets.panoptic import PanopticMetadata, PanopticSource, missing_files
+from panoptic_ext.data.datasets.panoptic import (
+    PanopticMetadata,
+    PanopticSource,
+    load_source,
+    missing_files,
+)
 from panoptic_ext.data.datasets.problems import Problem
 from panoptic_ext.data.datasets.structure import check_structure, read_json, safe_name
 from panoptic_ext.data.id_map import READ_ERRORS, find_runs, read_id_map
@@ -62,7 +67,7 @@ def check_panoptic(
         path, image_root, png_root = source.locate()
         info = read_json(path)
     except DatasetError as error:
-        return [Problem("unreadable-json", source.json, str(error), "mend this first")]
+        return [Problem("unreadable-json", source.json, str(error).rstrip("."), "then check again")]
     problems = check_structure(info, path, encoding=source.encoding, categories=source.classes)
     if not isinstance(info.get("images"), list) or not isinstance(info.get("annotations"), list):
         return problems
@@ -80,14 +85,14 @@ def check_panoptic(
     return problems
 
 
-def count_segments(name: str) -> str:
-    """One line about a registered data set that is well-formed: images, classes, segments."""
-    metadata = get_metadata(name)
-    annotations = read_json(metadata.panoptic_json)["annotations"]
-    segments = sum(len(a.get("segments_info") or []) for a in annotations)
-    things = sum(metadata.isthing)
+def count_segments(data: str | PanopticSource) -> str:
+    """One line about a data set that is well-formed: images, classes, segments."""
+    source = data if isinstance(data, PanopticSource) else _source_of(data)
+    records, categories = load_source(source)
+    segments = sum(len(record["segments_info"]) for record in records)
+    things = sum(category.isthing for category in categories)
     return (
-        f"{len(annotations)} images, {things} things + {len(metadata.isthing) - things} stuff, "
+        f"{len(records)} images, {things} things + {len(categories) - things} stuff, "
         f"{segments} segments"
     )
 

@@ -1,0 +1,98 @@
+#!/usr/bin/env python
+"""Check panoptic data sets and report everything that is wrong with them at once.
+
+    python tools/check_data.py --config-file configs/facade/panoptic_fpn/<file>.yaml
+    python tools/check_data.py --datasets coco_panoptic_val
+    python tools/check_data.py --json panoptic.json --image-root images --png-root panoptic
+
+Exit code: 0 nothing wrong (warnings at most), 1 problems found, 2 nothing could be checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+from panoptic_ext.data import (
+    PanopticSource,
+    check_panoptic,
+    check_same_categories,
+    count_segments,
+)
+from panoptic_ext.engine.setup import load_cfg
+from panoptic_ext.errors import ConfigError, PanopticExtError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = parse_args(argv)
+    try:
+        failed = False
+        targets, names = find_targets(args)
+        for target in targets:
+            failed |= report(target, args)
+        if not failed and len(names) > 1:
+            check_same_categories(names)
+    except PanopticExtError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return int(failed)
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config-file", default="", help="check the data sets of DATASETS.TRAIN and DATASETS.TEST")
+    add("--datasets", nargs="+", default=[], help="registered names, in place of the config's")
+    add("--json", help="COCO panoptic JSON of a data set that is not registered")
+    add("--image-root", help="its images")
+    add("--png-root", help="its label PNGs")
+    add("--encoding", default="rgb", help='"rgb" or "divisor"')
+    add("--no-pixels", action="store_true", help="quick: open no image and no label map")
+    add("--workers", type=int, default=4, help="threads that read files")
+    add("--show", type=int, default=100, help="problems printed for each data set; 0: all")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config values")
+    return parser.parse_args(argv)
+
+
+def find_targets(args: argparse.Namespace) -> tuple[list[str | PanopticSource], list[str]]:
+    """What to check, and which registered names must have the same categories."""
+    if args.json or args.image_root or args.png_root:
+        if not (args.json and args.image_root and args.png_root):
+            raise ConfigError("--json, --image-root and --png-root belong together; give all three")
+        return [PanopticSource(args.json, args.image_root, args.png_root, args.encoding)], []
+    cfg = load_cfg(args.config_file, args.opts, use_data=False)
+    names = args.datasets or list(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
+    if not names:
+        raise ConfigError("nothing to check; give --config-file, --datasets or --json")
+    return list(names), [] if args.datasets else names
+
+
+def report(target: str | PanopticSource, args: argparse.Namespace) -> bool:
+    """Check one data set and print what was found; returns whether it failed."""
+    name = target if isinstance(target, str) else target.json
+    problems = check_panoptic(
+        target, pixels=not args.no_pixels, workers=args.workers, progress=sys.stderr.isatty()
+    )
+    limit = args.show or len(problems)
+    for problem in problems[:limit]:
+        print(problem)
+    if len(problems) > limit:
+        print(f"... and {len(problems) - limit} more; --show 0 prints all")
+    failed = any(not problem.warning for problem in problems)
+    if problems:
+        kinds = Counter(problem.kind for problem in problems)
+        summary = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        print(f"{name}: {len(problems)} problems: {summary}")
+    if not failed:
+        print(f"{name}: good, {count_segments(target)}")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

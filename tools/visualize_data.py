@@ -1,0 +1,133 @@
+#!/usr/bin/env python
+"""Draw the ground truth of panoptic data sets: as it lies on disk, or as the model sees it.
+
+    python tools/visualize_data.py --config-file configs/shapes/panoptic_fpn/<file>.yaml
+    python tools/visualize_data.py --datasets shapes_panoptic_val --source raw --num 8
+
+Exit code: 0 all drawn, 2 an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data.detection_utils import convert_image_to_rgb, read_image
+from tqdm import tqdm
+
+from panoptic_ext.data import (
+    PanopticDatasetMapper,
+    get_metadata,
+    get_records,
+    read_id_map,
+)
+from panoptic_ext.data.id_map import READ_ERRORS
+from panoptic_ext.engine.setup import load_cfg
+from panoptic_ext.errors import ConfigError, DatasetError, PanopticExtError
+from panoptic_ext.visualization import draw_panoptic, save_picture
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = parse_args(argv)
+    try:
+        run(args)
+    except PanopticExtError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: cannot write to {args.output}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add(
+        "--config-file",
+        default="",
+        help="YAML file; without it, Detectron2's default augmentations",
+    )
+    add("--datasets", nargs="+", default=[], help="registered names; default: DATASETS.TRAIN")
+    add("--source", choices=("mapper", "raw"), default="mapper", help="augmented, or as on disk")
+    add("--num", type=int, default=16, help="pictures of each data set; 0: all")
+    add("--seed", type=int, default=0, help="of the choice of images and of the augmentations")
+    add("--output", default="output/visualize_data", help="folder for the pictures")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config values")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draw every data set."""
+    cfg = load_cfg(args.config_file, args.opts, use_data=False)
+    names = args.datasets or list(cfg.DATASETS.TRAIN)
+    if not names:
+        raise ConfigError("no data set to draw; give --datasets, or a config with DATASETS.TRAIN")
+    for name in names:
+        folder = os.path.join(args.output, name)
+        os.makedirs(folder, exist_ok=True)
+        draw_dataset(name, cfg, args, folder)
+        print(f"{name}: pictures in {folder}")
+
+
+def draw_dataset(name: str, cfg: CfgNode, args: argparse.Namespace, folder: str) -> None:
+    """Draw `args.num` records of one data set into `folder`."""
+    records, metadata = get_records(name), get_metadata(name)
+    count = min(args.num or len(records), len(records))
+    chosen = np.random.default_rng(args.seed).permutation(len(records))[:count]
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.TRAIN = (name,)
+    mapper = PanopticDatasetMapper(cfg, True)
+    for number in tqdm(sorted(chosen.tolist()), desc=name, unit="image"):
+        record = records[number]
+        if args.source == "raw":
+            image, ids, segments = raw_view(record)
+        else:
+            np.random.seed((args.seed + number) % 2**32)
+            sample = mapper(record)
+            if sample is None:
+                continue
+            image, ids, segments = mapped_view(sample, cfg.INPUT.FORMAT)
+        stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
+        picture = draw_panoptic(image, ids, segments, metadata)
+        save_picture(os.path.join(folder, f"{number:06d}_{stem}.jpg"), picture)
+
+
+def raw_view(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
+    """RGB image, id map and segments as they lie on disk."""
+    try:
+        image = read_image(record["file_name"], "RGB")
+    except READ_ERRORS as error:
+        raise DatasetError(f"image {record['file_name']} cannot be read: {error}") from error
+    ids = read_id_map(record["pan_seg_file_name"], record["pan_seg_encoding"])
+    return image, ids, record["segments_info"]
+
+
+def mapped_view(
+    sample: dict[str, Any], image_format: str
+) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
+    """RGB image, id map and segments as the mapper gives them to a model."""
+    image = convert_image_to_rgb(sample["image"].permute(1, 2, 0), image_format)
+    rows = sample["segments"]
+    columns = (rows.gt_classes, rows.gt_isthing, rows.gt_iscrowd)
+    segments = [
+        {"id": i + 1, "category_id": category, "isthing": isthing, "iscrowd": int(iscrowd)}
+        for i, (category, isthing, iscrowd) in enumerate(
+            zip(*(column.tolist() for column in columns), strict=True)
+        )
+    ]
+    return image, sample["panoptic_ids"].numpy(), segments
+
+
+if __name__ == "__main__":
+    sys.exit(main())

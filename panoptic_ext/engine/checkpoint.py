@@ -1,0 +1,321 @@
+"""Checkpoints that survive a kill at any moment, and weights that fit or say why not."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import parse_qs, urlparse
+
+import torch
+import torch.distributed as dist
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
+from torch import nn
+
+from panoptic_ext.engine.atomic import remove_leftovers, write_atomic
+from panoptic_ext.engine.weights_io import check_hash, load_pickle, load_torch
+from panoptic_ext.errors import CheckpointError
+
+__all__ = ["Checkpointer"]
+
+logger = logging.getLogger(__name__)
+
+_TAG = "last_checkpoint"
+_TRAINING_FILE = re.compile(r"model_(\d{7}|final)\.pth")
+
+
+class Checkpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, with atomic writing, safe reading and a load report.
+
+    It reads everything DetectionCheckpointer reads: torch files, model zoo pickles, pycls files,
+    `detectron2://` and http(s) addresses.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: bool | None = None,
+        allow_pickle: bool = False,
+        **checkpointables: Any,
+    ) -> None:
+        """
+        Args:
+            model: the model, wrapped in DistributedDataParallel or not.
+            save_dir: folder of the checkpoints; "" for reading only.
+            save_to_disk: None writes on the main process only.
+            allow_pickle: also read files that could run code (MODEL.ALLOW_PICKLE).
+            checkpointables: objects with state_dict and load_state_dict, by key.
+        """
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.allow_pickle = allow_pickle
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write `<name>.pth` beside its place, rename it, then tag it as the last one.
+
+        Raises:
+            CheckpointError: the file could not be written; the ones before it are untouched.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
+        data.update(kwargs)
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
+        try:
+            write_atomic(path, lambda stream: torch.save(data, stream))
+            self.tag_last_checkpoint(os.path.basename(path))
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(
+                f"checkpoint {path} could not be written: {error}. Earlier checkpoints are "
+                "untouched; free space or mend the folder, then go on with --resume"
+            ) from error
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Name the newest checkpoint in the file `last_checkpoint`, atomically."""
+        content = last_filename_basename.encode()
+        write_atomic(os.path.join(self.save_dir, _TAG), lambda stream: stream.write(content))
+
+    def has_checkpoint(self) -> bool:
+        """Whether a run in `save_dir` left a checkpoint, tagged or not."""
+        return bool(self._candidates())
+
+    def get_checkpoint_file(self) -> str:
+        """The checkpoint to resume from: the tagged one if it is there, else the newest, else ""."""
+        candidates = self._candidates()
+        return candidates[0] if candidates else ""
+
+    def resume(self) -> dict[str, Any]:
+        """Load the last readable checkpoint of `save_dir`: model and all checkpointables.
+
+        A missing or damaged file is passed over for the newest readable one, with a warning. The
+        main process chooses for all.
+
+        Returns:
+            What the checkpoint holds beside them, `iteration` among it.
+
+        Raises:
+            CheckpointError: no checkpoint can be read, or it does not fit this model.
+        """
+        if self.save_to_disk:
+            remove_leftovers(self.save_dir)
+        return self._load_on_all(self._read_last, strict=True, checkpointables=None)
+
+    def load(
+        self, path: str, checkpointables: list[str] | None = None, *, strict: bool = False
+    ) -> dict[str, Any]:
+        """Load weights (and checkpointables) from a file or address.
+
+        Args:
+            path: file, http(s) or `detectron2://` address; "" loads nothing.
+            checkpointables: names to load; None for all that are in the file.
+            strict: every parameter of the model must be found with its shape, as in evaluation.
+
+        Returns:
+            What the file holds beside them.
+
+        Raises:
+            CheckpointError: unreachable, unreadable, unsafe or unfitting file.
+        """
+        if not path:
+            if strict:
+                raise CheckpointError(
+                    "no weights to evaluate: MODEL.WEIGHTS is empty. Give MODEL.WEIGHTS FILE, or "
+                    "--resume to take the last checkpoint of OUTPUT_DIR"
+                )
+            self.logger.info("No checkpoint found. Initializing model from scratch")
+            return {}
+        self.logger.info("Loading from %s ...", path)
+        address, heuristics = _split_heuristics(path)
+        return self._load_on_all(
+            lambda: self._read(address),
+            strict=strict,
+            checkpointables=checkpointables,
+            heuristics=heuristics,
+        )
+
+    def _load_on_all(
+        self,
+        read: Callable[[], tuple[str, dict[str, Any]]],
+        *,
+        strict: bool,
+        checkpointables: list[str] | None,
+        heuristics: bool = False,
+    ) -> dict[str, Any]:
+        path, checkpoint = self._read_for_all(read)
+        if heuristics:
+            checkpoint["matching_heuristics"] = True
+        incompatible = self._load_model(checkpoint)
+        self._report(path, incompatible, strict)
+        for key in self.checkpointables if checkpointables is None else checkpointables:
+            if key in checkpoint:
+                self.checkpointables[key].load_state_dict(checkpoint.pop(key))
+        return checkpoint
+
+    def _read_last(self) -> tuple[str, dict[str, Any]]:
+        problems = []
+        for path in self._candidates():
+            try:
+                local, checkpoint = self._read(path)
+            except CheckpointError as error:
+                self.logger.warning("Passing over %s", error)
+                problems.append(str(error))
+                continue
+            if problems:
+                self.logger.warning("Resuming from %s, the newest readable checkpoint", path)
+            return local, checkpoint
+        raise CheckpointError(
+            f"no checkpoint in {self.save_dir} can be read: {'; '.join(problems) or 'none found'}. "
+            "Start again without --resume"
+        )
+
+    def _candidates(self) -> list[str]:
+        names = [n for n in _listdir(self.save_dir) if _TRAINING_FILE.fullmatch(n)]
+        paths = [os.path.join(self.save_dir, name) for name in names]
+        paths.sort(key=os.path.getmtime, reverse=True)
+        try:
+            with open(os.path.join(self.save_dir, _TAG), encoding="utf-8") as stream:
+                tagged = os.path.join(self.save_dir, os.path.basename(stream.read().strip()))
+        except (OSError, UnicodeDecodeError):
+            return paths
+        if not os.path.isfile(tagged):
+            if paths:
+                self.logger.warning("%s names %s, which is not there", _TAG, tagged)
+            return paths
+        return [tagged, *(path for path in paths if path != tagged)]
+
+    def _read(self, path: str) -> tuple[str, dict[str, Any]]:
+        """File or address -> (local file, content)."""
+        local = os.path.expanduser(path)
+        if not os.path.isfile(local) and urlparse(path).scheme:
+            local = self._fetch(path)
+        return local, self._load_file(local)
+
+    def _read_for_all(
+        self, read: Callable[[], tuple[str, dict[str, Any]]]
+    ) -> tuple[str, dict[str, Any]]:
+        """The main process chooses the file; every worker reads that one.
+
+        Where a worker (of another machine) does not have it, the main process sends the content.
+        """
+        if comm.get_world_size() == 1:
+            return read()
+        choice: list[Any] = [None, None]
+        checkpoint = None
+        if comm.is_main_process():
+            try:
+                choice[0], checkpoint = read()
+            except CheckpointError as error:
+                choice[1] = str(error)
+        dist.broadcast_object_list(choice, src=0, device=_comm_device())
+        path, problem = choice
+        if problem is not None:
+            raise CheckpointError(problem)
+        if not all(comm.all_gather(os.path.isfile(path))):
+            content = [checkpoint]
+            dist.broadcast_object_list(content, src=0, device=_comm_device())
+            return path, content[0]
+        return path, checkpoint if checkpoint is not None else self._load_file(path)
+
+    def _fetch(self, address: str) -> str:
+        try:
+            local = self.path_manager.get_local_path(address)
+        except Exception as error:  # every handler of iopath has its own errors
+            raise CheckpointError(
+                f"weights {address} cannot be fetched: {error}. Check the address and the network, "
+                "or fetch the file by hand and give its path as MODEL.WEIGHTS"
+            ) from error
+        if address.startswith(("http://", "https://")):
+            check_hash(local, address)
+        return local
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        """File -> {"model": name -> tensor or array, ...}, as Detectron2 expects it."""
+        if filename.endswith(".pkl"):
+            loaded = load_pickle(filename, allow_pickle=self.allow_pickle)
+            self._check_mapping(filename, loaded)
+            if "model" in loaded and "__author__" in loaded:
+                return loaded
+            blobs = loaded.get("blobs", loaded)  # Caffe2 and Detectron1
+            blobs = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
+            return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+        loaded = load_torch(filename, allow_pickle=self.allow_pickle)
+        self._check_mapping(filename, loaded)
+        if filename.endswith(".pyth") and "model_state" in loaded:  # pycls
+            weights = {
+                k: v
+                for k, v in loaded["model_state"].items()
+                if not k.endswith("num_batches_tracked")
+            }
+            return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+        return loaded if "model" in loaded else {"model": loaded}
+
+    @staticmethod
+    def _check_mapping(filename: str, loaded: Any) -> None:
+        weights = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
+        if not isinstance(weights, dict) or not weights:
+            raise CheckpointError(
+                f"checkpoint {filename} holds a {type(weights).__name__}, expected a dict of "
+                "tensors by parameter name (or one under the key 'model')"
+            )
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        weights = checkpoint["model"]
+        for name in [n for n, v in weights.items() if not hasattr(v, "shape")]:
+            self.logger.warning("Ignoring %s of the checkpoint: no tensor", name)
+            del weights[name]
+        incompatible = super()._load_model(checkpoint)
+        # Counters that only BatchNorm with momentum None reads; old files lack them.
+        missing = incompatible.missing_keys
+        missing[:] = [k for k in missing if not k.endswith("num_batches_tracked")]
+        return incompatible
+
+    def _report(self, path: str, incompatible: Any, strict: bool) -> None:
+        """Log how much of the model was found; raise where that is not enough."""
+        shapes = {name: (found, want) for name, found, want in incompatible.incorrect_shapes}
+        missing = [k for k in incompatible.missing_keys if k not in shapes]
+        names = list(self.model.state_dict())
+        loaded = len(names) - len(missing) - len(shapes)
+        summary = (
+            f"{path}: loaded {loaded} of {len(names)} tensors of the model; {len(missing)} "
+            f"missing, {len(shapes)} of other shape, {len(incompatible.unexpected_keys)} unexpected"
+        )
+        self.logger.info(summary)
+        details = [f"{k} is {f}, the model's is {w}" for k, (f, w) in shapes.items()]
+        details += [f"{k} is missing" for k in missing]
+        details += [f"{k} is unexpected" for k in incompatible.unexpected_keys]
+        for line in details[:20]:
+            self.logger.warning("  %s", line)
+        if len(details) > 20:
+            self.logger.warning("  and %d more", len(details) - 20)
+        if loaded <= 0 or (strict and (missing or shapes)):
+            first = "; ".join(details[:3])
+            raise CheckpointError(
+                f"weights do not fit the model. {summary}. First: {first}. Use the config the "
+                "weights were trained with (config.yaml beside them), or other weights"
+            )
+
+
+def _split_heuristics(path: str) -> tuple[str, bool]:
+    """Detectron2's `?matching_heuristics=True` at the end of an address, taken off."""
+    address = urlparse(path)
+    if parse_qs(address.query).get("matching_heuristics") != ["True"]:
+        return path, False
+    return address._replace(query="").geturl(), True
+
+
+def _comm_device() -> torch.device:
+    nccl = dist.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
+
+
+def _listdir(folder: str) -> list[str]:
+    if not os.path.isdir(folder):
+        return []
+    return [os.path.basename(p) for p in glob.glob(os.path.join(glob.escape(folder), "*.pth"))]

@@ -1,0 +1,88 @@
+"""--dry-run: every part of a run once, before hours are spent on it."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.events import EventStorage
+
+from panoptic_ext.engine.checkpoint import Checkpointer
+from panoptic_ext.engine.trainer import Trainer
+
+__all__ = ["dry_run"]
+
+logger = logging.getLogger(__name__)
+
+
+def dry_run(cfg: CfgNode) -> dict[str, Any]:
+    """Build data, model and optimizer, train one step, evaluate one image, leave nothing.
+
+    Args:
+        cfg: a checked config; OUTPUT_DIR gets the log only.
+
+    Returns:
+        The summary that is logged: classes, parameters, images, iterations, losses, seconds.
+    """
+    with tempfile.TemporaryDirectory(prefix="panoptic_ext-dry-run-") as folder:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.OUTPUT_DIR = folder
+        cfg.TEST.CONTACT_SHEET = 0
+        summary = _describe(cfg)
+        trainer = Trainer(cfg)
+        Checkpointer(trainer.model, allow_pickle=cfg.MODEL.ALLOW_PICKLE).load(
+            cfg.MODEL.WEIGHTS, checkpointables=[]
+        )
+        summary.update(_train_one_step(trainer))
+        if cfg.DATASETS.TEST:
+            summary["seconds of one image in evaluation"] = _evaluate_one_image(cfg, trainer)
+    if torch.cuda.is_available() and cfg.MODEL.DEVICE.startswith("cuda"):
+        summary["GPU memory in MiB"] = torch.cuda.max_memory_allocated() >> 20
+    logger.info("Dry run:\n%s", "\n".join(f"  {k}: {v}" for k, v in summary.items()))
+    return summary
+
+
+def _describe(cfg: CfgNode) -> dict[str, Any]:
+    summary: dict[str, Any] = {"model": cfg.MODEL.META_ARCHITECTURE, "device": cfg.MODEL.DEVICE}
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        summary[f"images of {name}"] = len(DatasetCatalog.get(name))
+    metadata = MetadataCatalog.get((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)[0])
+    isthing = metadata.get("isthing", ())
+    summary["classes"] = f"{len(isthing)}, {sum(map(bool, isthing))} of them things"
+    summary["iterations"] = f"{cfg.SOLVER.MAX_ITER} with {cfg.SOLVER.IMS_PER_BATCH} images each"
+    return summary
+
+
+def _train_one_step(trainer: Trainer) -> dict[str, Any]:
+    parameters = [p for p in trainer.model.parameters() if p.requires_grad]
+    start = time.perf_counter()
+    with EventStorage(0) as storage:
+        trainer.run_step()
+        losses = {k: round(v, 4) for k, (v, _) in storage.latest().items() if "loss" in k}
+    without = [n for n, p in trainer.model.named_parameters() if p.requires_grad and p.grad is None]
+    if without:
+        logger.warning("%d parameters got no gradient, e.g. %s", len(without), without[0])
+    return {
+        "trainable parameters": f"{sum(p.numel() for p in parameters):,}",
+        "losses of the first step": losses,
+        "seconds of the first step": round(time.perf_counter() - start, 2),
+    }
+
+
+def _evaluate_one_image(cfg: CfgNode, trainer: Trainer) -> float:
+    name = cfg.DATASETS.TEST[0]
+    evaluator = trainer.build_evaluator(cfg, name)
+    evaluator.reset()
+    batch = next(iter(trainer.build_test_loader(cfg, name)))
+    model = getattr(trainer.model, "module", trainer.model)
+    model.eval()
+    start = time.perf_counter()
+    with torch.no_grad():
+        evaluator.process(batch, model(batch))
+    return round(time.perf_counter() - start, 2)

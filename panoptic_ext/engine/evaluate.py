@@ -1,0 +1,113 @@
+"""Evaluation of a model on the data sets of a config: results, tables, JSON, contact sheet."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections import OrderedDict
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from panoptic_ext.engine.atomic import write_atomic
+from panoptic_ext.engine.rng import preserved_rng
+
+__all__ = ["build_evaluator", "evaluate", "result_folder"]
+
+logger = logging.getLogger(__name__)
+
+
+def result_folder(cfg: CfgNode, dataset_name: str) -> str:
+    """Where results, predictions and the contact sheet of a data set go."""
+    return os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str) -> Any:
+    """The evaluators of TEST.EVALUATORS for a data set."""
+    from panoptic_ext import evaluation
+
+    if not hasattr(evaluation, "build_evaluator"):
+        return evaluation.PanopticEvaluator(
+            dataset_name,
+            result_folder(cfg, dataset_name),
+            write_predictions=cfg.TEST.WRITE_PREDICTIONS,
+            keep_predictions=cfg.TEST.CONTACT_SHEET,
+        )
+    return evaluation.build_evaluator(cfg, dataset_name, result_folder(cfg, dataset_name))
+
+
+def evaluate(
+    trainer: Any, cfg: CfgNode, model: nn.Module, evaluators: Any = None
+) -> OrderedDict[str, Any] | dict[str, Any]:
+    """Run a model over DATASETS.TEST.
+
+    It draws no number from the random generators that training uses.
+
+    Args:
+        trainer: class with `build_test_loader` and `build_evaluator`.
+        cfg: the config.
+        model: wrapped or not, weights loaded.
+        evaluators: one per data set; None builds them.
+
+    Returns:
+        Results by data set, or of the one data set; empty on all workers but the first.
+    """
+    if isinstance(evaluators, DatasetEvaluator):
+        evaluators = [evaluators]
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    results: OrderedDict[str, Any] = OrderedDict()
+    with preserved_rng():
+        for i, name in enumerate(cfg.DATASETS.TEST):
+            data = trainer.build_test_loader(cfg, name)
+            evaluator = evaluators[i] if evaluators else trainer.build_evaluator(cfg, name)
+            results[name] = inference_on_dataset(model, data, evaluator)
+            if comm.is_main_process():
+                _publish(cfg, name, results[name], evaluator)
+    if len(results) == 1:
+        return next(iter(results.values()))
+    return results
+
+
+def _publish(cfg: CfgNode, name: str, results: dict[str, Any], evaluator: Any) -> None:
+    folder = result_folder(cfg, name)
+    os.makedirs(folder, exist_ok=True)
+    logger.info("Evaluation of %s:", name)
+    print_csv_format(results)
+    content = json.dumps(_finite(results), indent=1).encode()
+    write_atomic(os.path.join(folder, "results.json"), lambda stream: stream.write(content))
+    number = cfg.TEST.CONTACT_SHEET
+    panoptic = [
+        e for e in getattr(evaluator, "_evaluators", [evaluator]) if hasattr(e, "per_image")
+    ]
+    if number > 0 and panoptic:
+        _write_contact_sheet(panoptic[0], name, os.path.join(folder, "contact_sheet.png"), number)
+
+
+def _write_contact_sheet(evaluator: Any, name: str, path: str, number: int) -> None:
+    from panoptic_ext.visualization.contact_sheet import pq_contact_sheet
+
+    try:
+        pq_contact_sheet(evaluator, name, path, number)
+    except Exception:  # a picture must not end a training run
+        logger.exception("The contact sheet %s could not be drawn", path)
+        return
+    logger.info("Contact sheet of worst and best images: %s", path)
+
+
+def _finite(value: Any) -> Any:
+    """Values as JSON can hold them: NaN becomes null."""
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    if isinstance(value, (str, bool, int)) or value is None:
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None

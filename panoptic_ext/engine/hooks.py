@@ -1,0 +1,116 @@
+"""Hooks of the trainer that Detectron2 does not have."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from typing import Any
+
+import torch
+from detectron2.engine import hooks
+from detectron2.engine.train_loop import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
+
+from panoptic_ext.engine.atomic import write_atomic
+from panoptic_ext.errors import NonFiniteLossError
+
+__all__ = ["CheckpointHook", "WriterHook", "trim_metrics"]
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointHook(HookBase):
+    """Save every `period` iterations and after the last one; runs on all workers.
+
+    The workers' random generators go into the checkpoint, so all of them take part. Weights that
+    are not finite are never saved.
+    """
+
+    def __init__(self, period: int) -> None:
+        self._period = period
+
+    def after_step(self) -> None:
+        iteration = self.trainer.iter
+        last = iteration >= self.trainer.max_iter - 1
+        periodic = (iteration + 1) % self._period == 0
+        if not (last or periodic):
+            return
+        self._check_weights(iteration)
+        self.trainer.gather_worker_state()
+        self.trainer.save_checkpoint("model_final" if last else f"model_{iteration:07d}")
+
+    def _check_weights(self, iteration: int) -> None:
+        bad = [n for n, p in self.trainer.model.named_parameters() if not bool(p.isfinite().all())]
+        for names in comm.all_gather(bad):
+            if names:
+                raise NonFiniteLossError(
+                    f"{len(names)} parameters are infinite or NaN after iteration {iteration}, the "
+                    f"first is {names[0]}; no checkpoint was written and the last one is untouched."
+                    " Lower SOLVER.BASE_LR or enable SOLVER.CLIP_GRADIENTS, and go on with --resume"
+                )
+
+
+class WriterHook(HookBase):
+    """Console, metrics.json and TensorBoard, opened when training starts.
+
+    What earlier attempts wrote for iterations that are trained again is dropped.
+    """
+
+    def __init__(self, output_dir: str, period: int = 20) -> None:
+        self._output_dir = output_dir
+        self._period = period
+        self._inner: hooks.PeriodicWriter | None = None
+
+    def before_train(self) -> None:
+        start, path = self.trainer.start_iter, os.path.join(self._output_dir, "metrics.json")
+        trim_metrics(path, start)
+        purge: dict[str, Any] = {"purge_step": start} if start else {}
+        writers = [
+            CommonMetricPrinter(self.trainer.max_iter),
+            JSONWriter(path),
+            TensorboardXWriter(self._output_dir, **purge),
+        ]
+        self._inner = hooks.PeriodicWriter(writers, self._period)
+        self._inner.trainer = self.trainer
+
+    def after_step(self) -> None:
+        assert self._inner is not None
+        self._inner.after_step()
+
+    def after_train(self) -> None:
+        if self._inner is not None:
+            self._inner.after_train()
+            self._inner = None
+
+
+def trim_metrics(path: str, start_iter: int) -> None:
+    """Drop the lines of metrics.json from `start_iter` on, and a half-written last one.
+
+    A run from the beginning does not add to the file of an earlier one: that is renamed.
+    """
+    if not os.path.exists(path):
+        return
+    if start_iter == 0:
+        old = f"{path[: -len('.json')]}-before-{time.strftime('%Y%m%d-%H%M%S')}.json"
+        os.replace(path, old)
+        logger.info("%s of an earlier run is now %s", path, old)
+        return
+    kept = []
+    with open(path, encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            try:
+                if json.loads(line)["iteration"] < start_iter:
+                    kept.append(line if line.endswith("\n") else line + "\n")
+            except (ValueError, KeyError, TypeError):
+                continue
+    write_atomic(path, lambda stream: stream.write("".join(kept).encode()))
+
+
+def is_precise_bn_wanted(cfg: Any, model: torch.nn.Module) -> bool:
+    """Whether the config asks for PreciseBN and the model has layers to which it applies."""
+    from fvcore.nn.precise_bn import get_bn_modules
+
+    return bool(cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(model))

@@ -1,0 +1,340 @@
+"""Data loaders whose samples depend on the seed and the position in the stream alone.
+
+Detectron2's loaders group and seed inside worker processes, so a resumed run sees other images and
+other augmentations. Here the stream of batches is made of indices, in the main process; a sample is
+seeded from (seed, its position in the stream). So the samples of iteration i are the same for any
+number of data workers, and a resumed run skips to them without reading an image.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, DatasetFromList, build_detection_test_loader
+from detectron2.data.samplers import (
+    RandomSubsetTrainingSampler,
+    RepeatFactorTrainingSampler,
+    TrainingSampler,
+)
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset
+
+from panoptic_ext.engine.rng import seeded_sample
+from panoptic_ext.errors import ConfigError, DatasetError, PanopticExtError, nearest
+
+__all__ = ["TrainLoader", "build_test_loader", "build_train_loader", "explain_worker_error"]
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+_MAX_SKIPS = 100  # unreadable images in a row before giving up
+
+
+class _Position(NamedTuple):
+    index: int  # of the record
+    stream: int  # position in the stream of all workers
+
+
+class _Loaded(NamedTuple):
+    sample: dict[str, Any] | None
+    skipped: list[str]  # file names that the mapper could not read
+    error: PanopticExtError | None
+
+
+class TrainLoader:
+    """Infinite iterable of batches (lists of mapped samples) of one worker.
+
+    Nothing starts before the first `next()`; `seed` and `start_iter` may be set until then.
+
+    Attributes:
+        seed: of the order and of the augmentations; equal on all workers.
+        start_iter: number of batches to skip.
+        skipped: file name -> how often it could not be read and another image was taken.
+    """
+
+    def __init__(
+        self,
+        records: list[Record],
+        mapper: Callable[[Record], dict[str, Any] | None],
+        *,
+        batch_size: int,
+        seed: int,
+        start_iter: int = 0,
+        make_sampler: Callable[[int], Any] | None = None,
+        aspect_ratio_grouping: bool = True,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        """
+        Args:
+            records: data set records with "width", "height" and "file_name".
+            mapper: record -> sample, or None to take the next record instead.
+            batch_size: images per batch on this worker.
+            seed: >= 0.
+            start_iter: number of batches to skip.
+            make_sampler: seed -> infinite iterable of record indices of this worker; default is
+                Detectron2's TrainingSampler.
+            aspect_ratio_grouping: batches of only wide or only tall images.
+            num_workers: data loading processes; 0 loads in this one.
+            pin_memory: copy tensors into page-locked memory.
+        """
+        self.records = DatasetFromList(records, copy=False)
+        self.mapper = mapper
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start_iter = start_iter
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self.skipped: Counter[str] = Counter()
+        self._make_sampler = make_sampler or (lambda s: TrainingSampler(len(records), seed=s))
+        self._wide = [r["width"] > r["height"] for r in records] if aspect_ratio_grouping else None
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        loader = DataLoader(
+            _SeededDataset(self.records, self.mapper, self.seed),
+            batch_sampler=itertools.islice(self.index_batches(), self.start_iter, None),
+            num_workers=self.num_workers,
+            collate_fn=_as_is,
+            pin_memory=self.pin_memory,
+            worker_init_fn=_one_thread,
+            # Else the loader draws from torch's global generator whenever it starts.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+        for batch in loader:
+            yield [self._unwrap(loaded) for loaded in batch]
+
+    def index_batches(self) -> Iterator[list[_Position]]:
+        """Batches of (record index, position in the stream), from iteration 0 on."""
+        rank, world_size = comm.get_rank(), comm.get_world_size()
+        buckets: tuple[list[_Position], list[_Position]] = ([], [])
+        for i, index in enumerate(self._make_sampler(self.seed)):
+            bucket = buckets[self._wide[index] if self._wide else 0]
+            bucket.append(_Position(index, rank + i * world_size))
+            if len(bucket) == self.batch_size:
+                yield bucket[:]
+                bucket.clear()
+
+    def report_skipped(self) -> None:
+        """Log the images that were passed over, if any."""
+        if self.skipped:
+            logger.warning(
+                "%d images could not be read and were replaced by others: %s",
+                len(self.skipped),
+                ", ".join(f"{name} ({n}x)" for name, n in sorted(self.skipped.items())),
+            )
+
+    def _unwrap(self, loaded: _Loaded) -> dict[str, Any]:
+        self.skipped.update(loaded.skipped)
+        if loaded.error is not None:
+            raise loaded.error
+        assert loaded.sample is not None
+        return loaded.sample
+
+
+class _SeededDataset(Dataset):
+    """Position -> mapped sample, seeded by (seed, position)."""
+
+    def __init__(self, records: Any, mapper: Callable, seed: int) -> None:
+        self._records, self._mapper, self._seed = records, mapper, seed
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, position: _Position) -> _Loaded:
+        skipped: list[str] = []
+        tries = min(len(self._records), _MAX_SKIPS)
+        for attempt in range(tries):
+            record = self._records[(position.index + attempt) % len(self._records)]
+            try:
+                with seeded_sample(self._seed, position.stream, attempt):
+                    sample = self._mapper(record)
+            except PanopticExtError as error:
+                # As a value: an exception would come out of a worker with its traceback as message
+                return _Loaded(None, skipped, error)
+            if sample is not None:
+                return _Loaded(sample, skipped, None)
+            skipped.append(str(record.get("file_name")))
+        return _Loaded(
+            None,
+            skipped,
+            DatasetError(
+                f"{tries} images in a row cannot be read, the first is {skipped[0]}. Check the "
+                "data set (tools/check_data.py) and that its disk is there"
+            ),
+        )
+
+
+def build_train_loader(cfg: CfgNode, start_iter: int = 0, seed: int | None = None) -> TrainLoader:
+    """The training loader of a config, on this worker.
+
+    Args:
+        cfg: reads DATASETS.TRAIN, DATALOADER, SOLVER.IMS_PER_BATCH, SEED, INPUT.
+        start_iter: iterations to skip.
+        seed: None takes cfg.SEED, or where that is negative a random one, equal on all workers.
+
+    Raises:
+        DatasetError: the data set is empty, or all of it is filtered out.
+        ConfigError: unknown sampler, or a batch size that the workers cannot share.
+    """
+    from panoptic_ext.data import PanopticDatasetMapper
+
+    records = _train_records(cfg)
+    world_size = comm.get_world_size()
+    if cfg.SOLVER.IMS_PER_BATCH % world_size:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH = {cfg.SOLVER.IMS_PER_BATCH} cannot be shared evenly by "
+            f"{world_size} workers; make it a multiple of {world_size}"
+        )
+    if seed is None:
+        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    return TrainLoader(
+        records,
+        PanopticDatasetMapper(cfg, True),
+        batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size,
+        seed=int(seed),
+        start_iter=start_iter,
+        make_sampler=_sampler_maker(cfg, records),
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> Any:
+    """Detectron2's test loader with our mapper: one image per batch, split over the workers.
+
+    Raises:
+        DatasetError: the data set is empty.
+    """
+    from panoptic_ext.data import PanopticDatasetMapper
+
+    records = DatasetCatalog.get(dataset_name)
+    if not records:
+        raise DatasetError(f"data set {dataset_name} (DATASETS.TEST) has no images")
+    return _TestLoader(
+        build_detection_test_loader(
+            records,
+            mapper=_Guarded(PanopticDatasetMapper(cfg, False)),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+    )
+
+
+def explain_worker_error(error: BaseException) -> DatasetError | None:
+    """A clear error for torch's messages about data workers that died, else None."""
+    text = str(error)
+    if not isinstance(error, RuntimeError) or "DataLoader worker" not in text:
+        return None
+    if "shared memory" in text or "bus error" in text.lower():
+        why = (
+            "shared memory (/dev/shm) is full. Give it more (docker run --shm-size=8g), or lower "
+            "DATALOADER.NUM_WORKERS (0 needs none)"
+        )
+    else:
+        why = (
+            "it was ended from outside, most often by the system for want of memory. Lower "
+            "DATALOADER.NUM_WORKERS or the image size"
+        )
+    return DatasetError(
+        f"a data loading worker died: {why}. The last checkpoint is untouched: go on with "
+        f"--resume. ({text.splitlines()[0]})"
+    )
+
+
+class _TestLoader:
+    """A loader of guarded samples: raises their errors, leaves out images that were skipped."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        skipped = []
+        for batch in self._loader:
+            for loaded in batch:
+                if loaded.error is not None:
+                    raise loaded.error
+                skipped.extend(loaded.skipped)
+            samples = [loaded.sample for loaded in batch if loaded.sample is not None]
+            if samples:
+                yield samples
+        if skipped:
+            logger.warning(
+                "%d images could not be read and were not evaluated: %s",
+                len(skipped),
+                ", ".join(skipped),
+            )
+
+
+class _Guarded:
+    """The mapper with its errors as values: a worker would turn them into tracebacks."""
+
+    def __init__(self, mapper: Callable[[Record], dict[str, Any] | None]) -> None:
+        self._mapper = mapper
+
+    def __call__(self, record: Record) -> _Loaded:
+        try:
+            sample = self._mapper(record)
+        except PanopticExtError as error:
+            return _Loaded(None, [], error)
+        skipped = [str(record.get("file_name"))] if sample is None else []
+        return _Loaded(sample, skipped, None)
+
+
+def _train_records(cfg: CfgNode) -> list[Record]:
+    from panoptic_ext.data import filter_empty
+
+    if not cfg.DATASETS.TRAIN:
+        raise ConfigError("DATASETS.TRAIN is empty; name a data set to train on")
+    records = list(itertools.chain.from_iterable(DatasetCatalog.get(n) for n in cfg.DATASETS.TRAIN))
+    names = ", ".join(cfg.DATASETS.TRAIN)
+    if not records:
+        raise DatasetError(f"data set {names} (DATASETS.TRAIN) has no images")
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        kept = filter_empty(records)
+        if not kept:
+            raise DatasetError(
+                f"none of the {len(records)} images of {names} has a segment that is not crowd; "
+                "check the annotations, or set DATALOADER.FILTER_EMPTY_ANNOTATIONS False"
+            )
+        if len(kept) < len(records):
+            logger.info("Left out %d images without segments", len(records) - len(kept))
+        records = kept
+    return records
+
+
+def _sampler_maker(cfg: CfgNode, records: list[Record]) -> Callable[[int], Any]:
+    name, size = cfg.DATALOADER.SAMPLER_TRAIN, len(records)
+    if name == "TrainingSampler":
+        return lambda seed: TrainingSampler(size, seed=seed)
+    if name == "RandomSubsetTrainingSampler":
+        ratio = cfg.DATALOADER.RANDOM_SUBSET_RATIO
+        return lambda seed: RandomSubsetTrainingSampler(
+            size, ratio, seed_shuffle=seed, seed_subset=seed
+        )
+    if name == "RepeatFactorTrainingSampler":
+        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+            [{"annotations": r["segments_info"]} for r in records],
+            cfg.DATALOADER.REPEAT_THRESHOLD,
+        )
+        return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)
+    known = ["TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"]
+    raise ConfigError(
+        f"DATALOADER.SAMPLER_TRAIN = {name!r} is unknown{nearest(name, known)}; known: "
+        f"{', '.join(known)}"
+    )
+
+
+def _as_is(batch: list) -> list:
+    return batch
+
+
+def _one_thread(_worker_id: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,155 @@
+"""The command line of train_net.py."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser, launch
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+
+from panoptic_ext.engine import distributed
+from panoptic_ext.engine.checkpoint import Checkpointer
+from panoptic_ext.engine.dry_run import dry_run
+from panoptic_ext.engine.run_info import save_run_info
+from panoptic_ext.engine.setup import check_workers, choose_device, load_cfg, prepare_output
+from panoptic_ext.engine.trainer import Trainer
+from panoptic_ext.errors import ConfigError, PanopticExtError
+
+__all__ = ["main"]
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run train_net.py.
+
+    Args:
+        argv: arguments; None takes those of the process.
+
+    Returns:
+        Exit status: 0, or 2 after a message about something that the user can mend.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        return _start(args)
+    except PanopticExtError as error:
+        sys.stderr.write(f"error{_worker()}: {error}\n")
+        return 2
+    finally:
+        distributed.leave()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Detectron2's arguments and --dry-run."""
+    parser = default_argument_parser()
+    parser.description = "Train or evaluate a model; with torchrun, on several workers."
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build everything, run one training step and evaluate one image, then stop; "
+        "trains nothing and writes no checkpoint",
+    )
+    return parser
+
+
+def _start(args: argparse.Namespace) -> int:
+    cfg = _load(args)
+    if distributed.under_torchrun():
+        choose_device(cfg)
+        distributed.join_torchrun(use_cuda=cfg.MODEL.DEVICE.startswith("cuda"))
+        return _work(cfg, args)
+    on_cuda = cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
+    workers = args.num_gpus * args.num_machines if on_cuda else 1
+    if on_cuda and args.num_gpus > torch.cuda.device_count():
+        raise ConfigError(
+            f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()} GPUs"
+        )
+    check_workers(cfg, workers)
+    if workers == 1:
+        return _work(cfg, args)
+    return _launch(args)
+
+
+def _launch(args: argparse.Namespace) -> int:
+    try:
+        launch(
+            _spawned,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except torch.multiprocessing.ProcessExitedException as error:
+        if error.exit_code != 2:
+            raise
+        return 2  # the worker has said why
+    return 0
+
+
+def _spawned(args: argparse.Namespace) -> None:
+    try:
+        status = _work(_load(args), args)
+    except PanopticExtError as error:
+        sys.stderr.write(f"error{_worker()}: {error}\n")
+        sys.stderr.flush()
+        status = 2
+    if status:
+        sys.exit(status)
+
+
+def _load(args: argparse.Namespace) -> CfgNode:
+    if not args.config_file:
+        raise ConfigError("no config: give --config-file FILE, e.g. one of configs/")
+    return load_cfg(args.config_file, args.opts)
+
+
+def _work(cfg: CfgNode, args: argparse.Namespace) -> int:
+    """What every worker does once it has joined the others."""
+    if comm.is_main_process():
+        prepare_output(cfg.OUTPUT_DIR)
+    comm.synchronize()
+    for name in ("fvcore", "detectron2", "panoptic_ext"):
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
+    choose_device(cfg)
+    check_workers(cfg, comm.get_world_size())
+    if cfg.MODEL.DEVICE == "cpu" and args.num_gpus > 1:
+        logger.warning("--num-gpus %d is ignored on the CPU", args.num_gpus)
+    if comm.is_main_process() and not args.dry_run:
+        save_run_info(cfg, cfg.OUTPUT_DIR)
+    logger.info("Worker %d of %d; %s", comm.get_rank(), comm.get_world_size(), args)
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+    if not args.eval_only:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    if args.dry_run:
+        dry_run(cfg)
+    elif args.eval_only:
+        _evaluate(cfg, args.resume)
+    else:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        trainer.train()
+    return 0
+
+
+def _evaluate(cfg: CfgNode, resume: bool) -> None:
+    if not cfg.DATASETS.TEST:
+        raise ConfigError("DATASETS.TEST is empty; name a data set to evaluate on")
+    model = Trainer.build_model(cfg)
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, allow_pickle=cfg.MODEL.ALLOW_PICKLE)
+    if resume and comm.all_gather(checkpointer.has_checkpoint())[0]:
+        checkpointer.resume()
+    else:
+        checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[], strict=True)
+    Trainer.test(cfg, model)
+
+
+def _worker() -> str:
+    return f" (worker {comm.get_rank()})" if comm.get_rank() else ""

@@ -1,0 +1,157 @@
+"""Optimizer and learning rate schedule of a config."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver import build_lr_scheduler as build_detectron2_scheduler
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from torch import nn
+
+from panoptic_ext.errors import ConfigError, nearest
+
+__all__ = ["build_lr_scheduler", "build_optimizer", "param_groups"]
+
+_OPTIMIZERS = ("SGD", "ADAMW")
+
+
+def param_groups(
+    model: nn.Module,
+    *,
+    base_lr: float,
+    weight_decay: float,
+    weight_decay_norm: float | None = None,
+    weight_decay_bias: float | None = None,
+    weight_decay_embed: float | None = None,
+    bias_lr_factor: float = 1.0,
+    backbone_multiplier: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Parameters with their learning rate and weight decay, as few groups as there are pairs.
+
+    Args:
+        model: its trainable parameters are taken, each once.
+        base_lr, weight_decay: where nothing below applies.
+        weight_decay_norm, weight_decay_bias, weight_decay_embed: of normalization layers, biases
+            and nn.Embedding; None leaves `weight_decay`.
+        bias_lr_factor: learning rate of biases relative to `base_lr`.
+        backbone_multiplier: learning rate of parameters under `backbone.` relative to the rest.
+
+    Returns:
+        Dicts with "params", "lr" and "weight_decay".
+    """
+    groups = get_default_optimizer_params(
+        model,
+        base_lr=base_lr,
+        weight_decay=weight_decay,
+        weight_decay_norm=weight_decay_norm,
+        bias_lr_factor=bias_lr_factor,
+        weight_decay_bias=weight_decay_bias,
+    )
+    embeddings = {
+        id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(False)
+    }
+    backbone = {id(p) for name, p in model.named_parameters() if name.startswith("backbone.")}
+    merged: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    for group in groups:
+        for parameter in group["params"]:
+            lr, decay = group.get("lr", base_lr), group.get("weight_decay", weight_decay)
+            if id(parameter) in backbone:
+                lr *= backbone_multiplier
+            if id(parameter) in embeddings and weight_decay_embed is not None:
+                decay = weight_decay_embed
+            merged[lr, decay].append(parameter)
+    return [{"params": p, "lr": lr, "weight_decay": wd} for (lr, wd), p in merged.items()]
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD or AdamW by SOLVER.OPTIMIZER, with gradient clipping where enabled.
+
+    SOLVER.CLIP_GRADIENTS.CLIP_TYPE may be "full_model" (one norm over all gradients) beside
+    Detectron2's "value" and "norm" (of each parameter).
+
+    Raises:
+        ConfigError: unknown optimizer or clip type, or no parameter to train.
+    """
+    solver = cfg.SOLVER
+    groups = param_groups(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay=solver.WEIGHT_DECAY,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        backbone_multiplier=solver.BACKBONE_MULTIPLIER,
+    )
+    if not groups:
+        raise ConfigError("the model has no parameter to train: every one is frozen")
+    name = solver.OPTIMIZER.upper()
+    if name not in _OPTIMIZERS:
+        raise ConfigError(
+            f"SOLVER.OPTIMIZER = {solver.OPTIMIZER!r} is unknown{nearest(name, _OPTIMIZERS)}; "
+            f"known: {', '.join(_OPTIMIZERS)}"
+        )
+    options: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
+    kind: type[torch.optim.Optimizer] = torch.optim.AdamW
+    if name == "SGD":
+        kind = torch.optim.SGD
+        options.update(momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
+    return _with_clipping(cfg, kind, groups, options)
+
+
+def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+    """Detectron2's schedules, and the WarmupPolyLR of its DeepLab project.
+
+    Raises:
+        ConfigError: unknown name, or values the schedule cannot use.
+    """
+    solver = cfg.SOLVER
+    if solver.LR_SCHEDULER_NAME == "WarmupPolyLR":
+        from detectron2.projects.deeplab.lr_scheduler import WarmupPolyLR
+
+        return WarmupPolyLR(
+            optimizer,
+            solver.MAX_ITER,
+            warmup_factor=solver.WARMUP_FACTOR,
+            warmup_iters=solver.WARMUP_ITERS,
+            warmup_method=solver.WARMUP_METHOD,
+            power=solver.POLY_LR_POWER,
+            constant_ending=solver.POLY_LR_CONSTANT_ENDING,
+        )
+    try:
+        return build_detectron2_scheduler(cfg, optimizer)
+    except (AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"the learning rate schedule SOLVER.LR_SCHEDULER_NAME = "
+            f"{solver.LR_SCHEDULER_NAME!r} cannot be built: {error}. Known: WarmupMultiStepLR "
+            "(SOLVER.STEPS increasing and below MAX_ITER), WarmupCosineLR, WarmupPolyLR"
+        ) from error
+
+
+def _with_clipping(
+    cfg: CfgNode, kind: type[torch.optim.Optimizer], groups: list, options: dict[str, Any]
+) -> torch.optim.Optimizer:
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if not clip.ENABLED:
+        return kind(groups, **options)
+    if clip.CLIP_TYPE in ("value", "norm"):
+        return maybe_add_gradient_clipping(cfg, kind)(groups, **options)
+    if clip.CLIP_TYPE != "full_model":
+        known = ["value", "norm", "full_model"]
+        raise ConfigError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE = {clip.CLIP_TYPE!r} is unknown"
+            f"{nearest(clip.CLIP_TYPE, known)}; known: {', '.join(known)}"
+        )
+    max_norm, norm_type = clip.CLIP_VALUE, clip.NORM_TYPE
+
+    def clip_all(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
+
+    # A hook of step() runs after the gradient scaler has unscaled the gradients.
+    optimizer = kind(groups, **options)
+    optimizer.register_step_pre_hook(clip_all)
+    return optimizer

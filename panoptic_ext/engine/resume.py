@@ -1,0 +1,73 @@
+"""What a checkpoint says of the run that wrote it, compared with the run that reads it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import detectron2
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+__all__ = ["compare_runs", "run_fingerprint"]
+
+logger = logging.getLogger(__name__)
+
+# Differences here change neither weights nor losses.
+_HARMLESS = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "VIS_PERIOD", "DATASETS.SEARCH_PATH")
+
+
+def run_fingerprint(cfg: CfgNode) -> dict[str, Any]:
+    """Config, versions and number of workers, as plain values."""
+    from panoptic_ext import __version__
+
+    return {
+        "config": cfg.dump(),
+        "versions": {
+            "panoptic_ext": __version__,
+            "detectron2": str(detectron2.__version__),
+            "torch": str(torch.__version__),
+        },
+        "workers": comm.get_world_size(),
+    }
+
+
+def compare_runs(saved: dict[str, Any], cfg: CfgNode) -> list[str]:
+    """Log what differs between the run that wrote a checkpoint and this one.
+
+    Args:
+        saved: `run_fingerprint` of the run that wrote it.
+
+    Returns:
+        One line per difference; keys of evaluation and machine are left out.
+    """
+    now = run_fingerprint(cfg)
+    old_config = dict(_flat(yaml.safe_load(saved.get("config", "")) or {}, ""))
+    new_config = dict(_flat(yaml.safe_load(now["config"]), ""))
+    lines = []
+    for key in sorted(old_config.keys() | new_config.keys()):
+        old, new = old_config.get(key, "not there"), new_config.get(key, "not there")
+        if old != new and not key.startswith(("TEST.", *_HARMLESS)):
+            lines.append(f"{key}: {old} in the checkpoint, {new} now")
+    for name, new in now["versions"].items():
+        old = saved.get("versions", {}).get(name)
+        if old != new:
+            lines.append(f"{name}: version {old} in the checkpoint, {new} now")
+    if lines:
+        logger.warning(
+            "This run differs from the one that wrote the checkpoint; optimizer and schedule go on "
+            "with the learning rates of the checkpoint:\n  %s",
+            "\n  ".join(lines),
+        )
+    return lines
+
+
+def _flat(node: dict, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

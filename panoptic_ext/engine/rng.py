@@ -1,0 +1,79 @@
+"""State of every random number generator, as values that a checkpoint can hold."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["get_rng_state", "preserved_rng", "seeded_sample", "set_rng_state"]
+
+
+def get_rng_state() -> dict[str, Any]:
+    """State of python's, numpy's and torch's generators (CPU and current CUDA device).
+
+    Returns:
+        Tensors and plain values only, so that `torch.load(weights_only=True)` reads it.
+    """
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    state: dict[str, Any] = {
+        "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
+        "numpy": [
+            name,
+            torch.from_numpy(keys.astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put back what `get_rng_state` gave."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+@contextmanager
+def preserved_rng() -> Iterator[None]:
+    """Random numbers drawn inside do not change those drawn after."""
+    state = get_rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(state)
+
+
+@contextmanager
+def seeded_sample(*key: int) -> Iterator[None]:
+    """Inside, the CPU generators start from `key` alone; after, they are as before.
+
+    Args:
+        key: non-negative integers, e.g. (seed, position of the sample in the stream).
+    """
+    python, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    words = np.random.SeedSequence(key).generate_state(4)
+    random.seed(int(words[0]))
+    np.random.seed(words[1:3])
+    # Only the CPU generator: torch.manual_seed would touch CUDA, which forked workers must not.
+    torch.default_generator.manual_seed(int(words[3]))
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)

@@ -1,0 +1,79 @@
+"""What a run leaves beside its results: effective config, versions, git state, class names."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+from typing import Any
+
+import detectron2
+import numpy
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.utils.collect_env import collect_env_info
+
+from panoptic_ext.engine.atomic import write_atomic
+
+__all__ = ["git_state", "save_run_info"]
+
+logger = logging.getLogger(__name__)
+
+
+def save_run_info(cfg: CfgNode, output_dir: str) -> None:
+    """Write config.yaml, run_info.json, environment.txt and metadata.json into `output_dir`.
+
+    config.yaml is the complete config: it can itself be given as --config-file.
+
+    Args:
+        cfg: the config of the run.
+        output_dir: an existing folder.
+    """
+    from panoptic_ext import __version__
+    from panoptic_ext.data.metadata_io import METADATA_FILE, save_metadata
+
+    info: dict[str, Any] = {
+        "command": sys.argv,
+        "versions": {
+            "panoptic_ext": __version__,
+            "detectron2": detectron2.__version__,
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+            "python": platform.python_version(),
+        },
+        "git": git_state(os.path.dirname(os.path.abspath(__file__))),
+    }
+    _write(output_dir, "config.yaml", cfg.dump())
+    _write(output_dir, "run_info.json", json.dumps(info, indent=1))
+    _write(output_dir, "environment.txt", collect_env_info() + "\n")
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    if names and MetadataCatalog.get(names[0]).get("isthing") is not None:
+        save_metadata(MetadataCatalog.get(names[0]), os.path.join(output_dir, METADATA_FILE))
+    logger.info("Config, versions and git state are in %s: %s", output_dir, json.dumps(info))
+
+
+def git_state(folder: str) -> dict[str, Any] | None:
+    """Commit of the repository around `folder` and whether files differ from it.
+
+    Returns:
+        {"commit": str, "dirty": bool}, or None where there is no repository or no git.
+    """
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", folder, *args]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _write(folder: str, name: str, content: str) -> None:
+    write_atomic(os.path.join(folder, name), lambda stream: stream.write(content.encode()))

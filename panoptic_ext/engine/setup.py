@@ -1,0 +1,205 @@
+"""From a config file and `KEY VALUE` pairs to a checked config and a prepared process."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import META_ARCH_REGISTRY
+
+from panoptic_ext.config import add_panoptic_ext_config
+from panoptic_ext.engine.yaml_config import merge_settings, read_file, read_opts
+from panoptic_ext.errors import ConfigError, nearest
+
+__all__ = ["check_workers", "choose_device", "load_cfg", "prepare_output"]
+
+logger = logging.getLogger(__name__)
+
+
+def load_cfg(config_file: str, opts: Sequence[str] = (), *, use_data: bool = True) -> CfgNode:
+    """Read, complete and check a config.
+
+    Data sets of the config are registered. For models of panoptic_ext the numbers of classes are
+    taken from the data set where they are left out, and compared with it where they are given.
+
+    Args:
+        config_file: YAML file, or "" for defaults.
+        opts: KEY VALUE ... pairs, applied last.
+        use_data: False leaves the numbers of classes as given and reads no data set, e.g. to
+            predict with a trained model's `config.yaml` where the data is not.
+
+    Returns:
+        A frozen config.
+
+    Raises:
+        ConfigError: what is wrong, in which file and line, and how to mend it.
+        DatasetError: the data set cannot be read.
+    """
+    from panoptic_ext.data import register_from_config
+
+    cfg = get_cfg()
+    add_panoptic_ext_config(cfg)
+    settings = read_file(config_file) if config_file else []
+    given = merge_settings(cfg, [*settings, *read_opts(opts)])
+    if "VERSION" in given and get_cfg().VERSION != cfg.VERSION:
+        raise ConfigError(
+            f"{given['VERSION']}: VERSION {cfg.VERSION} of Detectron2's config format; only "
+            f"{get_cfg().VERSION} is read. Rename the old keys as Detectron2's "
+            "config/compat.py lists them"
+        )
+    _check_values(cfg)
+    _check_model_name(cfg)
+    register_from_config(cfg)
+    if use_data:
+        _check_datasets_exist(cfg)
+        if _has_unified_classes(cfg):
+            _fill_in_classes(cfg, given)
+    cfg.freeze()
+    return cfg
+
+
+def choose_device(cfg: CfgNode) -> None:
+    """Fall back to the CPU, in place, where MODEL.DEVICE asks for a CUDA that is not there."""
+    wanted = cfg.MODEL.DEVICE
+    if not wanted.startswith("cuda") or torch.cuda.is_available():
+        if not wanted.startswith("cuda") and cfg.SOLVER.AMP.ENABLED:
+            logger.warning("SOLVER.AMP is for CUDA; training in full precision on %s", wanted)
+            _set(cfg.SOLVER.AMP, "ENABLED", False)
+        return
+    logger.warning(
+        "MODEL.DEVICE is %s, but CUDA is not available: running on the CPU instead, in full "
+        "precision and much slower (MODEL.DEVICE cpu silences this)",
+        wanted,
+    )
+    _set(cfg.MODEL, "DEVICE", "cpu")
+    _set(cfg.SOLVER.AMP, "ENABLED", False)
+
+
+def check_workers(cfg: CfgNode, world_size: int) -> None:
+    """Raise ConfigError if the batch cannot be shared by the workers."""
+    reference = cfg.SOLVER.REFERENCE_WORLD_SIZE or world_size
+    if cfg.SOLVER.IMS_PER_BATCH % reference:
+        hint = "" if reference == world_size else " (SOLVER.REFERENCE_WORLD_SIZE)"
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH = {cfg.SOLVER.IMS_PER_BATCH} images cannot be shared evenly by "
+            f"{reference} workers{hint}; make it a multiple of {reference}"
+        )
+
+
+def _set(node: CfgNode, key: str, value: Any) -> None:
+    frozen = node.is_frozen()
+    node.defrost()
+    node[key] = value
+    if frozen:
+        node.freeze()
+
+
+_LEAST = {
+    "SOLVER.IMS_PER_BATCH": 1,
+    "SOLVER.MAX_ITER": 1,
+    "SOLVER.CHECKPOINT_PERIOD": 1,
+    "SOLVER.WARMUP_ITERS": 0,
+    "SOLVER.REFERENCE_WORLD_SIZE": 0,
+    "SOLVER.WEIGHT_DECAY": 0,
+    "DATALOADER.NUM_WORKERS": 0,
+    "TEST.EVAL_PERIOD": 0,
+    "TEST.CONTACT_SHEET": 0,
+}
+
+
+def _check_values(cfg: CfgNode) -> None:
+    for key, least in _LEAST.items():
+        node: Any = cfg
+        for name in key.split("."):
+            node = node[name]
+        if node < least:
+            raise ConfigError(f"{key} = {node}, expected at least {least}")
+    if not cfg.SOLVER.BASE_LR > 0:
+        raise ConfigError(f"SOLVER.BASE_LR = {cfg.SOLVER.BASE_LR}, expected more than 0")
+    device = cfg.MODEL.DEVICE
+    if device != "cpu" and not device.startswith(("cuda", "mps", "xpu")):
+        raise ConfigError(f"MODEL.DEVICE = {device!r}, expected 'cuda', 'cuda:<number>' or 'cpu'")
+    if not cfg.OUTPUT_DIR:
+        raise ConfigError("OUTPUT_DIR is empty; name a folder for logs and checkpoints")
+
+
+def _check_model_name(cfg: CfgNode) -> None:
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in META_ARCH_REGISTRY:
+        known = sorted(key for key, _ in META_ARCH_REGISTRY)
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE = {name!r} is not registered{nearest(name, known)}; "
+            f"registered: {', '.join(known)}"
+        )
+
+
+def _check_datasets_exist(cfg: CfgNode) -> None:
+    for key in ("TRAIN", "TEST"):
+        names = cfg.DATASETS[key]
+        if isinstance(names, str):
+            raise ConfigError(f"DATASETS.{key} must be a list of names; write [{names!r}]")
+        for name in names:
+            if name not in DatasetCatalog.list():
+                raise ConfigError(
+                    f"DATASETS.{key} names {name!r}, which is not registered"
+                    f"{nearest(name, DatasetCatalog.list())}. Describe it under "
+                    f"DATASETS.PANOPTIC.{name} (JSON, IMAGE_ROOT, PNG_ROOT) or call "
+                    "register_panoptic"
+                )
+
+
+def _has_unified_classes(cfg: CfgNode) -> bool:
+    """Whether the model takes one class space for things and stuff, as those of panoptic_ext do."""
+    arch = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    return getattr(arch, "unified_classes", arch.__module__.startswith("panoptic_ext."))
+
+
+def _fill_in_classes(cfg: CfgNode, given: dict[str, str]) -> None:
+    from panoptic_ext.data import check_same_categories, num_classes, thing_ids
+
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    if not names:
+        return
+    check_same_categories(names)
+    classes, things = num_classes(names[0]), len(thing_ids(names[0]))
+    for node, key, value, what in (
+        (cfg.MODEL.SEM_SEG_HEAD, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", classes, "categories"),
+        (cfg.MODEL.ROI_HEADS, "MODEL.ROI_HEADS.NUM_CLASSES", things, "thing categories"),
+    ):
+        if key in given and node.NUM_CLASSES != value:
+            raise ConfigError(
+                f"{given[key]}: {key} = {node.NUM_CLASSES}, but data set {names[0]} has {value} "
+                f"{what}; leave the key out (it is taken from the data set) or set it to {value}"
+            )
+        node.NUM_CLASSES = value
+    ignore = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+    if 0 <= ignore < classes:
+        raise ConfigError(
+            f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE = {ignore} lies within the {classes} class ids "
+            f"(0 to {classes - 1}) of {names[0]}, so that class would be ignored; set it to "
+            f"{max(255, classes)}"
+        )
+
+
+def prepare_output(folder: str) -> None:
+    """Make the output folder and try to write into it.
+
+    Raises:
+        ConfigError: it cannot be made or written.
+    """
+    probe = os.path.join(folder, f".write-test-{os.getpid()}")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with open(probe, "wb") as stream:
+            stream.write(b"x" * 4096)
+        os.remove(probe)
+    except OSError as error:
+        raise ConfigError(
+            f"OUTPUT_DIR {folder} cannot be written: {error.strerror or error}. Free space, mend "
+            "its permissions, or give another folder with OUTPUT_DIR FOLDER"
+        ) from error

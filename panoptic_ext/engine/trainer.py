@@ -1,0 +1,310 @@
+"""The trainer: Detectron2's DefaultTrainer with a full resume, equal on v0.6 and main."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
+from detectron2.engine.train_loop import TrainerBase
+from detectron2.evaluation import verify_results
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from panoptic_ext.engine import evaluate, loader, optimizer
+from panoptic_ext.engine.checkpoint import Checkpointer
+from panoptic_ext.engine.hooks import CheckpointHook, WriterHook, is_precise_bn_wanted
+from panoptic_ext.engine.resume import compare_runs, run_fingerprint
+from panoptic_ext.engine.rng import get_rng_state, set_rng_state
+from panoptic_ext.engine.train_step import TrainStep
+from panoptic_ext.errors import CheckpointError, ConfigError
+
+__all__ = ["Trainer"]
+
+logger = logging.getLogger(__name__)
+
+_HISTORY = 20  # values of each scalar that the writers smooth over
+
+
+class Trainer(DefaultTrainer):
+    """Builds everything from a config, trains, evaluates, saves and resumes.
+
+    A checkpoint holds model, optimizer, schedule, gradient scaler, iteration, every worker's random
+    generators and the seed of the data: on a CPU a resumed run has the losses of an uninterrupted
+    one, bit for bit. `iter` of a checkpoint is the last iteration it has seen.
+
+    Classmethods `build_*` and `test` may be overridden as in Detectron2.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        TrainerBase.__init__(self)  # DefaultTrainer's differs between v0.6 and main
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optim = self.build_optimizer(cfg, model)
+        scaler = torch.amp.GradScaler("cuda") if cfg.SOLVER.AMP.ENABLED else None
+        self._trainer = TrainStep(_distributed(model), self.build_train_loader(cfg), optim, scaler)
+        self.scheduler = self.build_lr_scheduler(cfg, optim)
+        self.checkpointer = Checkpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            allow_pickle=cfg.MODEL.ALLOW_PICKLE,
+            trainer=weakref.proxy(self),
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self._worker_rng: list[dict[str, Any]] = []
+        self._history: dict[str, list[list[float]]] = {}
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Go on from the last checkpoint of OUTPUT_DIR, or start from MODEL.WEIGHTS.
+
+        Args:
+            resume: False, or no checkpoint there, starts from MODEL.WEIGHTS at iteration 0.
+
+        Raises:
+            CheckpointError: nothing readable, or it does not fit.
+        """
+        found = comm.all_gather(self.checkpointer.has_checkpoint())[0]
+        if resume and found:
+            extra = self.checkpointer.resume()
+            self.start_iter = self.iter + 1
+            compare_runs(extra.get("panoptic_ext", {}), self.cfg)
+        else:
+            if resume:
+                logger.info("No checkpoint in %s; starting from the beginning", self.cfg.OUTPUT_DIR)
+            elif found:
+                logger.warning(
+                    "%s holds checkpoints of an earlier run, which will be overwritten; stop and "
+                    "add --resume to go on with it",
+                    self.cfg.OUTPUT_DIR,
+                )
+            self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+        self.data_loader.start_iter = self.start_iter
+
+    def train(self) -> Any:
+        """Train from `start_iter` to `max_iter`.
+
+        Returns:
+            Results of the last evaluation.
+
+        Raises:
+            NonFiniteLossError: on all workers.
+            DatasetError: a data worker died.
+        """
+        logger.info("Training from iteration %d to %d", self.start_iter, self.max_iter)
+        self.iter = self.start_iter
+        with EventStorage(self.start_iter) as self.storage:
+            try:
+                self._restore_history()
+                self.before_train()
+                for self.iter in range(self.start_iter, self.max_iter):
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                self.iter = max(self.max_iter, self.start_iter)
+                self.after_train()
+            except BaseException as error:
+                self._close_writers()
+                explained = loader.explain_worker_error(error)
+                if explained is not None:
+                    raise explained from error
+                raise
+            finally:
+                self.data_loader.report_skipped()
+        results = getattr(self, "_last_eval_results", None)
+        if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():
+            verify_results(self.cfg, results)
+        return results
+
+    def build_hooks(self) -> list[Any]:
+        """Timer, schedule, PreciseBN, checkpoints, evaluation, writers, in this order."""
+        cfg = self.cfg
+
+        def evaluate_and_keep() -> Any:
+            self._last_eval_results = self.test(self.cfg, self.model)
+            return self._last_eval_results
+
+        precise_bn = None
+        if is_precise_bn_wanted(cfg, self.model):
+            alone = cfg.clone()
+            alone.defrost()
+            alone.DATALOADER.NUM_WORKERS = 0
+            precise_bn = hooks.PreciseBN(
+                cfg.TEST.EVAL_PERIOD,
+                self.model,
+                self.build_train_loader(alone),
+                cfg.TEST.PRECISE_BN.NUM_ITER,
+            )
+        return [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            precise_bn,
+            CheckpointHook(cfg.SOLVER.CHECKPOINT_PERIOD),
+            # After the checkpoint, so that a failing evaluation loses nothing.
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate_and_keep),
+            WriterHook(cfg.OUTPUT_DIR) if comm.is_main_process() else None,
+        ]
+
+    def gather_worker_state(self) -> None:
+        """Collect what only the workers know, for the next `state_dict`; all workers call it."""
+        self._worker_rng = comm.all_gather(get_rng_state())
+
+    def save_checkpoint(self, name: str) -> None:
+        """Write `<OUTPUT_DIR>/<name>.pth` on the main process."""
+        self.checkpointer.save(
+            name, iteration=self.iter, panoptic_ext=run_fingerprint(self.cfg)
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the model, as tensors and plain values."""
+        state = TrainerBase.state_dict(self)
+        state["optimizer"] = self.optimizer.state_dict()
+        state["scheduler"] = self.scheduler.state_dict()
+        if self._trainer.grad_scaler is not None:
+            state["grad_scaler"] = self._trainer.grad_scaler.state_dict()
+        state["rng"] = self._worker_rng
+        state["data_seed"] = self.data_loader.seed
+        hints = self.storage.smoothing_hints()
+        state["history"] = {
+            name: [[float(v), float(i)] for v, i in history.values()[-_HISTORY:]]
+            for name, history in self.storage.histories().items()
+            if hints.get(name)
+        }
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Inverse of `state_dict`.
+
+        Raises:
+            CheckpointError: the state is of another trainer or another optimizer.
+        """
+        missing = [k for k in ("optimizer", "scheduler", "data_seed") if k not in state_dict]
+        if missing:
+            raise CheckpointError(
+                f"the checkpoint to resume has no {', '.join(missing)}: another trainer wrote it. "
+                "Give the file as MODEL.WEIGHTS and leave --resume out to start from its weights"
+            )
+        TrainerBase.load_state_dict(self, state_dict)
+        try:
+            self.optimizer.load_state_dict(state_dict["optimizer"])
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"the checkpoint's optimizer does not fit: {error}. Resume with the config of the "
+                "first run (config.yaml in its output folder)"
+            ) from error
+        self.scheduler.load_state_dict(state_dict["scheduler"])
+        if self._trainer.grad_scaler is not None and state_dict.get("grad_scaler"):
+            self._trainer.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        self.data_loader.seed = state_dict["data_seed"]
+        self._history = state_dict.get("history", {})
+        self._restore_rng(state_dict.get("rng", []))
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Detectron2's build_model.
+
+        Raises:
+            ConfigError: a feature of the backbone that it does not give.
+        """
+        try:
+            model = build_model(cfg)
+        except KeyError as error:
+            key = _key_of_feature(cfg, error)
+            if key is None:
+                raise
+            raise ConfigError(
+                f"{key} names the feature {error}, which the backbone does not give; "
+                f"MODEL.BACKBONE.NAME = {cfg.MODEL.BACKBONE.NAME}, MODEL.RESNETS.OUT_FEATURES = "
+                f"{cfg.MODEL.RESNETS.OUT_FEATURES}"
+            ) from error
+        logger.info("Model:\n%s", model)
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """SGD or AdamW; see `engine.optimizer`."""
+        return optimizer.build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer_: torch.optim.Optimizer) -> Any:
+        """See `engine.optimizer`."""
+        return optimizer.build_lr_scheduler(cfg, optimizer_)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> loader.TrainLoader:
+        """See `engine.loader`."""
+        return loader.build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """See `engine.loader`."""
+        return loader.build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """The evaluators of TEST.EVALUATORS, writing into OUTPUT_DIR/inference/<data set>."""
+        return evaluate.build_evaluator(cfg, dataset_name)
+
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None
+    ) -> OrderedDict[str, Any] | dict[str, Any]:
+        """Evaluate on every data set of DATASETS.TEST; see `engine.evaluate.evaluate`."""
+        return evaluate.evaluate(cls, cfg, model, evaluators)
+
+    def _restore_rng(self, states: list[dict[str, Any]]) -> None:
+        if len(states) != comm.get_world_size():
+            logger.warning(
+                "The checkpoint is of %d workers, now there are %d: images are dealt out "
+                "otherwise, so losses will differ from an uninterrupted run",
+                len(states),
+                comm.get_world_size(),
+            )
+        if comm.get_rank() < len(states):
+            set_rng_state(states[comm.get_rank()])
+
+    def _restore_history(self) -> None:
+        for name, history in self._history.items():
+            for value, iteration in history:
+                self.storage.iter = int(iteration)
+                self.storage.put_scalar(name, value)
+        self.storage.iter = self.start_iter
+
+    def _close_writers(self) -> None:
+        for hook in self._hooks:
+            if isinstance(hook, WriterHook):
+                hook.after_train()
+
+
+def _distributed(model: nn.Module) -> nn.Module:
+    """The model in DistributedDataParallel, if there are several workers."""
+    on_cuda = next(model.parameters()).is_cuda
+    return create_ddp_model(
+        model,
+        broadcast_buffers=False,
+        device_ids=[torch.cuda.current_device()] if on_cuda else None,
+        find_unused_parameters=getattr(model, "find_unused_parameters", False),
+    )
+
+
+def _key_of_feature(cfg: CfgNode, error: KeyError) -> str | None:
+    """The config key whose list of features holds the name that was not found."""
+    pending = [("MODEL", cfg.MODEL)]
+    while pending:
+        prefix, node = pending.pop()
+        for name, value in node.items():
+            key = f"{prefix}.{name}"
+            if isinstance(value, CfgNode):
+                pending.append((key, value))
+            elif name.endswith("FEATURES") and isinstance(value, (list, tuple)):
+                if error.args[0] in value:
+                    return key
+    return None

@@ -1,0 +1,240 @@
+"""Config files and `KEY VALUE` pairs, read as data and never run.
+
+Detectron2's own reader falls back to `yaml.unsafe_load`, which executes `!!python` tags. This one
+refuses every tag that is not plain YAML, knows the file and line of each key, and names the nearest
+known key where one is unknown.
+"""
+
+from __future__ import annotations
+
+import os
+from ast import literal_eval
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import yaml
+from detectron2.config import CfgNode as CN
+
+from panoptic_ext.errors import ConfigError, nearest
+
+__all__ = ["Setting", "merge_settings", "read_file", "read_opts"]
+
+BASE_KEY = "_BASE_"
+
+
+class Setting(NamedTuple):
+    """One value given by the user."""
+
+    key: str  # full name, as SOLVER.BASE_LR
+    value: Any  # as YAML or the command line gave it
+    source: str  # "file:line" or "command line", for messages
+
+
+def read_file(path: str) -> list[Setting]:
+    """Settings of a YAML file and of the files its `_BASE_` names, in the order they apply.
+
+    Args:
+        path: a YAML file; `_BASE_` in it is one path or a list of paths, relative to that file.
+
+    Raises:
+        ConfigError: missing file, invalid YAML, a refused tag, a key given twice, a `_BASE_` cycle.
+    """
+    return _read_chain(os.path.expanduser(path), ())
+
+
+def read_opts(opts: Sequence[str]) -> list[Setting]:
+    """Settings from the `KEY VALUE ...` end of a command line.
+
+    Raises:
+        ConfigError: a key without a value.
+    """
+    opts = list(opts)
+    if opts and opts[0] == "--":
+        opts = opts[1:]
+    if len(opts) % 2:
+        raise ConfigError(
+            f"config options come in pairs, KEY VALUE; found an odd number of them: "
+            f"{' '.join(map(str, opts))}. Give the last key a value (quote values with spaces)."
+        )
+    return [
+        Setting(str(key), value, "the command line")
+        for key, value in zip(opts[0::2], opts[1::2], strict=True)
+    ]
+
+
+def merge_settings(cfg: CN, settings: Sequence[Setting]) -> dict[str, str]:
+    """Put settings into `cfg`, in place, later ones over earlier ones.
+
+    Args:
+        cfg: an unfrozen config that has every known key.
+        settings: from `read_file` and `read_opts`.
+
+    Returns:
+        Key -> source of every key that was given.
+
+    Raises:
+        ConfigError: unknown key or wrong type.
+    """
+    for setting in settings:
+        _merge_one(cfg, setting)
+    return {setting.key: setting.source for setting in settings}
+
+
+def _read_chain(path: str, above: tuple[str, ...]) -> list[Setting]:
+    real = os.path.realpath(path)
+    if real in above:
+        chain = " -> ".join((*above[above.index(real) :], real))
+        raise ConfigError(f"{BASE_KEY} runs in a circle: {chain}; remove one of these {BASE_KEY}")
+    root, content = _load_yaml(path, above)
+    if root is None:
+        return []
+    settings: list[Setting] = []
+    bases = content.pop(BASE_KEY, [])
+    for base in [bases] if isinstance(bases, str) else bases:
+        if not isinstance(base, str):
+            raise ConfigError(f"{path}: {BASE_KEY} must name a file, found {base!r}")
+        base = os.path.join(os.path.dirname(path), os.path.expanduser(base))
+        settings.extend(_read_chain(base, (*above, real)))
+    lines = dict(_key_lines(root, "", path))
+    settings.extend(_flatten(content, "", path, lines))
+    return settings
+
+
+def _load_yaml(path: str, above: tuple[str, ...]) -> tuple[yaml.MappingNode | None, dict]:
+    try:
+        with open(path, encoding="utf-8") as stream:
+            loader = yaml.SafeLoader(stream)
+            try:
+                root = loader.get_single_node()
+                content = None if root is None else loader.construct_document(root)
+            finally:
+                loader.dispose()
+    except OSError as error:
+        by = f", named by {BASE_KEY} of {above[-1]}" if above else ""
+        raise ConfigError(
+            f"config file {path}{by} cannot be read: {error.strerror or error}; check the path"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config file {path} is not UTF-8 text: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(_yaml_message(path, error)) from error
+    if content is None:
+        return None, {}
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"config file {path} holds a {type(content).__name__}, expected keys such as "
+            "'MODEL:' and 'SOLVER:' at its top level"
+        )
+    return root, content
+
+
+def _yaml_message(path: str, error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f"{path}:{mark.line + 1}" if mark is not None else path
+    problem = getattr(error, "problem", None) or str(error)
+    if isinstance(error, yaml.constructor.ConstructorError) and "tag" in problem:
+        return (
+            f"{where}: {problem}; it was refused and not run, because a config is data and a tag "
+            "can run code. Write the value itself, e.g. [1, 2] or '(1, 2)' for a tuple"
+        )
+    return f"{where}: invalid YAML: {problem}"
+
+
+def _key_lines(node: yaml.MappingNode, prefix: str, path: str) -> Iterator[tuple[str, str]]:
+    seen: set[str] = set()
+    for key_node, value_node in node.value:
+        key = f"{prefix}{key_node.value}"
+        where = f"{path}:{key_node.start_mark.line + 1}"
+        if key in seen and key_node.value != "<<":
+            raise ConfigError(f"{where}: {key} is given twice in one block; remove one of the two")
+        seen.add(key)
+        yield key, where
+        if isinstance(value_node, yaml.MappingNode):
+            yield from _key_lines(value_node, f"{key}.", path)
+
+
+def _flatten(
+    content: dict, prefix: str, path: str, lines: dict[str, str]
+) -> Iterator[Setting]:
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{key}.", path, lines)
+        else:
+            yield Setting(key, value, lines.get(key, path))
+
+
+def _merge_one(cfg: CN, setting: Setting) -> None:
+    if setting.key == BASE_KEY:
+        raise ConfigError(f"{BASE_KEY} works in files only, found on {setting.source}")
+    *parents, leaf = setting.key.split(".")
+    node = cfg
+    for name in parents:
+        if name not in node:
+            if not node.is_new_allowed():
+                raise ConfigError(_unknown(cfg, node, name, setting))
+            node[name] = CN(new_allowed=True)
+        node = node[name]
+        if not isinstance(node, CN):
+            raise ConfigError(_unknown(cfg, node, leaf, setting))
+    if leaf not in node and not node.is_new_allowed():
+        raise ConfigError(_unknown(cfg, node, leaf, setting))
+    value = _decode(setting.value)
+    if leaf not in node:
+        node[leaf] = CN(new_allowed=True) if value == {} else value
+    elif isinstance(node[leaf], CN):
+        if value not in ({}, None):
+            raise ConfigError(
+                f"{setting.source}: {setting.key} is a block of keys, found {value!r}; "
+                f"give one of its keys, e.g. {setting.key}.{next(iter(node[leaf]), 'NAME')}"
+            )
+    else:
+        node[leaf] = _coerce(value, node[leaf], setting)
+
+
+def _unknown(cfg: CN, node: Any, name: str, setting: Setting) -> str:
+    known = list(_all_keys(cfg, ""))
+    hint = ""
+    if isinstance(node, CN):
+        prefix = setting.key[: setting.key.rindex(name)] if name in setting.key else ""
+        hint = nearest(name, list(node))
+        hint = hint.replace("mean '", f"mean '{prefix}") if hint else ""
+    hint = hint or nearest(setting.key, known)
+    return f"{setting.source}: unknown config key {setting.key!r}{hint}"
+
+
+def _all_keys(node: CN, prefix: str) -> Iterator[str]:
+    for name, value in node.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, CN):
+            yield from _all_keys(value, f"{prefix}{name}.")
+
+
+def _decode(value: Any) -> Any:
+    """Values as Detectron2 reads them: text that is a Python literal becomes that literal."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+
+
+def _coerce(value: Any, default: Any, setting: Setting) -> Any:
+    if type(value) is type(default) or value is None or default is None:
+        return value
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if isinstance(default, tuple) and isinstance(value, list):
+        return tuple(value)
+    if isinstance(default, list) and isinstance(value, tuple):
+        return list(value)
+    if isinstance(default, str) and isinstance(setting.value, str):
+        return setting.value  # a name that looks like a number
+    example = f" such as {default!r}" if default not in ("", (), []) else ""
+    if isinstance(default, (tuple, list)):
+        example += f"; for a single entry write [{value!r}]"
+    raise ConfigError(
+        f"{setting.source}: {setting.key} must be of type {type(default).__name__}{example}, "
+        f"found {value!r} ({type(value).__name__})"
+    )

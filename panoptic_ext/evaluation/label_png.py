@@ -19,12 +19,17 @@ from panoptic_ext.errors import DatasetError, EvaluationError
 from .label_runs import LabelRuns, runs_from_ids, runs_from_rgb
 
 try:
-    from torchvision.io import ImageReadMode, decode_png
-except (ImportError, RuntimeError):  # a torchvision without its image extension
-    decode_png = None
+    import torchvision.io  # noqa: F401  (loads the operator)
+
+    # torchvision.io.decode_png itself warns at every call: it will move to another package. Where
+    # it has moved, or torchvision lacks its image extension, Pillow does the work.
+    _decode_png = torch.ops.image.decode_png
+except (ImportError, AttributeError, RuntimeError):
+    _decode_png = None
 
 __all__ = ["encode_png", "read_runs", "write_file"]
 
+_MODE_RGB = 3  # torchvision.io.ImageReadMode.RGB
 # Signature and IHDR of a PNG of 8-bit RGB that is not interlaced, without its width and height.
 _RGB_HEAD = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _RGB_KIND = b"\x08\x02\0\0\0"
@@ -41,7 +46,7 @@ def read_runs(path: str, encoding: str = "rgb") -> LabelRuns:
         EvaluationError: no such file, damaged, not a label PNG of this encoding, or ids out of
             range.
     """
-    if encoding == "rgb" and decode_png is not None:
+    if encoding == "rgb" and _decode_png is not None:
         try:
             with open(path, "rb") as stream:
                 content = stream.read()
@@ -91,10 +96,9 @@ def _decode_rgb(content: bytes) -> np.ndarray | None:
     if not content.startswith(_RGB_HEAD) or content[24:29] != _RGB_KIND:
         return None
     try:
-        pixels = decode_png(
-            torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB
-        )
-    except RuntimeError:
+        data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        pixels = _decode_png(data, _MODE_RGB, False)
+    except (RuntimeError, TypeError):
         return None
     return pixels.permute(1, 2, 0).numpy()
 

@@ -1,0 +1,126 @@
+"""The evaluators of a run, from its config."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+
+from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.utils import comm
+
+from panoptic_ext.data import thing_ids
+from panoptic_ext.errors import ConfigError, nearest
+
+from .instance_evaluation import PanopticInstanceEvaluator
+from .panoptic_evaluation import PanopticEvaluator
+from .semantic_evaluation import PanopticSemSegEvaluator
+
+__all__ = ["EVALUATORS", "IfGiven", "PanopticEvaluators", "build_evaluator"]
+
+logger = logging.getLogger(__name__)
+
+EVALUATORS = {"panoptic": "panoptic_seg", "semantic": "sem_seg", "instance": "instances"}
+"""Names for TEST.EVALUATORS, and the key of the model's output that each evaluates."""
+
+
+class IfGiven(DatasetEvaluator):
+    """Runs an evaluator if the model's output has its key; else says so, once, and goes on."""
+
+    def __init__(self, evaluator: DatasetEvaluator, key: str, name: str):
+        """
+        Args:
+            evaluator: that reads `key` of the model's output.
+            key: of the model's output dicts.
+            name: as in TEST.EVALUATORS.
+        """
+        self.evaluator = evaluator
+        self._key, self._name = key, name
+        self._given = False
+
+    def reset(self) -> None:
+        """Forget all predictions."""
+        self._given = False
+        self.evaluator.reset()
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Pass on what has the key."""
+        pairs = [
+            (given, output)
+            for given, output in zip(inputs, outputs, strict=True)
+            if output.get(self._key) is not None
+        ]
+        if pairs:
+            self._given = True
+            self.evaluator.process([p[0] for p in pairs], [p[1] for p in pairs])
+
+    def evaluate(self) -> dict | None:
+        """The evaluator's result; {} if no worker's model gave the key."""
+        if any(comm.all_gather(self._given)):
+            return self.evaluator.evaluate()
+        logger.info(
+            "TEST.EVALUATORS has %r, but the model gives no %r: skipped", self._name, self._key
+        )
+        return {}
+
+
+class PanopticEvaluators(DatasetEvaluators):
+    """The evaluators of `build_evaluator`.
+
+    Attributes:
+        panoptic: the PanopticEvaluator among them (per_image, worst, best, summary), or None.
+    """
+
+    def __init__(self, evaluators: list[IfGiven]):
+        super().__init__(evaluators)
+        found = [e.evaluator for e in evaluators if isinstance(e.evaluator, PanopticEvaluator)]
+        self.panoptic: PanopticEvaluator | None = found[0] if found else None
+
+    def evaluate(self) -> OrderedDict:
+        """The results of all on the main process, {} on others."""
+        return super().evaluate()
+
+
+def build_evaluator(
+    cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+) -> PanopticEvaluators:
+    """Build the evaluators of TEST.EVALUATORS for a registered data set.
+
+    Args:
+        cfg: TEST.EVALUATORS, TEST.WRITE_PREDICTIONS, TEST.CONTACT_SHEET, OUTPUT_DIR are read.
+        dataset_name: of the data set.
+        output_folder: for results; None: "inference" in OUTPUT_DIR.
+
+    Returns:
+        evaluators that each do nothing if the model's output lacks what they evaluate.
+
+    Raises:
+        ConfigError: an unknown name in TEST.EVALUATORS.
+    """
+    folder = output_folder or f"{cfg.OUTPUT_DIR}/inference"
+    built = []
+    for name in dict.fromkeys(cfg.TEST.EVALUATORS):
+        if name not in EVALUATORS:
+            raise ConfigError(
+                f"TEST.EVALUATORS has {name!r}; expected some of {list(EVALUATORS)}"
+                + nearest(name, EVALUATORS)
+            )
+        evaluator: DatasetEvaluator
+        if name == "panoptic":
+            evaluator = PanopticEvaluator(
+                dataset_name,
+                folder,
+                write_predictions=cfg.TEST.WRITE_PREDICTIONS,
+                keep_predictions=cfg.TEST.CONTACT_SHEET,
+            )
+        elif name == "semantic":
+            evaluator = PanopticSemSegEvaluator(
+                dataset_name, folder, write_predictions=cfg.TEST.WRITE_PREDICTIONS
+            )
+        elif thing_ids(dataset_name):
+            evaluator = PanopticInstanceEvaluator(dataset_name, folder)
+        else:
+            logger.info("Data set %r has no thing: no instance evaluation", dataset_name)
+            continue
+        built.append(IfGiven(evaluator, EVALUATORS[name], name))
+    return PanopticEvaluators(built)

@@ -1,0 +1,226 @@
+"""AP of boxes and masks of a panoptic data set through Detectron2's COCOEvaluator."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import tempfile
+import uuid
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
+from pycocotools.coco import COCO
+
+from panoptic_ext.errors import EvaluationError
+
+from .label_png import read_runs, write_file
+from .label_runs import LabelRuns, runs_from_ids
+from .truth_records import TruthRecords
+
+__all__ = ["PanopticInstanceEvaluator"]
+
+
+class PanopticInstanceEvaluator(COCOEvaluator):
+    """COCOEvaluator whose truth, the things, is derived from the panoptic label maps.
+
+    Predicted classes are contiguous ids of things and stuff together. The truth is written once
+    into the output folder, as a COCO instances JSON, when first needed. AP is pycocotools' own, so
+    that no compiled operator of Detectron2 is needed.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str,
+        *,
+        distributed: bool = True,
+        num_threads: int = 2,
+    ):
+        """
+        Args:
+            dataset_name: a data set of `panoptic_ext.data.register_panoptic`, or another whose
+                records have pan_seg_file_name and segments_info.
+            output_dir: gets the truth and the results.
+            distributed: gather the predictions of all workers.
+            num_threads: that read label maps to make the truth.
+
+        Raises:
+            EvaluationError: the data set has no thing category.
+        """
+        self._dataset = dataset_name
+        self._truth = TruthRecords(dataset_name)
+        self._num_threads = num_threads
+        meta = self._truth.metadata
+        things = sorted((c, d) for d, c in meta.thing_dataset_id_to_contiguous_id.items())
+        if not things:
+            raise EvaluationError(f"data set {dataset_name!r} has no thing: nothing to find AP of")
+        self._thing_index = {contiguous: i for i, (contiguous, _) in enumerate(things)}
+        self._categories = [
+            {"id": dataset_id, "name": meta.thing_classes[contiguous]}
+            for contiguous, dataset_id in things
+        ]
+        numbers = all(isinstance(i, int) for i in self._truth.records)
+        # COCOeval sorts image ids, and its files want numbers.
+        self._number = {i: i if numbers else n for n, i in enumerate(self._truth.records, start=1)}
+        self._init_base(dataset_name, output_dir, distributed)
+        self._has_truth = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all predictions."""
+        super().reset()
+        self._seen: set[Any] = set()
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Take predictions.
+
+        Args:
+            inputs: dicts with image_id.
+            outputs: dicts with "instances": Instances with pred_boxes, scores, pred_classes
+                (contiguous ids of things) and, for mask AP, pred_masks. Not changed.
+
+        Raises:
+            EvaluationError: an unknown image, or a class that is no thing.
+        """
+        for given, output in zip(inputs, outputs, strict=True):
+            image_id = self._truth.find(given["image_id"])["image_id"]
+            if image_id in self._seen:
+                continue
+            self._seen.add(image_id)
+            instances = output["instances"].to(self._cpu_device)
+            instances.pred_classes = self._to_things(instances.pred_classes, image_id)
+            super().process([{"image_id": self._number[image_id]}], [{"instances": instances}])
+
+    def evaluate(self, img_ids: Any = None) -> OrderedDict:
+        """As COCOEvaluator: AP, AP50, ... of "bbox" and "segm" in percent; nan if not available."""
+        # COCOeval prints its own table.
+        with contextlib.redirect_stdout(io.StringIO()):
+            return super().evaluate(img_ids)
+
+    def _init_base(self, dataset_name: str, output_dir: str, distributed: bool) -> None:
+        """COCOEvaluator's __init__, which wants registered metadata and a file of the truth.
+
+        Both are stand-ins: of `_metadata` the rest of the class reads thing classes in an order
+        of things alone; `_coco_api` is replaced by the truth when there are results.
+        """
+        stand_in = f"{dataset_name}_instances_{uuid.uuid4().hex}"
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "empty.json")
+            with open(path, "w", encoding="utf-8") as stream:
+                json.dump({"images": [], "annotations": [], "categories": []}, stream)
+            try:
+                MetadataCatalog.get(stand_in).set(
+                    json_file=path,
+                    thing_classes=[c["name"] for c in self._categories],
+                    thing_dataset_id_to_contiguous_id={
+                        c["id"]: i for i, c in enumerate(self._categories)
+                    },
+                )
+                super().__init__(
+                    stand_in, distributed=distributed, output_dir=output_dir, use_fast_impl=False
+                )
+            finally:
+                MetadataCatalog.pop(stand_in)
+
+    def _to_things(self, classes: torch.Tensor, image_id: Any) -> torch.Tensor:
+        found = classes.tolist()
+        wrong = sorted({c for c in found if c not in self._thing_index})
+        if wrong:
+            raise EvaluationError(
+                f"image {image_id!r}: predicted instances have the classes {wrong}, which are not"
+                f" contiguous ids of things of data set {self._dataset!r}:"
+                f" {sorted(self._thing_index)}"
+            )
+        return torch.tensor([self._thing_index[c] for c in found], dtype=torch.int64)
+
+    def _eval_predictions(self, predictions: list[dict], img_ids: Any = None) -> None:
+        if not self._has_truth:
+            with contextlib.redirect_stdout(io.StringIO()):
+                self._coco_api = COCO(self._write_truth())
+            self._has_truth = True
+        # An image that two workers got, from a sampler that pads, counts once.
+        once = {p["image_id"]: p for p in predictions}
+        super()._eval_predictions(list(once.values()), img_ids=img_ids)
+
+    def _write_truth(self) -> str:
+        """Path of the COCO instances JSON in the output folder; written unless it is there."""
+        path = os.path.join(self._output_dir, f"{self._dataset}_instances.json")
+        source = self._fingerprint()
+        with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as stream:
+            if json.load(stream)["info"].get("source") == source:
+                return path
+        self._logger.info("Writing the things of %s as COCO instances to %s", self._dataset, path)
+        with ThreadPoolExecutor(max(1, self._num_threads)) as pool:
+            parts = list(pool.map(self._image_truth, self._truth.records.values()))
+        annotations = [a for _, found in parts for a in found]
+        content = {
+            "info": {"source": source},
+            "licenses": [],
+            "images": [image for image, _ in parts],
+            "annotations": [{"id": n, **a} for n, a in enumerate(annotations, start=1)],
+            "categories": self._categories,
+        }
+        write_file(path, json.dumps(content).encode())
+        return path
+
+    def _fingerprint(self) -> list:
+        """Changes with the data set's JSON."""
+        path = self._truth.metadata.get("panoptic_json", None)
+        stat = os.stat(path) if path else None
+        return [path, len(self._number)] + ([stat.st_size, stat.st_mtime_ns] if stat else [])
+
+    def _image_truth(self, record: dict[str, Any]) -> tuple[dict, list[dict]]:
+        """One image's entry and the annotations of its things."""
+        number = self._number[record["image_id"]]
+        runs = read_runs(record["pan_seg_file_name"], record.get("pan_seg_encoding", "rgb"))
+        height, width = runs.shape
+        masks = _column_masks(runs)
+        annotations = []
+        for segment in record["segments_info"]:
+            if segment["category_id"] not in self._thing_index or segment["id"] not in masks:
+                continue
+            mask = masks[segment["id"]]
+            annotations.append(
+                {
+                    "image_id": number,
+                    "category_id": self._categories[self._thing_index[segment["category_id"]]][
+                        "id"
+                    ],
+                    "iscrowd": int(segment.get("iscrowd", 0)),
+                    "area": int(mask_util.area(mask)),
+                    "bbox": mask_util.toBbox(mask).tolist(),
+                    "segmentation": {**mask, "counts": mask["counts"].decode()},
+                }
+            )
+        image = {
+            "id": number,
+            "file_name": os.path.basename(record["file_name"]),
+            "height": height,
+            "width": width,
+        }
+        return image, annotations
+
+
+def _column_masks(runs: LabelRuns) -> dict[int, dict[str, Any]]:
+    """COCO's run lengths, which go down the columns, of each segment."""
+    height, width = runs.shape
+    columns = runs_from_ids(np.ascontiguousarray(runs.dense().T))
+    lengths = columns.lengths()
+    order = np.argsort(columns.ids, kind="stable")
+    ids, first = np.unique(columns.ids[order], return_index=True)
+    masks = {}
+    for segment_id, part in zip(ids.tolist(), np.split(order, first[1:]), strict=True):
+        starts, ends = columns.starts[part], columns.starts[part] + lengths[part]
+        edges = np.stack([starts, ends], 1).reshape(-1)
+        counts = np.diff(edges, prepend=0, append=height * width).tolist()
+        plain = {"size": [height, width], "counts": counts}
+        masks[segment_id] = mask_util.frPyObjects(plain, height, width)
+    return masks

@@ -1,0 +1,60 @@
+"""Fixtures of all tests: the shared data, one thread, clean catalogues, no GPU where none is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before torch is imported: small tensors on many threads are slower, and workers share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Keep torch to the threads that OMP_NUM_THREADS allows, 1 by default."""
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root folder of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with the real data sets (facade, nuclei): $PANOPTIC_EXT_SHARED or ../shared/data."""
+    given = os.environ.get("PANOPTIC_EXT_SHARED")
+    folder = Path(given) if given else ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data: {folder} is missing (PANOPTIC_EXT_SHARED names another folder)")
+    return folder
+
+
+@pytest.fixture
+def clean_catalogs() -> Iterator[None]:
+    """Forget every data set and metadata that the test registered."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    datasets, metadata = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
+    yield
+    for catalog, before in ((DatasetCatalog, datasets), (MetadataCatalog, metadata)):
+        catalog.data.clear()
+        catalog.data.update(before)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked gpu where torch sees no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device, and torch sees none")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)

@@ -87,7 +87,7 @@ class Checkpointer(DetectionCheckpointer):
         return bool(self._candidates())
 
     def get_checkpoint_file(self) -> str:
-        """The checkpoint to resume from: the tagged one if it is there, else the newest, else ""."""
+        """The checkpoint to resume from: the tagged one, else the newest, else ""."""
         candidates = self._candidates()
         return candidates[0] if candidates else ""
 
@@ -207,7 +207,7 @@ class Checkpointer(DetectionCheckpointer):
         if comm.get_world_size() == 1:
             return read()
         choice: list[Any] = [None, None]
-        checkpoint = None
+        checkpoint: dict[str, Any] | None = None
         if comm.is_main_process():
             try:
                 choice[0], checkpoint = read()
@@ -218,10 +218,10 @@ class Checkpointer(DetectionCheckpointer):
         if problem is not None:
             raise CheckpointError(problem)
         if not all(comm.all_gather(os.path.isfile(path))):
-            content = [checkpoint]
+            content: list[Any] = [checkpoint]
             dist.broadcast_object_list(content, src=0, device=_comm_device())
             return path, content[0]
-        return path, checkpoint if checkpoint is not None else self._load_file(path)
+        return path, self._load_file(path) if checkpoint is None else checkpoint
 
     def _fetch(self, address: str) -> str:
         try:

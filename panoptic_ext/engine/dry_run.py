@@ -80,9 +80,8 @@ def _evaluate_one_image(cfg: CfgNode, trainer: Trainer) -> float:
     evaluator = trainer.build_evaluator(cfg, name)
     evaluator.reset()
     batch = next(iter(trainer.build_test_loader(cfg, name)))
-    model = getattr(trainer.model, "module", trainer.model)
-    model.eval()
+    trainer.model.eval()
     start = time.perf_counter()
     with torch.no_grad():
-        evaluator.process(batch, model(batch))
+        evaluator.process(batch, trainer.model(batch))
     return round(time.perf_counter() - start, 2)

@@ -32,13 +32,6 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> Any:
     """The evaluators of TEST.EVALUATORS for a data set."""
     from panoptic_ext import evaluation
 
-    if not hasattr(evaluation, "build_evaluator"):
-        return evaluation.PanopticEvaluator(
-            dataset_name,
-            result_folder(cfg, dataset_name),
-            write_predictions=cfg.TEST.WRITE_PREDICTIONS,
-            keep_predictions=cfg.TEST.CONTACT_SHEET,
-        )
     return evaluation.build_evaluator(cfg, dataset_name, result_folder(cfg, dataset_name))
 
 

@@ -37,7 +37,7 @@ _MAX_SKIPS = 100  # unreadable images in a row before giving up
 
 
 class _Position(NamedTuple):
-    index: int  # of the record
+    record: int  # its index
     stream: int  # position in the stream of all workers
 
 
@@ -150,7 +150,7 @@ class _SeededDataset(Dataset):
         skipped: list[str] = []
         tries = min(len(self._records), _MAX_SKIPS)
         for attempt in range(tries):
-            record = self._records[(position.index + attempt) % len(self._records)]
+            record = self._records[(position.record + attempt) % len(self._records)]
             try:
                 with seeded_sample(self._seed, position.stream, attempt):
                     sample = self._mapper(record)

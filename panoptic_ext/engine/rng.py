@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ def get_rng_state() -> dict[str, Any]:
         Tensors and plain values only, so that `torch.load(weights_only=True)` reads it.
     """
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    name, keys, position, has_gauss, cached = cast("tuple[Any, ...]", np.random.get_state())
     state: dict[str, Any] = {
         "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
         "numpy": [
@@ -65,7 +65,8 @@ def seeded_sample(*key: int) -> Iterator[None]:
     Args:
         key: non-negative integers, e.g. (seed, position of the sample in the stream).
     """
-    python, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    python, numpy_state = random.getstate(), np.random.get_state()
+    torch_state = torch.get_rng_state()
     words = np.random.SeedSequence(key).generate_state(4)
     random.seed(int(words[0]))
     np.random.seed(words[1:3])

@@ -171,7 +171,7 @@ def _fill_in_classes(cfg: CfgNode, given: dict[str, str]) -> None:
         (cfg.MODEL.SEM_SEG_HEAD, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", classes, "categories"),
         (cfg.MODEL.ROI_HEADS, "MODEL.ROI_HEADS.NUM_CLASSES", things, "thing categories"),
     ):
-        if key in given and node.NUM_CLASSES != value:
+        if key in given and value != node.NUM_CLASSES:
             raise ConfigError(
                 f"{given[key]}: {key} = {node.NUM_CLASSES}, but data set {names[0]} has {value} "
                 f"{what}; leave the key out (it is taken from the data set) or set it to {value}"

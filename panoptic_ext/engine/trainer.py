@@ -105,7 +105,8 @@ class Trainer(DefaultTrainer):
             try:
                 self._restore_history()
                 self.before_train()
-                for self.iter in range(self.start_iter, self.max_iter):
+                for iteration in range(self.start_iter, self.max_iter):
+                    self.iter = iteration
                     self.before_step()
                     self.run_step()
                     self.after_step()
@@ -159,9 +160,7 @@ class Trainer(DefaultTrainer):
 
     def save_checkpoint(self, name: str) -> None:
         """Write `<OUTPUT_DIR>/<name>.pth` on the main process."""
-        self.checkpointer.save(
-            name, iteration=self.iter, panoptic_ext=run_fingerprint(self.cfg)
-        )
+        self.checkpointer.save(name, iteration=self.iter, panoptic_ext=run_fingerprint(self.cfg))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the model, as tensors and plain values."""
@@ -304,7 +303,6 @@ def _key_of_feature(cfg: CfgNode, error: KeyError) -> str | None:
             key = f"{prefix}.{name}"
             if isinstance(value, CfgNode):
                 pending.append((key, value))
-            elif name.endswith("FEATURES") and isinstance(value, (list, tuple)):
-                if error.args[0] in value:
-                    return key
+            elif name.endswith("FEATURES") and error.args[0] in value:
+                return key
     return None

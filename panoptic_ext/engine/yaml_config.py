@@ -153,9 +153,7 @@ def _key_lines(node: yaml.MappingNode, prefix: str, path: str) -> Iterator[tuple
             yield from _key_lines(value_node, f"{key}.", path)
 
 
-def _flatten(
-    content: dict, prefix: str, path: str, lines: dict[str, str]
-) -> Iterator[Setting]:
+def _flatten(content: dict, prefix: str, path: str, lines: dict[str, str]) -> Iterator[Setting]:
     for name, value in content.items():
         key = f"{prefix}{name}"
         if isinstance(value, dict) and value:

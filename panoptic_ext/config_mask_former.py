@@ -1,0 +1,116 @@
+"""Config keys of Mask2Former: names and meaning as in its published configs.
+
+Sources: Cheng et al., "Masked-attention Mask Transformer for Universal Image Segmentation", CVPR
+2022, and its published YAML files, which load as they are (`!!python` expressions apart).
+"""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode as CN
+
+__all__ = ["add_mask_former_keys"]
+
+
+def add_mask_former_keys(cfg: CN) -> None:
+    """Add the keys of Mask2Former to `cfg`, in place; Detectron2's own keys are left alone."""
+    cfg.MODEL.MASK_FORMER = _mask_former_keys()
+    _add_pixel_decoder_keys(cfg.MODEL.SEM_SEG_HEAD)
+    cfg.MODEL.SWIN = _swin_keys()
+    _add_deeplab_keys(cfg)
+    # A published mapper, which stands for INPUT.AUGMENTATION and INPUT.PANOPTIC_TARGETS:
+    # coco_panoptic_lsj, coco_instance_lsj, mask_former_panoptic, mask_former_instance or
+    # mask_former_semantic. "" leaves those two keys as they are.
+    cfg.INPUT.DATASET_MAPPER_NAME = ""
+
+
+def _mask_former_keys() -> CN:
+    keys = CN()
+    # Loss: weights of classification, mask (BCE) and Dice terms; class weight of "no object".
+    keys.DEEP_SUPERVISION = True  # also supervise the predictions before the last layer
+    keys.NO_OBJECT_WEIGHT = 0.1
+    keys.CLASS_WEIGHT = 2.0
+    keys.MASK_WEIGHT = 5.0
+    keys.DICE_WEIGHT = 5.0
+    # Points at which masks are compared: their number, candidates per kept point, and the share
+    # that is chosen for its uncertainty (PointRend's k and beta).
+    keys.TRAIN_NUM_POINTS = 12544
+    keys.OVERSAMPLE_RATIO = 3.0
+    keys.IMPORTANCE_SAMPLE_RATIO = 0.75
+
+    # Transformer decoder.
+    keys.TRANSFORMER_DECODER_NAME = "MultiScaleMaskedTransformerDecoder"
+    keys.TRANSFORMER_IN_FEATURE = "multi_scale_pixel_decoder"  # the only one that it can take
+    keys.HIDDEN_DIM = 256  # channels of a query
+    keys.NUM_OBJECT_QUERIES = 100
+    keys.NHEADS = 8
+    keys.DROPOUT = 0.0
+    keys.DIM_FEEDFORWARD = 2048
+    keys.ENC_LAYERS = 0  # encoder layers in front of it: it has none, so only 0
+    keys.DEC_LAYERS = 10  # predictions: one before the first of its layers and one after each
+    keys.PRE_NORM = False  # normalise what enters a layer instead of what leaves it
+    keys.ENFORCE_INPUT_PROJ = False  # project its features even where their channels agree
+
+    keys.SIZE_DIVISIBILITY = 32  # pad images to a multiple of this; negative: the backbone's
+    # Recompute decoder layers in the backward pass: less memory, about a quarter more time.
+    keys.GRADIENT_CHECKPOINTING = False
+    keys.COMPILE = False  # torch.compile for pixel decoder and transformer decoder
+
+    keys.TEST = CN()
+    keys.TEST.SEMANTIC_ON = True  # outputs: which of them one forward pass gives
+    keys.TEST.INSTANCE_ON = False
+    keys.TEST.PANOPTIC_ON = False
+    keys.TEST.OBJECT_MASK_THRESHOLD = 0.8  # panoptic: class scores above this count
+    keys.TEST.OVERLAP_THRESHOLD = 0.8  # panoptic: least share of its mask that a segment keeps
+    # Semantic: resize masks to the output before classes are summed up (else after). With another
+    # output on, masks are resized before in any case.
+    keys.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
+    return keys
+
+
+def _add_pixel_decoder_keys(keys: CN) -> None:
+    keys.MASK_DIM = 256  # channels of mask_features and of the mask embedding
+    keys.PIXEL_DECODER_NAME = "BasePixelDecoder"  # or MSDeformAttnPixelDecoder
+    keys.TRANSFORMER_ENC_LAYERS = 6  # layers of deformable attention in the pixel decoder
+    keys.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = ["res3", "res4", "res5"]
+    keys.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4  # samples of a head in a level
+    keys.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 8
+    keys.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD = 1024
+
+
+def _swin_keys() -> CN:
+    """Swin Transformer (Liu et al., ICCV 2021); the defaults are Swin-T's."""
+    keys = CN()
+    keys.PRETRAIN_IMG_SIZE = 224  # pixels; the grid of the absolute position embedding (APE)
+    keys.PATCH_SIZE = 4  # pixels
+    keys.EMBED_DIM = 96  # channels of the first stage
+    keys.DEPTHS = [2, 2, 6, 2]  # blocks of each stage
+    keys.NUM_HEADS = [3, 6, 12, 24]
+    keys.WINDOW_SIZE = 7  # patches
+    keys.MLP_RATIO = 4.0
+    keys.QKV_BIAS = True
+    keys.QK_SCALE = None  # None: head dimension ** -0.5
+    keys.DROP_RATE = 0.0
+    keys.ATTN_DROP_RATE = 0.0
+    keys.DROP_PATH_RATE = 0.3
+    keys.APE = False
+    keys.PATCH_NORM = True
+    keys.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    keys.USE_CHECKPOINT = False  # recompute blocks in the backward pass
+    return keys
+
+
+def _add_deeplab_keys(cfg: CN) -> None:
+    """Keys that published Mask2Former files take from Detectron2's DeepLab project."""
+    new = {
+        "SOLVER.POLY_LR_POWER": 0.9,  # LR_SCHEDULER_NAME WarmupPolyLR
+        "SOLVER.POLY_LR_CONSTANT_ENDING": 0.0,  # share of BASE_LR it stays at in the end
+        "MODEL.RESNETS.STEM_TYPE": "basic",  # the only one of build_resnet_backbone
+        "MODEL.RESNETS.RES5_MULTI_GRID": [1, 1, 1],  # the only one of build_resnet_backbone
+    }
+    for name, value in new.items():
+        parent, key = name.rsplit(".", 1)
+        node = cfg
+        for part in parent.split("."):
+            node = node[part]
+        if key not in node:
+            node[key] = value

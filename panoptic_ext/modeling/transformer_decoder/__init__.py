@@ -1,0 +1,10 @@
+"""Transformer decoders: features -> class and mask of each query."""
+
+from .build import TRANSFORMER_DECODER_REGISTRY, build_transformer_decoder
+from .masked_transformer_decoder import MultiScaleMaskedTransformerDecoder
+
+__all__ = [
+    "TRANSFORMER_DECODER_REGISTRY",
+    "MultiScaleMaskedTransformerDecoder",
+    "build_transformer_decoder",
+]

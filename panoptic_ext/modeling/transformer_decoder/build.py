@@ -1,0 +1,38 @@
+"""The registry of transformer decoders and how a config names one of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.utils.registry import Registry
+from torch import nn
+
+from ...errors import ConfigError, nearest
+
+__all__ = ["TRANSFORMER_DECODER_REGISTRY", "build_transformer_decoder"]
+
+TRANSFORMER_DECODER_REGISTRY = Registry("PANOPTIC_EXT_TRANSFORMER_DECODER")
+TRANSFORMER_DECODER_REGISTRY.__doc__ = """
+Classes called as `decoder(cfg, in_channels)`, whose `forward(multi_scale_features, mask_features,
+*, aux)` returns "pred_logits", "pred_masks" and "aux_outputs".
+"""
+
+
+def build_transformer_decoder(cfg: Any, in_channels: int) -> nn.Module:
+    """Build the decoder that MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME names.
+
+    Args:
+        cfg: a config with the keys of `add_panoptic_ext_config`.
+        in_channels: channels of each of the multi-scale features.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    name = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
+    if name not in TRANSFORMER_DECODER_REGISTRY:
+        known = [key for key, _ in TRANSFORMER_DECODER_REGISTRY]
+        raise ConfigError(
+            f"MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME is {name!r}; expected one of {known}"
+            f"{nearest(name, known)}"
+        )
+    return TRANSFORMER_DECODER_REGISTRY.get(name)(cfg, in_channels)

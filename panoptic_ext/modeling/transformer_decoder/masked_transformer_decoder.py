@@ -1,0 +1,222 @@
+"""The masked-attention transformer decoder of Mask2Former (Cheng et al., CVPR 2022, section 3.2).
+
+Shapes: B images, Q queries, K classes, C channels (HIDDEN_DIM), h x w mask resolution (stride 4),
+S_l = h_l * w_l pixels of level l; levels run from coarse to fine.
+
+A layer's attention mask needs the mask logits only at the resolution of its level. Resizing is
+linear in the channels, so resize(embed . features) = embed . resize(features): in evaluation the
+features are resized once for each level, and full mask logits are computed once, at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import fvcore.nn.weight_init as weight_init
+import torch
+from detectron2.config import configurable
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ...errors import ConfigError
+from ..position_encoding import sine_position_embedding
+from .build import TRANSFORMER_DECODER_REGISTRY
+from .layers import MLP, CrossAttentionLayer, FeedForwardLayer, SelfAttentionLayer
+
+__all__ = ["MultiScaleMaskedTransformerDecoder", "attention_mask"]
+
+NUM_LEVELS = 3
+
+
+def attention_mask(mask_logits: Tensor) -> Tensor:
+    """Where each query may look: where its mask is on, or everywhere if it is on nowhere.
+
+    Args:
+        mask_logits: (B, Q, h, w) at the resolution of a level.
+
+    Returns:
+        (B, 1, Q, h * w) bool, without gradient; sigmoid(x) >= 0.5 is x >= 0.
+    """
+    blocked = mask_logits.detach().flatten(2) < 0
+    blocked = blocked & ~blocked.all(dim=-1, keepdim=True)
+    return ~blocked[:, None]
+
+
+def mask_logits(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
+    """Dot product of (B, Q, D) embeddings with (B, D, h, w) features -> (B, Q, h, w)."""
+    return torch.bmm(mask_embed, mask_features.flatten(2)).unflatten(-1, mask_features.shape[-2:])
+
+
+def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+@TRANSFORMER_DECODER_REGISTRY.register()
+class MultiScaleMaskedTransformerDecoder(nn.Module):
+    """Queries refined by masked attention to three levels in turn, and their classes and masks."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_classes: int,
+        hidden_dim: int,
+        num_queries: int,
+        num_heads: int,
+        dim_feedforward: int,
+        num_layers: int,
+        mask_dim: int,
+        pre_norm: bool = False,
+        dropout: float = 0.0,
+        enforce_input_projection: bool = False,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        """Args (all by keyword):
+
+        in_channels: channels of each of the multi-scale features.
+        num_classes: K.
+        hidden_dim: C.
+        num_queries: Q.
+        num_heads: heads of every attention.
+        dim_feedforward: width inside the feed-forward layers.
+        num_layers: layers; there are predictions before the first and after each.
+        mask_dim: channels of mask_features.
+        pre_norm: normalise what enters a layer (True) or what leaves it.
+        dropout: in attention weights and on what each layer adds.
+        enforce_input_projection: project the features even where `in_channels` is C.
+        gradient_checkpointing: recompute each layer in the backward pass to save memory.
+        """
+        super().__init__()
+        self.num_heads = num_heads
+        self.num_layers = num_layers
+        self.gradient_checkpointing = gradient_checkpointing
+        self.transformer_self_attention_layers = nn.ModuleList(
+            SelfAttentionLayer(hidden_dim, num_heads, dropout, pre_norm) for _ in range(num_layers)
+        )
+        self.transformer_cross_attention_layers = nn.ModuleList(
+            CrossAttentionLayer(hidden_dim, num_heads, dropout, pre_norm) for _ in range(num_layers)
+        )
+        self.transformer_ffn_layers = nn.ModuleList(
+            FeedForwardLayer(hidden_dim, dim_feedforward, dropout, pre_norm)
+            for _ in range(num_layers)
+        )
+        self.decoder_norm = nn.LayerNorm(hidden_dim)
+        self.query_feat = nn.Embedding(num_queries, hidden_dim)
+        self.query_embed = nn.Embedding(num_queries, hidden_dim)
+        self.level_embed = nn.Embedding(NUM_LEVELS, hidden_dim)
+        self.input_proj = nn.ModuleList(
+            self._projection(in_channels, hidden_dim, enforce_input_projection)
+            for _ in range(NUM_LEVELS)
+        )
+        self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
+        self.mask_embed = MLP(hidden_dim, hidden_dim, mask_dim, 3)
+
+    @classmethod
+    def from_config(cls, cfg: Any, in_channels: int) -> dict[str, Any]:
+        keys = cfg.MODEL.MASK_FORMER
+        if keys.DEC_LAYERS < 1:
+            raise ConfigError(
+                f"MODEL.MASK_FORMER.DEC_LAYERS is {keys.DEC_LAYERS}; it counts the predictions, "
+                "one before the first layer and one after each, so expected at least 1"
+            )
+        if keys.ENC_LAYERS:
+            raise ConfigError(
+                f"MODEL.MASK_FORMER.ENC_LAYERS is {keys.ENC_LAYERS}, but this decoder has no "
+                "encoder in front of it; set it to 0 (the pixel decoder's encoder is "
+                "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS)"
+            )
+        return {
+            "in_channels": in_channels,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "hidden_dim": keys.HIDDEN_DIM,
+            "num_queries": keys.NUM_OBJECT_QUERIES,
+            "num_heads": keys.NHEADS,
+            "dim_feedforward": keys.DIM_FEEDFORWARD,
+            "num_layers": keys.DEC_LAYERS - 1,
+            "mask_dim": cfg.MODEL.SEM_SEG_HEAD.MASK_DIM,
+            "pre_norm": keys.PRE_NORM,
+            "dropout": keys.DROPOUT,
+            "enforce_input_projection": keys.ENFORCE_INPUT_PROJ,
+            "gradient_checkpointing": keys.GRADIENT_CHECKPOINTING,
+        }
+
+    def forward(
+        self, multi_scale_features: Sequence[Tensor], mask_features: Tensor, *, aux: bool
+    ) -> dict[str, Any]:
+        """
+        Args:
+            multi_scale_features: three (B, in_channels, h_l, w_l), coarse to fine.
+            mask_features: (B, mask_dim, h, w).
+            aux: also give the predictions before the last layer.
+
+        Returns:
+            "pred_logits" (B, Q, K + 1), the last one "no object"; "pred_masks" (B, Q, h, w)
+            logits; "aux_outputs", a list of dicts of these two, empty without `aux`.
+        """
+        if len(multi_scale_features) != NUM_LEVELS:
+            raise ValueError(
+                f"found {len(multi_scale_features)} feature levels, expected {NUM_LEVELS}"
+            )
+        sizes = [tuple(level.shape[-2:]) for level in multi_scale_features]
+        memory = [self._keys_and_values(i, x) for i, x in enumerate(multi_scale_features)]
+        resized = [] if aux else [_resize(mask_features, size) for size in sizes]
+        batch = mask_features.shape[0]
+        query_embed = self.query_embed.weight[None]
+        x = self.query_feat.weight[None].expand(batch, -1, -1)
+        outputs: list[dict[str, Tensor]] = []
+        for i in range(self.num_layers):
+            level = i % NUM_LEVELS
+            if aux:
+                outputs.append(self._predict(x, mask_features))
+                logits = _resize(outputs[-1]["pred_masks"].detach(), sizes[level])
+            else:
+                logits = mask_logits(self.mask_embed(self.decoder_norm(x)), resized[level])
+            x = self._run_layer(i, x, query_embed, *memory[level], attention_mask(logits))
+        return {**self._predict(x, mask_features), "aux_outputs": outputs}
+
+    def _keys_and_values(self, level: int, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, S_l, C) keys (with the position) and values of one level."""
+        position = sine_position_embedding(
+            features.shape[-2], features.shape[-1], self.level_embed.embedding_dim, features.device
+        )
+        value = self.input_proj[level](features).flatten(2).transpose(1, 2)
+        value = value + self.level_embed.weight[level]
+        return value + position.flatten(-2).reshape(1, value.shape[-1], -1).mT, value
+
+    def _predict(self, x: Tensor, mask_features: Tensor) -> dict[str, Tensor]:
+        x = self.decoder_norm(x)
+        masks = mask_logits(self.mask_embed(x), mask_features)
+        return {"pred_logits": self.class_embed(x), "pred_masks": masks}
+
+    def _run_layer(self, i: int, *args: Tensor) -> Tensor:
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(self._layer, i, *args, use_reentrant=False)
+        return self._layer(i, *args)
+
+    def _layer(
+        self, i: int, x: Tensor, query_embed: Tensor, key: Tensor, value: Tensor, attend: Tensor
+    ) -> Tensor:
+        x = self.transformer_cross_attention_layers[i](x, query_embed, key, value, attend)
+        x = self.transformer_self_attention_layers[i](x, query_embed)
+        return self.transformer_ffn_layers[i](x)
+
+    @staticmethod
+    def _projection(in_channels: int, dim: int, enforce: bool) -> nn.Module:
+        if in_channels == dim and not enforce:
+            return nn.Sequential()
+        projection = nn.Conv2d(in_channels, dim, kernel_size=1)
+        weight_init.c2_xavier_fill(projection)
+        return projection
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        old, new = f"{prefix}static_query.weight", f"{prefix}query_feat.weight"
+        if old in state_dict and new not in state_dict:
+            state_dict[new] = state_dict.pop(old)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

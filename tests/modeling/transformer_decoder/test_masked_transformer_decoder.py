@@ -1,0 +1,178 @@
+"""MultiScaleMaskedTransformerDecoder: names, outputs, shortcuts and options."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+
+from panoptic_ext import add_panoptic_ext_config
+from panoptic_ext.errors import ConfigError
+from panoptic_ext.modeling.transformer_decoder import (
+    MultiScaleMaskedTransformerDecoder,
+    build_transformer_decoder,
+)
+
+SMALL = {
+    "in_channels": 8,
+    "num_classes": 5,
+    "hidden_dim": 8,
+    "num_queries": 6,
+    "num_heads": 2,
+    "dim_feedforward": 16,
+    "num_layers": 4,
+    "mask_dim": 10,
+}
+
+
+def decoder(**changes):
+    torch.manual_seed(0)
+    return MultiScaleMaskedTransformerDecoder(**{**SMALL, **changes})
+
+
+def features(batch=2, channels=8):
+    generator = torch.Generator().manual_seed(1)
+    sizes = [(3, 4), (6, 7), (11, 13)]
+    levels = [torch.randn(batch, channels, *size, generator=generator) for size in sizes]
+    return levels, torch.randn(batch, 10, 21, 25, generator=generator)
+
+
+def test_shapes_and_what_aux_adds():
+    model = decoder()
+    outputs = model(*features(), aux=True)
+    assert outputs["pred_logits"].shape == (2, 6, 6)
+    assert outputs["pred_masks"].shape == (2, 6, 21, 25)
+    assert [set(o) for o in outputs["aux_outputs"]] == [{"pred_logits", "pred_masks"}] * 4
+    assert model(*features(), aux=False)["aux_outputs"] == []
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_resizing_features_once_equals_resizing_every_mask(pre_norm):
+    model = decoder(pre_norm=pre_norm).double().eval()
+    levels, mask_features = features()
+    levels, mask_features = [x.double() for x in levels], mask_features.double()
+    slow = model(levels, mask_features, aux=True)
+    fast = model(levels, mask_features, aux=False)
+    for name in ("pred_logits", "pred_masks"):
+        torch.testing.assert_close(fast[name], slow[name], rtol=1e-9, atol=1e-9)
+
+
+def test_one_image_gives_the_same_as_in_a_batch():
+    model = decoder().eval()
+    levels, mask_features = features()
+    both = model(levels, mask_features, aux=False)["pred_masks"]
+    alone = model([x[1:] for x in levels], mask_features[1:], aux=False)["pred_masks"]
+    torch.testing.assert_close(both[1:], alone)
+
+
+def test_gradient_reaches_every_parameter():
+    model = decoder(in_channels=7, num_layers=3)
+    levels, mask_features = features(channels=7)
+    outputs = model(levels, mask_features, aux=True)
+    total = sum(o[k].sum() for o in [outputs, *outputs["aux_outputs"]] for k in o if "pred" in k)
+    total.backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    gradients = []
+    for on in (False, True):
+        model = decoder(gradient_checkpointing=on)
+        model(*features(), aux=True)["pred_masks"].square().sum().backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
+def test_one_pixel_levels():
+    model = decoder().eval()
+    outputs = model([torch.randn(1, 8, 1, 1)] * 3, torch.randn(1, 10, 1, 1), aux=False)
+    assert outputs["pred_masks"].shape == (1, 6, 1, 1)
+    assert torch.isfinite(outputs["pred_masks"]).all()
+
+
+def test_input_projection_where_channels_differ_or_when_enforced():
+    def projections(model):
+        return sorted(n for n in model.state_dict() if n.startswith("input_proj"))
+
+    assert projections(decoder()) == []
+    expected = [f"input_proj.{i}.{kind}" for i in range(3) for kind in ("bias", "weight")]
+    assert projections(decoder(enforce_input_projection=True)) == expected
+    assert decoder(in_channels=7).input_proj[0].weight.shape == (8, 7, 1, 1)
+
+
+def test_the_old_name_of_the_queries_is_read():
+    source, target = decoder(), decoder(num_layers=4)
+    weights = source.state_dict()
+    weights["static_query.weight"] = weights.pop("query_feat.weight") + 1
+    report = target.load_state_dict(dict(weights))
+    assert not report.missing_keys and not report.unexpected_keys
+    assert torch.equal(target.query_feat.weight, weights["static_query.weight"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_close(dtype):
+    model = decoder().eval()
+    with torch.no_grad():
+        full = model(*features(), aux=True)
+        with torch.autocast("cpu", dtype=dtype):
+            low = model(*features(), aux=True)
+    torch.testing.assert_close(
+        low["aux_outputs"][0]["pred_masks"].float(),
+        full["aux_outputs"][0]["pred_masks"],
+        rtol=0.05,
+        atol=0.05,
+    )
+    assert torch.isfinite(low["pred_masks"]).all()
+
+
+def test_compiled_in_place_it_gives_the_same(monkeypatch):
+    model, names = decoder(num_layers=2).eval(), list(decoder(num_layers=2).state_dict())
+    levels, mask_features = features()
+    with torch.no_grad():
+        expected = model(levels, mask_features, aux=False)
+        model.compile(backend="eager")
+        found = model(levels, mask_features, aux=False)
+    torch.testing.assert_close(found["pred_masks"], expected["pred_masks"])
+    assert list(model.state_dict()) == names
+
+
+def config():
+    cfg = get_cfg()
+    add_panoptic_ext_config(cfg)
+    cfg.MODEL.MASK_FORMER.HIDDEN_DIM = 16
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 3
+    return cfg
+
+
+def test_built_from_a_config():
+    cfg = config()
+    cfg.MODEL.MASK_FORMER.DEC_LAYERS = 4
+    cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES = 7
+    model = build_transformer_decoder(cfg, 16)
+    assert len(model.transformer_ffn_layers) == 3
+    assert model.query_feat.weight.shape == (7, 16)
+    assert model.class_embed.weight.shape == (4, 16)
+    assert model.mask_embed.layers[2].weight.shape == (256, 16)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "match"),
+    [
+        ("DEC_LAYERS", 0, "DEC_LAYERS is 0"),
+        ("ENC_LAYERS", 2, "TRANSFORMER_ENC_LAYERS"),
+        ("TRANSFORMER_DECODER_NAME", "MultiScaleMaskedDecoder", "did you mean"),
+    ],
+)
+def test_what_cannot_be_built_says_why(key, value, match):
+    cfg = config()
+    cfg.MODEL.MASK_FORMER[key] = value
+    with pytest.raises(ConfigError, match=match):
+        build_transformer_decoder(cfg, 16)
+
+
+def test_three_levels_are_expected():
+    levels, mask_features = features()
+    with pytest.raises(ValueError, match="found 2 feature levels, expected 3"):
+        decoder()(levels[:2], mask_features, aux=False)

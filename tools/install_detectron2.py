@@ -233,7 +233,8 @@ def unpack(archive: Path, folder: Path) -> Path:
                 if total > _MAX_UNPACKED:
                     raise InstallError(f"{archive.name} unpacks to over {_MAX_UNPACKED} bytes")
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise InstallError(f"cannot unpack {archive.name}: {error}") from error
+        why = str(error).splitlines()[0].rstrip(":") if str(error) else type(error).__name__
+        raise InstallError(f"cannot unpack {archive.name}: {why}") from error
     roots = [path for path in folder.iterdir() if path.is_dir()]
     if len(roots) != 1:
         raise InstallError(f"{archive.name} holds {len(roots)} top folders, expected one")

@@ -16,6 +16,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -27,13 +28,14 @@ from tqdm import tqdm
 
 from panoptic_ext.data.id_map import READ_ERRORS
 from panoptic_ext.engine.predictor import Predictor, find_weights, load_run_cfg
-from panoptic_ext.errors import ConfigError, PanopticExtError
+from panoptic_ext.errors import ConfigError, DatasetError, PanopticExtError
 from panoptic_ext.visualization import draw_panoptic, readable_scale, save_picture
 from panoptic_ext.visualization.prediction_inputs import PredictionInput, find_inputs
 from panoptic_ext.visualization.prediction_results import PanopticResults
 from panoptic_ext.visualization.video import VideoReader, VideoWriter
 
 SETTINGS_FILE = "predict_settings.json"
+_CONFIG_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.\w+)*\.[A-Z0-9_]+")
 THRESHOLD_KEY = "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH"
 
 
@@ -46,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PanopticExtError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where it was", file=sys.stderr)
+        return 130
     except OSError as error:
         print(f"error: cannot write to {args.output}: {error}", file=sys.stderr)
         return 2
@@ -66,7 +71,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--no-pictures", action="store_true", help="draw nothing; needs --save-panoptic")
     add("--overwrite", action="store_true", help="make existing results again")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config values")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.input, args.opts = _split_options(args.input, args.opts)
+    return args
+
+
+def _split_options(inputs: list[str], opts: list[str]) -> tuple[list[str], list[str]]:
+    """Give config values that followed --input FILES, which takes all words, to the config."""
+    for at, word in enumerate(inputs):
+        if _CONFIG_KEY.fullmatch(word) and not os.path.exists(word):
+            return inputs[:at], inputs[at:] + opts
+    return inputs, opts
 
 
 def run(args: argparse.Namespace) -> int:
@@ -152,8 +167,8 @@ class Job:
             for item in progress:
                 try:
                     self.predict_video(item) if item.is_video else self.predict_image(item)
-                except (PanopticExtError, RuntimeError, *READ_ERRORS) as error:
-                    failed[item.path] = _reason(item.path, error)
+                except (RuntimeError, ValueError) as error:  # PanopticExtError is a ValueError
+                    failed[item.path] = str(error) or type(error).__name__
                     progress.write(f"skipped {item.path}: {failed[item.path]}", file=sys.stderr)
         return len(usable) - len(todo), failed
 
@@ -169,7 +184,7 @@ class Job:
 
     def predict_image(self, item: PredictionInput) -> None:
         """Predict, draw and store one image."""
-        image = read_image(item.path, format="RGB")
+        image = _read(item.path)
         panoptic_seg, segments_info = self.predictor(image[:, :, ::-1])["panoptic_seg"]
         panoptic_seg = panoptic_seg.cpu()
         if self.pictures:
@@ -288,10 +303,14 @@ def _known_image_ids(cfg: Any) -> dict[str, int | str]:
     return ids
 
 
-def _reason(path: str, error: BaseException) -> str:
-    if os.path.isfile(path) and os.path.getsize(path) == 0:
-        return "the file is empty"
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+def _read(path: str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB image, turned as its EXIF tag says."""
+    if os.path.getsize(path) == 0:
+        raise DatasetError("the file is empty")
+    try:
+        return read_image(path, format="RGB")
+    except READ_ERRORS as error:
+        raise DatasetError(f"cannot be read as an image: {error}") from error
 
 
 def _stem(name: str) -> str:

@@ -63,7 +63,10 @@ def find_inputs(patterns: Sequence[str], *, exclude: str = "") -> list[Predictio
         paths.extend(found)
         if problem:
             missing.append(PredictionInput(pattern, pattern, problem=problem))
-    unique = list({os.path.realpath(path): path for path in reversed(paths)}.values())[::-1]
+    by_file: dict[str, str] = {}
+    for path in paths:
+        by_file.setdefault(os.path.realpath(path), path)
+    unique = list(by_file.values())
     root = os.path.commonpath(folders) if folders else ""
     inputs = [PredictionInput(path, _name(path, root), _is_video(path)) for path in unique]
     taken = Counter(item.picture_name.lower() for item in inputs)

@@ -193,7 +193,8 @@ def _read_log(path: str) -> dict[str, dict[str, Any]]:
     with open(path, "rb+") as stream:
         content = stream.read()
         whole = content.rfind(b"\n") + 1
-        stream.truncate(whole)
+        if whole < len(content):
+            stream.truncate(whole)
     for line in content[:whole].splitlines():
         entry = json.loads(line)
         entries[entry.pop("key")] = entry

@@ -1,0 +1,293 @@
+"""tools/predict.py from end to end, with a tiny model of random weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from PIL import Image
+
+from panoptic_ext.data import read_id_map, write_id_map
+from panoptic_ext.engine import Checkpointer, load_cfg, save_run_info
+from panoptic_ext.engine.predictor import Predictor
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "predict_test_val"
+CATEGORIES = [
+    {"id": 7, "name": "disc", "isthing": 1, "color": [200, 30, 30]},
+    {"id": 40, "name": "grass", "isthing": 0, "color": [30, 200, 30]},
+    {"id": 90, "name": "sky", "isthing": 0, "color": [30, 30, 200]},
+]
+CONFIG = f"""
+_BASE_: {ROOT}/configs/shapes/panoptic_fpn/Base-PanopticFPN-shapes.yaml
+MODEL:
+  DEVICE: cpu
+  RESNETS: {{STEM_OUT_CHANNELS: 8}}
+  FPN: {{OUT_CHANNELS: 16}}
+  SEM_SEG_HEAD: {{CONVS_DIM: 32}}
+  ROI_BOX_HEAD: {{FC_DIM: 16}}
+  ROI_MASK_HEAD: {{CONV_DIM: 16}}
+INPUT: {{MIN_SIZE_TEST: 64, MAX_SIZE_TEST: 96}}
+DATASETS:
+  TRAIN: [{NAME}]
+  TEST: [{NAME}]
+"""
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def predict():
+    """The module of the command line tool."""
+    spec = importlib.util.spec_from_file_location("predict_tool", ROOT / "tools" / "predict.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A folder with a data set, in `data`, and what a training run leaves, in `run`."""
+    base = tmp_path_factory.mktemp("predict")
+    _write_data(base / "data")
+    (base / "leaf.yaml").write_text(
+        CONFIG + f"  PANOPTIC:\n    {NAME}:\n      JSON: {base}/data/val.json\n"
+        f"      IMAGE_ROOT: {base}/data/images\n      PNG_ROOT: {base}/data/labels\n"
+        f"OUTPUT_DIR: {base}/run\n"
+    )
+    cfg = load_cfg(str(base / "leaf.yaml"))
+    torch.manual_seed(0)
+    (base / "run").mkdir()
+    Checkpointer(build_model(cfg), str(base / "run")).save("model_final")
+    save_run_info(cfg, str(base / "run"))
+    return base
+
+
+def _write_data(folder):
+    (folder / "images" / "a").mkdir(parents=True)
+    (folder / "images" / "b").mkdir()
+    (folder / "labels").mkdir()
+    ids = np.full((48, 64), 2, np.int32)
+    ids[10:30, 10:30] = 1
+    segments = [
+        {"id": 1, "category_id": 7, "area": 400, "bbox": [10, 10, 20, 20], "iscrowd": 0},
+        {"id": 2, "category_id": 40, "area": 2672, "bbox": [0, 0, 64, 48], "iscrowd": 0},
+    ]
+    images, annotations = [], []
+    for number, name in enumerate(["a/same.jpg", "b/same.jpg"], 17):
+        _picture(number).save(folder / "images" / name)
+        write_id_map(folder / "labels" / f"{number}.png", ids)
+        images.append({"id": number, "file_name": name, "height": 48, "width": 64})
+        annotation = {"image_id": number, "file_name": f"{number}.png", "segments_info": segments}
+        annotations.append(annotation)
+    content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
+    (folder / "val.json").write_text(json.dumps(content))
+
+
+def _picture(seed=0, height=48, width=64):
+    noise = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _odd_files(folder):
+    """Images of many kinds, broken ones, and a video."""
+    folder.mkdir()
+    _picture().convert("RGBA").save(folder / "rgba.png")
+    _picture().convert("CMYK").save(folder / "cmyk.jpg")
+    _picture().convert("L").save(folder / "grey.png")
+    Image.fromarray(np.asarray(_picture().convert("L")).astype(np.uint16)).save(folder / "16.png")
+    _picture().save(folder / "other.tif")
+    exif = Image.Exif()
+    exif[274] = 6  # turned by 90 degrees
+    _picture().save(folder / "turned.jpg", exif=exif)
+    whole = (folder / "turned.jpg").read_bytes()
+    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "page.png").write_text("<html>")
+    (folder / "empty.jpg").touch()
+    (folder / "notes.txt").write_text("left alone")
+    writer = cv2.VideoWriter(
+        str(folder / "clip.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (64, 48)
+    )
+    for number in range(3):
+        writer.write(np.asarray(_picture(number))[:, :, ::-1].copy())
+    writer.release()
+
+
+def _run(*arguments):
+    command = [sys.executable, str(ROOT / "tools" / "predict.py"), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+BROKEN = ("truncated.jpg", "page.png", "empty.jpg", "missing.png")
+
+
+@pytest.fixture(scope="module")
+def full_run(base):
+    """Everything at once: folders, a glob, broken files, a video; then the same again."""
+    _odd_files(base / "data" / "odd")
+    arguments = ["--config-file", base / "run", "--output", base / "out", "--save-panoptic"]
+    arguments += ["--confidence-threshold", "0.05", "--input", base / "data" / "images" / "*"]
+    arguments += [base / "data" / "odd", base / "data" / "missing.png"]
+    first = _run(*arguments)
+    stamps = {
+        p: p.stat().st_mtime_ns for p in (base / "out").rglob("*.*") if "panoptic." not in p.name
+    }
+    # The second time without the data set's JSON: metadata.json in the run's folder is enough.
+    second = _run(*arguments, f"DATASETS.PANOPTIC.{NAME}.JSON", base / "gone.json")
+    return first, second, stamps
+
+
+def test_bad_files_are_named_and_the_rest_is_predicted(base, full_run):
+    first, _, _ = full_run
+    assert first.returncode == 1 and "Traceback" not in first.stderr, first.stderr
+    assert "9 predicted, 0 were there already, 4 failed" in first.stdout
+    for name in BROKEN:
+        assert any(
+            line.startswith("failed:") and name in line for line in first.stderr.splitlines()
+        )
+    assert "the file is empty" in first.stderr and "no such file" in first.stderr
+    assert str(base / "out" / "panoptic.json") in first.stdout
+    for name in ("rgba.png", "cmyk.jpg", "grey.png", "16.png", "other.tif.png"):
+        assert Image.open(base / "out" / "odd" / name).size == (512, 384)
+    assert Image.open(base / "out" / "odd" / "turned.jpg").size == (384, 512)
+    left = {p.name for p in (base / "out" / "odd").iterdir()}
+    assert left.isdisjoint(BROKEN) and not [n for n in left if n.startswith(".")]
+
+
+def test_equal_names_in_different_folders(base, full_run):
+    pictures = [Image.open(base / "out" / "images" / f / "same.jpg") for f in "ab"]
+    assert (np.asarray(pictures[0]) != np.asarray(pictures[1])).any()
+
+
+def test_video_in_video_out(base, full_run):
+    capture = cv2.VideoCapture(str(base / "out" / "odd" / "clip.avi.mp4"))
+    frames = []
+    while True:
+        read, frame = capture.read()
+        if not read:
+            break
+        frames.append(frame)
+    assert len(frames) == 3 and frames[0].shape == (384, 512, 3)
+    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(10)
+
+
+def test_coco_panoptic_results(base, full_run):
+    content = json.loads((base / "out" / "panoptic.json").read_text())
+    assert [{**c, "color": list(c["color"])} for c in content["categories"]] == CATEGORIES
+    by_file = {image["file_name"]: image for image in content["images"]}
+    assert by_file["images/a/same.jpg"]["id"] == 17  # the data set's id
+    assert by_file["odd/rgba.png"]["id"] == "odd/rgba"
+    assert len(content["annotations"]) == len(by_file) == 2 + 6 + 3  # 3 frames of the video
+    for annotation in content["annotations"]:
+        ids = read_id_map(base / "out" / "panoptic" / annotation["file_name"])
+        segments = annotation["segments_info"]
+        assert set(np.unique(ids)) - {0} == {segment["id"] for segment in segments}
+        for segment in segments:
+            rows, columns = np.nonzero(ids == segment["id"])
+            x, y, width, height = segment["bbox"]
+            assert segment["area"] == len(rows) and segment["category_id"] in (7, 40, 90)
+            assert (x, y) == (columns.min(), rows.min())
+            assert (x + width, y + height) == (columns.max() + 1, rows.max() + 1)
+
+
+def test_a_second_run_skips_what_is_there(base, full_run):
+    _, second, stamps = full_run
+    assert second.returncode == 1, second.stderr
+    assert "0 predicted, 9 were there already, 4 failed" in second.stdout
+    assert stamps and all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+
+
+def test_results_are_what_the_evaluation_tool_reads(base, predict, tmp_path):
+    tool = ROOT / "tools" / "evaluate_panoptic.py"
+    run, images = str(base / "run"), str(base / "data" / "images")
+    arguments = ["--config-file", run, "--input", images, "--output", str(tmp_path / "out")]
+    assert predict.main([*arguments, "--save-panoptic", "--no-pictures"]) == 0
+    assert not list((tmp_path / "out").rglob("*.jpg"))
+    data, out = base / "data", tmp_path / "out"
+    paths = ["--gt", data / "val.json", "--gt-root", data / "labels"]
+    paths += ["--pred", out / "panoptic.json", "--pred-root", out / "panoptic"]
+    command = [sys.executable, tool, *paths, "--output", tmp_path / "pq.json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "PQ" in json.loads((tmp_path / "pq.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"--input": "nowhere/*.png"}, "nothing to predict.*nothing matches"),
+        ({"--config-file": "nowhere.yaml"}, "nowhere.yaml"),
+        ({"--config-file": "."}, "has no config.yaml"),
+        ({"--weights": "nowhere.pth"}, "nowhere.pth"),
+        ({"--no-pictures": None}, "--save-panoptic"),
+        ({"--confidence-threshold": "2"}, "0 to 1"),
+        ({"MODEL.DEVICES": "cpu"}, "MODEL.DEVICE"),
+    ],
+)
+def test_usage_errors(base, predict, tmp_path, capsys, monkeypatch, changed, message):
+    monkeypatch.chdir(tmp_path)
+    given = {
+        "--config-file": str(base / "run"),
+        "--input": str(base / "data" / "images"),
+        "--output": str(tmp_path / "out"),
+    }
+    pairs = {**given, **changed}
+    arguments = [word for pair in pairs.items() for word in pair if word is not None]
+    assert predict.main(arguments) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") or "\nerror: " in printed
+    assert re.search(message, printed), printed
+
+
+def test_results_of_two_models_are_not_mixed(base, predict, tmp_path, capsys):
+    image = str(base / "data" / "images" / "a" / "same.jpg")
+    arguments = ["--config-file", str(base / "run"), "--input", image]
+    arguments += ["--output", str(tmp_path / "out")]
+    assert predict.main(arguments) == 0
+    other = [*arguments, "--confidence-threshold", "0.9"]
+    assert predict.main(other) == 2
+    assert "other weights or another config" in capsys.readouterr().err
+    assert predict.main([*other, "--overwrite"]) == 0
+    assert "1 predicted" in capsys.readouterr().out
+
+
+def test_inputs_are_never_written_over(base, predict, tmp_path, capsys):
+    _picture().save(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    arguments = ["--input", str(tmp_path / "a.png"), "--output", str(tmp_path)]
+    assert predict.main(["--config-file", str(base / "run"), *arguments]) == 2
+    assert "would replace the input" in capsys.readouterr().err
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_predictor_takes_bgr_and_gives_the_image_size(base):
+    predictor = Predictor.from_output_dir(str(base / "run"))
+    assert predictor.weights.endswith("model_final.pth") and not predictor.model.training
+    image = np.asarray(_picture(3, 50, 70))[:, :, ::-1]
+    before = image.copy()
+    panoptic_seg, segments = predictor(image)["panoptic_seg"]
+    assert tuple(panoptic_seg.shape) == (50, 70) and isinstance(segments, list)
+    assert (image == before).all()
+    batch = [{"image": torch.zeros(3, 64, 64), "height": 8, "width": 9}]
+    with torch.no_grad():
+        assert tuple(predictor.model(batch)[0]["panoptic_seg"][0].shape) == (8, 9)
+
+
+def test_an_output_that_cannot_be_written(base, predict, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    image = str(base / "data" / "images" / "a" / "same.jpg")
+    arguments = ["--config-file", str(base / "run"), "--input", image]
+    assert predict.main([*arguments, "--output", str(tmp_path / "file" / "out")]) == 2
+    assert "error: cannot write to" in capsys.readouterr().err

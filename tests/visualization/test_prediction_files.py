@@ -1,0 +1,126 @@
+"""Which files are predicted, under which names, and how results are kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from panoptic_ext.data import read_id_map
+from panoptic_ext.visualization.prediction_inputs import find_inputs
+from panoptic_ext.visualization.prediction_results import PanopticResults, coco_segments
+
+METADATA = SimpleNamespace(
+    thing_classes=["disc", "grass"],
+    stuff_classes=["disc", "grass"],
+    stuff_colors=[[1, 2, 3], [4, 5, 6]],
+    isthing=(True, False),
+    thing_dataset_id_to_contiguous_id={30: 0},
+    stuff_dataset_id_to_contiguous_id={7: 1},
+    label_divisor=1000,
+)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for name in ("x/a.jpg", "x/b/a.jpg", "x/.hidden.jpg", "x/notes.txt", "y/a.jpg", "y/clip.avi"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def _names(inputs):
+    return [item.name for item in inputs if not item.problem]
+
+
+def test_a_folder_a_file_and_several(tree):
+    assert _names(find_inputs([str(tree / "x")])) == ["a.jpg", "b/a.jpg"]
+    assert _names(find_inputs([str(tree / "x" / "notes.txt")])) == ["notes.txt"]
+    several = find_inputs([str(tree / "x"), str(tree / "y"), str(tree / "x" / "a.jpg")])
+    assert _names(several) == ["x/a.jpg", "x/b/a.jpg", "y/a.jpg", "y/clip.avi"]
+    assert [item.is_video for item in several] == [False, False, False, True]
+    assert several[-1].picture_name == "y/clip.avi.mp4"
+
+
+def test_globs(tree):
+    assert _names(find_inputs([str(tree / "*" / "a.jpg")])) == ["x/a.jpg", "y/a.jpg"]
+    assert _names(find_inputs([str(tree / "**" / "*.jpg")])) == ["x/a.jpg", "x/b/a.jpg", "y/a.jpg"]
+    assert _names(find_inputs([str(tree / "*")])) == _names(find_inputs([str(tree)]))
+
+
+def test_what_is_not_there_is_said(tree):
+    (tree / "empty").mkdir()
+    found = find_inputs([str(tree / n) for n in ("gone.jpg", "*.png", "empty", "x")])
+    problems = [item.problem for item in found if item.problem]
+    assert problems == [
+        "no such file or folder",
+        "nothing matches",
+        "no image or video in this folder",
+    ]
+    assert len(_names(found)) == 2
+
+
+def test_the_output_folder_is_no_input(tree):
+    assert _names(find_inputs([str(tree)], exclude=str(tree / "x"))) == ["y/a.jpg", "y/clip.avi"]
+    globbed = find_inputs([str(tree / "**" / "*.jpg")], exclude=str(tree / "x"))
+    assert _names(globbed) == ["a.jpg"]
+
+
+def test_pictures_that_would_be_one_file(tree):
+    (tree / "y" / "b.tif").touch()
+    (tree / "y" / "b.tif.png").touch()
+    found = {item.name: item.problem for item in find_inputs([str(tree / "y")])}
+    assert "b.tif.png" in found["b.tif"] and found["b.tif.png"] and not found["a.jpg"]
+
+
+def test_segments_in_coco_terms():
+    ids = torch.zeros(4, 6, dtype=torch.int32)
+    ids[1:3, 1:5] = 9
+    ids[3, 5] = 9
+    ids[0] = 4
+    segments = [
+        {"id": 4, "category_id": 1},
+        {"id": 9, "category_id": 0, "score": 0.25},
+        {"id": 5, "category_id": 0},  # without a pixel
+    ]
+    found, table = coco_segments(ids, segments, [30, 7])
+    assert table == [
+        {"id": 1, "category_id": 7, "area": 6, "bbox": [0, 0, 6, 1], "iscrowd": 0},
+        {
+            "id": 2,
+            "category_id": 30,
+            "area": 9,
+            "bbox": [1, 1, 5, 3],
+            "iscrowd": 0,
+            "score": 0.25,
+        },
+    ]
+    assert (found == np.select([ids == 4, ids == 9], [1, 2])).all() and found.dtype == np.int32
+    without, table = coco_segments(np.array([[-1, 1000], [1001, 3]]), None, [30, 7])
+    assert without.tolist() == [[0, 2], [3, 1]]
+    assert [s["category_id"] for s in table] == [30, 7, 7]
+    assert coco_segments(np.zeros((2, 2), int), [], [30])[1] == []
+
+
+def test_results_go_on_after_a_kill(tmp_path):
+    results = PanopticResults(str(tmp_path), METADATA)
+    ids, segments = np.full((2, 3), 5), [{"id": 5, "category_id": 1}]
+    results.add("a/ü.jpg", ids, segments, image_id=3, file_name="a/ü.jpg")
+    results.mark("video")
+    log = tmp_path / "panoptic_progress.jsonl"
+    log.write_bytes(log.read_bytes() + b'{"key": "b.jpg", "ima')
+    again = PanopticResults(str(tmp_path), METADATA)
+    assert again.has("a/ü.jpg") and again.has("video") and not again.has("b.jpg")
+    again.add("b.jpg", ids, segments, image_id="b", file_name="b.jpg")
+    content = json.loads(Path(again.write_json()).read_text(encoding="utf-8"))
+    assert [image["id"] for image in content["images"]] == [3, "b"]
+    assert content["categories"][0] == {"id": 30, "name": "disc", "isthing": 1, "color": [1, 2, 3]}
+    png = tmp_path / "panoptic" / content["annotations"][0]["file_name"]
+    assert (read_id_map(png) == 1).all()
+    png.unlink()
+    assert not PanopticResults(str(tmp_path), METADATA).has("a/ü.jpg")
+    assert not PanopticResults(str(tmp_path), METADATA, fresh=True).has("video")

@@ -36,7 +36,7 @@ EXTRAS = {
     "dev": [
         "cityscapesScripts>=2.2",
         "hypothesis>=6.80",
-        "mypy>=1.8",
+        "mypy==2.4.1",
         "pytest>=8.0",
         "pytest-xdist>=3.5",
         "ruff==0.17.5",

@@ -1,11 +1,14 @@
 """Known data sets in the layout that their users already have, under $DETECTRON2_DATASETS.
 
-Names are `<dataset>_panoptic_<split>`. A name that somebody registered before is left alone.
+Names are `<dataset>_panoptic_<split>`. A name that somebody registered before is left alone, and so
+are, at import, the names of an installed Mask2Former: whoever imports it later finds them free.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,10 +88,26 @@ BUILTIN = {
 }
 
 
-def register_builtin() -> None:
-    """Register the splits train and val of each; nothing is read and no folder need exist."""
+# Mask2Former registers these under the same names, and Detectron2 takes a name only once.
+_ALSO_IN_MASK2FORMER = ("ade20k", "mapillary_vistas")
+
+
+def register_builtin(*, at_import: bool = False) -> None:
+    """Register the splits train and val of each; nothing is read and no folder need exist.
+
+    Args:
+        at_import: leave out what an installed Mask2Former registers when it is imported.
+    """
+    left_out = _ALSO_IN_MASK2FORMER if at_import and _has_mask2former() else ()
     for dataset, make in BUILTIN.items():
+        if dataset in left_out:
+            continue
         for split in ("train", "val"):
             name = f"{dataset}_panoptic_{split}"
             if name not in DatasetCatalog:
                 register_source(name, make(split))
+
+
+def _has_mask2former() -> bool:
+    name = "mask2former"
+    return name in sys.modules or importlib.util.find_spec(name) is not None

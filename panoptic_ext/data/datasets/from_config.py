@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
+from panoptic_ext.data.datasets.builtin import register_builtin
 from panoptic_ext.data.datasets.panoptic import PanopticSource, register_source
 from panoptic_ext.data.datasets.shapes import ShapesParams, register_shapes
 from panoptic_ext.data.id_map import check_encoding
@@ -30,6 +31,7 @@ def register_from_config(cfg: CfgNode) -> None:
         ConfigError: a block has an unknown key or lacks one.
         DatasetError: a name holds something else already.
     """
+    register_builtin()
     for name, block in cfg.DATASETS.PANOPTIC.items():
         register_source(name, _source_from_block(name, block, tuple(cfg.DATASETS.SEARCH_PATH)))
     shapes = cfg.DATASETS.SHAPES

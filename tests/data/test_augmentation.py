@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import transforms as T
+from hypothesis import given
+from hypothesis import strategies as st
+
+from panoptic_ext.config import add_panoptic_ext_config
+from panoptic_ext.data.augmentation import (
+    AugmentationInput,
+    ColorJitter,
+    ColorTransform,
+    VoidPadTransform,
+    build_augmentations,
+)
+from panoptic_ext.errors import ConfigError
+
+
+def config(**inputs: Any) -> CfgNode:
+    cfg = get_cfg()
+    add_panoptic_ext_config(cfg)
+    for key, value in inputs.items():
+        cfg.merge_from_list([f"INPUT.{key.replace('__', '.')}", value])
+    return cfg
+
+
+def sample(height: int = 60, width: int = 90, top: int = 5) -> AugmentationInput:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
+    ids = rng.integers(0, top + 1, (height, width))
+    ids = ids.astype(np.uint8 if top < 256 else np.int32)
+    return AugmentationInput(image, ids, np.concatenate([[255], np.arange(top) % 3]))
+
+
+def names(cfg: CfgNode, is_train: bool = True) -> list[str]:
+    return [type(a).__name__ for a in build_augmentations(cfg, is_train)]
+
+
+@pytest.mark.parametrize("top", [5, 255, 256, 70000])
+def test_id_planes_round_trip(top: int) -> None:
+    ids = np.random.default_rng(0).integers(0, top + 1, (7, 9))
+    ids = ids.astype(np.uint8 if top < 256 else np.int32)
+    found = AugmentationInput(np.zeros((7, 9, 3), np.uint8), ids, np.arange(top + 1))
+    assert np.array_equal(found.id_map, ids)
+    assert np.array_equal(found.sem_seg, ids)
+
+
+def test_defaults() -> None:
+    assert names(config()) == ["ResizeShortestEdge", "RandomFlip"]
+    assert names(config(), is_train=False) == ["ResizeShortestEdge"]
+
+
+def test_everything_on() -> None:
+    cfg = config(CROP__ENABLED=True, COLOR_AUG_SSD=True, SIZE_DIVISIBILITY=32)
+    assert names(cfg) == [
+        "ResizeShortestEdge",
+        "RandomCrop",
+        "RandomFlip",
+        "ColorJitter",
+        "PadToDivisor",
+    ]
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("top", [5, 300])
+def test_lsj_gives_squares_padded_with_void(seed: int, top: int) -> None:
+    cfg = config(AUGMENTATION="lsj", IMAGE_SIZE=64, MIN_SCALE=0.3, COLOR_AUG_SSD=True)
+    np.random.seed(seed)
+    found = sample(top=top)
+    T.AugmentationList(build_augmentations(cfg, True))(found)
+    assert found.image.shape == (64, 64, 3)
+    assert found.id_map.shape == (64, 64)
+    padding = (found.image == np.round(cfg.MODEL.PIXEL_MEAN)).all(axis=2)
+    corner = padding[-1].all()
+    assert not corner or (not found.id_map[-1].any() and (found.sem_seg[-1] == 255).all())
+
+
+def test_crop_with_category_limit() -> None:
+    cfg = config(
+        MIN_SIZE_TRAIN=(60,),
+        CROP__ENABLED=True,
+        CROP__TYPE="absolute",
+        CROP__SIZE=[20, 20],
+        CROP__SINGLE_CATEGORY_MAX_AREA=0.75,
+    )
+    image = np.zeros((60, 60, 3), np.uint8)
+    ids = np.ones((60, 60), np.uint8)
+    ids[:, 30:] = 2
+    shares = []
+    for seed in range(10):
+        np.random.seed(seed)
+        found = AugmentationInput(image, ids, np.array([255, 0, 1]))
+        T.AugmentationList(build_augmentations(cfg, True))(found)
+        assert found.id_map.shape == (20, 20)
+        shares.append(np.bincount(found.sem_seg.ravel()).max() / 400)
+    assert np.mean(np.array(shares) < 0.75) >= 0.9
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("AUGMENTATION", "ljs", "INPUT.AUGMENTATION is 'ljs'.*did you mean 'lsj'"),
+        ("RANDOM_FLIP", "horizontl", "INPUT.RANDOM_FLIP.*did you mean 'horizontal'"),
+    ],
+)
+def test_unknown_choices(key: str, value: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        build_augmentations(config(**{key: value}), True)
+
+
+def test_flip_can_be_vertical_or_off() -> None:
+    flip = build_augmentations(config(RANDOM_FLIP="vertical"), True)[1]
+    assert (flip.vertical, flip.horizontal) == (True, False)
+    assert names(config(RANDOM_FLIP="none")) == ["ResizeShortestEdge"]
+
+
+def test_void_padding_by_hand() -> None:
+    pad = VoidPadTransform(1, 2, (9.6, 20.4, 30.0))
+    image = pad.apply_image(np.ones((2, 2, 3), np.uint8))
+    assert image.shape == (4, 3, 3)
+    assert image[:2, :2].min() == image[:2, :2].max() == 1
+    assert image[3, 0].tolist() == image[0, 2].tolist() == [10, 20, 30]
+    assert pad.apply_segmentation(np.full((2, 2), 7)).sum() == 28
+
+
+def test_colour_by_hand() -> None:
+    image = np.array([[[0, 100, 200], [50, 50, 50]]], np.uint8)
+    assert np.array_equal(ColorTransform().apply_image(image), image)
+    assert ColorTransform(brightness=-60).apply_image(image).tolist() == [[[0, 40, 140], [0, 0, 0]]]
+    doubled = ColorTransform(contrast=2.0).apply_image(image)
+    assert doubled.tolist() == [[[0, 200, 255], [100, 100, 100]]]
+    first = ColorTransform(brightness=10, contrast=2.0, contrast_first=True).apply_image(image)
+    last = ColorTransform(brightness=10, contrast=2.0, contrast_first=False).apply_image(image)
+    assert (first[0, 1, 0], last[0, 1, 0]) == (110, 120)
+    gray = ColorTransform(saturation=0.0).apply_image(image)
+    assert gray[0, 0].tolist() == [200, 200, 200]
+
+
+@pytest.mark.parametrize("bgr", [True, False])
+def test_hue_turns_red_into_green(bgr: bool) -> None:
+    red, green = ([0, 0, 255], [0, 255, 0]) if bgr else ([255, 0, 0], [0, 255, 0])
+    turned = ColorTransform(hue=120, bgr=bgr).apply_image(np.array([[red]], np.uint8))[0, 0]
+    assert np.abs(turned.astype(int) - green).max() <= 8
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_colour_jitter_leaves_geometry_alone(seed: int) -> None:
+    np.random.seed(seed)
+    found = sample(8, 9)
+    ids = found.id_map.copy()
+    ColorJitter()(found)
+    assert found.image.dtype == np.uint8
+    assert found.image.shape == (8, 9, 3)
+    assert np.array_equal(found.id_map, ids)

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from panoptic_ext.config import add_panoptic_ext_config
+from panoptic_ext.data import PanopticDatasetMapper, get_records, register_from_config
+from panoptic_ext.errors import ConfigError, DatasetError
+from tests.data.tiny import TinyDataset
+
+BLOCK = {"JSON": "tiny/panoptic.json", "IMAGE_ROOT": "tiny/images", "PNG_ROOT": "tiny/panoptic"}
+
+
+def config(search_path: list[Any], **block: Any) -> CfgNode:
+    cfg = get_cfg()
+    add_panoptic_ext_config(cfg)
+    cfg.DATASETS.SEARCH_PATH = [str(folder) for folder in search_path]
+    cfg.DATASETS.PANOPTIC.tiny = CfgNode({**BLOCK, **block})
+    return cfg
+
+
+@pytest.fixture(autouse=True)
+def no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+
+
+def test_a_block_is_a_data_set(tiny: TinyDataset) -> None:
+    cfg = config([tiny.root.parent], IGNORE_LABEL=250, EVALUATOR_TYPE="other")
+    register_from_config(cfg)
+    register_from_config(cfg)
+    assert len(get_records("tiny")) == 2
+    metadata = MetadataCatalog.get("tiny")
+    assert metadata.panoptic_json == str(tiny.json)
+    assert (metadata.ignore_label, metadata.evaluator_type) == (250, "other")
+    cfg.DATASETS.TRAIN = ("tiny",)
+    cfg.INPUT.MIN_SIZE_TRAIN = (24,)
+    sample = PanopticDatasetMapper(cfg, True)(get_records("tiny")[0])
+    assert set(sample["sem_seg"].unique().tolist()) == {0, 1, 250}
+
+
+def test_order_of_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: TinyDataset
+) -> None:
+    for place in ("variable", "first", "second", "here"):
+        TinyDataset(tmp_path / place / "tiny")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "variable"))
+    register_from_config(config(["../first", tmp_path / "second"]))
+    metadata = MetadataCatalog.get("tiny")
+    for place in ("variable", "first", "second", "here"):
+        metadata.__dict__.pop("panoptic_json", None)
+        assert metadata.panoptic_json == str(tmp_path / place / BLOCK["JSON"])
+        os.remove(tmp_path / place / BLOCK["JSON"])
+    metadata.__dict__.pop("panoptic_json")
+    with pytest.raises(DatasetError) as error:
+        DatasetCatalog.get("tiny")
+    for place in ("variable", "first", "second", "here"):
+        assert str(tmp_path / place / BLOCK["JSON"]) in str(error.value)
+    assert "DETECTRON2_DATASETS" in str(error.value)
+    assert "DATASETS.SEARCH_PATH" in str(error.value)
+
+
+def test_variables_and_home_are_expanded(
+    tiny: TinyDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tiny.root.parent))
+    monkeypatch.setenv("WHERE", str(tiny.root))
+    cfg = config([], JSON="~/tiny/panoptic.json", IMAGE_ROOT="$WHERE/images")
+    cfg.DATASETS.PANOPTIC.tiny.PNG_ROOT = str(tiny.pngs)
+    register_from_config(cfg)
+    assert len(get_records("tiny")) == 2
+
+
+def test_robustness_32_unknown_key_of_a_block() -> None:
+    with pytest.raises(ConfigError, match=r"PANOPTIC\.tiny .*'IMAGE_DIR'.*mean 'IMAGE_ROOT'"):
+        register_from_config(config([], IMAGE_DIR="x"))
+
+
+@pytest.mark.parametrize("value", ["", 3])
+def test_required_keys(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"PANOPTIC\.tiny\.PNG_ROOT is .*, expected a path"):
+        register_from_config(config([], PNG_ROOT=value))
+
+
+def test_a_block_that_is_none() -> None:
+    cfg = config([])
+    cfg.DATASETS.PANOPTIC.other = "panoptic.json"
+    with pytest.raises(ConfigError, match=r"PANOPTIC\.other is 'panoptic\.json', expected a block"):
+        register_from_config(cfg)
+
+
+def test_unknown_encoding_of_a_block() -> None:
+    with pytest.raises(DatasetError, match="unknown encoding 'RGB'"):
+        register_from_config(config([], ENCODING="RGB"))
+
+
+def test_shapes_follow_the_config(tmp_path: Path) -> None:
+    cfg = config([])
+    cfg.DATASETS.SHAPES.merge_from_list(
+        ["IMAGE_SIZE", [64, 80], "NUM_VAL", 2, "CACHE", str(tmp_path)]
+    )
+    register_from_config(cfg)
+    records = get_records("shapes_panoptic_val")
+    assert [(r["height"], r["width"]) for r in records] == [(64, 80)] * 2

@@ -1,0 +1,104 @@
+"""The command lines check_data.py and visualize_data.py."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from panoptic_ext.data import register_panoptic
+from tests.data.tiny import CATEGORIES, TinyDataset
+
+
+def tool(name: str) -> ModuleType:
+    path = Path(__file__).parents[2] / "tools" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def config_file(tiny: TinyDataset) -> str:
+    path = tiny.root / "config.yaml"
+    path.write_text(
+        f"""\
+DATASETS:
+  PANOPTIC:
+    tiny_train: {{JSON: {tiny.json}, IMAGE_ROOT: {tiny.images}, PNG_ROOT: {tiny.pngs}}}
+  TRAIN: ("tiny_train",)
+  TEST: ("tiny_train",)
+INPUT:
+  MIN_SIZE_TRAIN: (48,)
+"""
+    )
+    return str(path)
+
+
+def test_check_of_good_data(tiny: TinyDataset, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tool("check_data").main(["--config-file", config_file(tiny)]) == 0
+    assert "tiny_train: good, 2 images, 2 things + 1 stuff, 5 segments" in capsys.readouterr().out
+
+
+def test_check_of_files_that_are_not_registered(
+    tiny: TinyDataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.segment["area"] = 3
+    tiny.save()
+    json, images, pngs = tiny.paths()
+    arguments = ["--json", json, "--image-root", images, "--png-root", pngs]
+    assert tool("check_data").main(arguments) == 1
+    assert "1 problems: 1 wrong-area" in capsys.readouterr().out
+    assert tool("check_data").main([*arguments, "--no-pixels"]) == 0
+    assert tool("check_data").main(arguments[:2]) == 2
+    assert "belong together" in capsys.readouterr().err
+
+
+def test_check_stops_printing_and_counts(
+    tiny: TinyDataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for entry in tiny.info["annotations"][1]["segments_info"]:
+        entry["category_id"] = 99
+    tiny.save()
+    assert tool("check_data").main(["--config-file", config_file(tiny), "--show", "1"]) == 1
+    out = capsys.readouterr().out
+    assert out.count("[unknown-category]") == 1
+    assert "... and 2 more" in out
+
+
+def test_check_compares_the_categories_of_train_and_test(
+    tiny: TinyDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = TinyDataset(tmp_path / "other")
+    other.info["categories"] = CATEGORIES[::-1]
+    other.save()
+    register_panoptic("other", *other.paths())
+    arguments = ["--config-file", config_file(tiny), "DATASETS.TEST", "('other',)"]
+    assert tool("check_data").main(arguments) == 2
+    assert "do not have the same categories" in capsys.readouterr().err
+
+
+def test_check_of_an_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tool("check_data").main(["--datasets", "shapes_panoptic_trein"]) == 2
+    assert "did you mean 'shapes_panoptic_train'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["raw", "mapper"])
+def test_pictures(tiny: TinyDataset, tmp_path: Path, source: str) -> None:
+    arguments = ["--config-file", config_file(tiny), "--source", source, "--num", "1"]
+    arguments += ["--output", str(tmp_path / "out")]
+    assert tool("visualize_data").main(arguments) == 0
+    (picture,) = (tmp_path / "out" / "tiny_train").iterdir()
+    first = np.asarray(Image.open(picture))
+    assert first.std() > 0
+    assert tool("visualize_data").main(arguments) == 0
+    assert np.array_equal(np.asarray(Image.open(picture)), first)
+
+
+def test_pictures_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tool("visualize_data").main([]) == 2
+    assert "no data set to draw" in capsys.readouterr().err

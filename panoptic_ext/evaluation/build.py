@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
@@ -37,6 +38,12 @@ class IfGiven(DatasetEvaluator):
         self.evaluator = evaluator
         self._key, self._name = key, name
         self._given = False
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes of the evaluator, as its results."""
+        if name == "evaluator":
+            raise AttributeError(name)
+        return getattr(self.evaluator, name)
 
     def reset(self) -> None:
         """Forget all predictions."""

@@ -59,7 +59,8 @@ class PanopticInstanceEvaluator(COCOEvaluator):
         self._truth = TruthRecords(dataset_name)
         self._num_threads = num_threads
         meta = self._truth.metadata
-        things = sorted((c, d) for d, c in meta.thing_dataset_id_to_contiguous_id.items())
+        # By dataset id: COCOeval sorts categories so, and COCOEvaluator names its rows by position.
+        things = [(c, d) for d, c in sorted(meta.thing_dataset_id_to_contiguous_id.items())]
         if not things:
             raise EvaluationError(f"data set {dataset_name!r} has no thing: nothing to find AP of")
         self._thing_index = {contiguous: i for i, (contiguous, _) in enumerate(things)}

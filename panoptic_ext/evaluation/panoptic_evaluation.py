@@ -21,6 +21,7 @@ from detectron2.utils.file_io import PathManager
 
 from panoptic_ext.errors import EvaluationError, nearest
 
+from . import prediction_files
 from .files import compare_with_truth
 from .kept_predictions import KeptPrediction, PredictionKeeper, worst_and_best
 from .label_png import encode_png, write_file
@@ -35,7 +36,6 @@ __all__ = ["PanopticEvaluator"]
 logger = logging.getLogger(__name__)
 
 _PENDING_PER_THREAD = 16  # images whose prediction, as runs, waits for a thread
-PREDICTIONS = "panoptic_predictions"  # folder of the PNGs and stem of the JSON
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class _Prediction:
     """One prediction, detached from the model's output; table has dataset ids, info the model's."""
 
     annotation: Annotation
+    image_id: int | str  # as the loader gave it
     image_file: str
     runs: LabelRuns
     table: SegmentTable
@@ -53,6 +54,7 @@ class _Prediction:
 class _ImageResult:
     """The numbers of one image, what workers exchange."""
 
+    image_id: int | str
     image_file: str
     stat: PQStat
     segments: list[dict[str, Any]] | None  # for the JSON of predictions, when written
@@ -120,6 +122,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         self._pool: ThreadPoolExecutor | None = None
         self._pending: deque[Future] = deque()
         self._seen: set[Any] = set()
+        self._error: str | None = None
         self._images: dict[Any, _ImageResult] = {}
         self._keeper = PredictionKeeper(self._keep)
         self.summary: dict[str, dict] | None = None
@@ -138,31 +141,19 @@ class PanopticEvaluator(COCOPanopticEvaluator):
                 instance, -1 void. Nothing of it is changed or kept.
 
         Raises:
-            EvaluationError: a prediction cannot be used (also one of an earlier call).
+            EvaluationError: a prediction cannot be used (also one of an earlier call). With
+                several workers `evaluate` raises it, on all of them.
         """
-        truth = self._load_truth()
         for given, output in zip(inputs, outputs, strict=True):
-            annotation = truth.find(given["image_id"])
-            if annotation is None:
-                raise EvaluationError(
-                    f"prediction for image {given['image_id']!r} ({given.get('file_name')}), which"
-                    f" is not in {truth.path}"
-                    + nearest(str(given["image_id"]), map(str, truth.annotations))
-                )
-            if annotation.image_id in self._seen:
-                continue
-            self._seen.add(annotation.image_id)
-            prediction = self._prediction(annotation, given, output)
-            if not self._num_threads:
-                self._compare(prediction)
-                continue
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._num_threads, "panoptic-evaluation")
-            self._pending.append(self._pool.submit(self._compare, prediction))
-            while len(self._pending) > _PENDING_PER_THREAD * self._num_threads or (
-                self._pending and self._pending[0].done()
-            ):
-                self._pending.popleft().result()
+            if self._error is not None:
+                return
+            try:
+                self._take(given, output)
+            except EvaluationError as error:
+                if comm.get_world_size() == 1:
+                    raise
+                # Alone, this worker must not leave the others waiting: `evaluate` raises on all.
+                self._error = str(error)
 
     def evaluate(self) -> OrderedDict | None:
         """Compute panoptic quality; to be called by all workers.
@@ -191,6 +182,31 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         self.worst, self.best = kept
         return self._report({image_id: images[image_id] for image_id in truth.annotations})
 
+    def _take(self, given: Mapping[str, Any], output: Mapping[str, Any]) -> None:
+        """Start the comparison of one prediction, and see to those that are done."""
+        truth = self._load_truth()
+        annotation = truth.find(given["image_id"])
+        if annotation is None:
+            raise EvaluationError(
+                f"prediction for image {given['image_id']!r} ({given.get('file_name')}), which"
+                f" is not in {truth.path}"
+                + nearest(str(given["image_id"]), map(str, truth.annotations))
+            )
+        if annotation.image_id in self._seen:
+            return
+        self._seen.add(annotation.image_id)
+        prediction = self._prediction(annotation, given, output)
+        if not self._num_threads:
+            self._compare(prediction)
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._num_threads, "panoptic-evaluation")
+        self._pending.append(self._pool.submit(self._compare, prediction))
+        while len(self._pending) > _PENDING_PER_THREAD * self._num_threads or (
+            self._pending and self._pending[0].done()
+        ):
+            self._pending.popleft().result()
+
     def _load_truth(self) -> PanopticFiles:
         if self._truth is None:
             meta = self._metadata
@@ -202,12 +218,8 @@ class PanopticEvaluator(COCOPanopticEvaluator):
                 categories=self._registered_categories(),
             )
             self._order = {image_id: i for i, image_id in enumerate(self._truth.annotations)}
-            names = {_png_name(a) for a in self._truth.annotations.values()}
-            if self._write and len(names) < len(self._order):
-                raise EvaluationError(
-                    f"{self._truth.path}: two images have one PNG file_name, so predictions cannot"
-                    " be written under these names; give each image its own"
-                )
+            if self._write:
+                prediction_files.check_png_names(self._truth)
         return self._truth
 
     def _registered_categories(self) -> dict[int, dict] | None:
@@ -233,6 +245,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         )
         return _Prediction(
             annotation,
+            given["image_id"],
             str(given.get("file_name", annotation.file_name)),
             runs,
             predicted_segments(runs, table, where),
@@ -274,15 +287,15 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         )
         segments = None
         if self._write:
-            path = os.path.join(str(self._output_dir), PREDICTIONS, _png_name(annotation))
-            write_file(path, encode_png(prediction.runs))
-            segments = _result_segments(prediction.runs, table)
+            segments = prediction_files.write_png(
+                str(self._output_dir), annotation, prediction.runs, table
+            )
         pq, order = 100 * stat.pooled_pq(), self._order[annotation.image_id]
         self._keeper.offer(
             pq,
             order,
             lambda: KeptPrediction(
-                annotation.image_id,
+                prediction.image_id,
                 prediction.image_file,
                 pq,
                 order,
@@ -290,20 +303,21 @@ class PanopticEvaluator(COCOPanopticEvaluator):
                 prediction.info,
             ),
         )
-        self._images[annotation.image_id] = _ImageResult(prediction.image_file, stat, segments)
+        self._images[annotation.image_id] = _ImageResult(
+            prediction.image_id, prediction.image_file, stat, segments
+        )
 
     def _finish(self) -> str | None:
         """Wait for the threads; the first error of theirs."""
-        error = None
         while self._pending:
             try:
                 self._pending.popleft().result()
-            except EvaluationError as found:
-                error = error or str(found)
+            except EvaluationError as error:
+                self._error = self._error or str(error)
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
-        return error
+        return self._error
 
     def _gather_kept(self) -> tuple[list[KeptPrediction], list[KeptPrediction]]:
         """The worst and best of all workers, on the main process; only theirs are sent."""
@@ -334,47 +348,22 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         total = PQStat.total(image.stat for image in images.values())
         self.summary = total.summary({c: bool(v["isthing"]) for c, v in categories.items()})
         self.per_image = image_ranking(
-            {i: image.stat for i, image in images.items()},
+            {image.image_id: image.stat for image in images.values()},
             total,
-            {i: image.image_file for i, image in images.items()},
+            {image.image_id: image.image_file for image in images.values()},
         )
         if self._output_dir is not None:
             result = json.dumps(named_result(self.summary, categories), indent=1)
             write_file(os.path.join(self._output_dir, "panoptic_quality.json"), result.encode())
         if self._write:
-            self._write_predictions_json(images)
+            segments = {i: image.segments or [] for i, image in images.items()}
+            prediction_files.write_json(str(self._output_dir), self._load_truth(), segments)
         logger.info("Panoptic Evaluation Results:\n%s", quality_table(self.summary, categories))
         results = metric_keys(self.summary)
         absent = [key for key, value in results.items() if math.isnan(value)]
         if absent:
             logger.warning("Not available, no category to average over: %s", ", ".join(absent))
         return OrderedDict({"panoptic_seg": results})
-
-    def _write_predictions_json(self, images: Mapping[Any, _ImageResult]) -> None:
-        truth = self._load_truth()
-        annotations = [
-            {
-                "image_id": a.image_id,
-                "file_name": _png_name(a),
-                "segments_info": images[a.image_id].segments,
-            }
-            for a in truth.annotations.values()
-        ]
-        content = json.dumps({**truth.content, "annotations": annotations})
-        write_file(os.path.join(str(self._output_dir), PREDICTIONS + ".json"), content.encode())
-
-
-def _png_name(annotation: Annotation) -> str:
-    return os.path.splitext(annotation.file_name)[0] + ".png"
-
-
-def _result_segments(runs: LabelRuns, table: SegmentTable) -> list[dict[str, Any]]:
-    """segments_info of a prediction in COCO's format, with dataset category ids."""
-    boxes = runs.boxes(table.ids).tolist()
-    rows = zip(
-        table.ids.tolist(), table.categories.tolist(), table.areas.tolist(), boxes, strict=True
-    )
-    return [{"id": i, "category_id": c, "area": a, "bbox": b, "iscrowd": 0} for i, c, a, b in rows]
 
 
 def _raise_together(error: str | None) -> None:

@@ -1,0 +1,199 @@
+"""mIoU and AP of panoptic data sets, and what is built from a config."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.structures import Boxes, Instances
+
+from panoptic_ext.config import add_panoptic_ext_config
+from panoptic_ext.errors import ConfigError, EvaluationError
+from panoptic_ext.evaluation import (
+    PanopticEvaluator,
+    PanopticInstanceEvaluator,
+    PanopticSemSegEvaluator,
+    build_evaluator,
+)
+
+from . import toy
+from .reference import CATEGORIES
+
+
+@pytest.fixture
+def name(tmp_path):
+    yield toy.register(tmp_path, "toy_others")
+    toy.unregister("toy_others")
+
+
+def scores(labels: np.ndarray) -> dict:
+    """A model's output for a map of contiguous ids; void becomes class 0."""
+    hot = torch.nn.functional.one_hot(torch.from_numpy(np.maximum(labels, 0)), len(CATEGORIES))
+    return {"sem_seg": hot.permute(2, 0, 1).float()}
+
+
+def labels_of(image_id: str) -> np.ndarray:
+    """Contiguous ids of the truth; -1 is void."""
+    ids, segments = toy.truth(image_id)
+    labels = np.full(ids.shape, -1, np.int64)
+    for s in segments:
+        labels[ids == s["id"]] = toy.UNIFIED[s["category_id"]]
+    return labels
+
+
+def instances(image_id: str, *, shrink: int = 0) -> dict:
+    """The things of the truth as predictions; `shrink` cuts columns off their right side."""
+    ids, segments = toy.truth(image_id)
+    things = [s for s in segments if s["category_id"] in (7, 3) and not s["iscrowd"]]
+    masks = (
+        np.stack([ids == s["id"] for s in things]) if things else np.zeros((0, *ids.shape), bool)
+    )
+    boxes = []
+    for mask in masks:
+        columns = np.flatnonzero(mask.any(0))
+        mask[:, columns[len(columns) - shrink :]] = False
+        rows, columns = np.nonzero(mask)
+        boxes.append([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+    result = Instances(ids.shape)
+    result.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    result.scores = torch.ones(len(things))
+    result.pred_classes = torch.tensor(
+        [toy.UNIFIED[s["category_id"]] for s in things], dtype=torch.int64
+    )
+    result.pred_masks = torch.from_numpy(masks)
+    return {"instances": result}
+
+
+def run(evaluator, name, outputs):
+    evaluator.reset()
+    for given in toy.inputs(name):
+        evaluator.process([given], [outputs[given["image_id"]]])
+    return evaluator.evaluate()
+
+
+def test_semantic_perfect_and_known_imperfect(name, tmp_path):
+    evaluator = PanopticSemSegEvaluator(name, str(tmp_path / "out"), write_predictions=True)
+    truth = {i: labels_of(i) for i in toy.NAMES}
+    result = run(evaluator, name, {i: scores(v) for i, v in truth.items()})["sem_seg"]
+    assert result["mIoU"] == result["pACC"] == 100.0 and result["IoU-person"] == 100.0
+    assert (tmp_path / "out" / "sem_seg_predictions.json").stat().st_size > 2
+
+    pred = {i: np.where(v == 1, 3, v) for i, v in truth.items()}  # cars, crowds too, become road
+    result = run(PanopticSemSegEvaluator(name), name, {i: scores(v) for i, v in pred.items()})
+    road = sum(int((v == 3).sum()) for v in truth.values())
+    cars = sum(int((v == 1).sum()) for v in truth.values())
+    assert cars == 160
+    assert result["sem_seg"]["IoU-car"] == 0.0
+    assert result["sem_seg"]["IoU-road"] == pytest.approx(100 * road / (road + cars))
+
+
+def test_semantic_absent_classes_are_nan(name, tmp_path):
+    evaluator = PanopticSemSegEvaluator(name)
+    given = [i for i in toy.inputs(name) if i["image_id"] == "c"]
+    evaluator.process(given, [scores(labels_of("c"))])
+    result = evaluator.evaluate()["sem_seg"]
+    assert result["mIoU"] == 100.0 and math.isnan(result["IoU-sky"])
+    evaluator.reset()
+    assert math.isnan(evaluator.evaluate()["sem_seg"]["mIoU"])
+
+
+def test_semantic_refuses_other_shapes(name):
+    evaluator = PanopticSemSegEvaluator(name)
+    given = toy.inputs(name)[:1]
+    with pytest.raises(EvaluationError, match=r"image 'a': sem_seg .*\(3, 24, 32\).*\(4, 24, 32\)"):
+        evaluator.process(given, [{"sem_seg": scores(labels_of("a"))["sem_seg"][:3]}])
+    with pytest.raises(EvaluationError, match="prediction for image 'z'"):
+        evaluator.process([{"image_id": "z"}], [scores(labels_of("a"))])
+
+
+def test_instances_perfect_and_known_imperfect(name, tmp_path):
+    evaluator = PanopticInstanceEvaluator(name, str(tmp_path / "out"))
+    before = set(MetadataCatalog.list())
+    result = run(evaluator, name, {i: instances(i) for i in toy.NAMES})
+    assert result["bbox"]["AP"] == pytest.approx(100) and result["segm"]["AP"] == pytest.approx(100)
+    assert result["segm"]["AP-person"] == pytest.approx(100) and "AP-sky" not in result["segm"]
+    assert set(MetadataCatalog.list()) == before
+
+    content = json.loads((tmp_path / "out" / "toy_others_instances.json").read_text())
+    assert [c["id"] for c in content["categories"]] == [3, 7]
+    assert sorted((a["category_id"], a["iscrowd"], a["area"]) for a in content["annotations"]) == [
+        (3, 0, 80),
+        (3, 1, 80),
+        (7, 0, 72),
+        (7, 0, 72),
+        (7, 0, 84),
+        (7, 0, 84),
+    ]
+    # masks of people lose 2 of 6 columns and the car 2 of 10: IoU 2/3 and 4/5
+    result = run(evaluator, name, {i: instances(i, shrink=2) for i in toy.NAMES})["segm"]
+    assert result["AP50"] == pytest.approx(100)
+    assert result["AP-person"] == pytest.approx(40) and result["AP-car"] == pytest.approx(70)
+
+
+def test_truth_of_instances_is_written_once(name, tmp_path):
+    path = tmp_path / "out" / "toy_others_instances.json"
+    outputs = {i: instances(i) for i in toy.NAMES}
+    run(PanopticInstanceEvaluator(name, str(tmp_path / "out")), name, outputs)
+    written = path.stat().st_mtime_ns
+    run(PanopticInstanceEvaluator(name, str(tmp_path / "out")), name, outputs)
+    assert path.stat().st_mtime_ns == written
+    truth = MetadataCatalog.get(name).panoptic_json
+    with open(truth, "a", encoding="utf-8") as stream:
+        stream.write(" ")
+    run(PanopticInstanceEvaluator(name, str(tmp_path / "out")), name, outputs)
+    assert path.stat().st_mtime_ns != written
+
+
+def test_model_without_instances_and_wrong_classes(name, tmp_path):
+    evaluator = PanopticInstanceEvaluator(name, str(tmp_path / "out"))
+    nothing = instances("c")
+    assert len(nothing["instances"]) == 0
+    result = run(evaluator, name, dict.fromkeys(toy.NAMES, nothing))
+    assert math.isnan(result["bbox"]["AP"])
+    evaluator.reset()
+    wrong = instances("a")
+    wrong["instances"].pred_classes[:] = toy.UNIFIED[90]
+    with pytest.raises(EvaluationError, match=r"image 'a': .* classes \[2\].* things .*: \[0, 1\]"):
+        evaluator.process(toy.inputs(name)[:1], [wrong])
+
+
+def config(*evaluators: str, **test):
+    cfg = get_cfg()
+    add_panoptic_ext_config(cfg)
+    cfg.TEST.EVALUATORS = list(evaluators)
+    for key, value in test.items():
+        cfg.TEST[key] = value
+    return cfg
+
+
+def test_build_all(name, tmp_path):
+    cfg = config("panoptic", "semantic", "instance", CONTACT_SHEET=1, WRITE_PREDICTIONS=True)
+    evaluators = build_evaluator(cfg, name, str(tmp_path / "out"))
+    outputs = {i: {**toy.perfect()[i], **scores(labels_of(i)), **instances(i)} for i in toy.NAMES}
+    results = run(evaluators, name, outputs)
+    assert list(results) == ["panoptic_seg", "sem_seg", "bbox", "segm"]
+    assert results["panoptic_seg"]["PQ"] == results["sem_seg"]["mIoU"] == 100.0
+    assert isinstance(evaluators.panoptic, PanopticEvaluator)
+    assert len(evaluators.panoptic.worst) == 1 and len(evaluators.panoptic.per_image) == 3
+    assert (tmp_path / "out" / "panoptic_predictions.json").is_file()
+
+
+def test_what_the_model_does_not_give_is_skipped(name, tmp_path, caplog):
+    evaluators = build_evaluator(config("panoptic", "semantic", "instance"), name, str(tmp_path))
+    with caplog.at_level(logging.INFO):
+        results = run(evaluators, name, toy.perfect())
+    assert list(results) == ["panoptic_seg"]
+    assert caplog.text.count("the model gives no 'sem_seg': skipped") == 1
+    assert caplog.text.count("the model gives no 'instances': skipped") == 1
+
+
+def test_build_refuses_unknown_names(name, tmp_path):
+    with pytest.raises(ConfigError, match=r"'panoptics'; expected .*did you mean 'panoptic'\?"):
+        build_evaluator(config("panoptics"), name, str(tmp_path))
+    assert build_evaluator(config(), name, str(tmp_path)).panoptic is None

@@ -1,0 +1,75 @@
+#!/usr/bin/env python
+"""Panoptic quality of one COCO panoptic result against another: two models, people, or one each.
+
+Example:
+    tools/evaluate_panoptic.py --gt panoptic_val.json --gt-root panoptic_val \
+        --pred panoptic_predictions.json --pred-root panoptic_predictions
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from panoptic_ext.errors import PanopticExtError
+from panoptic_ext.evaluation.files import GT_AREAS, FileResult, evaluate_files
+from panoptic_ext.evaluation.label_png import write_file
+from panoptic_ext.evaluation.report import named_result, quality_table
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--gt", required=True, help="COCO panoptic JSON of the ground truth")
+    parser.add_argument("--gt-root", help="folder of its PNGs (default: the JSON without .json)")
+    parser.add_argument("--pred", required=True, help="COCO panoptic JSON of the predictions")
+    parser.add_argument("--pred-root", help="folder of its PNGs (default: the JSON without .json)")
+    parser.add_argument("--output", help="JSON file for the result, also per class and image")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, metavar="N")
+    parser.add_argument(
+        "--gt-area",
+        choices=GT_AREAS,
+        default="check",
+        help="true areas: the JSON's and an error where the pixels differ (check), the JSON's"
+        " unchecked as panopticapi (json), or counted (pixels); default: check",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    args = parse_args(argv)
+    try:
+        result = evaluate_files(
+            args.gt,
+            args.gt_root,
+            args.pred,
+            args.pred_root,
+            num_threads=max(0, args.threads),
+            gt_area=args.gt_area,
+            progress=True,
+        )
+        print(quality_table(result.summary, result.categories))
+        if args.output:
+            write_file(args.output, json.dumps(_content(result), indent=1).encode())
+    except PanopticExtError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _content(result: FileResult) -> dict:
+    # An image in which there is nothing to find has no PQ: null.
+    images = [{**r, "pq": r["pq"] if r["pq"] == r["pq"] else None} for r in result.per_image]
+    return {**named_result(result.summary, result.categories), "per_image": images}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

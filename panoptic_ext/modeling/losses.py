@@ -91,11 +91,30 @@ def mask_costs(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         Cross-entropy (Q, N), mean over the points, and Dice cost (Q, N), +1 smoothed; float32.
     """
     columns = targets.t()
-    bce = (F.softplus(logits).sum(1, keepdim=True) - logits @ columns) / logits.shape[1]
     inside = logits.sigmoid()
+    bce = (_softplus_sum(logits, inside) - logits @ columns) / logits.shape[1]
     overlap = 2 * (inside @ columns) + 1
     dice = 1 - overlap / (inside.sum(1, keepdim=True) + targets.sum(1) + 1)
     return bce, dice
+
+
+def _softplus_sum(logits: Tensor, inside: Tensor) -> Tensor:
+    """Sum of softplus over the points.
+
+    softplus(x) = max(x, 0) - log s(|x|) with s(|x|) in [0.5, 1]. The sum of 16 logarithms is the
+    logarithm of their product, which saves 15 of 16 slow logarithms.
+
+    Args:
+        logits: (Q, P) float32.
+        inside: (Q, P), their sigmoids.
+
+    Returns:
+        (Q, 1) float32.
+    """
+    likelier = torch.maximum(inside, 1 - inside)
+    likelier = F.pad(likelier, (0, -likelier.shape[1] % 16), value=1.0)
+    logs = likelier.view(len(logits), 16, -1).prod(1).log()
+    return (logits.relu().sum(1) - logs.sum(1))[:, None]
 
 
 def empty_class_weight(num_classes: int, no_object_weight: float) -> Tensor:

@@ -8,8 +8,9 @@ pixel centres at half integers and zeros outside, which is `grid_sample` with
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -60,6 +61,7 @@ class MaskTargets:
     id_map: Tensor | None = None
     masks: Tensor | None = None
     image: str = ""
+    _with_border: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if (self.id_map is None) == (self.masks is None):
@@ -120,16 +122,32 @@ class MaskTargets:
         Returns:
             (M, P) of the points' dtype, 0 to 1.
         """
+        padded = self._padded()
+        height, width = padded.shape[-2:]
+        x = points[..., 0] * (width - 2) + 0.5
+        y = points[..., 1] * (height - 2) + 0.5
+        left, top = x.floor(), y.floor()
+        first = top.int() * width + left.int()
+        flat = padded.reshape(-1)
+        wanted = 1 if self.masks is not None else (rows + 1).to(padded.dtype)[:, None]
         if self.masks is not None:
-            indices, weights = _corners(points, *self.masks.shape[-2:])
-            area = self.masks.shape[-2] * self.masks.shape[-1]
-            hits = self.masks.reshape(-1)[indices + (rows * area)[None, :, None]]
-        else:
-            assert self.id_map is not None
-            indices, weights = _corners(points, *self.id_map.shape)
-            ids = self.id_map.reshape(-1)[indices]
-            hits = ids == (rows + 1).to(ids.dtype)[None, :, None]
-        return torch.where(hits, weights, 0).sum(0)
+            first = first.long() + (rows * (height * width))[:, None]
+
+        def corner(offset: int) -> Tensor:
+            found = flat.index_select(0, (first + offset).view(-1)).view(first.shape)
+            return torch.eq(found, wanted).to(points.dtype)
+
+        right_share, bottom_share = x - left, y - top
+        upper = corner(0).lerp(corner(1), right_share)
+        lower = corner(width).lerp(corner(width + 1), right_share)
+        return upper.lerp(lower, bottom_share)
+
+    def _padded(self) -> Tensor:
+        """The id map or the masks with a border of void, so that no point needs a check."""
+        if self._with_border is None:
+            source = self.id_map if self.masks is None else self.masks
+            self._with_border = F.pad(source, (1, 1, 1, 1))
+        return self._with_border
 
 
 def sample_masks(masks: Tensor, points: Tensor) -> Tensor:
@@ -171,6 +189,15 @@ def sample_at_common_points(masks: Tensor, points: Tensor) -> Tensor:
     return bags.t()
 
 
+def _smallest(values: Tensor, count: int) -> Tensor:
+    """Indices (M, count) int64 of the `count` smallest of each row of (M, P), in no order."""
+    if values.is_cuda or not 0 < count < values.shape[1]:
+        return values.topk(count, dim=1, largest=False, sorted=False).indices
+    # NumPy's vectorised selection: a fifth of the time of torch's.
+    parted = np.argpartition(values.numpy(), count - 1, axis=1)[:, :count]
+    return torch.from_numpy(np.ascontiguousarray(parted))
+
+
 def uncertain_points(
     masks: Tensor, num_points: int, *, oversample_ratio: float, importance_sample_ratio: float
 ) -> Tensor:
@@ -195,7 +222,7 @@ def uncertain_points(
     candidates = torch.rand(count, num_candidates, 2, device=masks.device)
     with torch.no_grad():
         certainty = sample_masks(masks.detach().float(), candidates).abs()
-        chosen = certainty.topk(num_important, dim=1, largest=False, sorted=False).indices
+        chosen = _smallest(certainty, num_important)
     important = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
     anywhere = torch.rand(count, num_points - num_important, 2, device=masks.device)
     return torch.cat((important, anywhere), dim=1)

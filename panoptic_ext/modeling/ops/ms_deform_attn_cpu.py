@@ -1,0 +1,346 @@
+"""Multi-scale deformable attention on CPU: one weighted gather a head, with its own backward.
+
+A query's output is a weighted sum of 4 * L * P rows of `value` (four corners a sample).
+`embedding_bag` does such sums in one kernel; what is left is to find rows and weights. Both are
+made chunk by chunk in buffers that are used again, so memory does not grow with the queries:
+
+- the left upper corner is clamped to [0, size - 2], so that both corners of an axis always exist;
+- a corner's weight on an axis is the hat function max(0, 1 - |distance|), which is the bilinear
+  weight inside and 0 for corners more than a pixel away: no mask is needed outside the map.
+
+Backward: rows and weights form a sparse (Lq, S) matrix A with out = A value. The gradient of
+`value` is the transposed product, those of locations and weights follow from the products of the
+output's gradient with the gathered rows. At the kinks of the hats the right-hand derivative is
+taken, as grid_sample does.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+try:
+    from scipy import sparse
+except ImportError:  # the value gradient then takes the slower index_add_
+    sparse = None
+
+__all__ = ["ms_deform_attn_cpu"]
+
+Shapes = tuple[tuple[int, int], ...]
+
+# Queries whose corners are made at once: buffers of about 4 MB, near the size of a core's cache.
+_CHUNK = 4096
+# Queries of one head whose corners are kept for one transposed product in backward (13 MB).
+_BLOCK = 8 * _CHUNK
+
+
+def ms_deform_attn_cpu(
+    value: Tensor, spatial_shapes: Shapes, sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
+    """As `ms_deform_attn`, for tensors of one type (float32 or float64) on CPU."""
+    sizes = [int(side) for shape in spatial_shapes for side in shape]
+    return _forward_op(value, sampling_locations, attention_weights, sizes)
+
+
+class _Levels:
+    """What the levels' sizes mean for the L * P samples of a query, as rows to broadcast."""
+
+    def __init__(self, shapes: Shapes, points: int, dtype: torch.dtype) -> None:
+        def row(values: list, dtype: torch.dtype) -> Tensor:
+            per_level = torch.tensor(values, dtype=dtype)
+            return per_level.repeat_interleave(points, dim=0).contiguous()
+
+        starts = [sum(h * w for h, w in shapes[:i]) for i in range(len(shapes))]
+        self.size = row([[w, h] for h, w in shapes], dtype)  # (L * P, 2), (x, y)
+        self.minus_half = torch.full_like(self.size, -0.5)
+        self.last_cell = row([[max(w - 2, 0), max(h - 2, 0)] for h, w in shapes], torch.int32)
+        self.first_cell = torch.zeros_like(self.last_cell)
+        self.start = row(starts, torch.int32)  # (L * P,)
+        self.width = row([w for _, w in shapes], torch.int32)
+        # Steps to the second corner of an axis: none in a map of one pixel, whose weight is 0.
+        self.right = row([int(w > 1) for _, w in shapes], torch.int32)
+        self.down = row([w if h > 1 else 0 for h, w in shapes], torch.int32)
+        self.diagonal = self.right + self.down
+        narrow = any(h == 1 or w == 1 for h, w in shapes)
+        self.second = row([[w > 1, h > 1] for h, w in shapes], dtype) if narrow else None
+
+
+@lru_cache(maxsize=64)
+def _levels(shapes: Shapes, points: int, dtype: torch.dtype) -> _Levels:
+    with torch.inference_mode(False):
+        return _Levels(shapes, points, dtype)
+
+
+class _Corners:
+    """Rows and weights of the four corners of a chunk of samples, in buffers used again.
+
+    After `compute`: `near`, `far` (n, L * P, 2) hold the hats of the first and second corner along
+    x and y, and `offset` the distance from the second one, in pixels.
+    """
+
+    def __init__(self, levels: _Levels, queries: int, keep: int) -> None:
+        dtype, samples = levels.size.dtype, levels.size.shape[0]
+        self.levels = levels
+        self.chunk = min(queries, _CHUNK)
+        self._offset = torch.empty(self.chunk, samples, 2, dtype=dtype)
+        self._near = torch.empty_like(self._offset)
+        self._far = torch.empty_like(self._offset)
+        self._cell = torch.empty(self.chunk, samples, 2, dtype=torch.int32)
+        self._base = torch.empty(self.chunk, samples, dtype=torch.int32)
+        self._share = torch.empty(self.chunk, samples, dtype=dtype)
+        self.rows = torch.empty(keep, samples, 4, dtype=torch.int32)
+        self.weights = torch.empty(keep, samples, 4, dtype=dtype)
+        self.bags = torch.arange(keep + 1, dtype=torch.int32) * (4 * samples)
+
+    def compute(self, locations: Tensor, attention: Tensor, at: int) -> tuple[Tensor, Tensor]:
+        """Corners of (n, L * P, 2) locations and (n, L * P) weights, kept from row `at` on.
+
+        Returns:
+            rows (n, L * P, 4) int32 of the head's value and their weights (n, L * P, 4), in the
+            order (x0, y0), (x1, y0), (x0, y1), (x1, y1).
+        """
+        n = locations.shape[0]
+        self.near, self.far, self.offset = self._near[:n], self._far[:n], self._offset[:n]
+        cell = self._cell[:n]
+        self._hats(locations, cell)
+        weights, share = self.weights[at : at + n], self._share[:n]
+        for upper, hat_y in ((0, self.near[..., 1]), (2, self.far[..., 1])):
+            torch.mul(attention, hat_y, out=share)
+            torch.mul(share, self.near[..., 0], out=weights[..., upper])
+            torch.mul(share, self.far[..., 0], out=weights[..., upper + 1])
+        return self._rows(cell, at), weights
+
+    def _hats(self, locations: Tensor, cell: Tensor) -> None:
+        levels, offset = self.levels, self.offset
+        torch.addcmul(levels.minus_half, locations, levels.size, out=offset)
+        # Truncation differs from floor only below 0, where the clamp moves both to the first cell.
+        cell.copy_(offset)
+        torch.maximum(cell, levels.first_cell, out=cell)
+        torch.minimum(cell, levels.last_cell, out=cell)
+        offset.sub_(cell)
+        torch.abs(offset, out=self.near).neg_().add_(1).clamp_(min=0)
+        offset.sub_(1)
+        torch.abs(offset, out=self.far).neg_().add_(1).clamp_(min=0)
+        if levels.second is not None:
+            self.far.mul_(levels.second)
+
+    def _rows(self, cell: Tensor, at: int) -> Tensor:
+        levels, base = self.levels, self._base[: cell.shape[0]]
+        rows = self.rows[at : at + cell.shape[0]]
+        torch.addcmul(levels.start, cell[..., 1], levels.width, out=base).add_(cell[..., 0])
+        rows[..., 0] = base
+        torch.add(base, levels.right, out=rows[..., 1])
+        torch.add(base, levels.down, out=rows[..., 2])
+        torch.add(base, levels.diagonal, out=rows[..., 3])
+        return rows
+
+    def slopes(self) -> tuple[Tensor, Tensor]:
+        """Right-hand derivatives (n, L * P, 2) of `near` and `far`: -1, 0 or 1."""
+        step = self.offset.floor()
+        inside = (step == -1).to(step.dtype)
+        near = (step == -2).to(step.dtype).sub_(inside)
+        far = inside.sub_((step == 0).to(step.dtype))
+        if self.levels.second is not None:
+            far.mul_(self.levels.second)
+        return near, far
+
+
+@torch.library.custom_op("panoptic_ext::ms_deform_attn_cpu", mutates_args=(), device_types="cpu")
+def _forward_op(value: Tensor, locations: Tensor, attention: Tensor, sizes: list[int]) -> Tensor:
+    batch, _, heads, channels = value.shape
+    queries, samples = attention.shape[1], attention.shape[3] * attention.shape[4]
+    shapes = tuple(zip(sizes[0::2], sizes[1::2], strict=True))
+    levels = _levels(shapes, attention.shape[4], value.dtype)
+    out = value.new_empty(batch, queries, heads, channels)
+    corners = _Corners(levels, queries, min(queries, _CHUNK))
+    locations = locations.reshape(batch, queries, heads, samples, 2)
+    attention = attention.reshape(batch, queries, heads, samples)
+    for image in range(batch):
+        for head in range(heads):
+            table = value[image, :, head].contiguous()
+            for part in _spans(0, queries, _CHUNK):
+                rows, weights = corners.compute(
+                    locations[image, part, head], attention[image, part, head], at=0
+                )
+                out[image, part, head] = F.embedding_bag(
+                    rows.view(-1),
+                    table,
+                    corners.bags[: rows.shape[0] + 1],
+                    mode="sum",
+                    per_sample_weights=weights.view(-1),
+                    include_last_offset=True,
+                )
+    return out.view(batch, queries, heads * channels)
+
+
+@_forward_op.register_fake
+def _(value: Tensor, locations: Tensor, attention: Tensor, sizes: list[int]) -> Tensor:
+    return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
+
+
+@torch.library.custom_op(
+    "panoptic_ext::ms_deform_attn_cpu_backward", mutates_args=(), device_types="cpu"
+)
+def _backward_op(
+    grad_out: Tensor,
+    value: Tensor,
+    locations: Tensor,
+    attention: Tensor,
+    sizes: list[int],
+    need_value: bool,
+    need_samples: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, _, heads, channels = value.shape
+    queries, samples = attention.shape[1], attention.shape[3] * attention.shape[4]
+    shapes = tuple(zip(sizes[0::2], sizes[1::2], strict=True))
+    levels = _levels(shapes, attention.shape[4], value.dtype)
+    grad_value, grad_locations, grad_attention = _gradient_buffers(
+        value, locations, attention, need_value, need_samples
+    )
+    flat = (batch, queries, heads, samples)
+    locations, attention = locations.reshape(*flat, 2), attention.reshape(flat)
+    grad_out = grad_out.reshape(batch, queries, heads, channels)
+    corners = _Corners(levels, queries, min(queries, _BLOCK))
+    for image in range(batch):
+        for head in range(heads):
+            table = value[image, :, head].contiguous()
+            for block in _spans(0, queries, _BLOCK):
+                grad = grad_out[image, block, head].contiguous()
+                for part in _spans(block.start, block.stop, _CHUNK):
+                    at = part.start - block.start
+                    share = attention[image, part, head]
+                    rows, _ = corners.compute(locations[image, part, head], share, at)
+                    if need_samples:
+                        dots = _row_products(grad[at : at + len(share)], table, rows, corners.bags)
+                        by_place, by_weight = _sample_gradients(corners, dots, share)
+                        grad_locations.view(*flat, 2)[image, part, head] = by_place
+                        grad_attention.view(flat)[image, part, head] = by_weight
+                if need_value:
+                    grad_value[image, :, head] += _transposed_product(corners, grad, table)
+    return grad_value, grad_locations, grad_attention
+
+
+@_backward_op.register_fake
+def _(
+    grad_out: Tensor,
+    value: Tensor,
+    locations: Tensor,
+    attention: Tensor,
+    sizes: list[int],
+    need_value: bool,
+    need_samples: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _gradient_buffers(value, locations, attention, need_value, need_samples)
+
+
+def _gradient_buffers(
+    value: Tensor, locations: Tensor, attention: Tensor, need_value: bool, need_samples: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Contiguous buffers for the gradients asked for; the others are empty."""
+    return (
+        value.new_zeros(value.shape if need_value else 0),
+        value.new_empty(locations.shape if need_samples else 0),
+        value.new_empty(attention.shape if need_samples else 0),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    value, locations, attention, ctx.sizes = inputs
+    ctx.save_for_backward(value, locations, attention)
+
+
+def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    value, locations, attention = ctx.saved_tensors
+    for_value, for_places, for_weights = ctx.needs_input_grad[:3]
+    by_value, by_place, by_weight = _backward_op(
+        grad_out, value, locations, attention, ctx.sizes, for_value, for_places or for_weights
+    )
+    return (
+        by_value if for_value else None,
+        by_place if for_places else None,
+        by_weight if for_weights else None,
+        None,
+    )
+
+
+_forward_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _spans(start: int, stop: int, length: int) -> list[slice]:
+    return [slice(i, min(i + length, stop)) for i in range(start, stop, length)]
+
+
+def _sample_gradients(corners: _Corners, dots: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of locations (n, L * P, 2) and weights (n, L * P) from the corners' dot products.
+
+    Args:
+        corners: as left by `compute` for these samples.
+        dots: (n, L * P, 4) products of the output's gradient with the corners' rows.
+        share: (n, L * P) attention weights.
+    """
+    near, far = corners.near, corners.far
+    near_slope, far_slope = corners.slopes()
+    left_up, right_up, left_down, right_down = dots.unbind(-1)
+    up = near[..., 0] * left_up + far[..., 0] * right_up
+    down = near[..., 0] * left_down + far[..., 0] * right_down
+    left = near[..., 1] * left_up + far[..., 1] * left_down
+    right = near[..., 1] * right_up + far[..., 1] * right_down
+    by_weight = near[..., 1] * up + far[..., 1] * down
+    by_place = near_slope.mul_(torch.stack((left, up), dim=-1))
+    by_place.addcmul_(far_slope, torch.stack((right, down), dim=-1))
+    by_place.mul_(corners.levels.size).mul_(share.unsqueeze(-1))
+    return by_place, by_weight
+
+
+def _row_products(grad: Tensor, table: Tensor, rows: Tensor, bags: Tensor) -> Tensor:
+    """Products (n, L * P, 4) of each query's gradient (n, D) with the rows that it read."""
+    if rows[0].numel() > table.shape[0]:
+        # More reads than positions: sampled_addmm refuses such a pattern, and the map is tiny.
+        return torch.einsum("npcd,nd->npc", table[rows], grad)
+    _silence_beta_notice()
+    pattern = torch.sparse_csr_tensor(
+        bags[: rows.shape[0] + 1],
+        rows.view(-1),
+        table.new_zeros(rows.numel()),
+        size=(rows.shape[0], table.shape[0]),
+        check_invariants=False,
+    )
+    products = torch.sparse.sampled_addmm(pattern, grad, table.t(), beta=0.0)
+    return products.values().view(rows.shape)
+
+
+@cache
+def _silence_beta_notice() -> None:
+    """Let torch say once, unheard, that CSR tensors are in beta."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1), check_invariants=False)
+
+
+def _transposed_product(corners: _Corners, grad: Tensor, table: Tensor) -> Tensor:
+    """Gradient (S, D) of one head's values from all corners kept for the queries of `grad`."""
+    count = grad.shape[0]
+    rows, weights = corners.rows[:count].view(-1), corners.weights[:count].view(-1)
+    if sparse is None:
+        return _scattered_sum(rows, weights, grad, table)
+    matrix = sparse.csr_matrix(
+        (weights.numpy(), rows.numpy(), corners.bags[: count + 1].numpy()),
+        shape=(count, table.shape[0]),
+        copy=False,
+    )
+    return torch.from_numpy(np.ascontiguousarray(matrix.T @ grad.numpy()))
+
+
+def _scattered_sum(rows: Tensor, weights: Tensor, grad: Tensor, table: Tensor) -> Tensor:
+    out, per_query = torch.zeros_like(table), rows.numel() // max(grad.shape[0], 1)
+    for part in _spans(0, grad.shape[0], 256):
+        at = slice(part.start * per_query, part.stop * per_query)
+        spread = weights[at].view(-1, per_query, 1) * grad[part].unsqueeze(1)
+        out.index_add_(0, rows[at], spread.flatten(0, 1))
+    return out

@@ -358,7 +358,8 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         if self._write:
             segments = {i: image.segments or [] for i, image in images.items()}
             prediction_files.write_json(str(self._output_dir), self._load_truth(), segments)
-        logger.info("Panoptic Evaluation Results:\n%s", quality_table(self.summary, categories))
+        if logger.isEnabledFor(logging.INFO):
+            logger.info("Panoptic Evaluation Results:\n%s", quality_table(self.summary, categories))
         results = metric_keys(self.summary)
         absent = [key for key, value in results.items() if math.isnan(value)]
         if absent:

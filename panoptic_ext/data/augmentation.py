@@ -20,8 +20,10 @@ __all__ = [
     "AugmentationInput",
     "ColorJitter",
     "ColorTransform",
+    "LargeScaleJitter",
     "PadToDivisor",
     "PadToSize",
+    "ResizeCropTransform",
     "VoidPadTransform",
     "build_augmentations",
 ]
@@ -56,7 +58,8 @@ class AugmentationInput:
     @property
     def sem_seg(self) -> np.ndarray | None:
         """(H, W) categories as transformed so far, for crops that depend on them."""
-        return None if self._planes is None else self._categories[self.id_map]
+        ids = self.id_map
+        return None if ids is None or self._categories is None else self._categories[ids]
 
     def transform(self, tfm: Transform) -> None:
         """Apply `tfm` to the image and the id map."""
@@ -99,10 +102,71 @@ class VoidPadTransform(Transform):
     def _pad(self, array: np.ndarray, value: Any) -> np.ndarray:
         height, width = array.shape[:2]
         out = np.empty((height + self.below, width + self.right, *array.shape[2:]), array.dtype)
+        row = np.empty(out.shape[1:], array.dtype)
+        row[:] = value  # rows are copied much faster than single pixels
         out[:height, :width] = array
-        out[height:] = value
-        out[:height, width:] = value
+        out[height:] = row
+        out[:height, width:] = row[width:]
         return out
+
+
+class ResizeCropTransform(Transform):
+    """Resize to (new_h, new_w) and cut out a window, without making what lies outside of it.
+
+    Attributes:
+        h, w: of the input.
+        new_h, new_w: after resizing.
+        x0, y0, crop_w, crop_h: the window in the resized image.
+    """
+
+    def __init__(
+        self, h: int, w: int, new_h: int, new_w: int, x0: int, y0: int, crop_w: int, crop_h: int
+    ):
+        super().__init__()
+        self._set_attributes(locals())
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        return self._resize(img, Image.Resampling.BILINEAR)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        return self._resize(segmentation, Image.Resampling.NEAREST)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        coords[:, 0] = coords[:, 0] * (self.new_w / self.w) - self.x0
+        coords[:, 1] = coords[:, 1] * (self.new_h / self.h) - self.y0
+        return coords
+
+    def _resize(self, array: np.ndarray, interpolation: Image.Resampling) -> np.ndarray:
+        across, down = self.w / self.new_w, self.h / self.new_h
+        box = (
+            self.x0 * across,
+            self.y0 * down,
+            min((self.x0 + self.crop_w) * across, self.w),
+            min((self.y0 + self.crop_h) * down, self.h),
+        )
+        size = (self.crop_w, self.crop_h)
+        return np.asarray(Image.fromarray(array).resize(size, interpolation, box))
+
+
+class LargeScaleJitter(T.Augmentation):
+    """Large-scale jitter (Ghiasi et al., CVPR 2021): scale at random, then cut out at random.
+
+    The image is scaled to fit a square of `size` times a random factor, keeping its shape, and a
+    window of at most `size` x `size` is kept. Padding is left to PadToSize.
+    """
+
+    def __init__(self, size: int, min_scale: float, max_scale: float):
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        h, w = image.shape[:2]
+        scale = self.size * self._rand_range(self.min_scale, self.max_scale) / max(h, w)
+        new_h, new_w = max(round(h * scale), 1), max(round(w * scale), 1)
+        crop_h, crop_w = min(new_h, self.size), min(new_w, self.size)
+        y0 = np.random.randint(new_h - crop_h + 1)
+        x0 = np.random.randint(new_w - crop_w + 1)
+        return ResizeCropTransform(h, w, new_h, new_w, x0, y0, crop_w, crop_h)
 
 
 class PadToSize(T.Augmentation):
@@ -198,14 +262,14 @@ class ColorJitter(T.Augmentation):
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        def draw(low: float, high: float, neutral: float) -> float:
-            return self._rand_range(low, high) if np.random.randint(2) else neutral
+        def draw(bounds: tuple[float, float], neutral: float) -> float:
+            return self._rand_range(*bounds) if np.random.randint(2) else neutral
 
         return ColorTransform(
-            brightness=draw(-self.brightness, self.brightness, 0.0),
-            contrast=draw(*self.contrast, 1.0),
-            saturation=draw(*self.saturation, 1.0),
-            hue=draw(-self.hue, self.hue, 0.0),
+            brightness=draw((-self.brightness, self.brightness), 0.0),
+            contrast=draw(self.contrast, 1.0),
+            saturation=draw(self.saturation, 1.0),
+            hue=draw((-self.hue, self.hue), 0.0),
             contrast_first=bool(np.random.randint(2)),
             bgr=self.bgr,
         )
@@ -265,8 +329,4 @@ def _shortest_edge(cfg: Any, ignore_label: int) -> list[T.Augmentation]:
 
 
 def _lsj(cfg: Any) -> list[T.Augmentation]:
-    size = cfg.INPUT.IMAGE_SIZE
-    return [
-        T.ResizeScale(cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE, size, size),
-        T.FixedSizeCrop((size, size), pad=False),
-    ]
+    return [LargeScaleJitter(cfg.INPUT.IMAGE_SIZE, cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE)]

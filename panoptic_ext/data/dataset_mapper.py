@@ -14,12 +14,19 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.logger import log_first_n
 
 from panoptic_ext.data.augmentation import AugmentationInput, build_augmentations
 from panoptic_ext.data.datasets.access import get_metadata
-from panoptic_ext.data.id_map import READ_ERRORS, read_id_map, remap_ids
+from panoptic_ext.data.id_map import (
+    READ_ERRORS,
+    Runs,
+    find_runs,
+    read_id_map,
+    remap_ids,
+    segment_boxes,
+)
 from panoptic_ext.data.id_map_masks import IdMapMasks
 from panoptic_ext.errors import ConfigError, DatasetError, nearest
 
@@ -163,39 +170,44 @@ class PanopticDatasetMapper:
 
     def _targets(self, local: np.ndarray, segments: list[dict[str, Any]]) -> dict[str, Any]:
         """Tensors from the augmented map of local ids and the table it was made with."""
-        count = np.bincount(local.reshape(-1), minlength=len(segments) + 1)
-        kept = np.flatnonzero(count[1:])
+        runs = find_runs(local, split_rows=True)
+        kept = np.flatnonzero(np.bincount(runs.values, minlength=len(segments) + 1)[1:])
         renumber = np.zeros(len(segments) + 1, np.int32)
         renumber[kept + 1] = np.arange(1, len(kept) + 1)
         table = np.array(
             [(s["category_id"], s["isthing"], s["iscrowd"]) for s in segments], np.int64
         ).reshape(-1, 3)[kept]
-        ids = torch.from_numpy(renumber[local])
-        size = (local.shape[0], local.shape[1])
-        rows = Instances(size)
+        run_ids = renumber[runs.values]
+        ids = _expand(run_ids, runs, local.shape)
+        rows = Instances((local.shape[0], local.shape[1]))
         rows.gt_classes = torch.from_numpy(table[:, 0].copy())
         rows.gt_isthing = torch.from_numpy(table[:, 1] > 0)
         rows.gt_iscrowd = torch.from_numpy(table[:, 2] > 0)
         out = {"panoptic_ids": ids, "segments": rows}
         if "instances" in self.targets:
-            out["instances"] = _instances(ids, rows)
+            boxes = segment_boxes(runs, local.shape[1], run_ids - 1, len(kept))
+            out["instances"] = _instances(ids, rows, torch.from_numpy(boxes))
         if "sem_seg" in self.targets:
-            lut = np.concatenate([[self.ignore_label], table[:, 0]]).astype(np.int64)
-            out["sem_seg"] = torch.from_numpy(lut[ids.numpy()])
+            classes = np.concatenate([[self.ignore_label], table[:, 0]]).astype(np.int64)
+            out["sem_seg"] = _expand(classes[run_ids], runs, local.shape)
         return out
+
+
+def _expand(values: np.ndarray, runs: Runs, shape: tuple[int, ...]) -> torch.Tensor:
+    """(H, W) tensor from one value for each run."""
+    return torch.from_numpy(np.repeat(values, runs.lengths).reshape(shape))
 
 
 _GROUND_TRUTH = ("segments_info", "pan_seg_file_name", "pan_seg_encoding", "annotations")
 
 
-def _instances(ids: torch.Tensor, rows: Instances) -> Instances:
-    """Things that are no crowd, with boxes and masks."""
-    keep = rows.gt_isthing & ~rows.gt_iscrowd
+def _instances(ids: torch.Tensor, rows: Instances, boxes: torch.Tensor) -> Instances:
+    """Things that are no crowd, with boxes and masks; `boxes` are those of all rows."""
+    keep = (rows.gt_isthing & ~rows.gt_iscrowd).nonzero()[:, 0]
     instances = Instances(rows.image_size)
-    masks = IdMapMasks(ids, keep.nonzero()[:, 0] + 1)
-    instances.gt_boxes = masks.get_bounding_boxes()
+    instances.gt_boxes = Boxes(boxes[keep].to(torch.float32))
     instances.gt_classes = rows.gt_classes[keep]
-    instances.gt_masks = masks
+    instances.gt_masks = IdMapMasks(ids, keep + 1)
     return instances
 
 
@@ -241,4 +253,7 @@ def _listed(values: list[int], limit: int = 10) -> str:
 
 def _to_tensor(image: np.ndarray) -> torch.Tensor:
     """(H, W, C) array to a contiguous (C, H, W) tensor."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    out = np.empty((image.shape[2], *image.shape[:2]), image.dtype)
+    for channel, plane in enumerate(out):
+        plane[:] = image[..., channel]
+    return torch.from_numpy(out)

@@ -25,6 +25,7 @@ __all__ = [
     "read_id_map",
     "remap_ids",
     "rgb_to_id",
+    "segment_boxes",
     "write_id_map",
 ]
 
@@ -38,7 +39,7 @@ _MODE_NAMES = {"1": "black and white", "L": "grayscale", "P": "palette", "LA": "
 
 
 class Runs(NamedTuple):
-    """Maximal stretches of equal values in the flattened map; each a contiguous 1D array of R."""
+    """Stretches of equal values in the flattened map; each a contiguous 1D array of R."""
 
     values: np.ndarray
     starts: np.ndarray
@@ -171,6 +172,35 @@ def find_runs(ids: np.ndarray, *, split_rows: bool = False) -> Runs:
         change[:: ids.shape[1]] = True
     starts = np.flatnonzero(change)
     return Runs(flat[starts], starts, np.diff(starts, append=flat.size))
+
+
+def segment_boxes(runs: Runs, width: int, rows: np.ndarray, count: int) -> np.ndarray:
+    """Tight boxes of segments, in one pass over the runs.
+
+    Args:
+        runs: of `find_runs` with split_rows.
+        width: of the map.
+        rows: (R,) the segment that each run belongs to, 0..count - 1; others are left out.
+        count: number of segments.
+
+    Returns:
+        (count, 4) int64 x0, y0, x1, y1, the last two exclusive; zeros where there is no run.
+    """
+    boxes = np.zeros((count, 4), np.int64)
+    keep = np.flatnonzero((rows >= 0) & (rows < count))
+    if len(keep) == 0:
+        return boxes
+    keep = keep[np.argsort(rows[keep], kind="stable")]
+    owner = rows[keep]
+    first = np.flatnonzero(np.diff(owner, prepend=-1))
+    y, x0 = np.divmod(runs.starts[keep], width)
+    x1 = x0 + runs.lengths[keep]
+    found = owner[first]
+    boxes[found, 0] = np.minimum.reduceat(x0, first)
+    boxes[found, 1] = np.minimum.reduceat(y, first)
+    boxes[found, 2] = np.maximum.reduceat(x1, first)
+    boxes[found, 3] = np.maximum.reduceat(y, first) + 1
+    return boxes
 
 
 def remap_ids(ids: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

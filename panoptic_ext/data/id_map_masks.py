@@ -1,6 +1,6 @@
 """Instance masks as one id map: the memory of one mask instead of N.
 
-Shapes: N instances, H x W the image, M the side of a resampled mask, R runs of equal ids.
+Shapes: N instances, H x W the image, M the side of a resampled mask, U distinct ids.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from detectron2.layers import ROIAlign
 from detectron2.structures import BitMasks, Boxes
+
+from panoptic_ext.data.id_map import find_runs, segment_boxes
 
 __all__ = ["IdMapMasks"]
 
@@ -79,7 +81,7 @@ class IdMapMasks:
     def get_bounding_boxes(self) -> Boxes:
         """Tight boxes (x0, y0, x1, y1), float32 on the CPU as BitMasks'; zeros where empty."""
         unique, inverse = torch.unique(self.ids, return_inverse=True)
-        return Boxes(self._boxes_of(unique).to(torch.float32)[inverse].cpu())
+        return Boxes(self._boxes_of(unique).to(torch.float32)[inverse.cpu()])
 
     def crop_and_resize(self, boxes: torch.Tensor, mask_size: int) -> torch.Tensor:
         """Resample mask i inside box i, as BitMasks.crop_and_resize does (ROIAlign, >= 0.5).
@@ -122,22 +124,11 @@ class IdMapMasks:
         return grown * (boxes[:, 2:3] > boxes[:, 0:1])
 
     def _boxes_of(self, unique: torch.Tensor) -> torch.Tensor:
-        """(U, 4) int64 tight boxes of sorted, distinct ids, in one pass over the runs."""
-        width = self.image_size[1]
-        flat = self.id_map.reshape(-1)
-        change = torch.ones_like(flat, dtype=torch.bool)
-        torch.ne(flat[1:], flat[:-1], out=change[1:])
-        change[::width] = True
-        starts = change.nonzero()[:, 0]
-        ends = torch.cat([starts[1:], starts.new_tensor([len(flat)])]) if len(starts) else starts
-        row, found = self._rows(flat[starts], unique)
-        row, starts, ends = row[found], starts[found], ends[found]
-        y, x0 = starts // width, starts % width
-        corners = torch.stack([x0, y, -(x0 + ends - starts), -(y + 1)], dim=1)
-        boxes = torch.full((len(unique), 4), 1, dtype=torch.int64, device=self.device)
-        boxes.scatter_reduce_(0, row[:, None].expand(-1, 4), corners, "amin", include_self=False)
-        boxes[:, 2:] *= -1
-        return boxes * (boxes[:, 2:] > 0).all(dim=1, keepdim=True)
+        """(U, 4) int64 tight boxes, on the CPU, of sorted, distinct ids."""
+        runs = find_runs(self.id_map.cpu().numpy(), split_rows=True)
+        row, found = self._rows(torch.from_numpy(runs.values), unique.cpu())
+        rows = torch.where(found, row, -1).numpy()
+        return torch.from_numpy(segment_boxes(runs, self.image_size[1], rows, len(unique)))
 
     @staticmethod
     def _rows(values: torch.Tensor, unique: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,6 +14,7 @@ from panoptic_ext.data.augmentation import (
     AugmentationInput,
     ColorJitter,
     ColorTransform,
+    LargeScaleJitter,
     VoidPadTransform,
     build_augmentations,
 )
@@ -63,6 +64,32 @@ def test_everything_on() -> None:
         "ColorJitter",
         "PadToDivisor",
     ]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_resizing_and_cropping_at_once_equals_one_after_the_other(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (50, 70, 3)).astype(np.uint8)
+    columns = np.tile(np.arange(70, dtype=np.uint8), (50, 1))
+    np.random.seed(seed)
+    both = LargeScaleJitter(64, 0.3, 3.0).get_transform(image)
+    resize = T.ResizeTransform(50, 70, both.new_h, both.new_w)
+    crop = T.CropTransform(both.x0, both.y0, both.crop_w, both.crop_h)
+    expected = crop.apply_image(resize.apply_image(image)).astype(int)
+    assert np.abs(both.apply_image(image) - expected).max() <= 1
+    # Samples exactly between two pixels may take either of them.
+    expected = crop.apply_segmentation(resize.apply_segmentation(columns)).astype(int)
+    assert np.abs(both.apply_segmentation(columns) - expected).max() <= 1
+    corners = np.array([[0.0, 0.0], [70.0, 50.0], [33.0, 7.0]])
+    expected = crop.apply_coords(resize.apply_coords(corners.copy()))
+    assert np.allclose(both.apply_coords(corners), expected)
+
+
+@pytest.mark.parametrize("scale", [0.001, 0.5, 1.0, 2.0])
+def test_jitter_fits_the_longer_side(scale: float) -> None:
+    step = LargeScaleJitter(64, scale, scale).get_transform(np.zeros((50, 70, 3), np.uint8))
+    assert (step.new_w, step.new_h) == (max(round(64 * scale), 1), max(round(64 * scale / 1.4), 1))
+    assert (step.crop_w, step.crop_h) == (min(step.new_w, 64), min(step.new_h, 64))
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -220,7 +220,7 @@ def register_source(name: str, source: PanopticSource, *, replace: bool = False)
     old = MetadataCatalog.get(name) if name in MetadataCatalog else None
     ours = isinstance(old, PanopticMetadata)
     if name in DatasetCatalog:
-        if not ours:
+        if not isinstance(old, PanopticMetadata):
             raise DatasetError(
                 f"data set name {name!r} is taken by another registration; choose another name"
             )
@@ -341,7 +341,7 @@ def load_source(source: PanopticSource) -> tuple[list[dict[str, Any]], tuple[Cat
 
 
 def missing_files(
-    image_id: int | str,
+    image_id: Any,
     image: str,
     found: str | None,
     png: str,

@@ -79,7 +79,10 @@ class ShapesSource(PanopticSource):
 
     def locate(self) -> tuple[str, str, str]:
         folder = ensure_shapes(self.params, self.split)
-        return tuple(os.path.join(folder, part) for part in (self.json, "images", "panoptic"))
+        json, image_root, png_root = (
+            os.path.join(folder, part) for part in (self.json, self.image_root, self.png_root)
+        )
+        return json, image_root, png_root
 
 
 def register_shapes(params: ShapesParams | None = None) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from panoptic_ext.data.datasets.problems import Problem
 from panoptic_ext.data.id_map import MAX_RGB_ID
@@ -109,7 +109,7 @@ def read_categories(info: dict[str, Any], path: str) -> tuple[Category, ...]:
             int(c["id"]),
             str(c["name"]),
             bool(c["isthing"]),
-            tuple(int(v) for v in c["color"]) if _is_color(c.get("color")) else spare,
+            _as_color(c.get("color")) or spare,
         )
         for c, spare in zip(info["categories"], palette, strict=True)
     )
@@ -283,7 +283,7 @@ class _SegmentChecker:
             problems.append(
                 Problem("segment-id-0", where, "0 is void", "number segments from 1 upwards")
             )
-        elif not (_is_int(i) and 0 < i <= self.max_id):
+        elif not _is_int(i) or not 0 < i <= self.max_id:
             problems.append(
                 Problem(
                     "segment-id-range",
@@ -339,7 +339,7 @@ def _duplicates(
     ]
 
 
-def _is_int(value: Any) -> bool:
+def _is_int(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -351,12 +351,12 @@ def _is_id(value: Any) -> bool:
     return _is_int(value) or (isinstance(value, str) and bool(value))
 
 
-def _is_color(value: Any) -> bool:
-    return (
-        isinstance(value, (list, tuple))
-        and len(value) == 3
-        and all(_is_int(v) and 0 <= v <= 255 for v in value)
-    )
+def _as_color(value: Any) -> tuple[int, int, int] | None:
+    if not isinstance(value, (list, tuple)) or len(value) != 3:
+        return None
+    if not all(_is_int(v) and 0 <= v <= 255 for v in value):
+        return None
+    return value[0], value[1], value[2]
 
 
 def _short(value: Any, limit: int = 100) -> str:

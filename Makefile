@@ -10,12 +10,15 @@ VENV_PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 DEMO := output/demo
 PYTEST_ARGS ?=
+# Two processes of one thread each: for two cores. A file's tests stay in one process.
+PYTEST := OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(or $(WORKERS),2) --dist loadfile
 
 .PHONY: help install demo test check format lint clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  PYTHON=... chooses the Python of .venv (3.10 to 3.13), PYTEST_ARGS=... goes to pytest"
+	@echo "  PYTHON=... chooses the Python of .venv (3.10 to 3.13), PYTEST_ARGS=... goes to pytest,"
+	@echo "  WORKERS=... is the number of its processes (2; 0 for one with a debugger)"
 
 install: $(STAMP) ## create .venv with torch, Detectron2 and this package
 
@@ -35,11 +38,11 @@ demo: $(STAMP) ## train on generated shapes, evaluate, draw (about 10 minutes on
 
 test: $(STAMP) ## lint, types and all tests, the slow ones too
 	@PYTHON=$(VENV_PYTHON) tools/check.sh
-	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
+	@$(PYTEST) $(PYTEST_ARGS)
 
 check: $(STAMP) ## lint, types and the quick tests
 	@PYTHON=$(VENV_PYTHON) tools/check.sh
-	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -m "not slow" $(PYTEST_ARGS)
+	@$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 lint: $(STAMP) ## lint, format check and types
 	@PYTHON=$(VENV_PYTHON) tools/check.sh

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -23,6 +24,8 @@ sys.path.insert(0, str(ROOT))
 
 CONFIG = "configs/shapes/panoptic_fpn/panoptic_fpn_R18_shapes.yaml"
 NUM_PICTURES = 12  # images of the validation set that are drawn
+# fvcore and Detectron2 still script a few functions, and torch says so at every start.
+QUIET = "ignore:`torch.jit.script` is deprecated:FutureWarning"
 
 
 class DemoError(Exception):
@@ -72,7 +75,10 @@ class Steps:
             say(f"{name}: done already")
             return
         say(f"{name}: python {' '.join(command)}")
-        code = subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode
+        environment = os.environ | {"PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", QUIET)}
+        code = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, env=environment, check=False
+        ).returncode
         if code:
             raise DemoError(f"{name} failed with exit code {code}; its own message stands above")
         self._done[name] = True

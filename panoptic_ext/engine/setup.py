@@ -15,6 +15,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from panoptic_ext.config import add_panoptic_ext_config
 from panoptic_ext.engine.yaml_config import merge_settings, read_file, read_opts
 from panoptic_ext.errors import ConfigError, nearest
+from panoptic_ext.modeling.published_names import resolve_published_names
 
 __all__ = ["check_workers", "choose_device", "load_cfg", "prepare_output"]
 
@@ -53,6 +54,7 @@ def load_cfg(config_file: str, opts: Sequence[str] = (), *, use_data: bool = Tru
             "config/compat.py lists them"
         )
     _check_values(cfg)
+    resolve_published_names(cfg)
     _check_model_name(cfg)
     register_from_config(cfg)
     if use_data:
@@ -167,8 +169,11 @@ def _fill_in_classes(cfg: CfgNode, given: dict[str, str]) -> None:
         return
     check_same_categories(names)
     classes, things = num_classes(names[0]), len(thing_ids(names[0]))
+    arch = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    in_head = arch.head_classes(cfg, classes, things) if hasattr(arch, "head_classes") else classes
+    what_in_head = "categories" if in_head == classes else "thing categories"
     for node, key, value, what in (
-        (cfg.MODEL.SEM_SEG_HEAD, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", classes, "categories"),
+        (cfg.MODEL.SEM_SEG_HEAD, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", in_head, what_in_head),
         (cfg.MODEL.ROI_HEADS, "MODEL.ROI_HEADS.NUM_CLASSES", things, "thing categories"),
     ):
         if key in given and value != node.NUM_CLASSES:

@@ -1,0 +1,302 @@
+"""Mask2Former (Cheng et al., CVPR 2022): backbone, mask-classification head, loss and inference.
+
+Shapes: B images, Q queries, K classes of the data set, H x W an image's output size. Classes are
+unified ids outside; an instance-only model may count its things alone, from 0 (`class_ids`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import configurable
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_sem_seg_head
+from detectron2.modeling.backbone import Backbone
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from ...errors import ConfigError
+from ...postprocessing import instance_inference, panoptic_inference, semantic_inference
+from ..criterion import SetCriterion
+from ..matcher import HungarianMatcher
+from .mask_targets import TASKS, build_mask_targets
+from .panoptic_fpn import thing_ids_of_dataset
+
+__all__ = ["PanopticExtMaskFormer", "task_of"]
+
+
+def task_of(cfg: Any) -> str:
+    """What the targets of training are: "instance" or "semantic" where INPUT.PANOPTIC_TARGETS
+    names this one alone, else "panoptic"."""
+    alone = {("instances",): "instance", ("sem_seg",): "semantic"}
+    return alone.get(tuple(cfg.INPUT.PANOPTIC_TARGETS), "panoptic")
+
+
+@META_ARCH_REGISTRY.register()
+class PanopticExtMaskFormer(nn.Module):
+    """One model for panoptic, instance and semantic segmentation."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    class_ids: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        sem_seg_head: nn.Module,
+        criterion: SetCriterion,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        size_divisibility: int,
+        class_ids: Sequence[int],
+        thing_ids: Sequence[int],
+        num_dataset_classes: int,
+        task: str = "panoptic",
+        ignore_value: int = 255,
+        deep_supervision: bool = True,
+        semantic_on: bool = False,
+        instance_on: bool = False,
+        panoptic_on: bool = True,
+        object_mask_threshold: float = 0.8,
+        overlap_threshold: float = 0.8,
+        resize_before_semantic: bool = False,
+        max_instances: int = 100,
+    ) -> None:
+        """Args (all by keyword):
+
+        backbone: image (B, 3, h, w) -> features by name.
+        sem_seg_head: features -> "pred_logits", "pred_masks", "aux_outputs".
+        criterion: losses, and in `weight_dict` what each counts.
+        pixel_mean, pixel_std: of each channel, grey levels.
+        size_divisibility: batches are padded to a multiple of this many pixels.
+        class_ids: the unified id of each class of the head.
+        thing_ids: unified ids of the thing classes.
+        num_dataset_classes: K.
+        task: targets of training, see `build_mask_targets`.
+        ignore_value: void in the ground truth "sem_seg".
+        deep_supervision: also apply the losses to the predictions before the last layer.
+        semantic_on, instance_on, panoptic_on: outputs of inference.
+        object_mask_threshold, overlap_threshold: see `panoptic_inference`.
+        resize_before_semantic: resize masks to the output before classes are summed up; else
+            after, as far as no other output needs them.
+        max_instances: best instances that are kept of an image.
+        """
+        super().__init__()
+        if task not in TASKS:
+            raise ValueError(f"task is {task!r}, expected one of {TASKS}")
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        self.criterion = criterion
+        self.size_divisibility = size_divisibility
+        self.task = task
+        self.ignore_value = ignore_value
+        self.deep_supervision = deep_supervision
+        self.semantic_on = semantic_on
+        self.instance_on = instance_on
+        self.panoptic_on = panoptic_on
+        self.object_mask_threshold = object_mask_threshold
+        self.overlap_threshold = overlap_threshold
+        self.resize_before_semantic = resize_before_semantic or instance_on or panoptic_on
+        self.max_instances = max_instances
+        self.register_buffer("pixel_mean", _column(pixel_mean), persistent=False)
+        self.register_buffer("pixel_std", _column(pixel_std), persistent=False)
+        ids = torch.as_tensor(list(class_ids), dtype=torch.int64)
+        self.class_index = torch.full((num_dataset_classes,), -1, dtype=torch.int64)
+        self.class_index[ids] = torch.arange(len(ids))
+        self.renamed_classes = bool((self.class_index != torch.arange(num_dataset_classes)).any())
+        self.register_buffer("class_ids", ids, persistent=False)
+        things = set(thing_ids)
+        self.thing_classes = {i for i, unified in enumerate(class_ids) if unified in things}
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> dict[str, Any]:
+        backbone = build_backbone(cfg)
+        keys = cfg.MODEL.MASK_FORMER
+        divisibility = keys.SIZE_DIVISIBILITY
+        return {
+            "backbone": backbone,
+            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
+            "criterion": _build_criterion(cfg),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "size_divisibility": divisibility if divisibility >= 0 else backbone.size_divisibility,
+            **_classes_of_dataset(cfg),
+            "task": task_of(cfg),
+            "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "deep_supervision": keys.DEEP_SUPERVISION,
+            "semantic_on": keys.TEST.SEMANTIC_ON,
+            "instance_on": keys.TEST.INSTANCE_ON,
+            "panoptic_on": keys.TEST.PANOPTIC_ON,
+            "object_mask_threshold": keys.TEST.OBJECT_MASK_THRESHOLD,
+            "overlap_threshold": keys.TEST.OVERLAP_THRESHOLD,
+            "resize_before_semantic": keys.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
+            "max_instances": cfg.TEST.DETECTIONS_PER_IMAGE,
+        }
+
+    @staticmethod
+    def head_classes(cfg: Any, num_classes: int, num_things: int) -> int:
+        """What MODEL.SEM_SEG_HEAD.NUM_CLASSES is for a data set of so many classes and things."""
+        return num_things if task_of(cfg) == "instance" else num_classes
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """
+        Args:
+            batched_inputs: one dict for each image, as PanopticDatasetMapper makes them: "image"
+                ((3, h, w), channels in INPUT.FORMAT); "height" and "width" of the output; in
+                training also the ground truth, see `build_mask_targets`.
+
+        Returns:
+            In training a dict of weighted scalar losses; else one dict for each image with, as
+            far as they are on, "panoptic_seg" ((H, W) int32 ids from 1, 0 void; list of segments
+            with unified `category_id`, `isthing`, `score`, `area`), "sem_seg" ((K, H, W) scores)
+            and "instances" (unified `pred_classes`).
+        """
+        images = self.preprocess_image(batched_inputs)
+        aux = self.training and self.deep_supervision
+        outputs = self.sem_seg_head(self.backbone(images.tensor), aux=aux)
+        if self.training:
+            return self.losses(outputs, images, batched_inputs)
+        padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
+        return [
+            self.postprocess_one(logits, masks, image_size, padded_size, inputs)
+            for logits, masks, image_size, inputs in zip(
+                outputs["pred_logits"],
+                outputs["pred_masks"],
+                images.image_sizes,
+                batched_inputs,
+                strict=True,
+            )
+        ]
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Normalised images, padded with 0 to one size."""
+        images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
+        images = [(image - self.pixel_mean) / self.pixel_std for image in images]
+        return ImageList.from_tensors(images, self.size_divisibility)
+
+    def losses(
+        self, outputs: dict[str, Any], images: ImageList, batched_inputs: list[dict[str, Any]]
+    ) -> dict[str, Tensor]:
+        """Weighted losses of the head's outputs, by name."""
+        targets = [
+            build_mask_targets(
+                inputs,
+                task=self.task,
+                padded_size=(images.tensor.shape[-2], images.tensor.shape[-1]),
+                device=self.device,
+                class_index=self.class_index,
+                ignore_value=self.ignore_value,
+            )
+            for inputs in batched_inputs
+        ]
+        weights = self.criterion.weight_dict
+        losses = self.criterion(outputs, targets)
+        return {name: loss * weights[name] for name, loss in losses.items() if name in weights}
+
+    def postprocess_one(
+        self,
+        mask_cls: Tensor,
+        mask_pred: Tensor,
+        image_size: tuple[int, int],
+        padded_size: tuple[int, int],
+        inputs: dict[str, Any],
+    ) -> dict[str, Any]:
+        """The outputs of one image from its (Q, K + 1) class and (Q, h, w) mask logits.
+
+        Args:
+            image_size: height and width without padding, pixels.
+            padded_size: of the batch, pixels.
+            inputs: the image's input; "height" and "width" give the output size.
+        """
+        output_size = inputs.get("height", image_size[0]), inputs.get("width", image_size[1])
+        sizes = {
+            "image_size": tuple(image_size),
+            "padded_size": padded_size,
+            "output_size": output_size,
+        }
+        result: dict[str, Any] = {}
+        if self.semantic_on:
+            result["sem_seg"] = semantic_inference(
+                mask_cls, mask_pred, **sizes, resize_first=self.resize_before_semantic
+            )
+        if self.panoptic_on:
+            result["panoptic_seg"] = panoptic_inference(
+                mask_cls,
+                mask_pred,
+                **sizes,
+                thing_ids=self.thing_classes,
+                object_mask_threshold=self.object_mask_threshold,
+                overlap_threshold=self.overlap_threshold,
+            )
+        if self.instance_on:
+            instances = instance_inference(
+                mask_cls, mask_pred, **sizes, thing_ids=self.thing_classes, top_k=self.max_instances
+            )
+            if self.renamed_classes:
+                instances.pred_classes = self.class_ids[instances.pred_classes]
+            result["instances"] = instances
+        return result
+
+
+def _column(values: Sequence[float]) -> Tensor:
+    return torch.as_tensor(list(values), dtype=torch.float32).view(-1, 1, 1)
+
+
+def _build_criterion(cfg: Any) -> SetCriterion:
+    keys = cfg.MODEL.MASK_FORMER
+    weights = {
+        "loss_ce": keys.CLASS_WEIGHT,
+        "loss_mask": keys.MASK_WEIGHT,
+        "loss_dice": keys.DICE_WEIGHT,
+    }
+    if keys.DEEP_SUPERVISION:
+        final = dict(weights)
+        for i in range(keys.DEC_LAYERS - 1):
+            weights.update({f"{name}_{i}": weight for name, weight in final.items()})
+    matcher = HungarianMatcher(
+        class_weight=keys.CLASS_WEIGHT,
+        mask_weight=keys.MASK_WEIGHT,
+        dice_weight=keys.DICE_WEIGHT,
+        num_points=keys.TRAIN_NUM_POINTS,
+    )
+    return SetCriterion(
+        num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        matcher=matcher,
+        weight_dict=weights,
+        no_object_weight=keys.NO_OBJECT_WEIGHT,
+        num_points=keys.TRAIN_NUM_POINTS,
+        oversample_ratio=keys.OVERSAMPLE_RATIO,
+        importance_sample_ratio=keys.IMPORTANCE_SAMPLE_RATIO,
+    )
+
+
+def _classes_of_dataset(cfg: Any) -> dict[str, Any]:
+    """Which unified id each class of the head is: all of the data set's, or its things alone."""
+    thing_ids = thing_ids_of_dataset(cfg)
+    name = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)[0]
+    total = len(MetadataCatalog.get(name).isthing)
+    found = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    test = cfg.MODEL.MASK_FORMER.TEST
+    if found == total:
+        class_ids = list(range(total))
+    elif found == len(thing_ids) and task_of(cfg) == "instance":
+        class_ids = thing_ids
+        if test.SEMANTIC_ON or test.PANOPTIC_ON:
+            raise ConfigError(
+                "MODEL.MASK_FORMER.TEST.SEMANTIC_ON and PANOPTIC_ON need all classes of the data "
+                f"set, but this model has its {found} thing classes only; switch both off"
+            )
+    else:
+        raise ConfigError(
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {found}, but data set {name} has {total} classes, "
+            f"{len(thing_ids)} of them things; leave the key out and it is derived"
+        )
+    return {"class_ids": class_ids, "thing_ids": thing_ids, "num_dataset_classes": total}

@@ -1,0 +1,69 @@
+"""The head of Mask2Former: a pixel decoder and a transformer decoder on its features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from torch import Tensor, nn
+
+from ...errors import ConfigError
+from ..pixel_decoder import build_pixel_decoder
+from ..transformer_decoder import build_transformer_decoder
+
+__all__ = ["PanopticExtMaskFormerHead"]
+
+IN_FEATURE = "multi_scale_pixel_decoder"
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class PanopticExtMaskFormerHead(nn.Module):
+    """Backbone features -> class and mask logits of each query."""
+
+    @configurable
+    def __init__(
+        self, *, pixel_decoder: nn.Module, predictor: nn.Module, compile_parts: bool = False
+    ) -> None:
+        """Args (all by keyword):
+
+        pixel_decoder: features -> (mask_features, multi_scale_features).
+        predictor: (multi_scale_features, mask_features) -> outputs.
+        compile_parts: run both through torch.compile (names in the state dict stay).
+        """
+        super().__init__()
+        self.pixel_decoder = pixel_decoder
+        self.predictor = predictor
+        if compile_parts:
+            self.pixel_decoder.compile()
+            self.predictor.compile()
+
+    @classmethod
+    def from_config(cls, cfg: Any, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        keys = cfg.MODEL.MASK_FORMER
+        if keys.TRANSFORMER_IN_FEATURE != IN_FEATURE:
+            raise ConfigError(
+                f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is {keys.TRANSFORMER_IN_FEATURE!r}; "
+                f"the masked-attention decoder takes {IN_FEATURE!r} only"
+            )
+        return {
+            "pixel_decoder": build_pixel_decoder(cfg, input_shape),
+            "predictor": build_transformer_decoder(cfg, cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM),
+            "compile_parts": keys.COMPILE,
+        }
+
+    def forward(self, features: dict[str, Tensor], *, aux: bool) -> dict[str, Any]:
+        """Backbone `features` by name -> the predictor's outputs, see its `forward`."""
+        mask_features, multi_scale_features = self.pixel_decoder(features)
+        return self.predictor(multi_scale_features, mask_features, aux=aux)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # Old checkpoints keep the pixel decoder's parameters directly in the head. The names tell;
+        # version metadata may be missing or wrong.
+        new = (f"{prefix}pixel_decoder.", f"{prefix}predictor.")
+        for name in [n for n in state_dict if n.startswith(prefix) and not n.startswith(new)]:
+            state_dict[new[0] + name.removeprefix(prefix)] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -1,0 +1,311 @@
+"""PanopticExtMaskFormer: training, its three outputs, class spaces, options and checkpoints."""
+
+from __future__ import annotations
+
+import math
+from functools import partialmethod
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+
+from panoptic_ext import add_panoptic_ext_config
+from panoptic_ext.engine.checkpoint import Checkpointer
+from panoptic_ext.errors import CheckpointError, ConfigError, DatasetError
+from tests.fakes import IS_THING, fake_metadata
+
+NAME = "fake_mask_former"
+THINGS = [i for i, thing in enumerate(IS_THING) if thing]
+TINY = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(IS_THING),
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
+    "MODEL.SEM_SEG_HEAD.MASK_DIM": 32,
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 1,
+    "MODEL.MASK_FORMER.HIDDEN_DIM": 32,
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 8,
+    "MODEL.MASK_FORMER.DEC_LAYERS": 4,
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 64,
+    "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": 0.1,
+    "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": 0.0,
+    "DATASETS.TRAIN": (NAME,),
+}
+
+
+def build(base="Base-Mask2Former-Small", **changes):
+    cfg = get_cfg()
+    add_panoptic_ext_config(cfg)
+    cfg.merge_from_file("configs/common/mask2former/Base-Mask2Former-Small.yaml")
+    if base != "Base-Mask2Former-Small":
+        cfg.merge_from_file(f"configs/common/mask2former/{base}.yaml")
+    for key, value in {**TINY, **changes}.items():
+        cfg.merge_from_list([key, value])
+    torch.manual_seed(0)
+    return build_model(cfg)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def metadata():
+    fake_metadata(NAME)
+    yield
+    MetadataCatalog.remove(NAME)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build()
+
+
+def mapped(size=(64, 96), num=3, seed=0):
+    """A mapped training image with `num` segments of random classes in columns, void at the end."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = size
+    columns = torch.arange(width) * (num + 1) // width + 1
+    ids = torch.where(columns <= num, columns, 0).to(torch.int32).expand(height, width).clone()
+    rows = Instances(size)
+    rows.gt_classes = torch.randint(0, len(IS_THING), (num,), generator=generator)
+    rows.gt_isthing = torch.tensor([IS_THING[c] for c in rows.gt_classes], dtype=torch.bool)
+    rows.gt_iscrowd = torch.zeros(num, dtype=torch.bool)
+    image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+    return {
+        "image": image,
+        "panoptic_ids": ids,
+        "segments": rows,
+        "height": height,
+        "width": width,
+        "file_name": f"{seed}.png",
+    }
+
+
+def train(model, inputs):
+    model.train()
+    model.zero_grad()
+    losses = model(inputs)
+    sum(losses.values()).backward()
+    return {name: loss.item() for name, loss in losses.items()}
+
+
+def predict(model, inputs):
+    model.eval()
+    with torch.no_grad():
+        return model(inputs)
+
+
+def test_gradient_reaches_every_parameter(model):
+    losses = train(model, [mapped(), mapped(seed=1)])
+    kinds = ["loss_ce", "loss_dice", "loss_mask"]
+    assert sorted(losses) == sorted(k + s for k in kinds for s in ("", "_0", "_1", "_2"))
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_losses_carry_their_weights(model):
+    weights = model.criterion.weight_dict
+    inputs = [mapped()]
+    model.train()
+    torch.manual_seed(0)
+    weighted = model(inputs)
+    model.criterion.weight_dict = dict.fromkeys(weights, 1.0)
+    torch.manual_seed(0)
+    plain = model(inputs)
+    model.criterion.weight_dict = weights
+    expected = {"loss_ce": 2, "loss_mask": 5, "loss_dice": 5}
+    for name, value in plain.items():
+        factor = expected[name.rsplit("_", 1)[0] if name[-1].isdigit() else name]
+        torch.testing.assert_close(weighted[name], value * factor)
+
+
+def test_without_deep_supervision_the_last_output_alone_is_trained():
+    losses = train(build(**{"MODEL.MASK_FORMER.DEEP_SUPERVISION": False}), [mapped()])
+    assert sorted(losses) == ["loss_ce", "loss_dice", "loss_mask"]
+
+
+@pytest.mark.parametrize("nums", [(0,), (0, 2), (20, 1), (375,)])
+def test_no_object_and_more_objects_than_queries_train(model, nums):
+    inputs = [mapped(num=num, size=(32, 400), seed=i) for i, num in enumerate(nums)]
+    losses = train(model, inputs)
+    assert all(math.isfinite(loss) for loss in losses.values())
+    grads = [p.grad for p in model.parameters()]
+    assert all(torch.isfinite(g).all() for g in grads)
+
+
+def test_images_of_different_sizes_train_and_predict(model):
+    inputs = [mapped(size=(50, 70)), mapped(size=(64, 33), seed=1)]
+    assert all(math.isfinite(loss) for loss in train(model, inputs).values())
+    for output, given in zip(predict(model, inputs), inputs, strict=True):
+        assert output["panoptic_seg"][0].shape == given["image"].shape[1:]
+
+
+def test_one_pixel(model):
+    output = predict(model, [{"image": torch.zeros(3, 1, 1, dtype=torch.uint8)}])[0]
+    assert output["panoptic_seg"][0].shape == (1, 1)
+    assert output["sem_seg"].shape == (len(IS_THING), 1, 1)
+
+
+def test_one_image_gives_the_same_as_in_a_batch(model):
+    inputs = [mapped(), mapped(seed=1)]
+    both, alone = predict(model, inputs)[1], predict(model, inputs[1:])[0]
+    torch.testing.assert_close(both["sem_seg"], alone["sem_seg"], rtol=1e-4, atol=1e-4)
+    assert torch.equal(both["panoptic_seg"][0], alone["panoptic_seg"][0])
+
+
+def test_outputs_are_unified_and_at_the_asked_size(model):
+    output = predict(model, [{**mapped(), "height": 61, "width": 83}])[0]
+    panoptic, segments = output["panoptic_seg"]
+    assert panoptic.shape == (61, 83) and panoptic.dtype == torch.int32
+    assert output["sem_seg"].shape == (len(IS_THING), 61, 83)
+    assert output["instances"].image_size == (61, 83)
+    assert len(segments) > 0 and len(output["instances"]) > 0
+    assert set(output["instances"].pred_classes.tolist()) <= set(THINGS)
+    for segment in segments:
+        assert set(segment) >= {"id", "isthing", "category_id", "score", "area"}
+        assert segment["isthing"] == IS_THING[segment["category_id"]]
+        assert segment["area"] == int((panoptic == segment["id"]).sum())
+
+
+@pytest.mark.parametrize("on", ["PANOPTIC", "SEMANTIC", "INSTANCE"])
+def test_each_output_is_given_where_it_is_on(on):
+    switches = {
+        f"MODEL.MASK_FORMER.TEST.{name}_ON": name == on
+        for name in ("PANOPTIC", "SEMANTIC", "INSTANCE")
+    }
+    output = predict(build(**switches), [mapped()])[0]
+    names = {"PANOPTIC": "panoptic_seg", "SEMANTIC": "sem_seg", "INSTANCE": "instances"}
+    assert list(output) == [names[on]]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_semantic_scores_before_or_after_resizing(first):
+    key = "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE"
+    model = build("Base-Semantic", **{key: first})
+    assert model.resize_before_semantic is first
+    assert predict(model, [{**mapped(), "height": 31, "width": 40}])[0]["sem_seg"].shape[1] == 31
+
+
+def test_an_instance_model_counts_its_things_alone():
+    model = build("Base-Instance", **{"MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(THINGS)})
+    seen = []
+    model.criterion.register_forward_pre_hook(lambda _, args: seen.extend(args[1]))
+    inputs = mapped(num=6)
+    inputs["segments"].gt_classes = torch.arange(6)
+    inputs["segments"].gt_isthing = torch.tensor(IS_THING)
+    train(model, [inputs])
+    assert seen[0].labels.tolist() == [0, 1, 2]
+    output = predict(model, [inputs])[0]
+    assert list(output) == ["instances"]
+    assert set(output["instances"].pred_classes.tolist()) == set(THINGS)
+
+
+def test_panoptic_output_of_things_alone_is_refused():
+    with pytest.raises(ConfigError, match="its 3 thing classes only"):
+        changes = {
+            "MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(THINGS),
+            "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": True,
+        }
+        build("Base-Instance", **changes)
+
+
+def test_another_number_of_classes_is_refused():
+    with pytest.raises(ConfigError, match=r"NUM_CLASSES is 5, but data set .* has 6 classes"):
+        build(**{"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 5})
+
+
+def test_another_input_of_the_decoder_is_refused():
+    with pytest.raises(ConfigError, match="takes 'multi_scale_pixel_decoder' only"):
+        build(**{"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE": "res5"})
+
+
+def test_a_label_outside_the_classes_names_the_image(model):
+    inputs = mapped(seed=7)
+    inputs["segments"].gt_classes[0] = 9
+    with pytest.raises(DatasetError, match=r"7\.png"):
+        train(model, [inputs])
+
+
+def test_gradient_checkpointing_changes_no_loss():
+    plain = build()
+    recomputing = build(**{"MODEL.MASK_FORMER.GRADIENT_CHECKPOINTING": True})
+    losses = []
+    for one in (plain, recomputing):
+        torch.manual_seed(1)
+        losses.append(train(one, [mapped()]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_training_in_bfloat16(model):
+    model.train()
+    model.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model([mapped(), mapped(seed=1)])
+    sum(losses.values()).backward()
+    assert all(math.isfinite(float(loss)) for loss in losses.values())
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_inference_in_low_precision_is_close(model, dtype):
+    expected = predict(model, [mapped()])[0]["sem_seg"]
+    with torch.autocast("cpu", dtype=dtype):
+        found = predict(model, [mapped()])[0]["sem_seg"]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0.2, atol=0.1)
+
+
+def test_compiled_parts_give_the_same(monkeypatch):
+    """Traced and differentiated as for real; writing and building C++ takes minutes on a CPU."""
+    compiled = partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled)
+    small = {"MODEL.MASK_FORMER.DEC_LAYERS": 2}
+    plain, model = build(**small), build(**small, **{"MODEL.MASK_FORMER.COMPILE": True})
+    assert list(model.state_dict()) == list(plain.state_dict())
+    expected, found = (predict(one, [mapped()])[0]["sem_seg"] for one in (plain, model))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert all(math.isfinite(loss) for loss in train(model, [mapped()]).values())
+
+
+def test_what_the_state_dict_holds(model):
+    names = set(model.state_dict())
+    assert "criterion.empty_weight" in names
+    prefixes = {n.split(".")[0] for n in names}
+    assert prefixes == {"backbone", "sem_seg_head", "criterion"}
+    parts = {n.split(".")[1] for n in names if n.startswith("sem_seg_head.")}
+    assert parts == {"pixel_decoder", "predictor"}
+
+
+def saved(tmp_path, weights):
+    path = tmp_path / "weights.pth"
+    torch.save(weights, path)
+    return str(path)
+
+
+def changed_copy(model):
+    return {n: v + 1 if v.is_floating_point() else v for n, v in model.state_dict().items()}
+
+
+def test_a_checkpoint_without_metadata_loads_whole(model, tmp_path):
+    weights, target = changed_copy(model), build()
+    Checkpointer(target).load(saved(tmp_path, {"model": weights}), strict=True)
+    assert all(torch.equal(v, weights[n]) for n, v in target.state_dict().items())
+
+
+def test_an_old_checkpoint_loads_whole(model, tmp_path):
+    weights, target = changed_copy(model), build()
+    old = {n.replace("sem_seg_head.pixel_decoder.", "sem_seg_head."): v for n, v in weights.items()}
+    old["sem_seg_head.predictor.static_query.weight"] = old.pop(
+        "sem_seg_head.predictor.query_feat.weight"
+    )
+    assert len(old) == len(weights) and set(old) != set(weights)
+    Checkpointer(target).load(saved(tmp_path, {"model": old}), strict=True)
+    assert all(torch.equal(v, weights[n]) for n, v in target.state_dict().items())
+
+
+def test_weights_of_another_model_are_refused_with_a_report(model, tmp_path):
+    weights = {n: v for n, v in model.state_dict().items() if "predictor" not in n}
+    with pytest.raises(CheckpointError, match="missing"):
+        Checkpointer(build()).load(saved(tmp_path, {"model": weights}), strict=True)
+    with pytest.raises(CheckpointError, match="do not fit the model"):
+        Checkpointer(build()).load(saved(tmp_path, {"model": {"x.weight": torch.zeros(2)}}))

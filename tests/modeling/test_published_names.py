@@ -1,0 +1,129 @@
+"""Configs written for the published Mask2Former: they load unchanged and mean the same here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from detectron2.config import get_cfg
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.utils.registry import Registry
+
+from panoptic_ext import add_panoptic_ext_config
+from panoptic_ext.engine.setup import load_cfg
+from panoptic_ext.errors import ConfigError
+from panoptic_ext.modeling import published_names
+from panoptic_ext.modeling.published_names import resolve_published_names
+
+FOLDER = Path(__file__).with_name("published_yaml")
+
+
+def load(name):
+    return load_cfg(str(FOLDER / f"{name}.yaml"), use_data=False)
+
+
+def resolved(**keys):
+    cfg = get_cfg()
+    add_panoptic_ext_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "MaskFormer"
+    cfg.merge_from_list([x for pair in keys.items() for x in pair])
+    resolve_published_names(cfg)
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "data", "augmentation", "targets", "evaluators"),
+    [
+        ("coco_panoptic_R50", "build_resnet_backbone", "coco", "lsj", [], 3),
+        ("coco_instance_R50", "build_resnet_backbone", "coco", "lsj", ["instances"], 1),
+        (
+            "cityscapes_panoptic_swin_tiny",
+            "PanopticExtSwinTransformer",
+            "cityscapes",
+            "shortest_edge",
+            [],
+            3,
+        ),
+        ("ade20k_semantic_R50", "build_resnet_backbone", "ade20k", "shortest_edge", ["sem_seg"], 1),
+        (
+            "mapillary_vistas_panoptic_R50",
+            "build_resnet_backbone",
+            "mapillary_vistas",
+            "shortest_edge",
+            [],
+            3,
+        ),
+    ],
+)
+def test_a_published_file_loads_unchanged(name, backbone, data, augmentation, targets, evaluators):
+    cfg = load(name)
+    assert cfg.MODEL.META_ARCHITECTURE == "PanopticExtMaskFormer"
+    assert cfg.MODEL.SEM_SEG_HEAD.NAME == "PanopticExtMaskFormerHead"
+    assert backbone == cfg.MODEL.BACKBONE.NAME
+    assert (f"{data}_panoptic_train",) == cfg.DATASETS.TRAIN
+    assert (f"{data}_panoptic_val",) == cfg.DATASETS.TEST
+    assert augmentation == cfg.INPUT.AUGMENTATION
+    assert targets == cfg.INPUT.PANOPTIC_TARGETS
+    assert cfg.INPUT.SIZE_DIVISIBILITY >= 0
+    assert len(cfg.TEST.EVALUATORS) == evaluators
+    assert cfg.SOLVER.WEIGHT_DECAY_EMBED == 0
+
+
+def test_resolving_twice_changes_nothing():
+    cfg = load("coco_panoptic_R50").clone()
+    before = cfg.dump()
+    cfg.defrost()
+    resolve_published_names(cfg)
+    assert cfg.dump() == before
+
+
+def test_a_published_name_that_somebody_registered_is_theirs(monkeypatch):
+    registry = Registry("META_ARCH")
+    registry._do_register("MaskFormer", object)
+    monkeypatch.setattr(published_names, "META_ARCH_REGISTRY", registry)
+    cfg = resolved(**{"INPUT.DATASET_MAPPER_NAME": "coco_panoptic_lsj"})
+    assert cfg.MODEL.META_ARCHITECTURE == "MaskFormer"
+    assert cfg.INPUT.AUGMENTATION == "shortest_edge"
+
+
+def test_the_published_names_stay_free_for_an_installed_mask2former():
+    names = {name for name, _ in META_ARCH_REGISTRY}
+    assert "PanopticExtMaskFormer" in names and "MaskFormer" not in names
+
+
+def test_a_config_of_another_model_is_left_alone():
+    cfg = get_cfg()
+    add_panoptic_ext_config(cfg)
+    cfg.DATASETS.TRAIN = ("coco_2017_train",)
+    before = cfg.dump()
+    resolve_published_names(cfg)
+    assert cfg.dump() == before
+
+
+def test_an_unknown_mapper_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'coco_panoptic_lsj'"):
+        resolved(**{"INPUT.DATASET_MAPPER_NAME": "coco_panoptic_ljs"})
+
+
+def test_a_resnet_that_would_be_built_otherwise_is_refused():
+    with pytest.raises(ConfigError, match=r"STEM_TYPE is 'deeplab'.*has 'basic' only"):
+        resolved(
+            **{
+                "MODEL.BACKBONE.NAME": "build_resnet_backbone",
+                "MODEL.RESNETS.STEM_TYPE": "deeplab",
+            }
+        )
+
+
+def test_the_new_keys_leave_detectron2s_own_alone():
+    plain, ours = get_cfg(), get_cfg()
+    add_panoptic_ext_config(ours)
+
+    def same(a, b, path=""):
+        for key, value in a.items():
+            if hasattr(value, "items"):
+                same(value, b[key], f"{path}{key}.")
+            else:
+                assert b[key] == value, f"{path}{key}"
+
+    same(plain, ours)

@@ -16,8 +16,8 @@ fail() {
 }
 
 suitable() { # whether the command $1 runs a Python that this project supports, with venv
-    "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
-        >/dev/null 2>&1
+    local check='import sys, venv, ensurepip; print((3, 10) <= sys.version_info[:2] <= (3, 13))'
+    [ "$("$1" -c "$check" 2>/dev/null)" = True ]
 }
 
 find_python() { # the newest suitable one on PATH

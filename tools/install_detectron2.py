@@ -97,7 +97,7 @@ def last_error(result: subprocess.CompletedProcess[str]) -> str:
     lines = [line.strip() for line in f"{result.stdout}\n{result.stderr}".splitlines()]
     lines = [line for line in lines if line]
     marked = [line for line in lines if "error" in line.lower() and "warning" not in line.lower()]
-    return (marked or lines or [f"exit code {result.returncode}"])[-1]
+    return (marked or lines or [f"exit code {result.returncode}"])[-1].removeprefix("ERROR: ")
 
 
 def probe() -> dict[str, tuple[bool, str]]:

@@ -25,6 +25,7 @@ __all__ = ["Checkpointer"]
 logger = logging.getLogger(__name__)
 
 _TAG = "last_checkpoint"
+_COUNTER = "num_batches_tracked"  # only BatchNorm without momentum reads it; old files lack it
 _TRAINING_FILE = re.compile(r"model_(\d{7}|final)\.pth")
 
 
@@ -271,16 +272,15 @@ class Checkpointer(DetectionCheckpointer):
             self.logger.warning("Ignoring %s of the checkpoint: no tensor", name)
             del weights[name]
         incompatible = super()._load_model(checkpoint)
-        # Counters that only BatchNorm with momentum None reads; old files lack them.
         missing = incompatible.missing_keys
-        missing[:] = [k for k in missing if not k.endswith("num_batches_tracked")]
+        missing[:] = [k for k in missing if not k.endswith(_COUNTER)]
         return incompatible
 
     def _report(self, path: str, incompatible: Any, strict: bool) -> None:
         """Log how much of the model was found; raise where that is not enough."""
         shapes = {name: (found, want) for name, found, want in incompatible.incorrect_shapes}
         missing = [k for k in incompatible.missing_keys if k not in shapes]
-        names = list(self.model.state_dict())
+        names = [k for k in self.model.state_dict() if not k.endswith(_COUNTER)]
         loaded = len(names) - len(missing) - len(shapes)
         summary = (
             f"{path}: loaded {loaded} of {len(names)} tensors of the model; {len(missing)} "

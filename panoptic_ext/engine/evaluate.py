@@ -76,11 +76,9 @@ def _publish(cfg: CfgNode, name: str, results: dict[str, Any], evaluator: Any) -
     content = json.dumps(_finite(results), indent=1).encode()
     write_atomic(os.path.join(folder, "results.json"), lambda stream: stream.write(content))
     number = cfg.TEST.CONTACT_SHEET
-    panoptic = [
-        e for e in getattr(evaluator, "_evaluators", [evaluator]) if hasattr(e, "per_image")
-    ]
-    if number > 0 and panoptic:
-        _write_contact_sheet(panoptic[0], name, os.path.join(folder, "contact_sheet.png"), number)
+    panoptic = getattr(evaluator, "panoptic", None)
+    if number > 0 and panoptic is not None:
+        _write_contact_sheet(panoptic, name, os.path.join(folder, "contact_sheet.png"), number)
 
 
 def _write_contact_sheet(evaluator: Any, name: str, path: str, number: int) -> None:

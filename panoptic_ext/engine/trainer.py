@@ -22,6 +22,7 @@ from panoptic_ext.engine.checkpoint import Checkpointer
 from panoptic_ext.engine.hooks import CheckpointHook, WriterHook, is_precise_bn_wanted
 from panoptic_ext.engine.resume import compare_runs, run_fingerprint
 from panoptic_ext.engine.rng import get_rng_state, set_rng_state
+from panoptic_ext.engine.setup import prepare_output
 from panoptic_ext.engine.train_step import TrainStep
 from panoptic_ext.errors import CheckpointError, ConfigError
 
@@ -44,6 +45,8 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         TrainerBase.__init__(self)  # DefaultTrainer's differs between v0.6 and main
+        if comm.is_main_process():
+            prepare_output(cfg.OUTPUT_DIR)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optim = self.build_optimizer(cfg, model)
@@ -211,7 +214,7 @@ class Trainer(DefaultTrainer):
         """Detectron2's build_model.
 
         Raises:
-            ConfigError: a feature of the backbone that it does not give.
+            ConfigError: a feature that the backbone does not give, or keys that do not go together.
         """
         try:
             model = build_model(cfg)
@@ -224,6 +227,10 @@ class Trainer(DefaultTrainer):
                 f"MODEL.BACKBONE.NAME = {cfg.MODEL.BACKBONE.NAME}, MODEL.RESNETS.OUT_FEATURES = "
                 f"{cfg.MODEL.RESNETS.OUT_FEATURES}"
             ) from error
+        except AssertionError as error:
+            if "MODEL." not in str(error):
+                raise
+            raise ConfigError(f"the model cannot be built: {error}") from error
         logger.info("Model:\n%s", model)
         return model
 

@@ -1,0 +1,143 @@
+"""From config to a checked run: classes from the data, and what cannot work said early."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from panoptic_ext.engine.run_info import git_state, save_run_info
+from panoptic_ext.engine.setup import check_workers, choose_device, load_cfg, prepare_output
+from panoptic_ext.errors import ConfigError, PanopticExtError
+from tests.engine.tiny import NAME, tiny_cfg
+
+pytestmark = pytest.mark.usefixtures("clean_catalogs")
+
+
+def write_json(folder: Path, names: dict[str, int]) -> str:
+    """A panoptic JSON without images; names -> isthing."""
+    path = folder / f"{'-'.join(names)}.json"
+    categories = [
+        {"id": i + 1, "name": name, "isthing": isthing, "color": [i, i, i]}
+        for i, (name, isthing) in enumerate(names.items())
+    ]
+    path.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    return str(path)
+
+
+def opts_of(name: str, path: str) -> list[str]:
+    prefix = f"DATASETS.PANOPTIC.{name}"
+    folder = str(Path(path).parent)
+    return [f"{prefix}.JSON", path, f"{prefix}.IMAGE_ROOT", folder, f"{prefix}.PNG_ROOT", folder]
+
+
+@pytest.fixture
+def opts(tmp_path: Path) -> list[str]:
+    path = write_json(tmp_path, {"sky": 0, "cat": 1, "dog": 1})
+    return [
+        *opts_of("engine_a", path),
+        *("DATASETS.TRAIN", "['engine_a']", "DATASETS.TEST", "['engine_a']"),
+        *("MODEL.META_ARCHITECTURE", "UnifiedPanopticFPN"),
+    ]
+
+
+def test_numbers_of_classes_come_from_the_data(opts: list[str]) -> None:
+    cfg = load_cfg("", opts)
+    assert (cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.ROI_HEADS.NUM_CLASSES) == (3, 2)
+    assert cfg.is_frozen()
+
+
+def test_given_numbers_are_checked(opts: list[str]) -> None:
+    load_cfg("", [*opts, "MODEL.ROI_HEADS.NUM_CLASSES", "2"])
+    with pytest.raises(ConfigError, match=r"command line: MODEL.ROI_HEADS.NUM_CLASSES = 7, but "
+                       r"data set engine_a has 2 thing categories; leave the key out"):  # fmt: skip
+        load_cfg("", [*opts, "MODEL.ROI_HEADS.NUM_CLASSES", "7"])
+    with pytest.raises(ConfigError, match=r"SEM_SEG_HEAD.NUM_CLASSES = 54.*has 3 categories"):
+        load_cfg("", [*opts, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "54"])
+
+
+def test_other_models_keep_their_numbers(opts: list[str]) -> None:
+    cfg = load_cfg("", [*opts, "MODEL.META_ARCHITECTURE", NAME])
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 54
+
+
+def test_train_and_test_must_agree(opts: list[str], tmp_path: Path) -> None:
+    other = opts_of("engine_b", write_json(tmp_path, {"sky": 0, "cat": 1, "cow": 1}))
+    with pytest.raises(PanopticExtError, match=r"'dog'.*'cow'"):
+        load_cfg("", [*opts, *other, "DATASETS.TEST", "['engine_b']"])
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["DATASETS.TRAIN", "['engine_aa']"], r"'engine_aa', which is not registered; did you mean "
+         r"'engine_a'.*DATASETS.PANOPTIC.engine_aa"),
+        (["MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "2"], r"IGNORE_VALUE = 2 lies within the 3 class ids"),
+        (["SOLVER.IMS_PER_BATCH", "0"], r"SOLVER.IMS_PER_BATCH = 0, expected at least 1"),
+        (["SOLVER.BASE_LR", "0.0"], r"BASE_LR"),
+        (["SOLVER.CHECKPOINT_PERIOD", "0"], r"CHECKPOINT_PERIOD = 0"),
+        (["MODEL.META_ARCHITECTURE", "UnifiedPanopticFNP"], r"did you mean 'UnifiedPanopticFPN'"),
+        (["MODEL.DEVICE", "gpu"], r"MODEL.DEVICE = 'gpu', expected 'cuda'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_said(opts: list[str], extra: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_cfg("", [*opts, *extra])
+
+
+def test_data_is_not_needed_to_predict(opts: list[str], tmp_path: Path) -> None:
+    (tmp_path / "sky-cat-dog.json").unlink()
+    given = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "3", "MODEL.ROI_HEADS.NUM_CLASSES", "2"]
+    cfg = load_cfg("", [*opts, *given], use_data=False)
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 3
+
+
+def test_batch_and_workers(tmp_path: Path) -> None:
+    cfg = tiny_cfg(tmp_path, IMS_PER_BATCH=4)
+    check_workers(cfg, 2)
+    with pytest.raises(ConfigError, match="IMS_PER_BATCH = 4 images .* 3 workers; make it a mult"):
+        check_workers(cfg, 3)
+
+
+def test_cuda_falls_back_with_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cfg = tiny_cfg(tmp_path)
+    cfg.MODEL.DEVICE = "cuda"
+    cfg.SOLVER.AMP.ENABLED = True
+    cfg.freeze()
+    logging.getLogger("panoptic_ext").propagate = True
+    choose_device(cfg)
+    assert cfg.MODEL.DEVICE == "cpu" and not cfg.SOLVER.AMP.ENABLED and cfg.is_frozen()
+    assert [r.message for r in caplog.records if "CUDA is not available" in r.message]
+    caplog.clear()
+    choose_device(cfg)
+    assert not caplog.records
+
+
+def test_output_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"OUTPUT_DIR .*file.out cannot be written"):
+        prepare_output(str(tmp_path / "file" / "out"))
+    prepare_output(str(tmp_path / "new" / "out"))
+    assert not list((tmp_path / "new" / "out").iterdir())
+
+
+def test_run_info_loads_again(opts: list[str], tmp_path: Path) -> None:
+    cfg = load_cfg("", opts)
+    save_run_info(cfg, str(tmp_path))
+    again = load_cfg(str(tmp_path / "config.yaml"))
+    assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
+    info = json.loads((tmp_path / "run_info.json").read_text())
+    assert info["versions"]["torch"] == torch.__version__
+    assert (tmp_path / "metadata.json").exists()
+    assert "detectron2" in (tmp_path / "environment.txt").read_text()
+
+
+def test_git_state_without_a_repository(tmp_path: Path) -> None:
+    assert git_state(str(tmp_path)) is None

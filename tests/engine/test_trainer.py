@@ -1,0 +1,214 @@
+"""The trainer: a resumed run equals an uninterrupted one, a loss that is not finite stops all."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from detectron2.config import CfgNode
+from torch import multiprocessing
+
+from panoptic_ext.engine import TrainLoader
+from panoptic_ext.engine.distributed import leave, make_local_group
+from panoptic_ext.engine.hooks import trim_metrics
+from panoptic_ext.engine.main import main
+from panoptic_ext.engine.trainer import Trainer
+from panoptic_ext.errors import CheckpointError, ConfigError, NonFiniteLossError
+from tests.engine.tiny import TinyTrainer, tiny_cfg, tiny_mapper, tiny_records
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing of the trainer runs after it."""
+
+
+def trainer_of(cfg: CfgNode, *, resume: bool = False, kill_at: int | None = None) -> TinyTrainer:
+    torch.manual_seed(cfg.SEED)
+    trainer = TinyTrainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    if kill_at is not None:
+        run_step = trainer.run_step
+
+        def run_or_die() -> None:
+            if trainer.iter == kill_at:
+                raise Killed
+            run_step()
+
+        trainer.run_step = run_or_die  # type: ignore[method-assign]
+    return trainer
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """metrics.json without what measures time."""
+    content = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    timing = ("time", "data_time", "eta_seconds")
+    return [{k: v for k, v in line.items() if k not in timing} for line in content]
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "ADAMW"])
+@pytest.mark.parametrize("kill_at", [0, 5, 9, 11])
+def test_killed_and_resumed_equals_uninterrupted(
+    tmp_path: Path, kill_at: int, optimizer: str
+) -> None:
+    whole = trainer_of(tiny_cfg(tmp_path / "whole", OPTIMIZER=optimizer))
+    whole.train()
+    cfg = tiny_cfg(tmp_path / "parts", OPTIMIZER=optimizer)
+    first = trainer_of(cfg, kill_at=kill_at)
+    with pytest.raises(Killed):
+        first.train()
+    torch.rand(17)  # the new process has other random numbers
+    second = trainer_of(cfg, resume=True)
+    assert second.start_iter == kill_at // 4 * 4
+    second.train()
+    assert first.losses + second.losses[kill_at % 4 :] == whole.losses
+    assert second.losses == whole.losses[second.start_iter :]
+    state, expected = second.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(state[k], expected[k]) for k in expected)
+    assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
+
+
+def test_resumed_after_the_end_only_evaluates(tmp_path: Path) -> None:
+    cfg = tiny_cfg(tmp_path)
+    trainer_of(cfg).train()
+    again = trainer_of(cfg, resume=True)
+    again.train()
+    assert again.start_iter == 12 and again.losses == []
+    longer = trainer_of(tiny_cfg(tmp_path, MAX_ITER=14), resume=True)
+    longer.train()
+    assert len(longer.losses) == 2
+
+
+def test_checkpoints_are_safe_to_read_and_named_by_their_last_iteration(tmp_path: Path) -> None:
+    trainer_of(tiny_cfg(tmp_path)).train()
+    names = sorted(p.name for p in tmp_path.glob("*.pth"))
+    assert names == ["model_0000003.pth", "model_0000007.pth", "model_final.pth"]
+    content = torch.load(tmp_path / "model_0000007.pth", weights_only=True)
+    assert content["iteration"] == 7
+
+
+def test_resume_says_what_differs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer_of(tiny_cfg(tmp_path)).train()
+    logging.getLogger("panoptic_ext").propagate = True
+    trainer_of(tiny_cfg(tmp_path, GAMMA=0.5, MAX_ITER=14), resume=True)
+    assert "SOLVER.GAMMA: 0.1 in the checkpoint, 0.5 now" in caplog.text
+    assert "SOLVER.MAX_ITER: 12 in the checkpoint, 14 now" in caplog.text
+
+
+def test_resume_of_what_cannot_work(tmp_path: Path) -> None:
+    trainer_of(tiny_cfg(tmp_path)).train()
+    with pytest.raises(CheckpointError, match="optimizer does not fit"):
+        trainer_of(tiny_cfg(tmp_path, BACKBONE_MULTIPLIER=0.1), resume=True)
+    content = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    content["trainer"] = {"iteration": 3, "hooks": {}}
+    torch.save(content, tmp_path / "model_final.pth")
+    with pytest.raises(CheckpointError, match="no optimizer, scheduler, data_seed: another train"):
+        trainer_of(tiny_cfg(tmp_path), resume=True)
+    del content["model"]["head.weight"]
+    torch.save(content, tmp_path / "model_final.pth")
+    with pytest.raises(CheckpointError, match=r"1 missing.*head.weight is missing"):
+        trainer_of(tiny_cfg(tmp_path), resume=True)
+
+
+class BadTrainer(TinyTrainer):
+    """Image 6 of the data makes a loss infinite, on the worker that gets it."""
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        def mapper(record: dict[str, Any]) -> dict[str, Any]:
+            sample = tiny_mapper(record)
+            return {**sample, "bad": float("inf") if record["image_id"] == 6 else 0.0}
+
+        return TrainLoader(
+            tiny_records(8),
+            mapper,
+            batch_size=2,
+            seed=1,
+            aspect_ratio_grouping=False,
+            make_sampler=lambda seed: _in_order(),
+        )
+
+
+def _in_order() -> Any:
+    from detectron2.data.samplers import TrainingSampler
+
+    return TrainingSampler(8, shuffle=False)
+
+
+def test_infinite_loss_names_term_iteration_and_image(tmp_path: Path) -> None:
+    trainer = BadTrainer(tiny_cfg(tmp_path, CHECKPOINT_PERIOD=2))
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"not finite at iteration 3, on worker 0: loss_a = inf with images 6 \(6.jpg\), 7",
+    ):
+        trainer.train()
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    trainer = trainer_of(tiny_cfg(tmp_path))
+    run_step = trainer.run_step
+
+    def spoil() -> None:
+        run_step()
+        if trainer.iter == 7:
+            torch.nn.init.constant_(trainer.model.head.weight, float("nan"))
+
+    trainer.run_step = spoil  # type: ignore[method-assign]
+    with pytest.raises(NonFiniteLossError, match=r"1 parameters .* after iteration 7.*head.weight"):
+        trainer.train()
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
+
+
+def _two_workers(rank: int, folder: str) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    make_local_group(2)
+    try:
+        BadTrainer(tiny_cfg(Path(folder) / "out")).train()
+    except NonFiniteLossError as error:
+        (Path(folder) / f"error{rank}").write_text(str(error))
+    finally:
+        leave()
+
+
+@pytest.mark.slow
+def test_infinite_loss_of_one_worker_stops_both(tmp_path: Path) -> None:
+    multiprocessing.spawn(_two_workers, args=(str(tmp_path),), nprocs=2)
+    messages = {(tmp_path / f"error{rank}").read_text() for rank in range(2)}
+    assert len(messages) == 1
+    assert "at iteration 1, on worker 0: loss_a = inf with images 4 (4.jpg), 6 (6.jpg)" in messages.pop()
+
+
+def test_metrics_of_iterations_to_come_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    path.write_text('{"iteration": 3}\n{"iteration": 7}\n{"itera')
+    trim_metrics(str(path), 5)
+    assert path.read_text() == '{"iteration": 3}\n'
+    trim_metrics(str(path), 0)
+    assert not path.exists() and len(list(tmp_path.glob("metrics-before-*.json"))) == 1
+
+
+def test_unknown_feature_names_its_key(tmp_path: Path) -> None:
+    cfg = tiny_cfg(tmp_path)
+    cfg.MODEL.META_ARCHITECTURE = "PanopticFPN"
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res6"]
+    with pytest.raises(ConfigError, match=r"MODEL.FPN.IN_FEATURES names the feature 'res6'"):
+        Trainer.build_model(cfg)
+    cfg.MODEL.RESNETS.DEPTH = 18
+    with pytest.raises(ConfigError, match=r"cannot be built: Must set MODEL.RESNETS.RES2_OUT"):
+        Trainer.build_model(cfg)
+
+
+def test_command_line_prints_one_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main([]) == 2
+    assert capsys.readouterr().err.startswith("error: no config: give --config-file FILE")
+    assert main(["--config-file", str(tmp_path / "none.yaml"), "SEED", "1"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: config file") and error.count("\n") == 1

@@ -1,0 +1,112 @@
+"""Config files: data and never code, with errors that name file, line and the nearest key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+from panoptic_ext.config import add_panoptic_ext_config
+from panoptic_ext.engine.yaml_config import merge_settings, read_file, read_opts
+from panoptic_ext.errors import ConfigError
+
+
+def write(folder: Path, name: str, text: str) -> str:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return str(path)
+
+
+def merged(path: str = "", opts: tuple[str, ...] = ()) -> CfgNode:
+    cfg = get_cfg()
+    add_panoptic_ext_config(cfg)
+    merge_settings(cfg, [*(read_file(path) if path else []), *read_opts(opts)])
+    return cfg
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "!!python/object/apply:os.system ['touch {}']",
+        "!!python/tuple [1]",
+        "!!python/name:os.system ''",
+    ],
+)
+def test_python_tags_are_refused_and_not_run(tmp_path: Path, tag: str) -> None:
+    proof = tmp_path / "executed"
+    path = write(tmp_path, "a.yaml", f"SOLVER:\n  STEPS: {tag.format(proof)}\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml:2: .*tag.*refused and not run.*Write the value"):
+        merged(path)
+    assert not proof.exists()
+
+
+def test_bases_apply_in_order_relative_to_their_file(tmp_path: Path) -> None:
+    write(tmp_path, "base/root.yaml", "SOLVER: {BASE_LR: 0.5, MAX_ITER: 7}\n")
+    write(tmp_path, "base/mid.yaml", "_BASE_: root.yaml\nSOLVER: {MAX_ITER: 8}\n")
+    path = write(tmp_path, "leaf/a.yaml", "_BASE_: ../base/mid.yaml\nSEED: 4\n")
+    cfg = merged(path, ("SEED", "5"))
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER, cfg.SEED) == (0.5, 8, 5)
+
+
+def test_circle_and_missing_base(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", "_BASE_: b.yaml\n")
+    write(tmp_path, "b.yaml", "_BASE_: a.yaml\n")
+    with pytest.raises(ConfigError, match=r"circle: .*a\.yaml -> .*b\.yaml -> .*a\.yaml"):
+        merged(path)
+    path = write(tmp_path, "c.yaml", "_BASE_: nothing.yaml\n")
+    with pytest.raises(ConfigError, match=r"nothing\.yaml, named by _BASE_ of .*c\.yaml"):
+        merged(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("SOLVER:\n  MAX_ITERS: 3\n", r"a\.yaml:2: unknown config key 'SOLVER.MAX_ITERS'; did you "
+         r"mean 'SOLVER.MAX_ITER'"),
+        ("SOLVR: {BASE_LR: 1}\n", r"unknown config key 'SOLVR.BASE_LR'; did you mean 'SOLVER"),
+        ("BASE_LR: 1\n", r"unknown config key 'BASE_LR'"),
+        ("SOLVER:\n  MAX_ITER: many\n", r"a\.yaml:2: SOLVER.MAX_ITER must be of type int.*'many'"),
+        ("SOLVER: 3\n", r"SOLVER is a block of keys, found 3"),
+        ("DATASETS:\n  TRAIN: coco\n", r"of type tuple.*write \['coco'\]"),
+        ("SEED: 1\nSEED: 2\n", r"a\.yaml:2: SEED is given twice"),
+        ("SEED: [1\n", r"a\.yaml:2: invalid YAML"),
+        ("- 1\n", r"holds a list, expected keys"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        merged(write(tmp_path, "a.yaml", text))
+
+
+def test_mistakes_on_the_command_line() -> None:
+    with pytest.raises(ConfigError, match=r"command line: unknown config key 'MODEL.WEIGHT'; did "
+                       r"you mean 'MODEL.WEIGHTS'"):  # fmt: skip
+        merged(opts=("MODEL.WEIGHT", "x"))
+    with pytest.raises(ConfigError, match="pairs, KEY VALUE"):
+        merged(opts=("SEED",))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        merged("/nonexistent.yaml")
+
+
+def test_values_are_read_as_detectron2_reads_them(tmp_path: Path) -> None:
+    text = "SOLVER: {BASE_LR: 1, STEPS: '(3, 4)', WEIGHT_DECAY_EMBED: 0.0, WEIGHT_DECAY: 1e-4}\n"
+    cfg = merged(write(tmp_path, "a.yaml", text), ("OUTPUT_DIR", "2024", "SOLVER.GAMMA", "1e-3"))
+    assert cfg.SOLVER.BASE_LR == 1.0 and isinstance(cfg.SOLVER.BASE_LR, float)
+    assert cfg.SOLVER.STEPS == (3, 4)
+    assert cfg.SOLVER.WEIGHT_DECAY == 1e-4 and cfg.SOLVER.GAMMA == 1e-3
+    assert cfg.OUTPUT_DIR == "2024"
+
+
+def test_new_data_set_block_from_file_and_command_line(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", "DATASETS:\n  PANOPTIC:\n    mine: {JSON: a.json}\n")
+    cfg = merged(path, ("DATASETS.PANOPTIC.mine.PNG_ROOT", "masks"))
+    assert dict(cfg.DATASETS.PANOPTIC.mine) == {"JSON": "a.json", "PNG_ROOT": "masks"}
+
+
+def test_a_dumped_config_loads_to_itself(tmp_path: Path) -> None:
+    first = merged(opts=("DATASETS.PANOPTIC.mine.JSON", "a.json", "SOLVER.BASE_LR", "1e-5"))
+    again = merged(write(tmp_path, "config.yaml", first.dump()))
+    assert yaml.safe_load(again.dump()) == yaml.safe_load(first.dump())

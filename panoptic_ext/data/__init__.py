@@ -12,12 +12,8 @@ from panoptic_ext.data.datasets.access import (
 )
 from panoptic_ext.data.datasets.check import check_panoptic, count_segments
 from panoptic_ext.data.datasets.from_config import register_from_config
-from panoptic_ext.data.datasets.panoptic import (
-    PanopticMetadata,
-    PanopticSource,
-    load_panoptic,
-    register_panoptic,
-)
+from panoptic_ext.data.datasets.metadata import PanopticMetadata, PanopticSource
+from panoptic_ext.data.datasets.panoptic import load_panoptic, register_panoptic
 from panoptic_ext.data.datasets.structure import Category
 from panoptic_ext.data.id_map import id_to_rgb, read_id_map, rgb_to_id, write_id_map
 from panoptic_ext.data.id_map_masks import IdMapMasks

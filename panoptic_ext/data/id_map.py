@@ -2,7 +2,7 @@
 
 Shapes: H x W is the image; R is the number of runs (see `Runs`).
 Encodings of a label PNG: "rgb" is COCO's, id = R + 256 G + 65536 B; "divisor" stores the integer
-category * label_divisor + instance itself, in a grey PNG of 8, 16 or 32 bits.
+category * label_divisor + instance itself, in a grey PNG of 8 or 16 bits.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def _check_label_format(image: Image.Image, path: str | os.PathLike, encoding: s
             "category * label_divisor + instance"
         )
     raise DatasetError(
-        f"label map {path} is a {found} PNG, expected a grey one of 8, 16 or 32 bits; register "
+        f"label map {path} is a {found} PNG, expected a grey one of 8 or 16 bits; register "
         'with encoding="rgb" if its colours are R + 256 G + 65536 B'
     )
 

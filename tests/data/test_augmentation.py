@@ -76,7 +76,9 @@ def test_resizing_and_cropping_at_once_equals_one_after_the_other(seed: int) -> 
     resize = T.ResizeTransform(50, 70, both.new_h, both.new_w)
     crop = T.CropTransform(both.x0, both.y0, both.crop_w, both.crop_h)
     expected = crop.apply_image(resize.apply_image(image)).astype(int)
-    assert np.abs(both.apply_image(image) - expected).max() <= 1
+    difference = np.abs(both.apply_image(image) - expected)  # rounding of the filter's weights
+    assert difference.max() <= 3
+    assert (difference > 1).mean() < 1e-3
     # Samples exactly between two pixels may take either of them.
     expected = crop.apply_segmentation(resize.apply_segmentation(columns)).astype(int)
     assert np.abs(both.apply_segmentation(columns) - expected).max() <= 1

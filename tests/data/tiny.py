@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from panoptic_ext.data.datasets.panoptic import PanopticSource, load_panoptic
+from panoptic_ext.data.datasets.metadata import PanopticSource
+from panoptic_ext.data.datasets.panoptic import load_panoptic
 from panoptic_ext.data.id_map import write_id_map
 
 CATEGORIES = [

@@ -15,7 +15,8 @@ from typing import Any
 from detectron2.data import DatasetCatalog
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES, COCO_CATEGORIES
 
-from panoptic_ext.data.datasets.panoptic import PanopticSource, register_source
+from panoptic_ext.data.datasets.metadata import PanopticSource
+from panoptic_ext.data.datasets.panoptic import register_source
 from panoptic_ext.data.datasets.structure import Category
 
 __all__ = ["BUILTIN", "CityscapesSource", "register_builtin"]

@@ -16,12 +16,8 @@ from tqdm import tqdm
 
 from panoptic_ext.data.datasets.access import get_metadata
 from panoptic_ext.data.datasets.files import FolderIndex
-from panoptic_ext.data.datasets.panoptic import (
-    PanopticMetadata,
-    PanopticSource,
-    load_source,
-    missing_files,
-)
+from panoptic_ext.data.datasets.metadata import PanopticMetadata, PanopticSource
+from panoptic_ext.data.datasets.panoptic import load_source, missing_files
 from panoptic_ext.data.datasets.problems import Problem
 from panoptic_ext.data.datasets.structure import check_structure, read_json, safe_name
 from panoptic_ext.data.id_map import READ_ERRORS, find_runs, read_id_map

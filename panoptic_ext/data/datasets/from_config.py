@@ -5,7 +5,8 @@ from __future__ import annotations
 from detectron2.config import CfgNode
 
 from panoptic_ext.data.datasets.builtin import register_builtin
-from panoptic_ext.data.datasets.panoptic import PanopticSource, register_source
+from panoptic_ext.data.datasets.metadata import PanopticSource
+from panoptic_ext.data.datasets.panoptic import register_source
 from panoptic_ext.data.datasets.shapes import ShapesParams, register_shapes
 from panoptic_ext.data.id_map import check_encoding
 from panoptic_ext.errors import ConfigError, nearest

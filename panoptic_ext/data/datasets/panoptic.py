@@ -11,14 +11,14 @@ import dataclasses
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from panoptic_ext.data.datasets.files import FolderIndex, expand, search
+from panoptic_ext.data.datasets.files import FolderIndex
+from panoptic_ext.data.datasets.metadata import PanopticMetadata, PanopticSource
 from panoptic_ext.data.datasets.problems import Problem, raise_if_any
 from panoptic_ext.data.datasets.structure import (
     Category,
@@ -30,8 +30,6 @@ from panoptic_ext.data.id_map import check_encoding, find_runs, read_id_map
 from panoptic_ext.errors import DatasetError
 
 __all__ = [
-    "PanopticMetadata",
-    "PanopticSource",
     "load_panoptic",
     "load_source",
     "missing_files",
@@ -40,137 +38,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PanopticSource:
-    """Where a data set lies and how it is written; reads nothing until a method is called.
-
-    Attributes:
-        json, image_root, png_root: paths; relative ones are looked up in `search_path`.
-        encoding: of the label PNGs, see `panoptic_ext.data.id_map`.
-        label_divisor: of the "divisor" encoding.
-        ignore_label: value of void pixels in `sem_seg`; outside 0..K-1.
-        evaluator_type: as Detectron2's metadata.
-        classes: categories to use in place of the JSON's; None reads them from it.
-        search_path: folders for `files.search`; None takes relative paths as they are.
-    """
-
-    json: str
-    image_root: str
-    png_root: str
-    encoding: str = "rgb"
-    label_divisor: int = 1000
-    ignore_label: int = 255
-    evaluator_type: str = "coco_panoptic_seg"
-    classes: tuple[Category, ...] | None = None
-    search_path: tuple[str, ...] | None = None
-
-    def locate(self) -> tuple[str, str, str]:
-        """The paths of JSON, image root and PNG root."""
-        given = {
-            "panoptic JSON": self.json,
-            "image root": self.image_root,
-            "PNG root": self.png_root,
-        }
-        if self.search_path is None:
-            json, image_root, png_root = map(expand, given.values())
-        else:
-            json, image_root, png_root = (
-                search(path, self.search_path, what=what) for what, path in given.items()
-            )
-        return json, image_root, png_root
-
-    def image_name(self, entry: dict[str, Any]) -> str:
-        """The file of an entry of `images`, relative to the image root."""
-        return str(entry["file_name"])
-
-
-class PanopticMetadata(Metadata):
-    """Metadata whose class lists and paths are found when they are first asked for.
-
-    Everything else is as in Detectron2's Metadata: the values, once there, are plain attributes.
-    """
-
-    __slots__ = ("_source",)
-
-    _PATHS = ("panoptic_json", "image_root", "panoptic_root")
-    _CLASSES = (
-        "thing_classes",
-        "stuff_classes",
-        "thing_colors",
-        "stuff_colors",
-        "thing_dataset_id_to_contiguous_id",
-        "stuff_dataset_id_to_contiguous_id",
-        "isthing",
-    )
-
-    def __init__(self, name: str, source: PanopticSource):
-        super().__init__(
-            name=name,
-            label_divisor=source.label_divisor,
-            ignore_label=source.ignore_label,
-            evaluator_type=source.evaluator_type,
-            panoptic_encoding=source.encoding,
-        )
-        object.__setattr__(self, "_source", source)
-
-    @property
-    def source(self) -> PanopticSource:
-        """What was registered."""
-        return self._source
-
-    def __getattr__(self, key: str) -> Any:
-        if key in PanopticMetadata._PATHS:
-            self.__dict__.update(zip(self._PATHS, self._source.locate(), strict=True))
-        elif key in PanopticMetadata._CLASSES:
-            json = "" if self._source.classes else self.panoptic_json
-            categories = self._source.classes or read_categories(read_json(json), json)
-            self.fill(categories)
-        else:
-            return super().__getattr__(key)
-        return self.__dict__[key]
-
-    def __setattr__(self, key: str, value: Any) -> None:
-        if key == "_source":
-            raise AttributeError("_source is set by registration")
-        super().__setattr__(key, value)
-
-    def fill(self, categories: Sequence[Category]) -> None:
-        """Set what follows from the categories."""
-        if 0 <= self.ignore_label < len(categories):
-            raise DatasetError(
-                f"data set {self.name!r}: ignore_label {self.ignore_label} lies inside the class "
-                f"range 0..{len(categories) - 1}; register it with ignore_label="
-                f"{max(255, len(categories))}"
-            )
-        names = [c.name for c in categories]
-        colors = [list(c.color) for c in categories]
-        pairs = list(enumerate(categories))
-        self.__dict__.update(
-            thing_classes=names,
-            stuff_classes=list(names),
-            thing_colors=colors,
-            stuff_colors=[list(c) for c in colors],
-            thing_dataset_id_to_contiguous_id={c.id: i for i, c in pairs if c.isthing},
-            stuff_dataset_id_to_contiguous_id={c.id: i for i, c in pairs if not c.isthing},
-            isthing=tuple(c.isthing for c in categories),
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """All metadata; reads what was not read yet."""
-        for key in (self._PATHS[0], self._CLASSES[0]):
-            getattr(self, key)
-        return super().as_dict()
-
-    def __reduce__(self) -> tuple:
-        return _restore, (self.name, self._source, dict(self.__dict__))
-
-
-def _restore(name: str, source: PanopticSource, values: dict[str, Any]) -> PanopticMetadata:
-    metadata = PanopticMetadata(name, source)
-    metadata.__dict__.update(values)
-    return metadata
 
 
 def register_panoptic(

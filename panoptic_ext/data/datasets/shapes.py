@@ -20,7 +20,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from panoptic_ext.data.datasets.files import expand
-from panoptic_ext.data.datasets.panoptic import PanopticSource, register_source
+from panoptic_ext.data.datasets.metadata import PanopticSource
+from panoptic_ext.data.datasets.panoptic import register_source
 from panoptic_ext.data.datasets.shapes_render import CATEGORIES, VERSION, render
 from panoptic_ext.data.id_map import write_id_map
 from panoptic_ext.errors import ConfigError, DatasetError

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from panoptic_ext.engine.atomic import write_atomic
+from panoptic_ext.engine.loader import explain_system_error
 from panoptic_ext.engine.rng import preserved_rng
 
 __all__ = ["build_evaluator", "evaluate", "result_folder"]
@@ -60,12 +61,22 @@ def evaluate(
         for i, name in enumerate(cfg.DATASETS.TEST):
             data = trainer.build_test_loader(cfg, name)
             evaluator = evaluators[i] if evaluators else trainer.build_evaluator(cfg, name)
-            results[name] = inference_on_dataset(model, data, evaluator)
+            results[name] = _run(model, data, evaluator)
             if comm.is_main_process():
                 _publish(cfg, name, results[name], evaluator)
     if len(results) == 1:
         return next(iter(results.values()))
     return results
+
+
+def _run(model: nn.Module, data: Any, evaluator: Any) -> dict[str, Any]:
+    try:
+        return inference_on_dataset(model, data, evaluator)
+    except (OSError, RuntimeError) as error:
+        explained = explain_system_error(error)
+        if explained is None:
+            raise
+        raise explained from error
 
 
 def _publish(cfg: CfgNode, name: str, results: dict[str, Any], evaluator: Any) -> None:

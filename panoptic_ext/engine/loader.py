@@ -8,6 +8,7 @@ number of data workers, and a resumed run skips to them without reading an image
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 from collections import Counter
@@ -28,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from panoptic_ext.engine.rng import seeded_sample
 from panoptic_ext.errors import ConfigError, DatasetError, PanopticExtError, nearest
 
-__all__ = ["TrainLoader", "build_test_loader", "build_train_loader", "explain_worker_error"]
+__all__ = ["TrainLoader", "build_test_loader", "build_train_loader", "explain_system_error"]
 
 logger = logging.getLogger(__name__)
 
@@ -225,9 +226,14 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> Any:
     )
 
 
-def explain_worker_error(error: BaseException) -> DatasetError | None:
-    """A clear error for torch's messages about data workers that died, else None."""
+def explain_system_error(error: BaseException) -> PanopticExtError | None:
+    """A clear error for a data worker that died or a disk that is full, else None."""
     text = str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ConfigError(
+            f"the disk is full ({text}). Free space, or give another folder with OUTPUT_DIR; the "
+            "last checkpoint is untouched: go on with --resume"
+        )
     if not isinstance(error, RuntimeError) or "DataLoader worker" not in text:
         return None
     if "shared memory" in text or "bus error" in text.lower():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -38,12 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     try:
-        return _start(args)
+        status = _start(args)
     except PanopticExtError as error:
         sys.stderr.write(f"error{_worker()}: {error}\n")
-        return 2
-    finally:
-        distributed.leave()
+        return 2  # without waiting for workers that may not come
+    distributed.leave()
+    return status
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,11 +62,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _start(args: argparse.Namespace) -> int:
     cfg = _load(args)
-    if distributed.under_torchrun():
-        choose_device(cfg)
-        distributed.join_torchrun(use_cuda=cfg.MODEL.DEVICE.startswith("cuda"))
-        return _work(cfg, args)
     on_cuda = cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
+    if distributed.under_torchrun():
+        distributed.join_torchrun(use_cuda=on_cuda)
+        return _work(cfg, args)
     workers = args.num_gpus * args.num_machines if on_cuda else 1
     if on_cuda and args.num_gpus > torch.cuda.device_count():
         raise ConfigError(
@@ -123,7 +123,9 @@ def _work(cfg: CfgNode, args: argparse.Namespace) -> int:
     if cfg.MODEL.DEVICE == "cpu" and args.num_gpus > 1:
         logger.warning("--num-gpus %d is ignored on the CPU", args.num_gpus)
     if comm.is_main_process() and not args.dry_run:
-        save_run_info(cfg, cfg.OUTPUT_DIR)
+        # An evaluation leaves the config of the training beside its weights as it is.
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference") if args.eval_only else cfg.OUTPUT_DIR
+        save_run_info(cfg, folder)
     logger.info("Worker %d of %d; %s", comm.get_rank(), comm.get_world_size(), args)
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     if not args.eval_only:

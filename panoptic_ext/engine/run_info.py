@@ -31,11 +31,12 @@ def save_run_info(cfg: CfgNode, output_dir: str) -> None:
 
     Args:
         cfg: the config of the run.
-        output_dir: an existing folder.
+        output_dir: a folder, made where needed.
     """
     from panoptic_ext import __version__
     from panoptic_ext.data.metadata_io import METADATA_FILE, save_metadata
 
+    os.makedirs(output_dir, exist_ok=True)
     info: dict[str, Any] = {
         "command": sys.argv,
         "versions": {

@@ -101,6 +101,7 @@ class Trainer(DefaultTrainer):
         Raises:
             NonFiniteLossError: on all workers.
             DatasetError: a data worker died.
+            ConfigError: the disk is full.
         """
         logger.info("Training from iteration %d to %d", self.start_iter, self.max_iter)
         self.iter = self.start_iter
@@ -117,7 +118,7 @@ class Trainer(DefaultTrainer):
                 self.after_train()
             except BaseException as error:
                 self._close_writers()
-                explained = loader.explain_worker_error(error)
+                explained = loader.explain_system_error(error)
                 if explained is not None:
                     raise explained from error
                 raise

@@ -46,11 +46,16 @@ def read_opts(opts: Sequence[str]) -> list[Setting]:
     """Settings from the `KEY VALUE ...` end of a command line.
 
     Raises:
-        ConfigError: a key without a value.
+        ConfigError: a key without a value, or an option among the pairs.
     """
     opts = list(opts)
     if opts and opts[0] == "--":
         opts = opts[1:]
+    flags = [o for o in opts if str(o).startswith("--")]
+    if flags:
+        raise ConfigError(
+            f"{flags[0]} comes after a KEY VALUE pair; put options before the first pair"
+        )
     if len(opts) % 2:
         raise ConfigError(
             f"config options come in pairs, KEY VALUE; found an odd number of them: "

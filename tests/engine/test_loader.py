@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from panoptic_ext.engine import loader
-from panoptic_ext.engine.loader import TrainLoader, explain_worker_error
+from panoptic_ext.engine.loader import TrainLoader, explain_system_error
 from panoptic_ext.engine.rng import get_rng_state, preserved_rng, set_rng_state
 from panoptic_ext.errors import ConfigError, DatasetError
 from tests.engine.tiny import tiny_cfg, tiny_mapper, tiny_records
@@ -133,7 +133,7 @@ def killing_mapper(record: dict[str, Any]) -> dict[str, Any]:
 def test_killed_data_worker_is_explained() -> None:
     with pytest.raises(RuntimeError) as caught:
         next(iter(make(mapper=killing_mapper, num_workers=1)))
-    explained = explain_worker_error(caught.value)
+    explained = explain_system_error(caught.value)
     assert explained is not None and "Lower DATALOADER.NUM_WORKERS" in str(explained)
 
 
@@ -142,9 +142,14 @@ def test_full_shared_memory_is_explained() -> None:
         "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's"
         " workers are out of shared memory. Please try to raise your shared memory limit."
     )
-    assert "/dev/shm" in str(explain_worker_error(RuntimeError(text)))
-    assert explain_worker_error(RuntimeError("CUDA error")) is None
-    assert explain_worker_error(ValueError(text)) is None
+    assert "/dev/shm" in str(explain_system_error(RuntimeError(text)))
+    assert explain_system_error(RuntimeError("CUDA error")) is None
+    assert explain_system_error(ValueError(text)) is None
+
+
+def test_full_disk_is_explained() -> None:
+    assert "disk is full" in str(explain_system_error(OSError(28, "No space left on device")))
+    assert explain_system_error(OSError(2, "No such file")) is None
 
 
 def test_samplers_of_detectron2() -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from detectron2.utils import comm
 
+from panoptic_ext.engine.distributed import make_local_group
 from panoptic_ext.engine.run_info import git_state, save_run_info
 from panoptic_ext.engine.setup import check_workers, choose_device, load_cfg, prepare_output
 from panoptic_ext.errors import ConfigError, PanopticExtError
@@ -99,7 +101,7 @@ def test_data_is_not_needed_to_predict(opts: list[str], tmp_path: Path) -> None:
 def test_batch_and_workers(tmp_path: Path) -> None:
     cfg = tiny_cfg(tmp_path, IMS_PER_BATCH=4)
     check_workers(cfg, 2)
-    with pytest.raises(ConfigError, match="IMS_PER_BATCH = 4 images .* 3 workers; make it a mult"):
+    with pytest.raises(ConfigError, match=r"IMS_PER_BATCH = 4 images .* 3 workers; make it a mult"):
         check_workers(cfg, 3)
 
 
@@ -137,6 +139,13 @@ def test_run_info_loads_again(opts: list[str], tmp_path: Path) -> None:
     assert info["versions"]["torch"] == torch.__version__
     assert (tmp_path / "metadata.json").exists()
     assert "detectron2" in (tmp_path / "environment.txt").read_text()
+
+
+def test_local_group_of_detectron2_main(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(comm, "create_local_process_group", made.append, raising=False)
+    make_local_group(4)
+    assert made == [4]
 
 
 def test_git_state_without_a_repository(tmp_path: Path) -> None:

@@ -15,13 +15,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/shapes/panoptic_fpn/panoptic_fpn_R18_shapes.yaml"
-SMALL = """
-  SEED 1 MODEL.DEVICE cpu DATALOADER.NUM_WORKERS 1 SOLVER.IMS_PER_BATCH 2 SOLVER.WARMUP_ITERS 2
-  DATASETS.SHAPES.IMAGE_SIZE [64,64] DATASETS.SHAPES.NUM_TRAIN 10 DATASETS.SHAPES.NUM_VAL 5
-  INPUT.MIN_SIZE_TRAIN [64] INPUT.MIN_SIZE_TEST 64 MODEL.FPN.OUT_CHANNELS 32
-  MODEL.ROI_BOX_HEAD.FC_DIM 32 MODEL.ROI_MASK_HEAD.CONV_DIM 32 MODEL.SEM_SEG_HEAD.CONVS_DIM 32
-  SOLVER.CHECKPOINT_PERIOD 10 SOLVER.MAX_ITER 40 TEST.EVALUATORS ['panoptic','semantic']
-""".split()
+SMALL = [
+    *("SEED", "1", "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "1"),
+    *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "2", "SOLVER.MAX_ITER", "40"),
+    *("SOLVER.CHECKPOINT_PERIOD", "10", "TEST.EVALUATORS", "['panoptic','semantic']"),
+    *("DATASETS.SHAPES.NUM_TRAIN", "10", "DATASETS.SHAPES.NUM_VAL", "5"),
+    *("DATASETS.SHAPES.IMAGE_SIZE", "[64,64]"),
+    *("INPUT.MIN_SIZE_TRAIN", "[64]", "INPUT.MIN_SIZE_TEST", "64"),
+    *("MODEL.FPN.OUT_CHANNELS", "32", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "32"),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", "32", "MODEL.ROI_MASK_HEAD.CONV_DIM", "32"),
+]
 
 pytestmark = pytest.mark.slow
 
@@ -104,9 +107,7 @@ def test_kill_and_resume_equals_uninterrupted(whole: Path, cache: Path, tmp_path
     assert results(tmp_path) == results(whole)
 
 
-def test_two_workers_evaluate_to_the_same_numbers(
-    whole: Path, cache: Path, tmp_path: Path
-) -> None:
+def test_two_workers_evaluate_to_the_same_numbers(whole: Path, cache: Path, tmp_path: Path) -> None:
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2")
     torchrun = (*torchrun, "--master_port=0", "--standalone")
     weights = ("MODEL.WEIGHTS", str(whole / "model_final.pth"))

@@ -181,7 +181,10 @@ def test_infinite_loss_of_one_worker_stops_both(tmp_path: Path) -> None:
     multiprocessing.spawn(_two_workers, args=(str(tmp_path),), nprocs=2)
     messages = {(tmp_path / f"error{rank}").read_text() for rank in range(2)}
     assert len(messages) == 1
-    assert "at iteration 1, on worker 0: loss_a = inf with images 4 (4.jpg), 6 (6.jpg)" in messages.pop()
+    assert (
+        "at iteration 1, on worker 0: loss_a = inf with images 4 (4.jpg), 6 (6.jpg)"
+        in messages.pop()
+    )
 
 
 def test_metrics_of_iterations_to_come_are_dropped(tmp_path: Path) -> None:

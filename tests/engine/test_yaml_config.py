@@ -38,7 +38,9 @@ def merged(path: str = "", opts: tuple[str, ...] = ()) -> CfgNode:
 def test_python_tags_are_refused_and_not_run(tmp_path: Path, tag: str) -> None:
     proof = tmp_path / "executed"
     path = write(tmp_path, "a.yaml", f"SOLVER:\n  STEPS: {tag.format(proof)}\n")
-    with pytest.raises(ConfigError, match=r"a\.yaml:2: .*tag.*refused and not run.*Write the value"):
+    with pytest.raises(
+        ConfigError, match=r"a\.yaml:2: .*tag.*refused and not run.*Write the value"
+    ):
         merged(path)
     assert not proof.exists()
 
@@ -87,6 +89,8 @@ def test_mistakes_on_the_command_line() -> None:
         merged(opts=("MODEL.WEIGHT", "x"))
     with pytest.raises(ConfigError, match="pairs, KEY VALUE"):
         merged(opts=("SEED",))
+    with pytest.raises(ConfigError, match="--resume comes after a KEY VALUE pair"):
+        merged(opts=("SEED", "1", "--resume"))
     with pytest.raises(ConfigError, match="cannot be read"):
         merged("/nonexistent.yaml")
 

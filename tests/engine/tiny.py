@@ -35,7 +35,10 @@ class PanopticExtTestTiny(nn.Module):
         features = self.norm(self.backbone(x)) + self.query.weight.sum(0)
         features = nn.functional.dropout(features, 0.5, self.training)
         bad = sum(d.get("bad", 0.0) for d in batch)
-        return {"loss_a": self.head(features).square().mean() + bad, "loss_b": features.abs().mean()}
+        return {
+            "loss_a": self.head(features).square().mean() + bad,
+            "loss_b": features.abs().mean(),
+        }
 
 
 if NAME not in META_ARCH_REGISTRY:

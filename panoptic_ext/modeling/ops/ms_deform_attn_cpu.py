@@ -2,7 +2,7 @@
 
 A query's output is a weighted sum of 4 * L * P rows of `value` (four corners a sample).
 `embedding_bag` does such sums in one kernel; what is left is to find rows and weights. Both are
-made chunk by chunk in buffers that are used again, so memory does not grow with the queries:
+made part by part in buffers that are used again, so memory does not grow with the queries:
 
 - the left upper corner is clamped to [0, size - 2], so that both corners of an axis always exist;
 - a corner's weight on an axis is the hat function max(0, 1 - |distance|), which is the bilinear
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import warnings
 from functools import cache, lru_cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -34,10 +35,12 @@ __all__ = ["ms_deform_attn_cpu"]
 
 Shapes = tuple[tuple[int, int], ...]
 
-# Queries whose corners are made at once: buffers of about 4 MB, near the size of a core's cache.
-_CHUNK = 4096
-# Queries of one head whose corners are kept for one transposed product in backward (13 MB).
-_BLOCK = 8 * _CHUNK
+# Queries of one head that share a gather or a product (7 MB of buffers at 12 samples a query).
+_BLOCK = 8192
+# Elements of an elementwise operation, below torch's grain for threads: the many small operations
+# then need no barrier, which on a busy machine costs more than the second core gives, and their
+# operands stay in the cache. Gathers and products, few and large, do use all threads.
+_ELEMENTS = 32766
 
 
 def ms_deform_attn_cpu(
@@ -78,71 +81,73 @@ def _levels(shapes: Shapes, points: int, dtype: torch.dtype) -> _Levels:
 
 
 class _Corners:
-    """Rows and weights of the four corners of a chunk of samples, in buffers used again.
+    """Rows and weights of the four corners of a block of samples, in buffers used again.
 
-    After `compute`: `near`, `far` (n, L * P, 2) hold the hats of the first and second corner along
-    x and y, and `offset` the distance from the second one, in pixels.
+    After `compute`, row q of a buffer belongs to query q of the block: `rows` and `weights`
+    (_, L * P, 4), in the order (x0, y0), (x1, y0), (x0, y1), (x1, y1); `near` and `far`
+    (_, L * P, 2), the hats of the first and second corner along x and y; `offset`, as large, the
+    distance from the second corner in pixels.
     """
 
-    def __init__(self, levels: _Levels, queries: int, keep: int) -> None:
+    def __init__(self, levels: _Levels, queries: int, *, keep_hats: bool) -> None:
         dtype, samples = levels.size.dtype, levels.size.shape[0]
         self.levels = levels
-        self.chunk = min(queries, _CHUNK)
-        self._offset = torch.empty(self.chunk, samples, 2, dtype=dtype)
-        self._near = torch.empty_like(self._offset)
-        self._far = torch.empty_like(self._offset)
-        self._cell = torch.empty(self.chunk, samples, 2, dtype=torch.int32)
-        self._base = torch.empty(self.chunk, samples, dtype=torch.int32)
-        self._share = torch.empty(self.chunk, samples, dtype=dtype)
-        self.rows = torch.empty(keep, samples, 4, dtype=torch.int32)
-        self.weights = torch.empty(keep, samples, 4, dtype=dtype)
-        self.bags = torch.arange(keep + 1, dtype=torch.int32) * (4 * samples)
+        self.step = max(1, _ELEMENTS // (2 * samples))
+        length = min(queries, _BLOCK)
+        hats = length if keep_hats else min(length, self.step)
+        self.keep_hats = keep_hats
+        self.near, self.far, self.offset = torch.empty(3, hats, samples, 2, dtype=dtype)
+        self.rows = torch.empty(length, samples, 4, dtype=torch.int32)
+        self.weights = torch.empty(length, samples, 4, dtype=dtype)
+        self.bags = torch.arange(length + 1, dtype=torch.int32) * (4 * samples)
+        self._cell = torch.empty(self.step, samples, 2, dtype=torch.int32)
+        self._base = torch.empty(self.step, samples, dtype=torch.int32)
+        self._share = torch.empty(self.step, samples, dtype=dtype)
 
-    def compute(self, locations: Tensor, attention: Tensor, at: int) -> tuple[Tensor, Tensor]:
-        """Corners of (n, L * P, 2) locations and (n, L * P) weights, kept from row `at` on.
+    def compute(self, locations: Tensor, attention: Tensor) -> None:
+        """Fill the buffers from (n, L * P, 2) locations and (n, L * P) weights of a block."""
+        for part in _spans(0, locations.shape[0], self.step):
+            hats = part if self.keep_hats else slice(0, part.stop - part.start)
+            near, far = self.near[hats], self.far[hats]
+            cell = self._cell[: near.shape[0]]
+            self._hats(locations[part], cell, self.offset[hats], near, far)
+            self._weights(attention[part], near, far, self.weights[part])
+            self._rows(cell, self.rows[part])
 
-        Returns:
-            rows (n, L * P, 4) int32 of the head's value and their weights (n, L * P, 4), in the
-            order (x0, y0), (x1, y0), (x0, y1), (x1, y1).
-        """
-        n = locations.shape[0]
-        self.near, self.far, self.offset = self._near[:n], self._far[:n], self._offset[:n]
-        cell = self._cell[:n]
-        self._hats(locations, cell)
-        weights, share = self.weights[at : at + n], self._share[:n]
-        for upper, hat_y in ((0, self.near[..., 1]), (2, self.far[..., 1])):
+    def _weights(self, attention: Tensor, near: Tensor, far: Tensor, out: Tensor) -> None:
+        share = self._share[: near.shape[0]]
+        for upper, hat_y in ((0, near[..., 1]), (2, far[..., 1])):
             torch.mul(attention, hat_y, out=share)
-            torch.mul(share, self.near[..., 0], out=weights[..., upper])
-            torch.mul(share, self.far[..., 0], out=weights[..., upper + 1])
-        return self._rows(cell, at), weights
+            torch.mul(share, near[..., 0], out=out[..., upper])
+            torch.mul(share, far[..., 0], out=out[..., upper + 1])
 
-    def _hats(self, locations: Tensor, cell: Tensor) -> None:
-        levels, offset = self.levels, self.offset
+    def _hats(
+        self, locations: Tensor, cell: Tensor, offset: Tensor, near: Tensor, far: Tensor
+    ) -> None:
+        levels = self.levels
         torch.addcmul(levels.minus_half, locations, levels.size, out=offset)
         # Truncation differs from floor only below 0, where the clamp moves both to the first cell.
         cell.copy_(offset)
         torch.maximum(cell, levels.first_cell, out=cell)
         torch.minimum(cell, levels.last_cell, out=cell)
         offset.sub_(cell)
-        torch.abs(offset, out=self.near).neg_().add_(1).clamp_(min=0)
+        torch.abs(offset, out=near).neg_().add_(1).clamp_(min=0)
         offset.sub_(1)
-        torch.abs(offset, out=self.far).neg_().add_(1).clamp_(min=0)
+        torch.abs(offset, out=far).neg_().add_(1).clamp_(min=0)
         if levels.second is not None:
-            self.far.mul_(levels.second)
+            far.mul_(levels.second)
 
-    def _rows(self, cell: Tensor, at: int) -> Tensor:
+    def _rows(self, cell: Tensor, out: Tensor) -> None:
         levels, base = self.levels, self._base[: cell.shape[0]]
-        rows = self.rows[at : at + cell.shape[0]]
         torch.addcmul(levels.start, cell[..., 1], levels.width, out=base).add_(cell[..., 0])
-        rows[..., 0] = base
-        torch.add(base, levels.right, out=rows[..., 1])
-        torch.add(base, levels.down, out=rows[..., 2])
-        torch.add(base, levels.diagonal, out=rows[..., 3])
-        return rows
+        out[..., 0] = base
+        torch.add(base, levels.right, out=out[..., 1])
+        torch.add(base, levels.down, out=out[..., 2])
+        torch.add(base, levels.diagonal, out=out[..., 3])
 
-    def slopes(self) -> tuple[Tensor, Tensor]:
+    def slopes(self, part: slice) -> tuple[Tensor, Tensor]:
         """Right-hand derivatives (n, L * P, 2) of `near` and `far`: -1, 0 or 1."""
-        step = self.offset.floor()
+        step = self.offset[part].floor()
         inside = (step == -1).to(step.dtype)
         near = (step == -2).to(step.dtype).sub_(inside)
         far = inside.sub_((step == 0).to(step.dtype))
@@ -158,24 +163,22 @@ def _forward_op(value: Tensor, locations: Tensor, attention: Tensor, sizes: list
     shapes = tuple(zip(sizes[0::2], sizes[1::2], strict=True))
     levels = _levels(shapes, attention.shape[4], value.dtype)
     out = value.new_empty(batch, queries, heads, channels)
-    corners = _Corners(levels, queries, min(queries, _CHUNK))
+    corners = _Corners(levels, queries, keep_hats=False)
     locations = locations.reshape(batch, queries, heads, samples, 2)
     attention = attention.reshape(batch, queries, heads, samples)
-    for image in range(batch):
-        for head in range(heads):
-            table = value[image, :, head].contiguous()
-            for part in _spans(0, queries, _CHUNK):
-                rows, weights = corners.compute(
-                    locations[image, part, head], attention[image, part, head], at=0
-                )
-                out[image, part, head] = F.embedding_bag(
-                    rows.view(-1),
-                    table,
-                    corners.bags[: rows.shape[0] + 1],
-                    mode="sum",
-                    per_sample_weights=weights.view(-1),
-                    include_last_offset=True,
-                )
+    for image, head in product(range(batch), range(heads)):
+        table = value[image, :, head].contiguous()
+        for block in _spans(0, queries, _BLOCK):
+            count = block.stop - block.start
+            corners.compute(locations[image, block, head], attention[image, block, head])
+            out[image, block, head] = F.embedding_bag(
+                corners.rows[:count].view(-1),
+                table,
+                corners.bags[: count + 1],
+                mode="sum",
+                per_sample_weights=corners.weights[:count].view(-1),
+                include_last_offset=True,
+            )
     return out.view(batch, queries, heads * channels)
 
 
@@ -206,23 +209,23 @@ def _backward_op(
     flat = (batch, queries, heads, samples)
     locations, attention = locations.reshape(*flat, 2), attention.reshape(flat)
     grad_out = grad_out.reshape(batch, queries, heads, channels)
-    corners = _Corners(levels, queries, min(queries, _BLOCK))
-    for image in range(batch):
-        for head in range(heads):
-            table = value[image, :, head].contiguous()
-            for block in _spans(0, queries, _BLOCK):
-                grad = grad_out[image, block, head].contiguous()
-                for part in _spans(block.start, block.stop, _CHUNK):
-                    at = part.start - block.start
-                    share = attention[image, part, head]
-                    rows, _ = corners.compute(locations[image, part, head], share, at)
-                    if need_samples:
-                        dots = _row_products(grad[at : at + len(share)], table, rows, corners.bags)
-                        by_place, by_weight = _sample_gradients(corners, dots, share)
-                        grad_locations.view(*flat, 2)[image, part, head] = by_place
-                        grad_attention.view(flat)[image, part, head] = by_weight
-                if need_value:
-                    grad_value[image, :, head] += _transposed_product(corners, grad, table)
+    corners = _Corners(levels, queries, keep_hats=need_samples)
+    for image, head in product(range(batch), range(heads)):
+        table = value[image, :, head].contiguous()
+        for block in _spans(0, queries, _BLOCK):
+            grad = grad_out[image, block, head].contiguous()
+            share = attention[image, block, head]
+            corners.compute(locations[image, block, head], share)
+            if need_samples:
+                _write_sample_gradients(
+                    corners,
+                    _row_products(corners, grad, table),
+                    share,
+                    grad_locations.view(*flat, 2)[image, block, head],
+                    grad_attention.view(flat)[image, block, head],
+                )
+            if need_value:
+                grad_value[image, :, head] += _transposed_product(corners, grad, table)
     return grad_value, grad_locations, grad_attention
 
 
@@ -276,36 +279,42 @@ def _spans(start: int, stop: int, length: int) -> list[slice]:
     return [slice(i, min(i + length, stop)) for i in range(start, stop, length)]
 
 
-def _sample_gradients(corners: _Corners, dots: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of locations (n, L * P, 2) and weights (n, L * P) from the corners' dot products.
+def _write_sample_gradients(
+    corners: _Corners, dots: Tensor, share: Tensor, by_place: Tensor, by_weight: Tensor
+) -> None:
+    """Gradients of a block's locations and weights from its corners' dot products.
 
     Args:
-        corners: as left by `compute` for these samples.
+        corners: as left by `compute` for these n queries.
         dots: (n, L * P, 4) products of the output's gradient with the corners' rows.
         share: (n, L * P) attention weights.
+        by_place: (n, L * P, 2), written.
+        by_weight: (n, L * P), written.
     """
-    near, far = corners.near, corners.far
-    near_slope, far_slope = corners.slopes()
-    left_up, right_up, left_down, right_down = dots.unbind(-1)
-    up = near[..., 0] * left_up + far[..., 0] * right_up
-    down = near[..., 0] * left_down + far[..., 0] * right_down
-    left = near[..., 1] * left_up + far[..., 1] * left_down
-    right = near[..., 1] * right_up + far[..., 1] * right_down
-    by_weight = near[..., 1] * up + far[..., 1] * down
-    by_place = near_slope.mul_(torch.stack((left, up), dim=-1))
-    by_place.addcmul_(far_slope, torch.stack((right, down), dim=-1))
-    by_place.mul_(corners.levels.size).mul_(share.unsqueeze(-1))
-    return by_place, by_weight
+    for part in _spans(0, dots.shape[0], corners.step):
+        near, far = corners.near[part], corners.far[part]
+        near_slope, far_slope = corners.slopes(part)
+        left_up, right_up, left_down, right_down = dots[part].unbind(-1)
+        up = near[..., 0] * left_up + far[..., 0] * right_up
+        down = near[..., 0] * left_down + far[..., 0] * right_down
+        left = near[..., 1] * left_up + far[..., 1] * left_down
+        right = near[..., 1] * right_up + far[..., 1] * right_down
+        by_weight[part] = near[..., 1] * up + far[..., 1] * down
+        place = near_slope.mul_(torch.stack((left, up), dim=-1))
+        place.addcmul_(far_slope, torch.stack((right, down), dim=-1))
+        place.mul_(corners.levels.size)
+        torch.mul(place, share[part].unsqueeze(-1), out=by_place[part])
 
 
-def _row_products(grad: Tensor, table: Tensor, rows: Tensor, bags: Tensor) -> Tensor:
+def _row_products(corners: _Corners, grad: Tensor, table: Tensor) -> Tensor:
     """Products (n, L * P, 4) of each query's gradient (n, D) with the rows that it read."""
+    rows = corners.rows[: grad.shape[0]]
     if rows[0].numel() > table.shape[0]:
         # More reads than positions: sampled_addmm refuses such a pattern, and the map is tiny.
         return torch.einsum("npcd,nd->npc", table[rows], grad)
     _silence_beta_notice()
     pattern = torch.sparse_csr_tensor(
-        bags[: rows.shape[0] + 1],
+        corners.bags[: rows.shape[0] + 1],
         rows.view(-1),
         table.new_zeros(rows.numel()),
         size=(rows.shape[0], table.shape[0]),

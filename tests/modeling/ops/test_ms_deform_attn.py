@@ -89,11 +89,11 @@ def test_cpu_equals_reference(shapes, batch, queries, heads, channels, points, s
         torch.testing.assert_close(ours, theirs)
 
 
-def test_cpu_equals_reference_across_chunks_and_blocks(monkeypatch):
+def test_cpu_equals_reference_across_parts_and_blocks(monkeypatch):
     shapes = [(6, 5), (3, 3)]
     inputs = make_inputs(shapes, 2, 50, 2, 8, 3, seed=1)
     expected = output_and_gradients(inputs, shapes, "reference")
-    monkeypatch.setattr(ms_deform_attn_cpu, "_CHUNK", 7)
+    monkeypatch.setattr(ms_deform_attn_cpu, "_ELEMENTS", 7 * 2 * 6)
     monkeypatch.setattr(ms_deform_attn_cpu, "_BLOCK", 21)
     for theirs, ours in zip(expected, output_and_gradients(inputs, shapes, "cpu"), strict=True):
         torch.testing.assert_close(ours, theirs)

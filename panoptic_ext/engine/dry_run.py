@@ -14,10 +14,13 @@ from detectron2.utils.events import EventStorage
 
 from panoptic_ext.engine.checkpoint import Checkpointer
 from panoptic_ext.engine.trainer import Trainer
+from panoptic_ext.errors import DatasetError
 
 __all__ = ["dry_run"]
 
 logger = logging.getLogger(__name__)
+
+_MAX_PROBLEMS = 20  # of a data set that are logged
 
 
 def dry_run(cfg: CfgNode) -> dict[str, Any]:
@@ -28,12 +31,17 @@ def dry_run(cfg: CfgNode) -> dict[str, Any]:
 
     Returns:
         The summary that is logged: classes, parameters, images, iterations, losses, seconds.
+
+    Raises:
+        DatasetError: the JSON or files of a data set are not as they should be.
     """
     with tempfile.TemporaryDirectory(prefix="panoptic_ext-dry-run-") as folder:
         cfg = cfg.clone()
         cfg.defrost()
         cfg.OUTPUT_DIR = folder
         cfg.TEST.CONTACT_SHEET = 0
+        for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
+            _check_data(name)
         summary = _describe(cfg)
         trainer = Trainer(cfg)
         Checkpointer(trainer.model, allow_pickle=cfg.MODEL.ALLOW_PICKLE).load(
@@ -46,6 +54,21 @@ def dry_run(cfg: CfgNode) -> dict[str, Any]:
         summary["GPU memory in MiB"] = torch.cuda.max_memory_allocated() >> 20
     logger.info("Dry run:\n%s", "\n".join(f"  {k}: {v}" for k, v in summary.items()))
     return summary
+
+
+def _check_data(name: str) -> None:
+    """JSON and presence of every file; tools/check_data.py also opens the files."""
+    from panoptic_ext.data import check_panoptic
+
+    problems = check_panoptic(name, pixels=False)
+    for problem in problems[:_MAX_PROBLEMS]:
+        logger.warning("%s: %s", name, problem)
+    serious = [problem for problem in problems if not problem.warning]
+    if serious:
+        raise DatasetError(
+            f"data set {name} has {len(serious)} problems, the first: {serious[0]}. "
+            "tools/check_data.py lists all"
+        )
 
 
 def _describe(cfg: CfgNode) -> dict[str, Any]:

@@ -9,6 +9,7 @@ compares pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -18,6 +19,7 @@ __all__ = ["MAX_ID", "LabelRuns", "Overlaps", "overlaps", "runs_from_ids", "runs
 
 MAX_ID = 1 << 24  # ids fit into the three bytes of an RGB pixel
 _BLOCK = 1 << 18  # pixels compared at a time: temporaries stay in the cache
+_MAX_TABLE = 1 << 18  # pairs of ids that are counted in a table instead of sorted
 _MAX_RUN_SHARE = 4  # runs are used while there is at most one for so many pixels
 
 
@@ -48,9 +50,14 @@ class LabelRuns:
         """The (H, W) int32 map."""
         return np.repeat(self.ids.astype(np.int32), self.lengths()).reshape(self.shape)
 
+    @cached_property
+    def index(self) -> tuple[np.ndarray, np.ndarray]:
+        """(S,) int64 ids that occur, ascending, and (R,) int64, which of them each run has."""
+        return np.unique(self.ids, return_inverse=True)
+
     def areas(self) -> tuple[np.ndarray, np.ndarray]:
         """The ids that occur, ascending, and the pixels of each: two (S,) int64 arrays."""
-        ids, inverse = np.unique(self.ids, return_inverse=True)
+        ids, inverse = self.index
         return ids, np.bincount(inverse, self.lengths(), len(ids)).astype(np.int64)
 
     def boxes(self, ids: np.ndarray) -> np.ndarray:
@@ -144,28 +151,39 @@ def overlaps(gt: LabelRuns, pred: LabelRuns) -> Overlaps:
         gt, pred: maps of one shape (not checked here).
     """
     if (len(gt.starts) + len(pred.starts)) * _MAX_RUN_SHARE > gt.size:
-        return _count(gt.dense().reshape(-1), pred.dense().reshape(-1), None)
+        return _count_pixels(gt.dense().reshape(-1), pred.dense().reshape(-1))
     starts = np.concatenate([gt.starts, pred.starts])
     order = np.argsort(starts, kind="stable")
-    from_gt = order < len(gt.starts)
-    gt_run = np.cumsum(from_gt)
+    gt_run = np.cumsum(order < len(gt.starts))
     pred_run = np.arange(1, len(order) + 1) - gt_run
     # Of the two first runs, both at pixel 0, the stable order puts the truth's first: there the
     # prediction has no run yet. It has no pixels, as pairs of equal starts never have.
     pred_run[0] = 1
     lengths = np.diff(starts[order], append=gt.size)
-    used = lengths > 0
-    return _count(gt.ids[gt_run[used] - 1], pred.ids[pred_run[used] - 1], lengths[used])
+    (gt_ids, gt_index), (pred_ids, pred_index) = gt.index, pred.index
+    pairs = gt_index[gt_run - 1] * len(pred_ids) + pred_index[pred_run - 1]
+    return _sum_pairs(pairs, lengths, gt_ids, pred_ids)
 
 
-def _count(gt_ids: np.ndarray, pred_ids: np.ndarray, weights: np.ndarray | None) -> Overlaps:
-    """Sum the weights (or count, if None) of equal pairs."""
-    keys = gt_ids.astype(np.int64) * MAX_ID + pred_ids
-    if weights is None:
-        pairs, pixels = np.unique(keys, return_counts=True)
+def _sum_pairs(
+    pairs: np.ndarray, lengths: np.ndarray, gt_ids: np.ndarray, pred_ids: np.ndarray
+) -> Overlaps:
+    """Add up the lengths of equal pairs, which are numbered row by row."""
+    number = len(gt_ids) * len(pred_ids)
+    if number <= _MAX_TABLE:
+        pixels = np.bincount(pairs, lengths, number)  # float64, exact below 2^53
+        found = np.flatnonzero(pixels)
+        pixels = pixels[found]
     else:
-        order = np.argsort(keys, kind="stable")
-        keys = keys[order]
-        first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
-        pairs, pixels = keys[first], np.add.reduceat(weights[order], first)
+        found, inverse = np.unique(pairs, return_inverse=True)
+        pixels = np.bincount(inverse, lengths)
+        found, pixels = found[pixels > 0], pixels[pixels > 0]
+    return Overlaps(
+        gt_ids[found // len(pred_ids)], pred_ids[found % len(pred_ids)], pixels.astype(np.int64)
+    )
+
+
+def _count_pixels(gt_ids: np.ndarray, pred_ids: np.ndarray) -> Overlaps:
+    """Count equal pairs of ids in two flat maps."""
+    pairs, pixels = np.unique(gt_ids.astype(np.int64) * MAX_ID + pred_ids, return_counts=True)
     return Overlaps(pairs // MAX_ID, pairs % MAX_ID, pixels.astype(np.int64))

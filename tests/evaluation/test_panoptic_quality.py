@@ -272,6 +272,15 @@ def test_runs_count_what_pixels_count(seed: int, num_ids: int, noisy: bool):
     assert (found.pixels == pixels).all()
 
 
+def test_tables_and_sorting_count_alike(monkeypatch):
+    rng = np.random.default_rng(0)
+    runs = [runs_from_ids(np.repeat(rng.integers(0, 9, (40, 4)), 20, 1)) for _ in range(2)]
+    table = overlaps(*runs)
+    monkeypatch.setattr("panoptic_ext.evaluation.label_runs._MAX_TABLE", 0)
+    for name in ("gt_ids", "pred_ids", "pixels"):
+        assert (getattr(table, name) == getattr(overlaps(*runs), name)).all()
+
+
 def test_runs_of_large_maps_cross_blocks():
     rng = np.random.default_rng(0)
     ids = np.repeat(rng.integers(0, 9, (700, 100)), 10, 1).astype(np.int32)

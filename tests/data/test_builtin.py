@@ -9,7 +9,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from panoptic_ext.data import get_records, num_classes, thing_ids
+from panoptic_ext.data import get_metadata, get_records, num_classes, thing_ids
 from panoptic_ext.data.datasets.builtin import BUILTIN, register_builtin
 from panoptic_ext.data.id_map import write_id_map
 from panoptic_ext.errors import DatasetError
@@ -140,3 +140,18 @@ def test_missing_data_says_where_to_put_it(tmp_path: Path, monkeypatch: pytest.M
         get_records("ade20k_panoptic_train")
     assert str(tmp_path / "ADEChallengeData2016/ade20k_panoptic_train.json") in str(error.value)
     assert "Put the data" in str(error.value)
+
+
+def test_names_of_an_installed_mask2former_wait_for_their_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mask2former").mkdir()
+    (tmp_path / "mask2former" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [n for n in DatasetCatalog if n.startswith(("ade20k_pan", "coco_pan"))]:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    register_builtin(at_import=True)
+    assert "coco_panoptic_val" in DatasetCatalog
+    assert "ade20k_panoptic_val" not in DatasetCatalog
+    assert get_metadata("ade20k_panoptic_val").evaluator_type == "ade20k_panoptic_seg"

@@ -7,6 +7,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
+from panoptic_ext.data.datasets.builtin import register_builtin
 from panoptic_ext.errors import DatasetError, nearest
 
 __all__ = [
@@ -71,6 +72,8 @@ def filter_empty(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _check_registered(name: str) -> None:
+    if name not in DatasetCatalog:
+        register_builtin()  # those that were left to Mask2Former at import
     if name not in DatasetCatalog:
         names = list(DatasetCatalog)
         raise DatasetError(

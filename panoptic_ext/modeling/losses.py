@@ -111,8 +111,9 @@ def _softplus_sum(logits: Tensor, inside: Tensor) -> Tensor:
     Returns:
         (Q, 1) float32.
     """
-    likelier = torch.maximum(inside, 1 - inside)
-    likelier = F.pad(likelier, (0, -likelier.shape[1] % 16), value=1.0)
+    likelier = (inside - 0.5).abs_().add_(0.5)
+    if likelier.shape[1] % 16:
+        likelier = F.pad(likelier, (0, -likelier.shape[1] % 16), value=1.0)
     logs = likelier.view(len(logits), 16, -1).prod(1).log()
     return (logits.relu().sum(1) - logs.sum(1))[:, None]
 

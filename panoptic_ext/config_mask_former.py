@@ -75,6 +75,8 @@ def _add_pixel_decoder_keys(keys: CN) -> None:
     keys.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4  # samples of a head in a level
     keys.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 8
     keys.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD = 1024
+    # Who computes deformable attention: "auto" (by device), "reference", "cpu" or "triton".
+    keys.DEFORMABLE_TRANSFORMER_ENCODER_BACKEND = "auto"
 
 
 def _swin_keys() -> CN:

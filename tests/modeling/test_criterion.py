@@ -127,3 +127,27 @@ def test_autocast_keeps_the_losses_in_float32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = make_criterion()(half, [make_target(2)])
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
+
+
+def test_num_masks_is_the_workers_average(monkeypatch):
+    """Two workers, the other one with five targets."""
+    criterion, outputs, targets = make_criterion(), make_outputs(1, aux=0), [make_target(3)]
+    torch.manual_seed(0)
+    alone = criterion(outputs, targets)
+    monkeypatch.setattr(criterion_module.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda count: count.add_(5))
+    torch.manual_seed(0)
+    together = criterion(outputs, targets)
+    assert together["loss_ce"].item() == alone["loss_ce"].item()
+    for name in ("loss_mask", "loss_dice"):
+        assert together[name].item() == pytest.approx(alone[name].item() * 3 / 4, rel=1e-5)
+
+
+def test_hundreds_of_objects_and_a_single_pixel():
+    id_map = torch.arange(1, 376, dtype=torch.int32).reshape(15, 25)
+    many = MaskTargets(torch.zeros(375, dtype=torch.int64), id_map)
+    losses = make_criterion()(make_outputs(1, queries=400), [many])
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    one = MaskTargets(torch.tensor([1]), torch.ones(1, 1, dtype=torch.int32))
+    losses = make_criterion()(make_outputs(1), [one])
+    assert all(torch.isfinite(loss) for loss in losses.values())

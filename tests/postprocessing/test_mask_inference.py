@@ -12,7 +12,9 @@ from panoptic_ext.postprocessing import (
     instance_inference,
     panoptic_inference,
     semantic_inference,
+    tiled_resize,
 )
+from panoptic_ext.postprocessing.mask_inference import _tile_winners, _winners
 from panoptic_ext.postprocessing.tiled_resize import TiledResize
 
 from ..mask2former_reference import needs_reference, reference_arrays, reference_json
@@ -207,8 +209,6 @@ def test_skipped_tiles_change_nothing(queries):
 
 
 def test_every_tile_size_gives_the_same(monkeypatch):
-    from panoptic_ext.postprocessing import tiled_resize
-
     mask_cls, mask_pred = make_case(12, 5, (40, 40), seed=3)
     arguments = dict(
         **sizes_of((40, 40), output=(150, 131)), thing_ids=THINGS, object_mask_threshold=0.0,
@@ -271,3 +271,42 @@ def test_inputs_stay_as_they_are():
     semantic_inference(mask_cls, mask_pred, **sizes)
     instance_inference(mask_cls, mask_pred, **sizes, top_k=5)
     assert torch.equal(mask_cls, copies[0]) and torch.equal(mask_pred, copies[1])
+
+
+def test_looking_at_every_query_changes_nothing():
+    """The way of CUDA, where no query is left out of a tile."""
+    masks = blobs(12, (96, 80))
+    resize = TiledResize(
+        masks, image_size=(381, 311), padded_size=(384, 320), output_size=(200, 333)
+    )
+    scores = torch.rand(12, generator=torch.Generator().manual_seed(0))
+    codes, originals = _winners(resize, scores)
+    every, every_original = torch.empty_like(codes), torch.zeros_like(originals)
+    for tile in resize:
+        every[tile.where] = _tile_winners(resize, tile, scores, None, every_original)
+    assert torch.equal(codes, every)
+    assert torch.equal(originals, every_original)
+
+
+@pytest.mark.parametrize("queries", [1, 80, 300])
+def test_a_tile_of_all_queries_stays_small(queries):
+    masks = torch.zeros(1, 256, 256).expand(queries, -1, -1)
+    sizes = sizes_of((256, 256), output=(2048, 2048))
+    resize = TiledResize(masks, **sizes)
+    values = [tile.size[0] * tile.size[1] * queries for tile in resize]
+    assert max(values) <= 2**19
+    assert sum(values) == 2048 * 2048 * queries
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_the_same_map():
+    mask_cls, mask_pred = make_case(30, 5, (64, 64), seed=1)
+    arguments = dict(
+        **sizes_of((64, 64), pad=(3, 5), output=(300, 211)), thing_ids=THINGS,
+        object_mask_threshold=0.0, overlap_threshold=0.3,
+    )  # fmt: skip
+    expected, segments = panoptic_inference(mask_cls, mask_pred, **arguments)
+    found, found_segments = panoptic_inference(mask_cls.cuda(), mask_pred.cuda(), **arguments)
+    assert (found.cpu() != expected).sum() <= 3
+    assert plain_segments(found_segments) == plain_segments(segments)

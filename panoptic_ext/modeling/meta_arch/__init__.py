@@ -1,3 +1,5 @@
+from .mask_former import PanopticExtMaskFormer
+from .mask_former_head import PanopticExtMaskFormerHead
 from .panoptic_fpn import UnifiedPanopticFPN
 
-__all__ = ["UnifiedPanopticFPN"]
+__all__ = ["PanopticExtMaskFormer", "PanopticExtMaskFormerHead", "UnifiedPanopticFPN"]

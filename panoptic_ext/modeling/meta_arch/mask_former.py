@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...postprocessing import instance_inference, panoptic_inference, semantic_inference
+from ..backbone.folded_norm import fold_norms
 from ..criterion import SetCriterion
 from ..matcher import HungarianMatcher
 from .mask_targets import TASKS, build_mask_targets
@@ -114,7 +115,7 @@ class PanopticExtMaskFormer(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
-        backbone = build_backbone(cfg)
+        backbone = fold_norms(build_backbone(cfg))
         keys = cfg.MODEL.MASK_FORMER
         divisibility = keys.SIZE_DIVISIBILITY
         return {

@@ -186,7 +186,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         )
         value = self.input_proj[level](features).flatten(2).transpose(1, 2)
         value = value + self.level_embed.weight[level]
-        return value + position.flatten(-2).reshape(1, value.shape[-1], -1).mT, value
+        return value + position.flatten(2).mT, value
 
     def _predict(self, x: Tensor, mask_features: Tensor) -> dict[str, Tensor]:
         x = self.decoder_norm(x)

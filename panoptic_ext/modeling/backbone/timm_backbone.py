@@ -1,0 +1,152 @@
+"""Any backbone of timm (PyTorch Image Models) that gives feature maps, by its name."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling.backbone import Backbone
+from torch import Tensor
+
+from ...errors import ConfigError, nearest
+
+__all__ = ["TimmBackbone", "build_timm_backbone"]
+
+
+class TimmBackbone(Backbone):
+    """Features of a timm model, named by stride: `res2` is stride 4, `res5` stride 32.
+
+    In the state dict the model's own names follow `net.`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        pretrained: bool = False,
+        out_features: list[str] | None = None,
+        out_indices: list[int] | None = None,
+    ) -> None:
+        """Args:
+        name: of a timm model.
+        pretrained: fetch timm's weights.
+        out_features: names of the features wanted, by stride; None or empty: those of the
+            indices, or all from stride 4.
+        out_indices: which of the model's feature maps; None or empty: found from `out_features`.
+
+        Raises:
+            ConfigError: timm is missing; it has no such model; the model gives no feature maps, or
+                not those wanted; its weights cannot be had.
+        """
+        super().__init__()
+        timm = _import_timm(name)
+        strides = _strides(timm, name)
+        wanted = _chosen(name, strides, out_features or [], out_indices or [])
+        self.net = _create(timm, name, pretrained=pretrained, out_indices=list(wanted.values()))
+        self.channels_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
+        self._out_features = list(wanted)
+        channels, reductions = self.net.feature_info.channels(), self.net.feature_info.reduction()
+        self._out_feature_channels = dict(zip(wanted, channels, strict=True))
+        self._out_feature_strides = dict(zip(wanted, reductions, strict=True))
+
+    @property
+    def size_divisibility(self) -> int:
+        """The coarsest stride."""
+        return max(self._out_feature_strides.values())
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of each output."""
+        return {
+            name: ShapeSpec(
+                channels=self._out_feature_channels[name], stride=self._out_feature_strides[name]
+            )
+            for name in self._out_features
+        }
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Images (B, 3, h, w) -> features by name, (B, C, h / stride, w / stride)."""
+        maps = self.net(x)
+        if self.channels_last:
+            maps = [m.permute(0, 3, 1, 2).contiguous() for m in maps]
+        return dict(zip(self._out_features, maps, strict=True))
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg: Any, input_shape: ShapeSpec) -> TimmBackbone:
+    """The timm model that MODEL.TIMM names."""
+    keys = cfg.MODEL.TIMM
+    if not keys.NAME:
+        raise ConfigError(
+            "MODEL.BACKBONE.NAME is build_timm_backbone, but MODEL.TIMM.NAME is empty; give a timm "
+            "model, such as 'resnet50' or 'convnext_tiny'"
+        )
+    return TimmBackbone(
+        keys.NAME,
+        pretrained=keys.PRETRAINED,
+        out_features=list(keys.OUT_FEATURES),
+        out_indices=list(keys.OUT_INDICES),
+    )
+
+
+def _import_timm(name: str) -> ModuleType:
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError(
+            f"backbone {name!r} needs timm, which cannot be imported ({error}); pip install timm"
+        ) from error
+    if not timm.is_model(name):
+        raise ConfigError(
+            f"timm {timm.__version__} has no model {name!r}{nearest(name, timm.list_models())}; "
+            "timm.list_models() lists them"
+        )
+    return timm
+
+
+def _create(timm: ModuleType, name: str, **arguments: Any) -> Any:
+    pretrained = arguments.get("pretrained", False)
+    try:
+        return timm.create_model(name, features_only=True, **arguments)
+    except (RuntimeError, AttributeError, AssertionError, TypeError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        hint = (
+            "MODEL.TIMM.PRETRAINED needs weights that exist and a network; set it to False and "
+            "give MODEL.WEIGHTS instead"
+            if pretrained
+            else "take a model with feature maps, such as a ResNet, ConvNeXt or Swin"
+        )
+        raise ConfigError(f"timm cannot make {name!r} a backbone: {reason}; {hint}") from error
+
+
+def _strides(timm: ModuleType, name: str) -> list[int]:
+    """Stride of each feature map of the model, without memory for its weights."""
+    with torch.device("meta"):
+        return list(_create(timm, name).feature_info.reduction())
+
+
+def _chosen(
+    name: str, strides: list[int], out_features: list[str], out_indices: list[int]
+) -> dict[str, int]:
+    """Name -> index of each feature map wanted, fine to coarse."""
+    for index in out_indices:
+        if not 0 <= index < len(strides):
+            raise ConfigError(
+                f"MODEL.TIMM.OUT_INDICES has {index}, but {name!r} has feature maps 0 to "
+                f"{len(strides) - 1}, at strides {strides}"
+            )
+    by_name: dict[str, int] = {}
+    for index in sorted(out_indices) or range(len(strides)):
+        if strides[index] & (strides[index] - 1) == 0:
+            # Of several maps at one stride the last has seen most of the network.
+            by_name[f"res{strides[index].bit_length() - 1}"] = index
+    wanted = out_features or [n for n in by_name if out_indices or strides[by_name[n]] >= 4]
+    for feature in wanted:
+        if feature not in by_name:
+            raise ConfigError(
+                f"MODEL.TIMM.OUT_FEATURES has {feature!r}, but {name!r} gives strides {strides}, "
+                f"that is {', '.join(by_name) or 'no power of two'}{nearest(feature, by_name)}"
+            )
+    return {feature: by_name[feature] for feature in sorted(wanted, key=by_name.__getitem__)}

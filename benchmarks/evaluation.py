@@ -302,10 +302,11 @@ def main() -> None:
     torch.set_num_threads(1)
     import PIL
 
+    numbers = " and ".join(str(max(1, round(args.share * s[3]))) for s in SIZES.values())
     print(
         f"{os.cpu_count()} CPU cores ({platform.machine()}), Python {platform.python_version()},"
         f" numpy {np.__version__}, torch {torch.__version__}, Pillow {PIL.__version__}; medians of"
-        f" {args.rounds} rounds of {' and '.join(str(max(1, round(args.share * s[3]))) for s in SIZES.values())} images.\n"
+        f" {args.rounds} rounds of {numbers} images.\n"
     )
     print("| size | route | ms an image | PNG route by it | CPU ms | PNG route by it |")
     print("|---|---|---:|---:|---:|---:|")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +15,9 @@ from torch import Tensor
 from ...errors import ConfigError, nearest
 
 __all__ = ["TimmBackbone", "build_timm_backbone"]
+
+# What timm raises for models that cannot give feature maps, or weights that cannot be had.
+_REFUSALS = (RuntimeError, AttributeError, AssertionError, TypeError, ValueError, OSError)
 
 
 class TimmBackbone(Backbone):
@@ -43,9 +47,11 @@ class TimmBackbone(Backbone):
         """
         super().__init__()
         timm = _import_timm(name)
-        strides = _strides(timm, name)
+        strides, any_size = _look_at(timm, name)
         wanted = _chosen(name, strides, out_features or [], out_indices or [])
-        self.net = _create(timm, name, pretrained=pretrained, out_indices=list(wanted.values()))
+        self.net = _create(
+            timm, name, pretrained=pretrained, out_indices=list(wanted.values()), **any_size
+        )
         self.channels_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
         self._out_features = list(wanted)
         channels, reductions = self.net.feature_info.channels(), self.net.feature_info.reduction()
@@ -110,7 +116,7 @@ def _create(timm: ModuleType, name: str, **arguments: Any) -> Any:
     pretrained = arguments.get("pretrained", False)
     try:
         return timm.create_model(name, features_only=True, **arguments)
-    except (RuntimeError, AttributeError, AssertionError, TypeError, ValueError, OSError) as error:
+    except _REFUSALS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         hint = (
             "MODEL.TIMM.PRETRAINED needs weights that exist and a network; set it to False and "
@@ -121,10 +127,19 @@ def _create(timm: ModuleType, name: str, **arguments: Any) -> Any:
         raise ConfigError(f"timm cannot make {name!r} a backbone: {reason}; {hint}") from error
 
 
-def _strides(timm: ModuleType, name: str) -> list[int]:
-    """Stride of each feature map of the model, without memory for its weights."""
+def _look_at(timm: ModuleType, name: str) -> tuple[list[int], dict[str, bool]]:
+    """Stride of each feature map, and the arguments with which the model takes any image size.
+
+    Looks at a model without memory for its weights.
+    """
     with torch.device("meta"):
-        return list(_create(timm, name).feature_info.reduction())
+        for any_size in ({"strict_img_size": False}, {"dynamic_img_size": True}):
+            # Only families whose size is fixed have such an argument; the plain call below
+            # reports what else is wrong.
+            with suppress(*_REFUSALS):
+                net = timm.create_model(name, features_only=True, **any_size)
+                return list(net.feature_info.reduction()), any_size
+        return list(_create(timm, name).feature_info.reduction()), {}
 
 
 def _chosen(

@@ -54,6 +54,12 @@ def test_maps_with_channels_last_are_turned():
         torch.testing.assert_close(found[name], x)
 
 
+def test_a_model_made_for_one_size_takes_others():
+    pytest.importorskip("timm")
+    backbone = TimmBackbone("vit_tiny_patch16_224", out_features=["res4"])
+    check_outputs(backbone, {"res4": (192, 16)})
+
+
 class _ChannelsLast(torch.nn.Module):
     def __init__(self, net):
         super().__init__()
@@ -89,6 +95,7 @@ def test_gradient_reaches_every_parameter():
         ("", {}, "MODEL.TIMM.NAME is empty"),
         ("resnet_10t", {}, "did you mean 'resnet10t'"),
         ("resnet10t", {"OUT_FEATURES": ["res6"]}, r"'res6', but 'resnet10t' gives strides \[2, 4"),
+        ("mixer_s32_224", {}, "cannot make 'mixer_s32_224' a backbone.*take a model with feature"),
         ("resnet10t", {"OUT_INDICES": [7]}, "has feature maps 0 to 4"),
     ],
 )

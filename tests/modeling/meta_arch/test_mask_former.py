@@ -24,7 +24,7 @@ TINY = {
     "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(IS_THING),
-    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 64,
     "MODEL.SEM_SEG_HEAD.MASK_DIM": 32,
     "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 1,
     "MODEL.MASK_FORMER.HIDDEN_DIM": 32,
@@ -242,7 +242,7 @@ def test_training_in_bfloat16(model):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = model([mapped(), mapped(seed=1)])
     sum(losses.values()).backward()
-    assert all(math.isfinite(float(loss)) for loss in losses.values())
+    assert all(math.isfinite(loss.item()) for loss in losses.values())
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 

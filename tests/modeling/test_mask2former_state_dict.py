@@ -1,0 +1,95 @@
+"""Key by key: the state dict of the published COCO R50 model as the spec lists it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+
+from panoptic_ext import add_panoptic_ext_config
+from panoptic_ext.modeling import resolve_published_names
+
+PUBLISHED = Path(__file__).with_name("published_yaml") / "coco_panoptic_R50.yaml"
+NAME = "fake_coco_of_133_classes"
+
+
+def affine(name, *shape):
+    """A weight of that shape and its bias."""
+    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+
+
+def pixel_decoder():
+    names = {"transformer.level_embed": (3, 256)}
+    for i, channels in enumerate((2048, 1024, 512)):
+        names |= affine(f"input_proj.{i}.0", 256, channels, 1, 1) | affine(f"input_proj.{i}.1", 256)
+    for i in range(6):
+        layer = f"transformer.encoder.layers.{i}"
+        names |= affine(f"{layer}.self_attn.sampling_offsets", 192, 256)
+        names |= affine(f"{layer}.self_attn.attention_weights", 96, 256)
+        names |= affine(f"{layer}.self_attn.value_proj", 256, 256)
+        names |= affine(f"{layer}.self_attn.output_proj", 256, 256)
+        names |= affine(f"{layer}.norm1", 256) | affine(f"{layer}.norm2", 256)
+        names |= affine(f"{layer}.linear1", 1024, 256) | affine(f"{layer}.linear2", 256, 1024)
+    names |= {"adapter_1.weight": (256, 256, 1, 1), "layer_1.weight": (256, 256, 3, 3)}
+    names |= affine("adapter_1.norm", 256) | affine("layer_1.norm", 256)
+    return names | affine("mask_features", 256, 256, 1, 1)
+
+
+def predictor():
+    names = affine("decoder_norm", 256) | affine("class_embed", 134, 256)
+    names |= {"query_feat.weight": (100, 256), "query_embed.weight": (100, 256)}
+    names |= {"level_embed.weight": (3, 256)}
+    for i in range(3):
+        names |= affine(f"mask_embed.layers.{i}", 256, 256)
+    for i in range(9):
+        for kind, attention in (("self", "self_attn"), ("cross", "multihead_attn")):
+            layer = f"transformer_{kind}_attention_layers.{i}"
+            names[f"{layer}.{attention}.in_proj_weight"] = (768, 256)
+            names[f"{layer}.{attention}.in_proj_bias"] = (768,)
+            names |= affine(f"{layer}.{attention}.out_proj", 256, 256)
+            names |= affine(f"{layer}.norm", 256)
+        layer = f"transformer_ffn_layers.{i}"
+        names |= affine(f"{layer}.linear1", 2048, 256) | affine(f"{layer}.linear2", 256, 2048)
+        names |= affine(f"{layer}.norm", 256)
+    return names
+
+
+def head():
+    parts = {"pixel_decoder": pixel_decoder(), "predictor": predictor()}
+    names = {f"sem_seg_head.{p}.{n}": shape for p, ns in parts.items() for n, shape in ns.items()}
+    return names | {"criterion.empty_weight": (134,)}
+
+
+@pytest.fixture(scope="module")
+def model():
+    MetadataCatalog.get(NAME).set(isthing=(True,) * 80 + (False,) * 53)
+    cfg = get_cfg()
+    add_panoptic_ext_config(cfg)
+    cfg.merge_from_file(str(PUBLISHED))
+    cfg.MODEL.DEVICE = "cpu"
+    resolve_published_names(cfg)
+    cfg.DATASETS.TRAIN = (NAME,)
+    yield build_model(cfg)
+    MetadataCatalog.remove(NAME)
+
+
+def test_key_for_key(model):
+    found = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    backbone = {name for name in found if name.startswith("backbone.")}
+    assert {name: found[name] for name in found if name not in backbone} == head()
+    assert backbone == {f"backbone.{n}" for n in model.backbone.state_dict()}
+    assert len(found) == 558
+    assert len(pixel_decoder()) == 117 and len(predictor()) == 175
+
+
+def test_numbers_of_parameters_in_millions(model):
+    def millions(module):
+        return round(sum(p.numel() for p in module.parameters()) / 1e6, 2)
+
+    assert millions(model) == 43.98
+    assert millions(model.backbone) == 23.45
+    assert millions(model.sem_seg_head.pixel_decoder) == 6.04
+    assert millions(model.sem_seg_head.predictor) == 14.49

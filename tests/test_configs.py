@@ -30,6 +30,15 @@ FOLDERS = [f"ADEChallengeData2016/{f}" for f in ("images/training", "images/vali
 FOLDERS += [f"ADEChallengeData2016/ade20k_panoptic_{s}" for s in ("train", "val")]
 FOLDERS += [f"mapillary_vistas/{s}/images" for s in ("training", "validation")]
 FOLDERS += [f"{d}/{f}" for d in ("facade", "nuclei") for f in ("images", "panoptic")]
+CLASSES = {
+    "coco": (133, 80),
+    "cityscapes": (19, 8),
+    "ade20k": (150, 100),
+    "mapillary_vistas": (65, 37),
+    "facade": (10, 5),
+    "nuclei": (2, 1),
+    "shapes": (7, 4),
+}
 
 
 def relative(path: Path) -> str:

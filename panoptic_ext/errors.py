@@ -1,4 +1,4 @@
-"""Errors of panoptic_ext: each message says what was found, what was expected and how to mend it."""
+"""Errors of panoptic_ext: what was found, what was expected and how to mend it."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Sequence
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from ..errors import DatasetError, NonFiniteLossError
@@ -61,6 +60,8 @@ class HungarianMatcher(nn.Module):
             DatasetError: a label is outside the classes; names the image.
             NonFiniteLossError: a cost is NaN or infinite; names the term.
         """
+        from scipy.optimize import linear_sum_assignment  # importing it changes warning filters
+
         num_queries, num_logits = outputs[0]["pred_logits"].shape[1:]
         with torch.autocast(outputs[0]["pred_masks"].device.type, enabled=False):
             costs = self._costs(outputs, targets)

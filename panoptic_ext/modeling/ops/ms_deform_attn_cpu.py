@@ -26,11 +26,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-try:
-    from scipy import sparse
-except ImportError:  # the value gradient then takes the slower index_add_
-    sparse = None
-
 __all__ = ["ms_deform_attn_cpu"]
 
 Shapes = tuple[tuple[int, int], ...]
@@ -338,10 +333,21 @@ def _silence_beta_notice() -> None:
         torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1), check_invariants=False)
 
 
+@cache
+def _scipy_sparse() -> Any:
+    """scipy.sparse, imported on first use; None where it is missing (index_add_ is slower)."""
+    try:
+        from scipy import sparse
+    except ImportError:
+        return None
+    return sparse
+
+
 def _transposed_product(corners: _Corners, grad: Tensor, table: Tensor) -> Tensor:
     """Gradient (S, D) of one head's values from all corners kept for the queries of `grad`."""
     count = grad.shape[0]
     rows, weights = corners.rows[:count].view(-1), corners.weights[:count].view(-1)
+    sparse = _scipy_sparse()
     if sparse is None:
         return _scattered_sum(rows, weights, grad, table)
     matrix = sparse.csr_matrix(

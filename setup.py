@@ -41,6 +41,7 @@ EXTRAS = {
         "pytest-xdist>=3.5",
         "ruff==0.17.5",
         "torchmetrics>=1.4",
+        "transformers>=4.40",
     ],
 }
 EXTRAS["all"] = sorted({item for extra in EXTRAS.values() for item in extra})

@@ -79,7 +79,7 @@ def test_the_box_head_is_trained_on_thing_indices_and_the_input_is_left_alone(mo
 def test_all_void_and_empty_images_give_finite_losses(model, num):
     inputs = [fake_input(num=0, void=True), fake_input(num=num, void=True)]
     losses = losses_of(model, inputs)
-    assert all(math.isfinite(v) for v in losses.values())
+    assert all(math.isfinite(v.detach()) for v in losses.values())
     assert float(losses["loss_sem_seg"]) == 0
 
 
@@ -167,6 +167,19 @@ def test_wrong_number_of_thing_classes_is_an_error_that_names_the_key(model):
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 80
     with pytest.raises(ConfigError, match=r"ROI_HEADS.NUM_CLASSES is 80.*has 3 thing classes"):
         build_model(cfg)
+
+
+def test_a_data_set_of_stuff_alone_is_an_error():
+    fake_metadata("fake_stuff_panoptic", (False, False))
+    cfg = tiny_cfg()
+    cfg.DATASETS.TRAIN = ("fake_stuff_panoptic",)
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 2
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1
+    try:
+        with pytest.raises(ConfigError, match="stuff classes only"):
+            build_model(cfg)
+    finally:
+        MetadataCatalog.remove("fake_stuff_panoptic")
 
 
 def test_a_data_set_without_isthing_is_an_error_that_says_how_to_register_it():

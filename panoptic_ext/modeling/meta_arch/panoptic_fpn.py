@@ -65,9 +65,15 @@ class UnifiedPanopticFPN(PanopticFPN):
         **kwargs: as `detectron2.modeling.PanopticFPN`.
 
         Raises:
-            ConfigError: the RoI heads have another number of classes than there are things.
+            ConfigError: there are no things, or the RoI heads have another number of classes.
         """
         super().__init__(**kwargs)
+        if not thing_ids:
+            raise ConfigError(
+                "the data set has stuff classes only, and Panoptic FPN needs a thing to detect; "
+                "use a model of Detectron2's SemanticSegmentor, or mark things in the JSON "
+                "(isthing 1)"
+            )
         heads = getattr(self.roi_heads, "num_classes", len(thing_ids))
         if heads != len(thing_ids):
             raise ConfigError(
@@ -81,7 +87,7 @@ class UnifiedPanopticFPN(PanopticFPN):
         stuff_label = torch.arange(1, num_classes + 1)
         stuff_label[things] = 0
         self.register_buffer("thing_ids", things, persistent=False)
-        self.register_buffer("thing_index", thing_index, persistent=False)
+        self.thing_index = thing_index  # on the CPU, where ground truth comes from
         self.register_buffer("stuff_label", stuff_label, persistent=False)
 
     @classmethod

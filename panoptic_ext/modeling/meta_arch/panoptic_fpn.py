@@ -26,6 +26,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from ...errors import ConfigError
+from ..backbone.folded_norm import fold_norms
 
 __all__ = ["UnifiedPanopticFPN", "thing_ids_of_dataset"]
 
@@ -93,6 +94,7 @@ class UnifiedPanopticFPN(PanopticFPN):
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
         ret = super().from_config(cfg)
+        fold_norms(ret["backbone"])
         ret["thing_ids"] = thing_ids_of_dataset(cfg)
         ret["num_classes"] = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         return ret

@@ -33,7 +33,7 @@ $(STAMP): setup.py tools/install.sh tools/install_detectron2.py $(wildcard tools
 	@tools/install.sh $(VENV)
 	@echo $(CURDIR) >$@
 
-demo: $(STAMP) ## train on generated shapes, evaluate, draw (about 10 minutes on 2 cores)
+demo: $(STAMP) ## train on generated shapes, evaluate, draw (about 8 minutes on 2 cores)
 	@$(VENV_PYTHON) tools/demo.py --output $(DEMO)
 
 test: $(STAMP) ## lint, types and all tests, the slow ones too

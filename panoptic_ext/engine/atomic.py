@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import glob
 import os
+import re
 from collections.abc import Callable
 from typing import BinaryIO
 
 __all__ = ["remove_leftovers", "write_atomic"]
 
 _SUFFIX = ".tmp-"
+_TEMPORARY = re.compile(r".+\.tmp-\d+")
 
 
 def write_atomic(path: str, write: Callable[[BinaryIO], object]) -> None:
@@ -37,9 +38,13 @@ def write_atomic(path: str, write: Callable[[BinaryIO], object]) -> None:
 
 
 def remove_leftovers(folder: str) -> None:
-    """Remove temporary files that killed runs left in `folder`."""
-    for path in glob.glob(os.path.join(glob.escape(folder), f"*{_SUFFIX}*")):
-        os.remove(path)
+    """Remove what `write_atomic` of killed runs left in `folder`: files `<name>.tmp-<number>`."""
+    if not os.path.isdir(folder):
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _TEMPORARY.fullmatch(entry.name) and entry.is_file():
+                os.remove(entry.path)
 
 
 def _sync_folder(folder: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from panoptic_ext.engine.atomic import write_atomic
+from panoptic_ext.engine.atomic import remove_leftovers, write_atomic
 from panoptic_ext.engine.checkpoint import Checkpointer
 from panoptic_ext.engine.weights_io import check_hash
 from panoptic_ext.errors import CheckpointError
@@ -97,6 +97,17 @@ def test_kill_while_writing_leaves_the_old_file(
         checkpointer.save("model_0000002", iteration=9)
     assert checkpointer.resume()["iteration"] == 2
     assert not list(tmp_path.glob("*.tmp-*"))
+
+
+def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
+    ours = ["model_final.pth.tmp-12", "config.yaml.tmp-3"]
+    others = ["notes.tmp-old", "table.tmp-", "a.tmp-1.txt", ".tmp-5"]
+    for name in (*ours, *others):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "folder.tmp-7").mkdir()
+    remove_leftovers(str(tmp_path))
+    assert {p.name for p in tmp_path.iterdir()} == {*others, "folder.tmp-7"}
+    remove_leftovers(str(tmp_path / "none"))
 
 
 def test_write_atomic_keeps_the_old_content(tmp_path: Path) -> None:

@@ -80,8 +80,9 @@ def merge_settings(cfg: CN, settings: Sequence[Setting]) -> dict[str, str]:
     Raises:
         ConfigError: unknown key or wrong type.
     """
+    optional = {key for key, value in _all_items(cfg, "") if value is None}
     for setting in settings:
-        _merge_one(cfg, setting)
+        _merge_one(cfg, setting, optional)
     return {setting.key: setting.source for setting in settings}
 
 
@@ -167,7 +168,7 @@ def _flatten(content: dict, prefix: str, path: str, lines: dict[str, str]) -> It
             yield Setting(key, value, lines.get(key, path))
 
 
-def _merge_one(cfg: CN, setting: Setting) -> None:
+def _merge_one(cfg: CN, setting: Setting, optional: set[str]) -> None:
     if setting.key == BASE_KEY:
         raise ConfigError(f"{BASE_KEY} works in files only, found on {setting.source}")
     *parents, leaf = setting.key.split(".")
@@ -191,12 +192,14 @@ def _merge_one(cfg: CN, setting: Setting) -> None:
                 f"{setting.source}: {setting.key} is a block of keys, found {value!r}; "
                 f"give one of its keys, e.g. {setting.key}.{next(iter(node[leaf]), 'NAME')}"
             )
-    else:
+    elif value is not None or setting.key not in optional:
         node[leaf] = _coerce(value, node[leaf], setting)
+    else:
+        node[leaf] = None
 
 
 def _unknown(cfg: CN, node: Any, name: str, setting: Setting) -> str:
-    known = list(_all_keys(cfg, ""))
+    known = [key for key, _ in _all_items(cfg, "")]
     hint = ""
     if isinstance(node, CN):
         prefix = setting.key[: setting.key.rindex(name)] if name in setting.key else ""
@@ -206,11 +209,11 @@ def _unknown(cfg: CN, node: Any, name: str, setting: Setting) -> str:
     return f"{setting.source}: unknown config key {setting.key!r}{hint}"
 
 
-def _all_keys(node: CN, prefix: str) -> Iterator[str]:
+def _all_items(node: CN, prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in node.items():
-        yield f"{prefix}{name}"
+        yield f"{prefix}{name}", value
         if isinstance(value, CN):
-            yield from _all_keys(value, f"{prefix}{name}.")
+            yield from _all_items(value, f"{prefix}{name}.")
 
 
 def _decode(value: Any) -> Any:
@@ -224,8 +227,15 @@ def _decode(value: Any) -> Any:
 
 
 def _coerce(value: Any, default: Any, setting: Setting) -> Any:
-    if type(value) is type(default) or value is None or default is None:
+    if type(value) is type(default) or default is None:
         return value
+    if value is None:
+        empty = {str: "; for none write ''", tuple: "; for none write []"}
+        empty[list] = empty[tuple]
+        raise ConfigError(
+            f"{setting.source}: {setting.key} has no value (None), expected one of type "
+            f"{type(default).__name__}{_example(default)}{empty.get(type(default), '')}"
+        )
     if isinstance(default, float) and type(value) is int:
         return float(value)
     if isinstance(default, tuple) and isinstance(value, list):
@@ -234,10 +244,14 @@ def _coerce(value: Any, default: Any, setting: Setting) -> Any:
         return list(value)
     if isinstance(default, str) and isinstance(setting.value, str):
         return setting.value  # a name that looks like a number
-    example = f" such as {default!r}" if default not in ("", (), []) else ""
+    example = _example(default)
     if isinstance(default, (tuple, list)):
         example += f"; for a single entry write [{value!r}]"
     raise ConfigError(
         f"{setting.source}: {setting.key} must be of type {type(default).__name__}{example}, "
         f"found {value!r} ({type(value).__name__})"
     )
+
+
+def _example(default: Any) -> str:
+    return f" such as {default!r}" if default not in ("", (), []) else ""

@@ -73,6 +73,9 @@ def test_circle_and_missing_base(tmp_path: Path) -> None:
         ("SOLVER:\n  MAX_ITER: many\n", r"a\.yaml:2: SOLVER.MAX_ITER must be of type int.*'many'"),
         ("SOLVER: 3\n", r"SOLVER is a block of keys, found 3"),
         ("DATASETS:\n  TRAIN: coco\n", r"of type tuple.*write \['coco'\]"),
+        ("SOLVER:\n  BASE_LR:\n", r"yaml:2: SOLVER.BASE_LR has no value \(None\), .* type float"),
+        ("DATASETS: {TRAIN: null}\n", r"TRAIN has no value .*type tuple; for none write \[\]"),
+        ("MODEL: {DEVICE: None}\n", r"DEVICE has no value .*type str such as 'cuda'"),
         ("SEED: 1\nSEED: 2\n", r"a\.yaml:2: SEED is given twice"),
         ("SEED: [1\n", r"a\.yaml:2: invalid YAML"),
         ("- 1\n", r"holds a list, expected keys"),
@@ -102,6 +105,14 @@ def test_values_are_read_as_detectron2_reads_them(tmp_path: Path) -> None:
     assert cfg.SOLVER.STEPS == (3, 4)
     assert cfg.SOLVER.WEIGHT_DECAY == 1e-4 and cfg.SOLVER.GAMMA == 1e-3
     assert cfg.OUTPUT_DIR == "2024"
+
+
+def test_none_only_where_it_is_the_default() -> None:
+    opts = ("SOLVER.WEIGHT_DECAY_EMBED", "0.1", "SOLVER.WEIGHT_DECAY_EMBED", "None")
+    assert merged(opts=opts).SOLVER.WEIGHT_DECAY_EMBED is None
+    for key in ("SOLVER.MAX_ITER", "MODEL.WEIGHTS", "TEST.EVALUATORS", "SOLVER.AMP.ENABLED"):
+        with pytest.raises(ConfigError, match=rf"command line: {key} has no value"):
+            merged(opts=(key, "None"))
 
 
 def test_new_data_set_block_from_file_and_command_line(tmp_path: Path) -> None:

@@ -19,7 +19,13 @@ from panoptic_ext.engine import distributed
 from panoptic_ext.engine.checkpoint import Checkpointer
 from panoptic_ext.engine.dry_run import dry_run
 from panoptic_ext.engine.run_info import save_run_info
-from panoptic_ext.engine.setup import check_workers, choose_device, load_cfg, prepare_output
+from panoptic_ext.engine.setup import (
+    check_workers,
+    choose_device,
+    load_cfg,
+    prepare_output,
+    set_precision,
+)
 from panoptic_ext.engine.trainer import Trainer
 from panoptic_ext.errors import ConfigError, PanopticExtError
 
@@ -120,6 +126,7 @@ def _work(cfg: CfgNode, args: argparse.Namespace) -> int:
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
     choose_device(cfg)
     check_workers(cfg, comm.get_world_size())
+    set_precision(cfg)
     if cfg.MODEL.DEVICE == "cpu" and args.num_gpus > 1:
         logger.warning("--num-gpus %d is ignored on the CPU", args.num_gpus)
     if comm.is_main_process() and not args.dry_run:

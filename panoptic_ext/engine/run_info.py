@@ -46,7 +46,7 @@ def save_run_info(cfg: CfgNode, output_dir: str) -> None:
             "numpy": numpy.__version__,
             "python": platform.python_version(),
         },
-        "git": git_state(os.path.dirname(os.path.abspath(__file__))),
+        "git": git_state(os.path.abspath(__file__)),
     }
     _write(output_dir, "config.yaml", cfg.dump())
     _write(output_dir, "run_info.json", json.dumps(info, indent=1))
@@ -57,12 +57,14 @@ def save_run_info(cfg: CfgNode, output_dir: str) -> None:
     logger.info("Config, versions and git state are in %s: %s", output_dir, json.dumps(info))
 
 
-def git_state(folder: str) -> dict[str, Any] | None:
-    """Commit of the repository around `folder` and whether files differ from it.
+def git_state(path: str) -> dict[str, Any] | None:
+    """Commit of the repository that tracks the file `path`, and whether files differ from it.
 
     Returns:
-        {"commit": str, "dirty": bool}, or None where there is no repository or no git.
+        {"commit": str, "dirty": bool}, or None where no repository tracks the file (it may be
+        installed within one, in a .venv) or there is no git.
     """
+    folder, name = os.path.split(path)
 
     def git(*args: str) -> str:
         command = ["git", "-C", folder, *args]
@@ -71,6 +73,7 @@ def git_state(folder: str) -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", "--", name)
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from panoptic_ext.engine.yaml_config import merge_settings, read_file, read_opts
 from panoptic_ext.errors import ConfigError, nearest
 from panoptic_ext.modeling.published_names import resolve_published_names
 
-__all__ = ["check_workers", "choose_device", "load_cfg", "prepare_output"]
+__all__ = ["check_workers", "choose_device", "load_cfg", "prepare_output", "set_precision"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,14 +26,15 @@ logger = logging.getLogger(__name__)
 def load_cfg(config_file: str, opts: Sequence[str] = (), *, use_data: bool = True) -> CfgNode:
     """Read, complete and check a config.
 
-    Data sets of the config are registered. For models of panoptic_ext the numbers of classes are
-    taken from the data set where they are left out, and compared with it where they are given.
+    Data sets of the config are registered. The value of void pixels, and for models of
+    panoptic_ext the numbers of classes, are taken from the data set where they are left out, and
+    compared with it where they are given.
 
     Args:
         config_file: YAML file, or "" for defaults.
         opts: KEY VALUE ... pairs, applied last.
-        use_data: False leaves the numbers of classes as given and reads no data set, e.g. to
-            predict with a trained model's `config.yaml` where the data is not.
+        use_data: False leaves classes and void as given and reads no data set, e.g. to predict
+            with a trained model's `config.yaml` where the data is not.
 
     Returns:
         A frozen config.
@@ -61,6 +63,7 @@ def load_cfg(config_file: str, opts: Sequence[str] = (), *, use_data: bool = Tru
         _check_datasets_exist(cfg)
         if _has_unified_classes(cfg):
             _fill_in_classes(cfg, given)
+        _fill_in_void(cfg, given)
     cfg.freeze()
     return cfg
 
@@ -83,7 +86,13 @@ def choose_device(cfg: CfgNode) -> None:
 
 
 def check_workers(cfg: CfgNode, world_size: int) -> None:
-    """Raise ConfigError if the batch cannot be shared by the workers."""
+    """Raise ConfigError if the workers cannot share the batch, or would all take one GPU."""
+    if world_size > 1 and re.fullmatch(r"cuda:\d+", cfg.MODEL.DEVICE):
+        raise ConfigError(
+            f"MODEL.DEVICE = {cfg.MODEL.DEVICE} would put all {world_size} workers on one GPU; set "
+            "it to cuda (each worker takes its own, CUDA_VISIBLE_DEVICES chooses which), or start "
+            "one worker"
+        )
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE or world_size
     if cfg.SOLVER.IMS_PER_BATCH % reference:
         hint = "" if reference == world_size else " (SOLVER.REFERENCE_WORLD_SIZE)"
@@ -91,6 +100,23 @@ def check_workers(cfg: CfgNode, world_size: int) -> None:
             f"SOLVER.IMS_PER_BATCH = {cfg.SOLVER.IMS_PER_BATCH} images cannot be shared evenly by "
             f"{reference} workers{hint}; make it a multiple of {reference}"
         )
+
+
+def set_precision(cfg: CfgNode) -> None:
+    """Set how torch multiplies float32 matrices, by FLOAT32_PRECISION (Detectron2 main has it).
+
+    Raises:
+        ConfigError: an unknown precision.
+    """
+    precision = cfg.get("FLOAT32_PRECISION", "")
+    if not precision:
+        return
+    if precision not in _PRECISIONS:
+        raise ConfigError(
+            f"FLOAT32_PRECISION = {precision!r}, expected '' or one of {', '.join(_PRECISIONS)}"
+        )
+    logger.info("Precision of float32 matrix products: %s", precision)
+    torch.set_float32_matmul_precision(precision)
 
 
 def _set(node: CfgNode, key: str, value: Any) -> None:
@@ -101,6 +127,7 @@ def _set(node: CfgNode, key: str, value: Any) -> None:
         node.freeze()
 
 
+_PRECISIONS = ("highest", "high", "medium")  # of torch.set_float32_matmul_precision
 _LEAST = {
     "SOLVER.IMS_PER_BATCH": 1,
     "SOLVER.MAX_ITER": 1,
@@ -164,7 +191,7 @@ def _has_unified_classes(cfg: CfgNode) -> bool:
 def _fill_in_classes(cfg: CfgNode, given: dict[str, str]) -> None:
     from panoptic_ext.data import check_same_categories, num_classes, thing_ids
 
-    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    names = _all_names(cfg)
     if not names:
         return
     check_same_categories(names)
@@ -182,13 +209,39 @@ def _fill_in_classes(cfg: CfgNode, given: dict[str, str]) -> None:
                 f"{what}; leave the key out (it is taken from the data set) or set it to {value}"
             )
         node.NUM_CLASSES = value
-    ignore = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
-    if 0 <= ignore < classes:
+
+
+def _fill_in_void(cfg: CfgNode, given: dict[str, str]) -> None:
+    """What the mapper writes for void must be what the losses ignore."""
+    from panoptic_ext.data import get_metadata, num_classes
+
+    labels = {name: get_metadata(name).get("ignore_label", 255) for name in _all_names(cfg)}
+    if not labels:
+        return
+    (name, label), *rest = labels.items()
+    for other, other_label in rest:
+        if other_label != label:
+            raise ConfigError(
+                f"void is {label} in data set {name} and {other_label} in {other}; give both the "
+                "same ignore_label (IGNORE_LABEL in DATASETS.PANOPTIC)"
+            )
+    key, node = "MODEL.SEM_SEG_HEAD.IGNORE_VALUE", cfg.MODEL.SEM_SEG_HEAD
+    if key in given and label != node.IGNORE_VALUE:
         raise ConfigError(
-            f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE = {ignore} lies within the {classes} class ids "
-            f"(0 to {classes - 1}) of {names[0]}, so that class would be ignored; set it to "
-            f"{max(255, classes)}"
+            f"{given[key]}: {key} = {node.IGNORE_VALUE}, but void is {label} in data set {name} "
+            f"(its ignore_label, DATASETS.PANOPTIC.{name}.IGNORE_LABEL); leave the key out (it is "
+            f"taken from the data set) or set it to {label}"
         )
+    node.IGNORE_VALUE = label
+    if _has_unified_classes(cfg) and 0 <= label < num_classes(name):
+        raise ConfigError(
+            f"void is {label} in data set {name}, within its {num_classes(name)} class ids, so that"
+            f" class would be ignored; register it with ignore_label={max(255, num_classes(name))}"
+        )
+
+
+def _all_names(cfg: CfgNode) -> list[str]:
+    return [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
 
 
 def prepare_output(folder: str) -> None:

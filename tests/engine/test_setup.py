@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from panoptic_ext.engine.distributed import make_local_group
 from panoptic_ext.engine.run_info import git_state, save_run_info
-from panoptic_ext.engine.setup import check_workers, choose_device, load_cfg, prepare_output
+from panoptic_ext.engine.setup import (
+    check_workers,
+    choose_device,
+    load_cfg,
+    prepare_output,
+    set_precision,
+)
 from panoptic_ext.errors import ConfigError, PanopticExtError
 from tests.engine.tiny import NAME, tiny_cfg
 
@@ -78,7 +86,9 @@ def test_train_and_test_must_agree(opts: list[str], tmp_path: Path) -> None:
     [
         (["DATASETS.TRAIN", "['engine_aa']"], r"'engine_aa', which is not registered; did you mean "
          r"'engine_a'.*DATASETS.PANOPTIC.engine_aa"),
-        (["MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "2"], r"IGNORE_VALUE = 2 lies within the 3 class ids"),
+        (["MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "2"], r"line: MODEL.SEM_SEG_HEAD.IGNORE_VALUE = 2"
+         r", but void is 255 in data set engine_a .*engine_a.IGNORE_LABEL\); leave the key out"),
+        (["FLOAT32_PRECISON", "high"], r"unknown config key"),
         (["SOLVER.IMS_PER_BATCH", "0"], r"SOLVER.IMS_PER_BATCH = 0, expected at least 1"),
         (["SOLVER.BASE_LR", "0.0"], r"BASE_LR"),
         (["SOLVER.CHECKPOINT_PERIOD", "0"], r"CHECKPOINT_PERIOD = 0"),
@@ -89,6 +99,40 @@ def test_train_and_test_must_agree(opts: list[str], tmp_path: Path) -> None:
 def test_what_cannot_work_is_said(opts: list[str], extra: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_cfg("", [*opts, *extra])
+
+
+@pytest.mark.parametrize("arch", ["UnifiedPanopticFPN", "PanopticExtMaskFormer", NAME])
+@pytest.mark.parametrize("label", [65, 300])
+def test_void_comes_from_the_data(opts: list[str], arch: str, label: int) -> None:
+    opts = [*opts, "DATASETS.PANOPTIC.engine_a.IGNORE_LABEL", str(label)]
+    opts += ["MODEL.META_ARCHITECTURE", arch]
+    cfg = load_cfg("", opts)
+    assert label == cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+    load_cfg("", [*opts, "MODEL.SEM_SEG_HEAD.IGNORE_VALUE", str(label)])
+    with pytest.raises(ConfigError, match=rf"IGNORE_VALUE = 255, but void is {label}.*{label}$"):
+        load_cfg("", [*opts, "MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "255"])
+
+
+def test_void_of_train_and_test_must_agree(opts: list[str], tmp_path: Path) -> None:
+    other = opts_of("engine_b", str(tmp_path / "sky-cat-dog.json"))
+    other += ["DATASETS.PANOPTIC.engine_b.IGNORE_LABEL", "65", "DATASETS.TEST", "['engine_b']"]
+    with pytest.raises(ConfigError, match=r"void is 255 in data set engine_a and 65 in engine_b"):
+        load_cfg("", [*opts, *other])
+
+
+def test_void_among_the_classes(opts: list[str]) -> None:
+    MetadataCatalog.get("foreign").set(
+        **dict.fromkeys(("thing_classes", "stuff_classes"), ["a", "b"]),
+        thing_dataset_id_to_contiguous_id={1: 0},
+        stuff_dataset_id_to_contiguous_id={2: 1},
+        ignore_label=1,
+    )
+    DatasetCatalog.register("foreign", lambda: [])
+    foreign = ["DATASETS.TRAIN", "['foreign']", "DATASETS.TEST", "[]"]
+    with pytest.raises(ConfigError, match=r"void is 1 in data set foreign, within its 2 class"):
+        load_cfg("", [*opts[-2:], *foreign])
+    with pytest.raises(PanopticExtError, match=r"ignore_label 2 lies inside the class range"):
+        load_cfg("", [*opts, "DATASETS.PANOPTIC.engine_a.IGNORE_LABEL", "2"])
 
 
 def test_data_is_not_needed_to_predict(opts: list[str], tmp_path: Path) -> None:
@@ -103,6 +147,32 @@ def test_batch_and_workers(tmp_path: Path) -> None:
     check_workers(cfg, 2)
     with pytest.raises(ConfigError, match=r"IMS_PER_BATCH = 4 images .* 3 workers; make it a mult"):
         check_workers(cfg, 3)
+
+
+def test_one_gpu_for_several_workers(tmp_path: Path) -> None:
+    cfg = tiny_cfg(tmp_path, IMS_PER_BATCH=4)
+    cfg.MODEL.DEVICE = "cuda:1"
+    check_workers(cfg, 1)
+    with pytest.raises(ConfigError, match=r"cuda:1 would put all 2 workers on one GPU; set it to"):
+        check_workers(cfg, 2)
+    cfg.MODEL.DEVICE = "cuda"
+    check_workers(cfg, 2)
+
+
+def test_precision_of_detectron2_main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
+    cfg = tiny_cfg(tmp_path)
+    if "FLOAT32_PRECISION" in cfg:
+        del cfg["FLOAT32_PRECISION"]
+    set_precision(cfg)  # v0.6
+    for value in ("", "high"):
+        cfg.FLOAT32_PRECISION = value
+        set_precision(cfg)
+    assert chosen == ["high"]
+    cfg.FLOAT32_PRECISION = "low"
+    with pytest.raises(ConfigError, match=r"FLOAT32_PRECISION = 'low', expected '' or one of high"):
+        set_precision(cfg)
 
 
 def test_cuda_falls_back_with_one_warning(
@@ -148,5 +218,15 @@ def test_local_group_of_detectron2_main(monkeypatch: pytest.MonkeyPatch) -> None
     assert made == [4]
 
 
-def test_git_state_without_a_repository(tmp_path: Path) -> None:
-    assert git_state(str(tmp_path)) is None
+def test_git_state_is_of_the_repository_that_tracks_the_file(tmp_path: Path) -> None:
+    tracked, installed = tmp_path / "tracked.py", tmp_path / ".venv" / "installed.py"
+    installed.parent.mkdir()
+    for path in (tracked, installed):
+        path.write_text("")
+    assert git_state(str(tracked)) is None
+    who = ("-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false")
+    for command in (("init", "-q"), ("add", "tracked.py"), (*who, "commit", "-q", "-m", "one")):
+        subprocess.run(("git", "-C", str(tmp_path), *command), check=True)
+    assert git_state(str(installed)) is None
+    found = git_state(str(tracked))
+    assert found is not None and len(found["commit"]) == 40 and found["dirty"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import logging
 import os
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlparse
@@ -14,6 +16,7 @@ import torch
 import torch.distributed as dist
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
+from fvcore.common.checkpoint import _strip_prefix_if_present
 from torch import nn
 
 from panoptic_ext.engine.atomic import remove_leftovers, write_atomic
@@ -91,6 +94,28 @@ class Checkpointer(DetectionCheckpointer):
         """The checkpoint to resume from: the tagged one, else the newest, else ""."""
         candidates = self._candidates()
         return candidates[0] if candidates else ""
+
+    def set_aside(self) -> str:
+        """Move the checkpoints of an earlier run, and their tag, into a new folder beside them.
+
+        A run that begins anew calls it: else --resume would go on from the earlier one until the
+        new run has its first checkpoint. All workers call it, after they have read what they need.
+
+        Returns:
+            The folder on the worker that moved them, else "".
+        """
+        comm.synchronize()
+        folder = ""
+        if self.save_to_disk and self.has_checkpoint():
+            name = time.strftime("previous-%Y%m%d-%H%M%S")
+            folder = _new_folder(os.path.join(self.save_dir, name))
+            # The tagged file goes last but the tag: after a kill in between, there is still the
+            # whole earlier run to resume, or none.
+            for path in [*reversed(self._candidates()), os.path.join(self.save_dir, _TAG)]:
+                if os.path.isfile(path):
+                    os.replace(path, os.path.join(folder, os.path.basename(path)))
+        comm.synchronize()
+        return folder
 
     def resume(self) -> dict[str, Any]:
         """Load the last readable checkpoint of `save_dir`: model and all checkpointables.
@@ -268,6 +293,11 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: Any) -> Any:
         weights = checkpoint["model"]
+        # Before names and shapes are compared, not as torch loads, which would be too late.
+        _strip_prefix_if_present(weights, "module.")
+        for name, module in self.model.named_modules():
+            if hasattr(module, "rename_old_parameters"):
+                module.rename_old_parameters(weights, f"{name}." if name else "")
         for name in [n for n, v in weights.items() if not hasattr(v, "shape")]:
             self.logger.warning("Ignoring %s of the checkpoint: no tensor", name)
             del weights[name]
@@ -300,6 +330,18 @@ class Checkpointer(DetectionCheckpointer):
                 f"weights do not fit the model. {summary}. First: {first}. Use the config the "
                 "weights were trained with (config.yaml beside them), or other weights"
             )
+
+
+def _new_folder(path: str) -> str:
+    """Make a folder at `path`, or with a number behind it where that is taken."""
+    for number in itertools.count(1):
+        folder = path if number == 1 else f"{path}-{number}"
+        try:
+            os.mkdir(folder)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("not reached")
 
 
 def _split_heuristics(path: str) -> tuple[str, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pickle
@@ -97,6 +98,71 @@ def test_kill_while_writing_leaves_the_old_file(
         checkpointer.save("model_0000002", iteration=9)
     assert checkpointer.resume()["iteration"] == 2
     assert not list(tmp_path.glob("*.tmp-*"))
+
+
+def test_an_earlier_run_is_set_aside(model: nn.Module, tmp_path: Path) -> None:
+    checkpointer = save_two(model, tmp_path)
+    (tmp_path / "model_mine.pth").write_text("not of a run")
+    first = Path(checkpointer.set_aside())
+    assert first.parent == tmp_path and first.name.startswith("previous-")
+    names = {"model_0000001.pth", "model_0000002.pth", "last_checkpoint"}
+    assert {p.name for p in first.iterdir()} == names
+    assert {p.name for p in tmp_path.iterdir()} == {first.name, "model_mine.pth"}
+    assert not checkpointer.has_checkpoint() and checkpointer.set_aside() == ""
+    save_two(model, tmp_path)
+    second = Path(checkpointer.set_aside())
+    assert second != first and {p.name for p in first.iterdir()} == names
+
+
+@pytest.mark.parametrize("moves", range(4))
+def test_kill_while_an_earlier_run_is_set_aside(
+    model: nn.Module, tmp_path: Path, moves: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpointer = save_two(model, tmp_path)
+    replace, done = os.replace, []
+
+    def replace_some(old: str, new: str) -> None:
+        if len(done) == moves:
+            raise KeyboardInterrupt
+        done.append(new)
+        replace(old, new)
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(os, "replace", replace_some)
+        checkpointer.set_aside()
+    assert checkpointer.has_checkpoint() == (moves < 2)
+    assert moves >= 2 or checkpointer.resume()["iteration"] == 2
+
+
+class Renamer(nn.Module):
+    """A part that had other names once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.new = nn.Linear(2, 3)
+
+    @staticmethod
+    def rename_old_parameters(state_dict: dict[str, Any], prefix: str) -> None:
+        for name in ("weight", "bias"):
+            if f"{prefix}old.{name}" in state_dict:
+                state_dict[f"{prefix}new.{name}"] = state_dict.pop(f"{prefix}old.{name}")
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_old_names_with_other_shapes_are_reported(tmp_path: Path, prefix: str) -> None:
+    model = nn.Sequential(OrderedDict(part=Renamer()))
+    state = {f"{prefix}part.old.weight": torch.ones(3, 2), f"{prefix}part.old.bias": torch.ones(3)}
+    torch.save({"model": dict(state)}, tmp_path / "fits.pth")
+    Checkpointer(model).load(str(tmp_path / "fits.pth"), strict=True)
+    assert bool((model.part.new.weight == 1).all())
+    state[f"{prefix}part.old.weight"] = torch.ones(5, 2)
+    torch.save({"model": state}, tmp_path / "other.pth")
+    Checkpointer(model).load(str(tmp_path / "other.pth"))
+    with pytest.raises(
+        CheckpointError,
+        match=r"loaded 1 of 2 .* 1 of other shape.*part.new.weight is \(5, 2\), .* \(3, 2\)",
+    ):
+        Checkpointer(model).load(str(tmp_path / "other.pth"), strict=True)
 
 
 def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:

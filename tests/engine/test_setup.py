@@ -122,7 +122,7 @@ def test_void_of_train_and_test_must_agree(opts: list[str], tmp_path: Path) -> N
 
 def test_void_among_the_classes(opts: list[str]) -> None:
     MetadataCatalog.get("foreign").set(
-        **dict.fromkeys(("thing_classes", "stuff_classes"), ["a", "b"]),
+        **{key: ["a", "b"] for key in ("thing_classes", "stuff_classes")},
         thing_dataset_id_to_contiguous_id={1: 0},
         stuff_dataset_id_to_contiguous_id={2: 1},
         ignore_label=1,

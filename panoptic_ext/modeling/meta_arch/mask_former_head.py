@@ -58,12 +58,19 @@ class PanopticExtMaskFormerHead(nn.Module):
         mask_features, multi_scale_features = self.pixel_decoder(features)
         return self.predictor(multi_scale_features, mask_features, aux=aux)
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        # Old checkpoints keep the pixel decoder's parameters directly in the head. The names tell;
-        # version metadata may be missing or wrong.
+    @staticmethod
+    def rename_old_parameters(state_dict: dict[str, Any], prefix: str) -> None:
+        """Give names that begin with `prefix` in an old checkpoint their new ones, in place.
+
+        Old checkpoints keep the pixel decoder's parameters directly in the head. The names tell;
+        version metadata may be missing or wrong.
+        """
         new = (f"{prefix}pixel_decoder.", f"{prefix}predictor.")
         for name in [n for n in state_dict if n.startswith(prefix) and not n.startswith(new)]:
             state_dict[new[0] + name.removeprefix(prefix)] = state_dict.pop(name)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        self.rename_old_parameters(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -213,10 +213,15 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         weight_init.c2_xavier_fill(projection)
         return projection
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
+    @staticmethod
+    def rename_old_parameters(state_dict: dict[str, Any], prefix: str) -> None:
+        """Give names that begin with `prefix` in an old checkpoint their new ones, in place."""
         old, new = f"{prefix}static_query.weight", f"{prefix}query_feat.weight"
         if old in state_dict and new not in state_dict:
             state_dict[new] = state_dict.pop(old)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        self.rename_old_parameters(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

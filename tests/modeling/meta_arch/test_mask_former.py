@@ -303,6 +303,22 @@ def test_an_old_checkpoint_loads_whole(model, tmp_path):
     assert all(torch.equal(v, weights[n]) for n, v in target.state_dict().items())
 
 
+def test_an_old_checkpoint_of_other_sizes_gets_the_report(model, tmp_path):
+    weights = {
+        n.replace("sem_seg_head.pixel_decoder.", "sem_seg_head."): v
+        for n, v in model.state_dict().items()
+    }
+    weights["sem_seg_head.mask_features.weight"] = torch.zeros(7, 64, 1, 1)
+    weights["sem_seg_head.predictor.static_query.weight"] = torch.zeros(5, 32)
+    del weights["sem_seg_head.predictor.query_feat.weight"]
+    with pytest.raises(
+        CheckpointError,
+        match=r"0 missing, 2 of other shape, 0 unexpected.*pixel_decoder.mask_features.weight is "
+        r"\(7, 64, 1, 1\), the model's is \(32, 64, 1, 1\)",
+    ):
+        Checkpointer(build()).load(saved(tmp_path, {"model": weights}), strict=True)
+
+
 def test_weights_of_another_model_are_refused_with_a_report(model, tmp_path):
     weights = {n: v for n, v in model.state_dict().items() if "predictor" not in n}
     with pytest.raises(CheckpointError, match="missing"):

@@ -17,7 +17,7 @@ from detectron2.utils.events import CommonMetricPrinter, JSONWriter, Tensorboard
 from panoptic_ext.engine.atomic import write_atomic
 from panoptic_ext.errors import NonFiniteLossError
 
-__all__ = ["CheckpointHook", "WriterHook", "trim_metrics"]
+__all__ = ["CheckpointHook", "PreciseBNHook", "WriterHook", "is_precise_bn_wanted", "trim_metrics"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,20 @@ class CheckpointHook(HookBase):
                     f"first is {names[0]}; no checkpoint was written and the last one is untouched."
                     " Lower SOLVER.BASE_LR or enable SOLVER.CLIP_GRADIENTS, and go on with --resume"
                 )
+
+
+class PreciseBNHook(hooks.PreciseBN):
+    """Detectron2's PreciseBN on the same batches every time.
+
+    Its own goes on along the data, which a resumed run could not: there the statistics, and with
+    them the results, would be others than in an uninterrupted run.
+    """
+
+    def update_stats(self) -> None:
+        if not self._disabled:
+            self._data_iter = None
+            self._data_loader.seed = self.trainer.data_loader.seed  # a resumed run's is the first's
+        super().update_stats()
 
 
 class WriterHook(HookBase):

@@ -19,7 +19,12 @@ from torch import nn
 
 from panoptic_ext.engine import evaluate, loader, optimizer
 from panoptic_ext.engine.checkpoint import Checkpointer
-from panoptic_ext.engine.hooks import CheckpointHook, WriterHook, is_precise_bn_wanted
+from panoptic_ext.engine.hooks import (
+    CheckpointHook,
+    PreciseBNHook,
+    WriterHook,
+    is_precise_bn_wanted,
+)
 from panoptic_ext.engine.resume import compare_runs, run_fingerprint
 from panoptic_ext.engine.rng import get_rng_state, set_rng_state
 from panoptic_ext.engine.setup import prepare_output
@@ -70,7 +75,8 @@ class Trainer(DefaultTrainer):
         """Go on from the last checkpoint of OUTPUT_DIR, or start from MODEL.WEIGHTS.
 
         Args:
-            resume: False, or no checkpoint there, starts from MODEL.WEIGHTS at iteration 0.
+            resume: False, or no checkpoint there, starts from MODEL.WEIGHTS at iteration 0;
+                checkpoints of an earlier run are moved into OUTPUT_DIR/previous-<time>.
 
         Raises:
             CheckpointError: nothing readable, or it does not fit.
@@ -83,13 +89,14 @@ class Trainer(DefaultTrainer):
         else:
             if resume:
                 logger.info("No checkpoint in %s; starting from the beginning", self.cfg.OUTPUT_DIR)
-            elif found:
-                logger.warning(
-                    "%s holds checkpoints of an earlier run, which will be overwritten; stop and "
-                    "add --resume to go on with it",
-                    self.cfg.OUTPUT_DIR,
-                )
             self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+            folder = self.checkpointer.set_aside() if found and not resume else ""
+            if folder:
+                logger.warning(
+                    "The checkpoints of an earlier run are now in %s. To go on with that run: "
+                    "move them back and add --resume",
+                    folder,
+                )
         self.data_loader.start_iter = self.start_iter
 
     def train(self) -> Any:
@@ -142,7 +149,7 @@ class Trainer(DefaultTrainer):
             alone = cfg.clone()
             alone.defrost()
             alone.DATALOADER.NUM_WORKERS = 0
-            precise_bn = hooks.PreciseBN(
+            precise_bn = PreciseBNHook(
                 cfg.TEST.EVAL_PERIOD,
                 self.model,
                 self.build_train_loader(alone),

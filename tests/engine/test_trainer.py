@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from pathlib import Path
@@ -69,6 +70,77 @@ def test_killed_and_resumed_equals_uninterrupted(
     state, expected = second.model.state_dict(), whole.model.state_dict()
     assert all(torch.equal(state[k], expected[k]) for k in expected)
     assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kill_at", [5, 9])
+def test_precise_batch_norm_of_a_resumed_run(tmp_path: Path, kill_at: int) -> None:
+    def cfg_of(folder: str) -> CfgNode:
+        cfg = tiny_cfg(tmp_path / folder)
+        cfg.TEST.EVAL_PERIOD = 2
+        cfg.TEST.PRECISE_BN.ENABLED = True
+        cfg.TEST.PRECISE_BN.NUM_ITER = 3
+        return cfg
+
+    whole = trainer_of(cfg_of("whole"))
+    whole.train()
+    without = trainer_of(tiny_cfg(tmp_path / "without"))
+    without.train()
+    norm, plain = whole.model.norm, without.model.norm
+    assert not torch.equal(norm.running_mean, plain.running_mean)
+    with pytest.raises(Killed):
+        trainer_of(cfg_of("parts"), kill_at=kill_at).train()
+    second = trainer_of(cfg_of("parts"), resume=True)
+    second.train()
+    assert second.start_iter == kill_at // 4 * 4
+    assert second.losses == whole.losses[second.start_iter :]
+    state, expected = second.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(state[k], expected[k]) for k in expected)
+
+
+def test_precise_batch_norm_is_the_mean_over_its_batches(tmp_path: Path) -> None:
+    cfg = tiny_cfg(tmp_path, BASE_LR=1e-30)
+    cfg.TEST.PRECISE_BN.ENABLED = True
+    cfg.TEST.PRECISE_BN.NUM_ITER = 3
+    trainer = trainer_of(cfg)
+    trainer.train()
+    batches = itertools.islice(iter(TinyTrainer.build_train_loader(cfg)), 3)
+    with torch.no_grad():
+        means = [trainer.model.backbone(torch.stack([d["x"] for d in b])).mean(0) for b in batches]
+    torch.testing.assert_close(trainer.model.norm.running_mean, torch.stack(means).mean(0))
+
+
+def test_a_fresh_start_in_a_used_folder_is_never_mixed_with_the_old_run(tmp_path: Path) -> None:
+    trainer_of(tiny_cfg(tmp_path)).train()
+    other = {"BASE_LR": 0.02}
+    whole = trainer_of(tiny_cfg(tmp_path / "whole", **other))
+    whole.train()
+    with pytest.raises(Killed):
+        trainer_of(tiny_cfg(tmp_path, **other), kill_at=2).train()
+    (old,) = tmp_path.glob("previous-*")
+    assert len(list(old.glob("model_*.pth"))) == 3 and (old / "last_checkpoint").exists()
+    again = trainer_of(tiny_cfg(tmp_path, **other), resume=True)
+    assert again.start_iter == 0
+    again.train()
+    assert again.losses == whole.losses
+
+
+def test_weights_in_the_folder_of_a_fresh_start(tmp_path: Path) -> None:
+    first = trainer_of(tiny_cfg(tmp_path))
+    first.train()
+    cfg = tiny_cfg(tmp_path)
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
+    second = trainer_of(cfg)
+    assert torch.equal(second.model.head.weight, first.model.head.weight)
+    assert len(list(tmp_path.glob("previous-*/model_final.pth"))) == 1
+
+
+def test_weights_that_cannot_be_read_move_nothing(tmp_path: Path) -> None:
+    trainer_of(tiny_cfg(tmp_path)).train()
+    cfg = tiny_cfg(tmp_path)
+    cfg.MODEL.WEIGHTS = str(tmp_path / "none.pth")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        trainer_of(cfg)
+    assert (tmp_path / "last_checkpoint").exists() and not list(tmp_path.glob("previous-*"))
 
 
 def test_resumed_after_the_end_only_evaluates(tmp_path: Path) -> None:

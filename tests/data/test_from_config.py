@@ -81,7 +81,7 @@ def test_robustness_32_unknown_key_of_a_block() -> None:
         register_from_config(config([], IMAGE_DIR="x"))
 
 
-@pytest.mark.parametrize("value", ["", 3])
+@pytest.mark.parametrize("value", ["", None, True, ["a"]])
 def test_required_keys(value: Any) -> None:
     with pytest.raises(ConfigError, match=r"PANOPTIC\.tiny\.PNG_ROOT is .*, expected a path"):
         register_from_config(config([], PNG_ROOT=value))
@@ -97,6 +97,48 @@ def test_a_block_that_is_none() -> None:
 def test_unknown_encoding_of_a_block() -> None:
     with pytest.raises(DatasetError, match="unknown encoding 'RGB'"):
         register_from_config(config([], ENCODING="RGB"))
+
+
+def test_a_quoted_number_is_a_folder(tiny: TinyDataset) -> None:
+    os.rename(tiny.images, tiny.root / "2017")
+    cfg = config([tiny.root])
+    del cfg.DATASETS.PANOPTIC["tiny"]
+    block = "{JSON: panoptic.json, IMAGE_ROOT: '2017', PNG_ROOT: panoptic}"
+    (tiny.root / "c.yaml").write_text(f"DATASETS: {{PANOPTIC: {{tiny: {block}}}}}")
+    cfg.merge_from_file(str(tiny.root / "c.yaml"))
+    register_from_config(cfg)
+    assert len(get_records("tiny")) == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("LABEL_DIVISOR", "abc"), ("LABEL_DIVISOR", 0), ("IGNORE_LABEL", 2.5), ("ENCODING", ["rgb"])],
+)
+def test_values_of_a_block(key: str, value: Any) -> None:
+    with pytest.raises((ConfigError, DatasetError), match=f"{key}|unknown encoding"):
+        register_from_config(config([], **{key: value}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("IMAGE_SIZE", [128]),
+        ("IMAGE_SIZE", [128, 160, 3]),
+        ("IMAGE_SIZE", [128, "wide"]),
+        ("IMAGE_SIZE", 128),
+        ("IMAGE_SIZE", [8, 160]),
+        ("NUM_TRAIN", 2.5),
+        ("NUM_VAL", None),
+        ("MAX_OBJECTS", "many"),
+        ("SEED", -1),
+        ("CACHE", []),
+    ],
+)
+def test_values_of_shapes(key: str, value: Any) -> None:
+    cfg = config([])
+    cfg.DATASETS.SHAPES[key] = value
+    with pytest.raises(ConfigError, match=r"DATASETS\.SHAPES"):
+        register_from_config(cfg)
 
 
 def test_shapes_follow_the_config(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from detectron2.config import CfgNode
 
 from panoptic_ext.data.datasets.builtin import register_builtin
@@ -29,24 +31,46 @@ def register_from_config(cfg: CfgNode) -> None:
     data set is used. Calling it again changes nothing.
 
     Raises:
-        ConfigError: a block has an unknown key or lacks one.
+        ConfigError: a block has an unknown key or lacks one, or a value is of the wrong kind.
         DatasetError: a name holds something else already.
     """
     register_builtin()
     for name, block in cfg.DATASETS.PANOPTIC.items():
         register_source(name, _source_from_block(name, block, tuple(cfg.DATASETS.SEARCH_PATH)))
-    shapes = cfg.DATASETS.SHAPES
-    register_shapes(
-        ShapesParams(
-            height=int(shapes.IMAGE_SIZE[0]),
-            width=int(shapes.IMAGE_SIZE[1]),
-            num_train=int(shapes.NUM_TRAIN),
-            num_val=int(shapes.NUM_VAL),
-            max_objects=int(shapes.MAX_OBJECTS),
-            seed=int(shapes.SEED),
-            cache=shapes.CACHE,
-        )
+    register_shapes(_shapes_params(cfg.DATASETS.SHAPES))
+
+
+def _shapes_params(shapes: CfgNode) -> ShapesParams:
+    where = "DATASETS.SHAPES"
+    size = shapes.IMAGE_SIZE
+    if not isinstance(size, (list, tuple)) or len(size) != 2:
+        raise ConfigError(f"{where}.IMAGE_SIZE is {size!r}, expected [height, width] in pixels")
+    height, width = (_integer(f"{where}.IMAGE_SIZE", value) for value in size)
+    cache = _text(shapes.CACHE)
+    if cache is None:
+        raise ConfigError(f"{where}.CACHE is {shapes.CACHE!r}, expected a folder or ''")
+    return ShapesParams(
+        height=height,
+        width=width,
+        num_train=_integer(f"{where}.NUM_TRAIN", shapes.NUM_TRAIN),
+        num_val=_integer(f"{where}.NUM_VAL", shapes.NUM_VAL),
+        max_objects=_integer(f"{where}.MAX_OBJECTS", shapes.MAX_OBJECTS),
+        seed=_integer(f"{where}.SEED", shapes.SEED),
+        cache=cache,
     )
+
+
+def _integer(key: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"{key} is {value!r}, expected a whole number")
+    return value
+
+
+def _text(value: object) -> str | None:
+    """A path or name; yacs makes a number of '2017' even where it is quoted."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) else None
 
 
 def _source_from_block(name: str, block: object, search_path: tuple[str, ...]) -> PanopticSource:
@@ -60,12 +84,17 @@ def _source_from_block(name: str, block: object, search_path: tuple[str, ...]) -
                 f"{where} has an unknown key {key!r}, expected {', '.join(known)}"
                 + nearest(key, known)
             )
-    for key in _REQUIRED:
-        if not isinstance(block.get(key), str) or not block[key]:
+    values: dict[str, Any] = {known[key]: block[key] for key in _OPTIONAL if key in block}
+    for key, argument in _REQUIRED.items():
+        values[argument] = _text(block.get(key))
+        if not values[argument]:
             raise ConfigError(
                 f"{where}.{key} is {block.get(key)!r}, expected a path; the block needs "
                 f"{', '.join(_REQUIRED)}"
             )
-    values = {argument: block[key] for key, argument in known.items() if key in block}
     check_encoding(values.get("encoding", "rgb"))
+    for key in ("LABEL_DIVISOR", "IGNORE_LABEL"):
+        _integer(f"{where}.{key}", block.get(key, 1))
+    if block.get("LABEL_DIVISOR", 1) < 1:
+        raise ConfigError(f"{where}.LABEL_DIVISOR is {block['LABEL_DIVISOR']}, expected 1 or more")
     return PanopticSource(**values, search_path=search_path)

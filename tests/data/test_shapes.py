@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -97,6 +98,23 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == [os.path.basename(small(tmp_path).folder("train"))]
     alone = ensure_shapes(small(tmp_path / "alone"), "train")
     assert fingerprint(alone) == fingerprint(small(tmp_path).folder("train"))
+
+
+def test_what_killed_runs_left_is_removed(tmp_path: Path) -> None:
+    name = os.path.basename(small(tmp_path).folder("train"))
+    stale, fresh, locked = (tmp_path / f"{name}.{end}" for end in ("stale", "fresh", "locked"))
+    others = [tmp_path / "other.stale", tmp_path / "shapes_train_0123456789abcdef"]
+    for folder in (stale, fresh, locked, *others):
+        (folder / "images").mkdir(parents=True)
+        if folder is not fresh:
+            os.utime(folder / "images", (1, 1))
+            os.utime(folder, (1, 1))
+    descriptor = os.open(locked, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    ensure_shapes(small(tmp_path), "train")
+    os.close(descriptor)
+    expected = {name, fresh.name, locked.name, *(other.name for other in others)}
+    assert set(os.listdir(tmp_path)) == expected
 
 
 def test_robustness_45_cache_that_cannot_be_written(tmp_path: Path) -> None:

@@ -7,12 +7,15 @@ give the same bytes, so the folder's name is a hash of them and of the generator
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +33,8 @@ __all__ = ["SPLITS", "ShapesParams", "ShapesSource", "ensure_shapes", "register_
 
 SPLITS = ("train", "val")
 logger = logging.getLogger(__name__)
+_UNFINISHED = re.compile(rf"shapes_({'|'.join(SPLITS)})_[0-9a-f]{{16}}\..+")
+_STALE_AFTER = 60  # seconds since the last file, so that nobody's brand-new folder is removed
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ def ensure_shapes(params: ShapesParams, split: str) -> str:
     parent = os.path.dirname(folder)
     try:
         os.makedirs(parent, exist_ok=True)
+        _remove_stale(parent)
         aside = tempfile.mkdtemp(prefix=os.path.basename(folder) + ".", dir=parent)
     except OSError as error:
         raise DatasetError(
@@ -119,6 +125,7 @@ def ensure_shapes(params: ShapesParams, split: str) -> str:
             "DATASETS.SHAPES.CACHE or the environment variable PANOPTIC_EXT_CACHE to a folder "
             "that can be written"
         ) from error
+    lock = _lock(aside)
     try:
         logger.info("generating %d images of shapes (%s) in %s", params.count(split), split, folder)
         _write_split(params, split, aside)
@@ -135,7 +142,48 @@ def ensure_shapes(params: ShapesParams, split: str) -> str:
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
     return folder
+
+
+def _lock(folder: str) -> int | None:
+    """An open descriptor that locks a folder until it is closed or the process ends.
+
+    None where another process holds the lock, the file system has none, or the folder is gone.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_stale(parent: str) -> None:
+    """Remove what killed processes left: unfinished folders that nobody has locked."""
+    for entry in list(os.scandir(parent)):
+        if not _UNFINISHED.fullmatch(entry.name) or _age(entry.path) < _STALE_AFTER:
+            continue
+        lock = _lock(entry.path)
+        if lock is not None:
+            logger.info("removing %s, which an interrupted run left", entry.path)
+            shutil.rmtree(entry.path, ignore_errors=True)
+            os.close(lock)
+
+
+def _age(folder: str) -> float:
+    """Seconds since something was last written into a folder; 0 where it is gone."""
+    try:
+        with os.scandir(folder) as parts:
+            times = [part.stat().st_mtime for part in parts]
+        return time.time() - max([os.stat(folder).st_mtime, *times])
+    except OSError:
+        return 0.0
 
 
 def _write_split(params: ShapesParams, split: str, folder: str) -> None:

@@ -12,6 +12,7 @@ __all__ = [
     "EvaluationError",
     "NonFiniteLossError",
     "PanopticExtError",
+    "UnreadableFileError",
     "nearest",
 ]
 
@@ -22,6 +23,10 @@ class PanopticExtError(ValueError):
 
 class DatasetError(PanopticExtError):
     """A data set's files, JSON or registration are not as documented."""
+
+
+class UnreadableFileError(DatasetError):
+    """An image or label file is missing or damaged; DATALOADER.SKIP_CORRUPT goes on without it."""
 
 
 class ConfigError(PanopticExtError):

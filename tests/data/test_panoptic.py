@@ -15,14 +15,19 @@ from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
 from panoptic_ext.data import (
+    Category,
+    PanopticSource,
+    check_panoptic,
     check_same_categories,
     filter_empty,
     get_metadata,
     get_records,
+    load_panoptic,
     num_classes,
     register_panoptic,
     thing_ids,
 )
+from panoptic_ext.data.datasets.divisor import segments_of_png
 from panoptic_ext.data.id_map import write_id_map
 from panoptic_ext.errors import DatasetError
 from tests.data.tiny import CAR, CROWD, HEIGHT, ROAD, WIDTH, TinyDataset
@@ -179,6 +184,25 @@ def test_string_ids_and_sub_folders_with_equal_names(tiny: TinyDataset) -> None:
     assert [Path(r["file_name"]).parent.name for r in records] == ["night", "day"]
 
 
+def test_a_label_map_is_not_taken_for_its_image(tiny: TinyDataset) -> None:
+    for number in (1, 2):
+        Image.open(tiny.images / f"{number}.png").save(tiny.pngs / f"{number}.jpg")
+        tiny.info["images"][number - 1]["file_name"] = f"{number}.jpg"
+    tiny.save()
+    link = tiny.root / "link"
+    link.symlink_to(tiny.pngs)
+    for images in (tiny.pngs, link):
+        paths = str(tiny.json), str(images), str(tiny.pngs)
+        assert [Path(r["file_name"]).name for r in load_panoptic(*paths)] == ["1.jpg", "2.jpg"]
+    os.remove(tiny.pngs / "1.jpg")
+    for images in (tiny.pngs, link):
+        paths = str(tiny.json), str(images), str(tiny.pngs)
+        with pytest.raises(DatasetError, match=r"no image .*1\.jpg.*label map does not count"):
+            load_panoptic(*paths)
+        found = check_panoptic(PanopticSource(*paths))
+        assert [(p.kind, p.where) for p in found] == [("missing-image", "image id 1")]
+
+
 def test_images_without_annotation_are_left_out(tiny: TinyDataset) -> None:
     del tiny.info["annotations"][1]
     assert [r["image_id"] for r in tiny.save().load()] == [1]
@@ -208,6 +232,25 @@ def test_divisor_encoding_with_and_without_segments_info(tiny: TinyDataset) -> N
         assert sorted(one["segments_info"], key=lambda s: s["id"]) == sorted(
             other["segments_info"], key=lambda s: s["id"]
         )
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_divisor_encoding_cannot_hold_category_0(tiny: TinyDataset, given: bool) -> None:
+    classes = [(0, "a", True, (1, 1, 1)), (3, "b", False, (2, 2, 2))]
+    write_id_map(tiny.pngs / "1.png", np.full((HEIGHT, WIDTH), 3), "divisor")
+    for annotation in tiny.info["annotations"]:
+        del annotation["segments_info"]
+    tiny.info["categories"][0]["id"] = 0
+    options = {"classes": tuple(Category(*c) for c in classes)} if given else {}
+    problems = check_panoptic(tiny.save().source(encoding="divisor", **options), pixels=False)
+    assert [p.kind for p in problems] == ["divisor-category-0"]
+    with pytest.raises(DatasetError, match="category has id 0"):
+        tiny.load(encoding="divisor", **options)
+    with pytest.raises(DatasetError, match=r"1\.png: a category has id 0"):
+        segments_of_png(str(tiny.pngs / "1.png"), 1000, {0: (0, True), 3: (1, False)})
+    for annotation in tiny.info["annotations"]:
+        annotation["segments_info"] = [{"id": 3, "category_id": 0, "iscrowd": 0, "area": 1}]
+    assert tiny.save().load(encoding="divisor", **options)[0]["segments_info"][0]["id"] == 3
 
 
 def test_divisor_encoding_of_an_unknown_category(tiny: TinyDataset) -> None:

@@ -21,11 +21,10 @@ from panoptic_ext.data.datasets.panoptic import load_source, missing_files
 from panoptic_ext.data.datasets.problems import Problem
 from panoptic_ext.data.datasets.structure import check_structure, read_json, safe_name
 from panoptic_ext.data.id_map import READ_ERRORS, find_runs, read_id_map
+from panoptic_ext.data.image_files import EXIF_ORIENTATION, deep_pixels, turned_size
 from panoptic_ext.errors import DatasetError
 
 __all__ = ["check_panoptic", "count_segments"]
-
-_EXIF_ORIENTATION = 274
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,8 @@ def _check_files(
         name = source.image_name(entry) if entry.get("file_name") else None
         if not safe_name(name):
             continue
-        found = image_files.find_image(str(name))
+        png = os.path.join(png_root, annotation["file_name"])
+        found = image_files.find_image(str(name), exclude=png)
         missing = missing_files(
             entry.get("id"), str(name), found, annotation["file_name"], png_files, image_root
         )
@@ -131,7 +131,7 @@ def _check_files(
                 _Sample(
                     where=f"image id {entry['id']!r}",
                     image=os.path.join(image_root, found),
-                    png=os.path.join(png_root, annotation["file_name"]),
+                    png=png,
                     size=(entry.get("height"), entry.get("width")),
                     segments=_usable(segments) if isinstance(segments, list) else None,
                 )
@@ -174,7 +174,8 @@ def _check_content(sample: _Sample) -> Iterator[Problem]:
         "nothing-to-learn",
         sample.where,
         found,
-        "training leaves it out and evaluation ignores it; annotate it or remove it",
+        "training leaves it out unless DATALOADER.FILTER_EMPTY_ANNOTATIONS is False; annotate it "
+        "or remove it",
         warning=True,
     )
 
@@ -182,58 +183,87 @@ def _check_content(sample: _Sample) -> Iterator[Problem]:
 def _check_pixels(sample: _Sample, encoding: str) -> list[Problem]:
     """Opens one image and its label map."""
     problems = []
-    size = None
+    size, turn = None, 1
+    where = f"{sample.where}, {sample.image}"
     try:
         with Image.open(sample.image) as image:
             image.load()
             size = (image.height, image.width)
-            turn = image.getexif().get(_EXIF_ORIENTATION, 1)
+            turn = image.getexif().get(EXIF_ORIENTATION, 1)
+            deep = deep_pixels(image)
+        if deep:
+            found, _, mend = deep.rpartition("; ")
+            problems.append(Problem("deep-image", where, found, mend))
     except READ_ERRORS as error:
         problems.append(
             Problem(
                 "damaged-image",
-                f"{sample.where}, {sample.image}",
+                where,
                 f"cannot be read: {error}",
                 "copy it again or remove it from the JSON",
             )
         )
-    if size is not None:
-        problems += _check_image_size(sample, size, turn)
     try:
         ids = read_id_map(sample.png, encoding)
     except DatasetError as error:
         text, _, mend = str(error).rpartition("; ")
-        return [*problems, Problem("bad-label-map", sample.where, text or str(error), mend)]
-    if size is not None and ids.shape != size:
-        problems.append(
-            Problem(
-                "size-mismatch",
-                sample.where,
-                f"label map {sample.png} is {_by(ids.shape)}, the image {sample.image} {_by(size)}",
-                "make them the same size",
-            )
-        )
-    if sample.segments is not None:
+        problems.append(Problem("bad-label-map", sample.where, text or str(error), mend))
+        ids = None
+    if size is not None:
+        problems += _check_sizes(sample, size, turn, None if ids is None else ids.shape)
+    if ids is not None and sample.segments is not None:
         problems += _check_ids(sample, ids)
     return problems
 
 
-def _check_image_size(sample: _Sample, size: tuple[int, int], turn: int) -> Iterator[Problem]:
+def _check_sizes(
+    sample: _Sample, stored: tuple[int, int], turn: int, labels: tuple[int, ...] | None
+) -> Iterator[Problem]:
+    """Compares the image as the loader reads it, turned by its EXIF tag, with JSON and label map.
+
+    Args:
+        sample: its `size` is the JSON's.
+        stored: height, width of the image in its file.
+        turn: EXIF orientation, 1 to 8.
+        labels: height, width of the label map; None where it cannot be read.
+    """
     where = f"{sample.where}, {sample.image}"
-    if turn != 1:
+    size = turned_size(stored, turn)
+    sizes = {sample.size, labels or sample.size}
+    if sizes == {size}:
+        if turn in range(2, 9) and stored == size:
+            yield Problem(
+                "exif-rotation",
+                where,
+                f"the EXIF tag (orientation {turn}) turns or mirrors it when it is read, and its "
+                "size does not tell whether its label map was turned with it",
+                "save it upright, without the tag, and look at it with tools/visualize_data.py",
+                warning=True,
+            )
+        return
+    if sizes == {stored}:
         yield Problem(
             "exif-rotation",
             where,
-            f"the EXIF tag (orientation {turn}) turns or mirrors it when it is read, but not its "
-            "label map",
+            f"the EXIF tag (orientation {turn}) turns it to {_by(size)} (height x width) when it "
+            f"is read, but JSON and label map are {_by(stored)}",
             "save it upright, without the tag",
         )
-    elif size != sample.size:
+        return
+    after = f" after its EXIF tag (orientation {turn}) turned it" if size != stored else ""
+    if sample.size != size:
         yield Problem(
             "size-mismatch",
             where,
-            f"the image is {_by(size)} (height x width), the JSON says {_by(sample.size)}",
+            f"the image is {_by(size)} (height x width){after}, the JSON says {_by(sample.size)}",
             "correct the JSON or the image",
+        )
+    if labels is not None and labels != size:
+        yield Problem(
+            "size-mismatch",
+            sample.where,
+            f"label map {sample.png} is {_by(labels)}, the image {sample.image} {_by(size)}{after}",
+            "make them the same size",
         )
 
 

@@ -20,6 +20,7 @@ class FolderIndex:
 
     def __init__(self, root: str):
         self.root = root
+        self._real_root = os.path.realpath(root)
         self._folders: dict[str, tuple[set[str], dict[str, list[str]]]] = {}
 
     def has(self, name: str) -> bool:
@@ -27,13 +28,22 @@ class FolderIndex:
         folder, base = os.path.split(name)
         return base in self._listing(folder)[0]
 
-    def find_image(self, name: str) -> str | None:
-        """`name` itself, or the file of that stem with another image extension, or None."""
+    def find_image(self, name: str, *, exclude: str = "") -> str | None:
+        """`name` itself, or the file of that stem with another image extension, or None.
+
+        Args:
+            name: relative to the root.
+            exclude: path of a file that is not the image, such as its label map.
+        """
         folder, base = os.path.split(name)
         names, stems = self._listing(folder)
-        if base in names:
-            return name
-        same = stems.get(base, []) + stems.get(os.path.splitext(base)[0], [])
+        same = [base] if base in names else []
+        same += stems.get(base, []) + stems.get(os.path.splitext(base)[0], [])
+        if exclude and same and os.path.basename(exclude) in same:
+            # Only now, as this asks the file system: the same folder may have two spellings.
+            label_folder = os.path.realpath(os.path.dirname(exclude))
+            if label_folder == os.path.normpath(os.path.join(self._real_root, folder)):
+                same = [n for n in same if n != os.path.basename(exclude)]
         return os.path.join(folder, same[0]) if same else None
 
     def _listing(self, folder: str) -> tuple[set[str], dict[str, list[str]]]:

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from panoptic_ext.data.datasets.divisor import segments_of_png
 from panoptic_ext.data.datasets.files import FolderIndex
 from panoptic_ext.data.datasets.metadata import PanopticMetadata, PanopticSource
 from panoptic_ext.data.datasets.problems import Problem, raise_if_any
@@ -26,7 +26,7 @@ from panoptic_ext.data.datasets.structure import (
     read_categories,
     read_json,
 )
-from panoptic_ext.data.id_map import check_encoding, find_runs, read_id_map
+from panoptic_ext.data.id_map import check_encoding
 from panoptic_ext.errors import DatasetError
 
 __all__ = [
@@ -176,7 +176,8 @@ def load_source(source: PanopticSource) -> tuple[list[dict[str, Any]], tuple[Cat
     for annotation in info["annotations"]:
         entry = images[str(annotation["image_id"])]
         name = source.image_name(entry)
-        found = image_files.find_image(name)
+        png = os.path.join(png_root, annotation["file_name"])
+        found = image_files.find_image(name, exclude=png)
         problems += missing_files(
             entry["id"], name, found, annotation["file_name"], png_files, image_root
         )
@@ -186,7 +187,7 @@ def load_source(source: PanopticSource) -> tuple[list[dict[str, Any]], tuple[Cat
                 "image_id": entry["id"],
                 "height": entry["height"],
                 "width": entry["width"],
-                "pan_seg_file_name": os.path.join(png_root, annotation["file_name"]),
+                "pan_seg_file_name": png,
                 "pan_seg_encoding": source.encoding,
                 "segments_info": annotation.get("segments_info"),
             }
@@ -195,7 +196,7 @@ def load_source(source: PanopticSource) -> tuple[list[dict[str, Any]], tuple[Cat
     for record in records:
         segments = record["segments_info"]
         if segments is None:
-            segments = _segments_of_png(
+            segments = segments_of_png(
                 record["pan_seg_file_name"], source.label_divisor, contiguous
             )
         record["segments_info"] = [_convert(s, contiguous) for s in segments]
@@ -224,7 +225,7 @@ def missing_files(
                 "missing-image",
                 where,
                 f"no image {os.path.join(image_root, image)}, nor one of that name with another "
-                "extension",
+                "extension (its label map does not count)",
                 "copy it there or correct the image root",
             )
         )
@@ -252,29 +253,3 @@ def _convert(segment: dict[str, Any], contiguous: dict[int, tuple[int, bool]]) -
     if "bbox" in segment:
         out["bbox"] = segment["bbox"]
     return out
-
-
-def _segments_of_png(
-    path: str, label_divisor: int, contiguous: dict[int, tuple[int, bool]]
-) -> list[dict[str, Any]]:
-    """Segments of a divisor-encoded map that has no segments_info.
-
-    As in Cityscapes: a value below the divisor is a category without instances, which is a crowd
-    where the category is a thing.
-    """
-    runs = find_runs(read_id_map(path, "divisor"))
-    ids, inverse = np.unique(runs.values, return_inverse=True)
-    areas = np.bincount(inverse, weights=runs.lengths, minlength=len(ids)).astype(int)
-    segments = []
-    for i, area in zip(ids.tolist(), areas.tolist(), strict=True):
-        category = i if i < label_divisor else i // label_divisor
-        if i == 0:
-            continue
-        if category not in contiguous:
-            raise DatasetError(
-                f"label map {path}: value {i} is of category {category} (divisor {label_divisor}), "
-                f"which is not among {sorted(contiguous)}; correct label_divisor or the categories"
-            )
-        crowd = int(i < label_divisor and contiguous[category][1])
-        segments.append({"id": i, "category_id": category, "iscrowd": crowd, "area": area})
-    return segments

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
+from panoptic_ext.data.datasets.divisor import check_divisor_categories
 from panoptic_ext.data.datasets.problems import Problem
 from panoptic_ext.data.id_map import MAX_RGB_ID
 from panoptic_ext.errors import DatasetError
@@ -75,6 +76,8 @@ def check_structure(
         known = {c.get("id") for c in info["categories"] if isinstance(c, dict)}
     else:
         known = {c.id for c in categories}
+    if encoding == "divisor":
+        problems += check_divisor_categories(known, info["annotations"], path)
     image_ids = set()
     for entry in info["images"]:
         problems += _check_image(entry, path)

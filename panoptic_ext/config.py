@@ -68,7 +68,8 @@ def _add_input_keys(cfg: CN) -> None:
     # Pad image (pixel mean) and ground truth (void) to a multiple of this; 0 leaves them.
     cfg.INPUT.SIZE_DIVISIBILITY = 0
 
-    # Go on when an image or label file cannot be read; each is named once and counted at the end.
+    # In training, go on when an image or label file is missing or damaged; each is named once and
+    # counted at the end. Files that can be read but are wrong stay errors. Evaluation never skips.
     cfg.DATALOADER.SKIP_CORRUPT = False
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "PadToDivisor",
     "PadToSize",
     "ResizeCropTransform",
+    "ResizeShortestEdge",
     "VoidPadTransform",
     "build_augmentations",
 ]
@@ -146,6 +147,16 @@ class ResizeCropTransform(Transform):
         )
         size = (self.crop_w, self.crop_h)
         return np.asarray(Image.fromarray(array).resize(size, interpolation, box))
+
+
+class ResizeShortestEdge(T.ResizeShortestEdge):
+    """Detectron2's, but the short side of a very long image keeps at least one pixel."""
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        transform = super().get_transform(image)
+        if isinstance(transform, T.ResizeTransform):
+            transform.new_h, transform.new_w = max(transform.new_h, 1), max(transform.new_w, 1)
+        return transform
 
 
 class LargeScaleJitter(T.Augmentation):
@@ -284,7 +295,7 @@ def build_augmentations(cfg: Any, is_train: bool, ignore_label: int = 255) -> li
         ignore_label: value of void in the category map that crops look at.
     """
     if not is_train:
-        return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
+        return [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
     kind = cfg.INPUT.AUGMENTATION
     if kind not in _KINDS:
         raise ConfigError(
@@ -312,7 +323,7 @@ def build_augmentations(cfg: Any, is_train: bool, ignore_label: int = 255) -> li
 
 def _shortest_edge(cfg: Any, ignore_label: int) -> list[T.Augmentation]:
     augmentations: list[T.Augmentation] = [
-        T.ResizeShortestEdge(
+        ResizeShortestEdge(
             cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
         )
     ]

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.logger import log_first_n
@@ -20,7 +19,6 @@ from detectron2.utils.logger import log_first_n
 from panoptic_ext.data.augmentation import AugmentationInput, build_augmentations
 from panoptic_ext.data.datasets.access import get_metadata
 from panoptic_ext.data.id_map import (
-    READ_ERRORS,
     Runs,
     find_runs,
     read_id_map,
@@ -28,7 +26,8 @@ from panoptic_ext.data.id_map import (
     segment_boxes,
 )
 from panoptic_ext.data.id_map_masks import IdMapMasks
-from panoptic_ext.errors import ConfigError, DatasetError, nearest
+from panoptic_ext.data.image_files import read_image
+from panoptic_ext.errors import ConfigError, DatasetError, UnreadableFileError, nearest
 
 __all__ = ["PanopticDatasetMapper"]
 
@@ -71,7 +70,8 @@ class PanopticDatasetMapper:
             image_format: e.g. "BGR", as `detection_utils.read_image` takes it.
             targets: which of "instances" and "sem_seg" to derive from the id map.
             ignore_label: value of void pixels in `sem_seg`.
-            skip_corrupt: return None, and log the file once, for a sample that cannot be read.
+            skip_corrupt: return None, and log the file once, for a sample of which a file is
+                missing or damaged.
         """
         for target in targets:
             if target not in _TARGETS:
@@ -110,11 +110,12 @@ class PanopticDatasetMapper:
             what the class docstring says, or None for a sample skipped because it is unreadable.
 
         Raises:
-            DatasetError: a file is missing, damaged or does not fit the record.
+            UnreadableFileError: a file is missing or damaged.
+            DatasetError: a file does not fit the record.
         """
         try:
             return self._map(record)
-        except DatasetError as error:
+        except UnreadableFileError as error:
             if not self.skip_corrupt:
                 raise
             log_first_n(
@@ -129,13 +130,13 @@ class PanopticDatasetMapper:
         out.setdefault("width", image.shape[1])
         if not self.is_train:
             aug_input = AugmentationInput(image, None, None)
-            self.augmentations(aug_input)
+            self._augment(aug_input, record)
             out["image"] = _to_tensor(aug_input.image)
             return out
         local, segments = _read_segments(record, image.shape[:2])
         categories = np.array([self.ignore_label] + [s["category_id"] for s in segments])
         aug_input = AugmentationInput(image, local, categories)
-        self.augmentations(aug_input)
+        self._augment(aug_input, record)
         out["image"] = _to_tensor(aug_input.image)
         out.update(self._targets(aug_input.id_map, segments))
         return out
@@ -144,16 +145,14 @@ class PanopticDatasetMapper:
         """(H, W, 3) image, turned as its EXIF tag says, of the size that the record gives."""
         path, where = record["file_name"], f"image id {record.get('image_id')!r}"
         try:
-            image = detection_utils.read_image(path, self.image_format)
-        except FileNotFoundError as error:
-            raise DatasetError(
-                f"{where}: image {path} does not exist; copy it there or correct the image root"
+            image = read_image(path, self.image_format)
+        except UnreadableFileError as error:
+            raise UnreadableFileError(
+                f"{where}: {error}; copy it again, correct the image root, or set "
+                "DATALOADER.SKIP_CORRUPT True to train without it"
             ) from error
-        except READ_ERRORS as error:
-            raise DatasetError(
-                f"{where}: image {path} cannot be read ({error}); copy it again, or set "
-                "DATALOADER.SKIP_CORRUPT True to go on without it"
-            ) from error
+        except DatasetError as error:
+            raise DatasetError(f"{where}: {error}") from error
         expected = record.get("height", image.shape[0]), record.get("width", image.shape[1])
         if image.shape[:2] != expected:
             turned = image.shape[1::-1] == expected
@@ -167,6 +166,16 @@ class PanopticDatasetMapper:
                 f"the JSON says {expected[0]} x {expected[1]}; {hint}"
             )
         return image
+
+    def _augment(self, aug_input: AugmentationInput, record: dict[str, Any]) -> None:
+        height, width = aug_input.image.shape[:2]
+        self.augmentations(aug_input)
+        if aug_input.image.size == 0:
+            raise DatasetError(
+                f"image id {record.get('image_id')!r}: image {record['file_name']} of {height} x "
+                f"{width} (height x width) has no pixel left after augmentation; remove it, or set "
+                "INPUT.CROP.SIZE and INPUT.MIN_SIZE_TRAIN larger"
+            )
 
     def _targets(self, local: np.ndarray, segments: list[dict[str, Any]]) -> dict[str, Any]:
         """Tensors from the augmented map of local ids and the table it was made with."""
@@ -207,7 +216,7 @@ def _instances(ids: torch.Tensor, rows: Instances, boxes: torch.Tensor) -> Insta
     instances = Instances(rows.image_size)
     instances.gt_boxes = Boxes(boxes[keep].to(torch.float32))
     instances.gt_classes = rows.gt_classes[keep]
-    instances.gt_masks = IdMapMasks(ids, keep + 1)
+    instances.gt_masks = IdMapMasks(ids, keep + 1, boxes[keep])
     return instances
 
 
@@ -220,7 +229,7 @@ def _read_segments(
     try:
         ids = read_id_map(path, record.get("pan_seg_encoding", "rgb"))
     except DatasetError as error:
-        raise DatasetError(f"{where}: {error}") from error
+        raise type(error)(f"{where}: {error}") from error
     if ids.shape != tuple(size):
         raise DatasetError(
             f"{where}: label map {path} is {ids.shape[0]} x {ids.shape[1]} (height x width), the "

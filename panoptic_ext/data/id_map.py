@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from panoptic_ext.errors import DatasetError, nearest
+from panoptic_ext.errors import DatasetError, UnreadableFileError, nearest
 
 __all__ = [
     "ENCODINGS",
@@ -83,7 +83,8 @@ def read_id_map(path: str | os.PathLike, encoding: str = "rgb") -> np.ndarray:
         (H, W) int32 id map; 0 is void.
 
     Raises:
-        DatasetError: no such file, truncated, not a PNG, or not of a mode of this encoding.
+        UnreadableFileError: no such file, truncated, or not an image.
+        DatasetError: an image, but not a PNG of a mode of this encoding.
     """
     check_encoding(encoding)
     try:
@@ -95,12 +96,12 @@ def read_id_map(path: str | os.PathLike, encoding: str = "rgb") -> np.ndarray:
                 return (packed & MAX_RGB_ID).astype(np.int32, copy=False)
             return np.asarray(image).astype(np.int32)
     except FileNotFoundError as error:
-        raise DatasetError(f"label map {path} does not exist; check the PNG root") from error
+        raise UnreadableFileError(f"label map {path} does not exist; check the PNG root") from error
     except DatasetError:
         raise
     except READ_ERRORS as error:
         what = "is not an image" if isinstance(error, UnidentifiedImageError) else "is damaged"
-        raise DatasetError(
+        raise UnreadableFileError(
             f"label map {path} {what} ({error}); expected a readable PNG: copy or make it again"
         ) from error
 

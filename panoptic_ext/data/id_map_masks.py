@@ -24,11 +24,13 @@ class IdMapMasks:
     indexing copies a vector of ids and never a mask.
     """
 
-    def __init__(self, id_map: torch.Tensor, ids: torch.Tensor):
+    def __init__(self, id_map: torch.Tensor, ids: torch.Tensor, boxes: torch.Tensor | None = None):
         """
         Args:
             id_map: (H, W) integer tensor; 0 is void.
             ids: (N,) integer tensor of ids, each >= 1.
+            boxes: (N, 4) tight boxes x0, y0, x1, y1 of these ids, the last two exclusive, zeros
+                where an id has no pixel. None: they are found in the map when they are needed.
         """
         if id_map.dim() != 2 or ids.dim() != 1:
             raise ValueError(
@@ -37,6 +39,9 @@ class IdMapMasks:
             )
         self.id_map = id_map.to(torch.int32)
         self.ids = ids.to(device=id_map.device, dtype=torch.int32)
+        self.boxes = None if boxes is None else boxes.to(device=id_map.device, dtype=torch.int32)
+        if self.boxes is not None and self.boxes.shape != (len(ids), 4):
+            raise ValueError(f"expected ({len(ids)}, 4) boxes, found {tuple(self.boxes.shape)}")
         self.image_size = id_map.shape
 
     def __len__(self) -> int:
@@ -51,8 +56,9 @@ class IdMapMasks:
 
     def __getitem__(self, item: int | slice | torch.Tensor) -> IdMapMasks:
         """Instances chosen by int, slice, LongTensor or BoolTensor; shares the id map."""
-        ids = self.ids[item]
-        return IdMapMasks(self.id_map, ids[None] if ids.dim() == 0 else ids)
+        ids = self.ids[item].reshape(-1)
+        boxes = None if self.boxes is None else self.boxes[item].reshape(-1, 4)
+        return IdMapMasks(self.id_map, ids, boxes)
 
     @property
     def device(self) -> torch.device:
@@ -66,7 +72,7 @@ class IdMapMasks:
     def to(self, *args: Any, **kwargs: Any) -> IdMapMasks:
         """Move to a device; a dtype among the arguments is ignored."""
         moved = self.id_map.to(*args, **kwargs)
-        return IdMapMasks(moved, self.ids.to(moved.device))
+        return IdMapMasks(moved, self.ids, self.boxes)
 
     def area(self) -> torch.Tensor:
         """(N,) int64, pixels of each mask."""
@@ -76,12 +82,13 @@ class IdMapMasks:
 
     def nonempty(self) -> torch.Tensor:
         """(N,) bool, whether each mask has a pixel."""
+        if self.boxes is not None:
+            return self.boxes[:, 2] > self.boxes[:, 0]
         return self.area() > 0
 
     def get_bounding_boxes(self) -> Boxes:
         """Tight boxes (x0, y0, x1, y1), float32 on the CPU as BitMasks'; zeros where empty."""
-        unique, inverse = torch.unique(self.ids, return_inverse=True)
-        return Boxes(self._boxes_of(unique).to(torch.float32)[inverse.cpu()])
+        return Boxes(self._ids_and_boxes()[:, 1:].to(torch.float32))
 
     def crop_and_resize(self, boxes: torch.Tensor, mask_size: int) -> torch.Tensor:
         """Resample mask i inside box i, as BitMasks.crop_and_resize does (ROIAlign, >= 0.5).
@@ -99,21 +106,26 @@ class IdMapMasks:
         if len(boxes) != len(self):
             raise ValueError(f"{len(boxes)} boxes for {len(self)} masks; expected one each")
         boxes = boxes.to(device=self.device, dtype=torch.float32)
-        align = ROIAlign((mask_size, mask_size), 1.0, 0, aligned=True)
         out = torch.zeros(len(self), mask_size, mask_size, dtype=torch.bool, device=self.device)
-        unique, inverse = torch.unique(self.ids, return_inverse=True)
-        order = torch.argsort(inverse, stable=True)
-        counts = torch.bincount(inverse, minlength=len(unique)).tolist()
-        windows = self._windows(self._boxes_of(unique)).tolist()
-        members = torch.split(order, counts)
-        for i, (x0, y0, x1, y1), rows in zip(unique, windows, members, strict=True):
-            if x1 <= x0:
-                continue
-            window = (self.id_map[y0:y1, x0:x1] == i).to(torch.float32)[None, None]
-            rois = torch.nn.functional.pad(boxes[rows], (1, 0))
-            rois[:, 1:] -= boxes.new_tensor([x0, y0, x0, y0])
-            out[rows] = align.forward(window, rois)[:, 0] >= 0.5
-        return out
+        # What the host decides it decides from this one copy; after it the device is not awaited.
+        table = self._ids_and_boxes()
+        order = torch.argsort(table[:, 0], stable=True)
+        table = table[order]
+        windows = self._windows(table[:, 1:])
+        on_device = order.to(self.device, non_blocking=True)
+        corner = windows[:, [0, 1, 0, 1]].to(self.device, torch.float32, non_blocking=True)
+        rois = torch.nn.functional.pad(boxes[on_device] - corner, (1, 0))
+        align = ROIAlign((mask_size, mask_size), 1.0, 0, aligned=True)
+        ids, counts = torch.unique_consecutive(table[:, 0], return_counts=True)
+        first = 0
+        for i, count in zip(ids.tolist(), counts.tolist(), strict=True):
+            x0, y0, x1, y1 = windows[first].tolist()
+            members = slice(first, first + count)
+            first += count
+            if x1 > x0:
+                window = (self.id_map[y0:y1, x0:x1] == i).to(torch.float32)[None, None]
+                out[members] = align.forward(window, rois[members])[:, 0] >= 0.5
+        return torch.empty_like(out).index_copy_(0, on_device, out)
 
     def _windows(self, boxes: torch.Tensor) -> torch.Tensor:
         """Boxes with a margin of one empty pixel, which ROIAlign repeats beyond the border."""
@@ -123,12 +135,17 @@ class IdMapMasks:
         grown = torch.minimum(grown.clamp(min=0), limit)
         return grown * (boxes[:, 2:3] > boxes[:, 0:1])
 
-    def _boxes_of(self, unique: torch.Tensor) -> torch.Tensor:
-        """(U, 4) int64 tight boxes, on the CPU, of sorted, distinct ids."""
+    def _ids_and_boxes(self) -> torch.Tensor:
+        """(N, 5) int64 id and tight box of each mask, on the CPU: one copy from the device."""
+        if self.boxes is not None:
+            return torch.cat([self.ids[:, None], self.boxes], dim=1).cpu().long()
+        ids = self.ids.cpu()
+        unique, inverse = torch.unique(ids, return_inverse=True)
         runs = find_runs(self.id_map.cpu().numpy(), split_rows=True)
-        row, found = self._rows(torch.from_numpy(runs.values), unique.cpu())
+        row, found = self._rows(torch.from_numpy(runs.values), unique)
         rows = torch.where(found, row, -1).numpy()
-        return torch.from_numpy(segment_boxes(runs, self.image_size[1], rows, len(unique)))
+        boxes = torch.from_numpy(segment_boxes(runs, self.image_size[1], rows, len(unique)))
+        return torch.cat([ids[:, None].long(), boxes[inverse]], dim=1)
 
     @staticmethod
     def _rows(values: torch.Tensor, unique: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -145,5 +162,7 @@ class IdMapMasks:
             raise ValueError("nothing to concatenate; expected at least one IdMapMasks")
         first = masks[0].id_map
         if all(m.id_map is first or m.id_map.data_ptr() == first.data_ptr() for m in masks):
-            return IdMapMasks(first, torch.cat([m.ids for m in masks]))
+            boxes = [m.boxes for m in masks if m.boxes is not None]
+            known = torch.cat(boxes) if len(boxes) == len(masks) else None
+            return IdMapMasks(first, torch.cat([m.ids for m in masks]), known)
         return BitMasks(torch.cat([m.tensor for m in masks]))

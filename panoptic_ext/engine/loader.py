@@ -253,7 +253,7 @@ def explain_system_error(error: BaseException) -> PanopticExtError | None:
 
 
 class _TestLoader:
-    """A loader of guarded samples: raises their errors, leaves out images that were skipped."""
+    """A loader of guarded samples that raises their errors; an evaluation leaves out nothing."""
 
     def __init__(self, loader: DataLoader) -> None:
         self._loader = loader
@@ -262,21 +262,11 @@ class _TestLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        skipped = []
         for batch in self._loader:
             for loaded in batch:
                 if loaded.error is not None:
                     raise loaded.error
-                skipped.extend(loaded.skipped)
-            samples = [loaded.sample for loaded in batch if loaded.sample is not None]
-            if samples:
-                yield samples
-        if skipped:
-            logger.warning(
-                "%d images could not be read and were not evaluated: %s",
-                len(skipped),
-                ", ".join(skipped),
-            )
+            yield [loaded.sample for loaded in batch]
 
 
 class _Guarded:
@@ -287,11 +277,9 @@ class _Guarded:
 
     def __call__(self, record: Record) -> _Loaded:
         try:
-            sample = self._mapper(record)
+            return _Loaded(self._mapper(record), [], None)
         except PanopticExtError as error:
             return _Loaded(None, [], error)
-        skipped = [str(record.get("file_name"))] if sample is None else []
-        return _Loaded(sample, skipped, None)
 
 
 def _train_records(cfg: CfgNode) -> list[Record]:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import CfgNode as CN
 from detectron2.data import MetadataCatalog
-from detectron2.data import transforms as T
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
+from panoptic_ext.data.augmentation import ResizeShortestEdge
 from panoptic_ext.data.metadata_io import METADATA_FILE, load_metadata
 from panoptic_ext.engine.checkpoint import Checkpointer
 from panoptic_ext.engine.setup import choose_device, load_cfg
@@ -59,7 +59,7 @@ class Predictor(DefaultPredictor):
             self.model, save_to_disk=False, allow_pickle=cfg.MODEL.ALLOW_PICKLE
         )
         checkpointer.load(self.weights, checkpointables=[], strict=True)
-        self.aug = T.ResizeShortestEdge(
+        self.aug = ResizeShortestEdge(
             [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST
         )
         self.input_format = cfg.INPUT.FORMAT

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from panoptic_ext.data import PanopticDatasetMapper
 from panoptic_ext.data.datasets.check import check_panoptic
 from panoptic_ext.data.id_map import write_id_map
 from panoptic_ext.errors import DatasetError
@@ -156,12 +157,22 @@ def without_car(tiny: TinyDataset) -> None:
     write_id_map(tiny.pngs / "1.png", np.full((HEIGHT, WIDTH), ROAD))
 
 
-def exif(tiny: TinyDataset) -> None:
+def exif(tiny: TinyDataset, orientation: int = 6, *, upright: bool = False) -> None:
+    """Image 1 with an EXIF tag; with `upright` its file is stored the other way round."""
     image = Image.open(tiny.images / "1.png").convert("RGB")
+    if upright:
+        image = image.transpose(Image.Transpose.ROTATE_90)
     tags = Image.Exif()
-    tags[274] = 6
+    tags[274] = orientation
     os.remove(tiny.images / "1.png")
     image.save(tiny.images / "1.jpg", exif=tags)
+
+
+def deep(tiny: TinyDataset, mode: str) -> None:
+    ramp = np.linspace(0, 65535, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
+    os.remove(tiny.images / "1.png")
+    image = Image.fromarray(ramp.astype(np.uint16 if mode == "I;16" else np.float32))
+    image.save(tiny.images / "1.tif")
 
 
 def jpeg_mask(tiny: TinyDataset) -> None:
@@ -190,7 +201,11 @@ PIXELS = [
     case("21_png", "size-mismatch", "is 23 x 32, the image", smaller_png),
     case("22", "id-not-in-json", "segment id 4242: 64 pixels have this id", other_id),
     case("23", "id-not-in-png", "segment id 5: no pixel has this id", without_car),
-    case("26", "exif-rotation", "orientation 6", exif),
+    case("26_orientation_6", "exif-rotation", "(orientation 6) turns it to 32 x 24", exif),
+    case("26_orientation_3", "exif-rotation", "(orientation 3) turns or mirrors it",
+         lambda t: exif(t, 3)),
+    case("27_16_bit", "deep-image", "expected 8 bits a channel", lambda t: deep(t, "I;16")),
+    case("27_float", "deep-image", "floating point", lambda t: deep(t, "F")),
 ]  # fmt: skip
 
 
@@ -201,6 +216,30 @@ def test_check_of_pixels(tiny: TinyDataset, kind: str, text: str, spoil: Spoil) 
     assert found
     assert text in str(found[0])
     assert "image id 1" in found[0].where
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 8])
+def test_robustness_26_annotated_upright_is_fine(tiny: TinyDataset, orientation: int) -> None:
+    exif(tiny, orientation, upright=True)
+    assert check_panoptic(tiny.source()) == []
+    assert PanopticDatasetMapper(True, augmentations=[], image_format="RGB")(tiny.load()[0])
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+def test_robustness_26_same_size_either_way_is_a_warning(
+    tiny: TinyDataset, orientation: int
+) -> None:
+    exif(tiny, orientation)
+    (problem,) = check_panoptic(tiny.source())
+    assert (problem.kind, problem.warning) == ("exif-rotation", True)
+
+
+def test_robustness_26_tag_and_wrong_size(tiny: TinyDataset) -> None:
+    exif(tiny, 6, upright=True)
+    write_id_map(tiny.pngs / "1.png", tiny.maps[0].T.copy())
+    (problem,) = check_panoptic(tiny.source())
+    assert (problem.kind, problem.warning) == ("size-mismatch", False)
+    assert "label map" in problem.message and "orientation 6" in problem.message
 
 
 @pytest.mark.parametrize(
@@ -220,6 +259,7 @@ def test_images_without_anything_to_learn(tiny: TinyDataset, segments: list, tex
     assert [p.kind for p in problems] == ["nothing-to-learn"]
     assert problems[0].warning
     assert text in str(problems[0])
+    assert "unless DATALOADER.FILTER_EMPTY_ANNOTATIONS is False" in str(problems[0])
 
 
 def test_robustness_24_equal_base_names_are_a_warning(tiny: TinyDataset) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,9 @@ def masks(draw: st.DrawFn) -> tuple[IdMapMasks, BitMasks, np.random.Generator]:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     ids = torch.from_numpy(block_map(rng, draw(st.integers(1, 30)), draw(st.integers(1, 30))))
     rows = torch.tensor(draw(st.lists(st.integers(1, 8), max_size=8)), dtype=torch.int64)
-    return IdMapMasks(ids, rows), BitMasks(ids[None] == rows[:, None, None]), rng
+    bitmasks = BitMasks(ids[None] == rows[:, None, None])
+    boxes = bitmasks.get_bounding_boxes().tensor if draw(st.booleans()) else None
+    return IdMapMasks(ids, rows, boxes), bitmasks, rng
 
 
 @given(masks())
@@ -72,6 +76,43 @@ def test_indexing_shares_the_map() -> None:
         assert torch.equal(ours[key].tensor, theirs[key].tensor)
         assert ours[key].id_map.data_ptr() == ours.id_map.data_ptr()
     assert len(ours[torch.zeros(4, dtype=torch.bool)]) == 0
+
+
+@pytest.mark.parametrize("key", [1, slice(1, 3), torch.tensor([3, 0, 0]), torch.arange(4) > 1])
+def test_boxes_follow_their_masks(key: object) -> None:
+    ids = torch.arange(12).reshape(3, 4) % 5
+    rows = torch.tensor([1, 2, 3, 4])
+    boxes = BitMasks(ids[None] == rows[:, None, None]).get_bounding_boxes().tensor
+    for chosen in (IdMapMasks(ids, rows, boxes)[key], IdMapMasks(ids, rows, boxes).to("cpu")[key]):
+        assert torch.equal(chosen.boxes.float(), boxes[key].reshape(-1, 4))
+    both = IdMapMasks.cat([chosen, chosen])
+    assert torch.equal(both.boxes, torch.cat([chosen.boxes, chosen.boxes]))
+    assert IdMapMasks.cat([chosen, IdMapMasks(chosen.id_map, rows)]).boxes is None
+
+
+def test_wrong_shape_of_boxes() -> None:
+    with pytest.raises(ValueError, match=r"expected \(1, 4\) boxes"):
+        IdMapMasks(torch.ones(2, 2), torch.tensor([1]), torch.zeros(2, 4))
+
+
+@pytest.mark.gpu
+def test_one_wait_for_the_device() -> None:
+    ids = torch.arange(1200).reshape(30, 40) // 100
+    rows = torch.tensor([3, 1, 3, 2, 9])
+    boxes = IdMapMasks(ids, rows).get_bounding_boxes().tensor
+    given = torch.rand(5, 2, 2).sort(dim=1).values.reshape(5, 4) * 30
+    expected = IdMapMasks(ids, rows).crop_and_resize(given, 14)
+    masks, given = IdMapMasks(ids, rows, boxes).to("cuda"), given.cuda()
+    masks.crop_and_resize(given, 14)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            found = masks.crop_and_resize(given, 14)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert sum("synchroniz" in str(w.message) for w in caught) <= 1
+    assert (found.cpu() == expected).float().mean() > 0.99
 
 
 def test_inside_instances() -> None:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from panoptic_ext.data import PanopticDatasetMapper
-from panoptic_ext.data.augmentation import PadToDivisor, PadToSize
+from panoptic_ext.data.augmentation import PadToDivisor, PadToSize, ResizeShortestEdge
 from panoptic_ext.data.id_map import write_id_map
-from panoptic_ext.errors import ConfigError, DatasetError
+from panoptic_ext.errors import ConfigError, DatasetError, UnreadableFileError
 from tests.data.tiny import CAR, CROWD, HEIGHT, WIDTH, TinyDataset
 
 
@@ -279,7 +279,23 @@ def test_robustness_25_void_image(tiny: TinyDataset) -> None:
     assert (len(found["segments"]), len(found["instances"])) == (0, 0)
 
 
-def test_robustness_26_rotated_by_exif(tiny: TinyDataset) -> None:
+@pytest.mark.parametrize("extension", ["png", "tif"])
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_robustness_26_turned_by_exif(tiny: TinyDataset, orientation: int, extension: str) -> None:
+    stored = np.asarray(Image.open(tiny.images / "1.png"))
+    turned = np.rot90(stored, {3: 2, 6: -1}[orientation])
+    tags = Image.Exif()
+    tags[274] = orientation
+    path = str(tiny.images / f"turned.{extension}")
+    Image.fromarray(stored).save(path, exif=tags)
+    record = {**tiny.load()[0], "file_name": path}
+    record["height"], record["width"] = turned.shape[:2]
+    write_id_map(record["pan_seg_file_name"], np.rot90(tiny.maps[0], {3: 2, 6: -1}[orientation]))
+    image = mapper()(record)["image"].permute(1, 2, 0).numpy()
+    assert np.array_equal(image[:, :, ::-1], turned)
+
+
+def test_robustness_26_exif_against_the_json(tiny: TinyDataset) -> None:
     tags = Image.Exif()
     tags[274] = 6
     path = str(tiny.images / "1.jpg")
@@ -293,6 +309,80 @@ def test_robustness_27_image_modes_become_three_channels(tiny: TinyDataset, mode
     path = str(tiny.images / "1.tiff")
     Image.open(tiny.images / "1.png").convert(mode).save(path)
     assert mapper()({**tiny.load()[0], "file_name": path})["image"].shape == (3, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+@pytest.mark.parametrize("is_train", [False, True])
+def test_robustness_27_16_bit_and_float_images(
+    tiny: TinyDataset, dtype: Any, is_train: bool
+) -> None:
+    path = str(tiny.images / "deep.tif")
+    ramp = np.linspace(0, 65535, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
+    Image.fromarray(ramp.astype(dtype)).save(path)
+    for skip in (False, True):
+        with pytest.raises(DatasetError, match=r"image id 1: .*convert to 8 bit") as caught:
+            mapper(is_train=is_train, skip_corrupt=skip)({**tiny.load()[0], "file_name": path})
+        assert not isinstance(caught.value, UnreadableFileError)
+
+
+@pytest.mark.parametrize("is_train", [False, True])
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1)])
+def test_very_long_images_keep_a_pixel(
+    tiny: TinyDataset, size: tuple[int, int], is_train: bool
+) -> None:
+    record = {**tiny.load()[0], "file_name": str(tiny.images / "long.png"), "segments_info": []}
+    record["height"], record["width"] = size
+    Image.fromarray(np.zeros((*size, 3), np.uint8)).save(record["file_name"])
+    write_id_map(record["pan_seg_file_name"], np.zeros(size, int))
+    sample = mapper(ResizeShortestEdge((800,), 1333, "choice"), is_train=is_train)(record)
+    assert sorted(sample["image"].shape) == [1, 3, 1333]
+
+
+def test_nothing_left_of_an_image(tiny: TinyDataset) -> None:
+    record = tiny.load()[0]
+    with pytest.raises(DatasetError, match=r"image id 1: .* 24 x 32 .* no pixel left"):
+        mapper(T.RandomCrop("relative", (0.001, 0.5)))(record)
+
+
+def test_boxes_travel_with_the_masks(tiny: TinyDataset) -> None:
+    masks = mapper(T.RandomFlip(1.0))(many_segments(tiny, 40))["instances"].gt_masks
+    expected = BitMasks(masks.tensor).get_bounding_boxes().tensor
+    assert torch.equal(masks.boxes.float(), expected)
+
+
+def spoil_file(tiny: TinyDataset, record: dict[str, Any], what: str) -> None:
+    paths = {"image": record["file_name"], "label map": record["pan_seg_file_name"]}
+    state, name = what.split(" ", 1)
+    if state == "missing":
+        os.remove(paths[name])
+    elif state == "truncated":
+        os.truncate(paths[name], os.path.getsize(paths[name]) // 2)
+    else:
+        open(paths[name], "w").close()
+
+
+@pytest.mark.parametrize("state", ["missing", "truncated", "empty"])
+@pytest.mark.parametrize("what", ["image", "label map"])
+def test_robustness_16_17_18_unreadable_files_can_be_skipped(
+    tiny: TinyDataset, state: str, what: str
+) -> None:
+    record = tiny.load()[0]
+    spoil_file(tiny, record, f"{state} {what}")
+    assert mapper(skip_corrupt=True)(record) is None
+    with pytest.raises(UnreadableFileError, match=f"image id 1: {what} "):
+        mapper()(record)
+
+
+def test_wrong_labels_are_never_skipped(tiny: TinyDataset) -> None:
+    careful = mapper(skip_corrupt=True)
+    one, two = tiny.load()
+    with pytest.raises(DatasetError, match="which are not in the JSON's segments_info"):
+        careful({**one, "segments_info": []})
+    with pytest.raises(DatasetError, match="the JSON says 24 x 33"):
+        careful({**one, "width": 33})
+    Image.open(two["pan_seg_file_name"]).convert("L").save(two["pan_seg_file_name"])
+    with pytest.raises(DatasetError, match="grayscale PNG, expected RGB"):
+        careful(two)
 
 
 def test_skipping_corrupt_samples_is_an_option(

@@ -26,12 +26,6 @@ from . import toy
 from .reference import CATEGORIES
 
 
-@pytest.fixture
-def name(tmp_path):
-    yield toy.register(tmp_path, "toy_others")
-    toy.unregister("toy_others")
-
-
 def scores(labels: np.ndarray) -> dict:
     """A model's output for a map of contiguous ids; void becomes class 0."""
     hot = torch.nn.functional.one_hot(torch.from_numpy(np.maximum(labels, 0)), len(CATEGORIES))
@@ -70,22 +64,15 @@ def instances(image_id: str, *, shrink: int = 0) -> dict:
     return {"instances": result}
 
 
-def run(evaluator, name, outputs):
-    evaluator.reset()
-    for given in toy.inputs(name):
-        evaluator.process([given], [outputs[given["image_id"]]])
-    return evaluator.evaluate()
-
-
 def test_semantic_perfect_and_known_imperfect(name, tmp_path):
     evaluator = PanopticSemSegEvaluator(name, str(tmp_path / "out"), write_predictions=True)
     truth = {i: labels_of(i) for i in toy.NAMES}
-    result = run(evaluator, name, {i: scores(v) for i, v in truth.items()})["sem_seg"]
+    result = toy.run(evaluator, name, {i: scores(v) for i, v in truth.items()})["sem_seg"]
     assert result["mIoU"] == result["pACC"] == 100.0 and result["IoU-person"] == 100.0
     assert (tmp_path / "out" / "sem_seg_predictions.json").stat().st_size > 2
 
     pred = {i: np.where(v == 1, 3, v) for i, v in truth.items()}  # cars, crowds too, become road
-    result = run(PanopticSemSegEvaluator(name), name, {i: scores(v) for i, v in pred.items()})
+    result = toy.run(PanopticSemSegEvaluator(name), name, {i: scores(v) for i, v in pred.items()})
     road = sum(int((v == 3).sum()) for v in truth.values())
     cars = sum(int((v == 1).sum()) for v in truth.values())
     assert cars == 160
@@ -115,12 +102,12 @@ def test_semantic_refuses_other_shapes(name):
 def test_instances_perfect_and_known_imperfect(name, tmp_path):
     evaluator = PanopticInstanceEvaluator(name, str(tmp_path / "out"))
     before = set(MetadataCatalog.list())
-    result = run(evaluator, name, {i: instances(i) for i in toy.NAMES})
+    result = toy.run(evaluator, name, {i: instances(i) for i in toy.NAMES})
     assert result["bbox"]["AP"] == pytest.approx(100) and result["segm"]["AP"] == pytest.approx(100)
     assert result["segm"]["AP-person"] == pytest.approx(100) and "AP-sky" not in result["segm"]
     assert set(MetadataCatalog.list()) == before
 
-    content = json.loads((tmp_path / "out" / "toy_others_instances.json").read_text())
+    content = json.loads((tmp_path / "out" / "toy_panoptic_instances.json").read_text())
     assert [c["id"] for c in content["categories"]] == [3, 7]
     assert sorted((a["category_id"], a["iscrowd"], a["area"]) for a in content["annotations"]) == [
         (3, 0, 80),
@@ -131,22 +118,22 @@ def test_instances_perfect_and_known_imperfect(name, tmp_path):
         (7, 0, 84),
     ]
     # masks of people lose 2 of 6 columns and the car 2 of 10: IoU 2/3 and 4/5
-    result = run(evaluator, name, {i: instances(i, shrink=2) for i in toy.NAMES})["segm"]
+    result = toy.run(evaluator, name, {i: instances(i, shrink=2) for i in toy.NAMES})["segm"]
     assert result["AP50"] == pytest.approx(100)
     assert result["AP-person"] == pytest.approx(40) and result["AP-car"] == pytest.approx(70)
 
 
 def test_truth_of_instances_is_written_once(name, tmp_path):
-    path = tmp_path / "out" / "toy_others_instances.json"
+    path = tmp_path / "out" / "toy_panoptic_instances.json"
     outputs = {i: instances(i) for i in toy.NAMES}
-    run(PanopticInstanceEvaluator(name, str(tmp_path / "out")), name, outputs)
+    toy.run(PanopticInstanceEvaluator(name, str(tmp_path / "out")), name, outputs)
     written = path.stat().st_mtime_ns
-    run(PanopticInstanceEvaluator(name, str(tmp_path / "out")), name, outputs)
+    toy.run(PanopticInstanceEvaluator(name, str(tmp_path / "out")), name, outputs)
     assert path.stat().st_mtime_ns == written
     truth = MetadataCatalog.get(name).panoptic_json
     with open(truth, "a", encoding="utf-8") as stream:
         stream.write(" ")
-    run(PanopticInstanceEvaluator(name, str(tmp_path / "out")), name, outputs)
+    toy.run(PanopticInstanceEvaluator(name, str(tmp_path / "out")), name, outputs)
     assert path.stat().st_mtime_ns != written
 
 
@@ -154,7 +141,7 @@ def test_model_without_instances_and_wrong_classes(name, tmp_path):
     evaluator = PanopticInstanceEvaluator(name, str(tmp_path / "out"))
     nothing = instances("c")
     assert len(nothing["instances"]) == 0
-    result = run(evaluator, name, dict.fromkeys(toy.NAMES, nothing))
+    result = toy.run(evaluator, name, dict.fromkeys(toy.NAMES, nothing))
     assert math.isnan(result["bbox"]["AP"])
     evaluator.reset()
     wrong = instances("a")
@@ -176,7 +163,7 @@ def test_build_all(name, tmp_path):
     cfg = config("panoptic", "semantic", "instance", CONTACT_SHEET=1, WRITE_PREDICTIONS=True)
     evaluators = build_evaluator(cfg, name, str(tmp_path / "out"))
     outputs = {i: {**toy.perfect()[i], **scores(labels_of(i)), **instances(i)} for i in toy.NAMES}
-    results = run(evaluators, name, outputs)
+    results = toy.run(evaluators, name, outputs)
     assert list(results) == ["panoptic_seg", "sem_seg", "bbox", "segm"]
     assert results["panoptic_seg"]["PQ"] == results["sem_seg"]["mIoU"] == 100.0
     assert isinstance(evaluators.panoptic, PanopticEvaluator)
@@ -187,7 +174,7 @@ def test_build_all(name, tmp_path):
 def test_what_the_model_does_not_give_is_skipped(name, tmp_path, caplog):
     evaluators = build_evaluator(config("panoptic", "semantic", "instance"), name, str(tmp_path))
     with caplog.at_level(logging.INFO):
-        results = run(evaluators, name, toy.perfect())
+        results = toy.run(evaluators, name, toy.perfect())
     assert list(results) == ["panoptic_seg"]
     assert caplog.text.count("the model gives no 'sem_seg': skipped") == 1
     assert caplog.text.count("the model gives no 'instances': skipped") == 1

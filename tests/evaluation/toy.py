@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
 from PIL import Image
 
 from panoptic_ext.data import register_panoptic
@@ -86,4 +87,21 @@ def imperfect() -> dict[str, dict[str, Any]]:
     outputs["a"] = prediction(ids, segments)
     ids, _ = truth("c")
     outputs["c"] = prediction(ids, [segment(501, 90)])
+    return outputs
+
+
+def run(evaluator: DatasetEvaluator, name: str, outputs: dict[str, dict]) -> Any:
+    """Evaluate the outputs, in batches of two."""
+    evaluator.reset()
+    given = [i for i in inputs(name) if i["image_id"] in outputs]
+    for first in range(0, len(given), 2):
+        batch = given[first : first + 2]
+        evaluator.process(batch, [outputs[i["image_id"]] for i in batch])
+    return evaluator.evaluate()
+
+
+def change(outputs: dict[str, dict], image_id: str, **values: Any) -> dict[str, dict]:
+    """`outputs` with another map (`ids`) or `info` for one image."""
+    ids, info = outputs[image_id]["panoptic_seg"]
+    outputs[image_id] = {"panoptic_seg": (values.get("ids", ids), values.get("info", info))}
     return outputs

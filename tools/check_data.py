@@ -15,6 +15,9 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
+from detectron2.data import DatasetCatalog
+
+from panoptic_ext.command_line import split_options
 from panoptic_ext.data import (
     PanopticSource,
     check_panoptic,
@@ -57,7 +60,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--workers", type=int, default=4, help="threads that read files")
     add("--show", type=int, default=100, help="problems printed for each data set; 0: all")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config values")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.datasets, args.opts = split_options(
+        args.datasets, args.opts, is_value=DatasetCatalog.__contains__
+    )
+    return args
 
 
 def find_targets(args: argparse.Namespace) -> tuple[list[str | PanopticSource], list[str]]:

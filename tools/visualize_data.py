@@ -17,18 +17,20 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data.detection_utils import convert_image_to_rgb, read_image
+from detectron2.data import DatasetCatalog
+from detectron2.data.detection_utils import convert_image_to_rgb
 from tqdm import tqdm
 
+from panoptic_ext.command_line import explain_os_error, split_options
 from panoptic_ext.data import (
     PanopticDatasetMapper,
     get_metadata,
     get_records,
     read_id_map,
 )
-from panoptic_ext.data.id_map import READ_ERRORS
+from panoptic_ext.data.image_files import read_image
 from panoptic_ext.engine.setup import load_cfg
-from panoptic_ext.errors import ConfigError, DatasetError, PanopticExtError
+from panoptic_ext.errors import ConfigError, PanopticExtError
 from panoptic_ext.visualization import draw_panoptic, save_picture
 
 
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: cannot write to {args.output}: {error}", file=sys.stderr)
+        print(f"error: {explain_os_error(error, args.output)}", file=sys.stderr)
         return 2
     return 0
 
@@ -63,7 +65,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the choice of images and of the augmentations")
     add("--output", default="output/visualize_data", help="folder for the pictures")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config values")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.datasets, args.opts = split_options(
+        args.datasets, args.opts, is_value=DatasetCatalog.__contains__
+    )
+    return args
 
 
 def run(args: argparse.Namespace) -> None:
@@ -105,10 +111,7 @@ def draw_dataset(name: str, cfg: CfgNode, args: argparse.Namespace, folder: str)
 
 def raw_view(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
     """RGB image, id map and segments as they lie on disk."""
-    try:
-        image = read_image(record["file_name"], "RGB")
-    except READ_ERRORS as error:
-        raise DatasetError(f"image {record['file_name']} cannot be read: {error}") from error
+    image = read_image(record["file_name"], "RGB")
     ids = read_id_map(record["pan_seg_file_name"], record["pan_seg_encoding"])
     return image, ids, record["segments_info"]
 

@@ -87,6 +87,38 @@ def test_check_of_an_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'shapes_panoptic_train'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["check_data", "visualize_data"])
+def test_config_values_after_datasets(tiny: TinyDataset, tmp_path: Path, name: str) -> None:
+    register_panoptic("COCO.VAL", *tiny.paths())
+    more = ["--output", str(tmp_path / "out")] if name == "visualize_data" else []
+    arguments = [*more, "--datasets", "COCO.VAL", "INPUT.MIN_SIZE_TRAIN", "(24,)", "SEED", "3"]
+    assert tool(name).main(arguments) == 0
+
+
+@pytest.mark.parametrize("source", ["raw", "mapper"])
+def test_an_image_that_is_missing_is_named(
+    tiny: TinyDataset, tmp_path: Path, source: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (1, 2):
+        (tiny.images / f"{number}.png").unlink()
+        (tiny.images / f"{number}.png").symlink_to(tiny.root / "nowhere.png")
+    arguments = ["--config-file", config_file(tiny), "--source", source]
+    assert tool("visualize_data").main([*arguments, "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "1.png is a link to a file that does not exist" in error
+    assert "cannot write" not in error
+
+
+def test_an_output_that_cannot_be_written(
+    tiny: TinyDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    output = str(tmp_path / "file" / "out")
+    arguments = ["--config-file", config_file(tiny), "--output", output]
+    assert tool("visualize_data").main(arguments) == 2
+    assert f"error: cannot write to {output}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("source", ["raw", "mapper"])
 def test_pictures(tiny: TinyDataset, tmp_path: Path, source: str) -> None:
     arguments = ["--config-file", config_file(tiny), "--source", source, "--num", "1"]

@@ -1,0 +1,53 @@
+"""What the command lines in tools/ share: where config values begin, and errors of files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+
+from detectron2.config import CfgNode, get_cfg
+
+__all__ = ["explain_os_error", "split_options"]
+
+_DOTTED_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.\w+)*\.[A-Z0-9_]+")
+
+
+def split_options(
+    values: Sequence[str],
+    opts: Sequence[str],
+    *,
+    is_value: Callable[[str], object] = os.path.exists,
+) -> tuple[list[str], list[str]]:
+    """Give config values that followed an option of many values to the config.
+
+    `--input a.jpg MODEL.DEVICE cpu` is read by argparse as three inputs.
+
+    Args:
+        values: what the option took.
+        opts: the KEY VALUE pairs that argparse found.
+        is_value: whether a word that looks like a config key is a value all the same.
+
+    Returns:
+        The values in front of the first config key; that key and all after it, then `opts`.
+    """
+    top_level = {key for key, value in get_cfg().items() if not isinstance(value, CfgNode)}
+    for at, word in enumerate(values):
+        if (_DOTTED_KEY.fullmatch(word) or word in top_level) and not is_value(word):
+            return list(values[:at]), [*values[at:], *opts]
+    return list(values), list(opts)
+
+
+def explain_os_error(error: OSError, output: str) -> str:
+    """Which file an operation failed on: one below `output` cannot be written.
+
+    Args:
+        error: without a file name, as that of a full disk, it is taken to be about `output`.
+        output: the folder that results go to.
+    """
+    name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else output
+    reason = error.strerror or str(error) or type(error).__name__
+    folder = os.path.join(os.path.abspath(output), "")
+    if os.path.join(os.path.abspath(name), "").startswith(folder):
+        return f"cannot write to {name}: {reason}"
+    return f"{name}: {reason}"

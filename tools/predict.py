@@ -16,27 +16,37 @@ import hashlib
 import json
 import logging
 import os
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog
-from detectron2.data.detection_utils import read_image
 from tqdm import tqdm
 
+from panoptic_ext.command_line import explain_os_error, split_options
 from panoptic_ext.data.id_map import READ_ERRORS
+from panoptic_ext.data.image_files import read_image
 from panoptic_ext.engine.predictor import Predictor, find_weights, load_run_cfg
-from panoptic_ext.errors import ConfigError, DatasetError, PanopticExtError
+from panoptic_ext.errors import ConfigError, PanopticExtError
 from panoptic_ext.visualization import draw_panoptic, readable_scale, save_picture
+from panoptic_ext.visualization.prediction_image_ids import choose_image_ids
 from panoptic_ext.visualization.prediction_inputs import PredictionInput, find_inputs
 from panoptic_ext.visualization.prediction_results import PanopticResults
+from panoptic_ext.visualization.prediction_segments import panoptic_result, segments_to_draw
 from panoptic_ext.visualization.video import VideoReader, VideoWriter
 
 SETTINGS_FILE = "predict_settings.json"
-_CONFIG_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.\w+)*\.[A-Z0-9_]+")
-THRESHOLD_KEY = "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH"
+_FPN_THRESHOLD = "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH"
+_MASK_FORMER_THRESHOLD = "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD"
+THRESHOLD_KEYS = {
+    "PanopticFPN": _FPN_THRESHOLD,
+    "UnifiedPanopticFPN": _FPN_THRESHOLD,
+    "MaskFormer": _MASK_FORMER_THRESHOLD,
+    "PanopticExtMaskFormer": _MASK_FORMER_THRESHOLD,
+    "GeneralizedRCNN": "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+}
+"""The config key that --confidence-threshold sets, by MODEL.META_ARCHITECTURE."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped; the same command goes on where it was", file=sys.stderr)
         return 130
     except OSError as error:
-        print(f"error: cannot write to {args.output}: {error}", file=sys.stderr)
+        print(f"error: {explain_os_error(error, args.output)}", file=sys.stderr)
         return 2
 
 
@@ -72,16 +82,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="make existing results again")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config values")
     args = parser.parse_args(argv)
-    args.input, args.opts = _split_options(args.input, args.opts)
+    args.input, args.opts = split_options(args.input, args.opts)
     return args
-
-
-def _split_options(inputs: list[str], opts: list[str]) -> tuple[list[str], list[str]]:
-    """Give config values that followed --input FILES, which takes all words, to the config."""
-    for at, word in enumerate(inputs):
-        if _CONFIG_KEY.fullmatch(word) and not os.path.exists(word):
-            return inputs[:at], inputs[at:] + opts
-    return inputs, opts
 
 
 def run(args: argparse.Namespace) -> int:
@@ -99,14 +101,22 @@ def run(args: argparse.Namespace) -> int:
     results = None
     if args.save_panoptic:
         results = PanopticResults(args.output, predictor.metadata, fresh=args.overwrite)
-    job = Job(predictor, args.output, results, pictures=not args.no_pictures)
+    job = Job(
+        predictor,
+        args.output,
+        results,
+        pictures=not args.no_pictures,
+        least_score=args.confidence_threshold,
+    )
     skipped, failed = job.run(inputs, overwrite=args.overwrite)
     return report(args, results, len(inputs), skipped, failed)
 
 
 def load(args: argparse.Namespace) -> tuple[Any, str]:
     """The config and the weights that the command line means."""
-    cfg = load_run_cfg(args.config_file, _config_opts(args))
+    cfg = load_run_cfg(args.config_file, args.opts)
+    if args.confidence_threshold is not None:
+        _set_threshold(cfg, args.confidence_threshold)
     folder = args.config_file
     if not os.path.isdir(folder):
         folder = os.path.dirname(os.path.abspath(folder))
@@ -144,13 +154,15 @@ class Job:
         results: PanopticResults | None,
         *,
         pictures: bool,
+        least_score: float | None = None,
     ) -> None:
         self.predictor = predictor
         self.metadata = predictor.metadata
         self.output = output
         self.results = results
         self.pictures = pictures
-        self.image_ids = _known_image_ids(predictor.cfg) if results is not None else {}
+        self.least_score = 0.5 if least_score is None else least_score
+        self.image_ids: dict[str, int | str] = {}
 
     def run(
         self, inputs: Sequence[PredictionInput], *, overwrite: bool
@@ -162,12 +174,20 @@ class Job:
         """
         failed = {item.path: item.problem for item in inputs if item.problem}
         usable = [item for item in inputs if not item.problem]
+        if self.results is not None:
+            names = {item.name: item.path for item in usable if not item.is_video}
+            of_files = _known_image_ids(self.predictor.cfg)
+            files = {name: os.path.realpath(path) for name, path in names.items()}
+            known = {name: of_files[file] for name, file in files.items() if file in of_files}
+            self.image_ids = choose_image_ids(list(names), known, self.results.image_ids())
         todo = [item for item in usable if overwrite or not self.is_done(item)]
         with tqdm(todo, unit="file", desc="predict", disable=not todo) as progress:
             for item in progress:
                 try:
                     self.predict_video(item) if item.is_video else self.predict_image(item)
-                except (RuntimeError, ValueError) as error:  # PanopticExtError is a ValueError
+                except ConfigError:
+                    raise  # holds for every input
+                except (RuntimeError, ValueError, MemoryError) as error:  # and PanopticExtError
                     failed[item.path] = str(error) or type(error).__name__
                     progress.write(f"skipped {item.path}: {failed[item.path]}", file=sys.stderr)
         return len(usable) - len(todo), failed
@@ -184,17 +204,22 @@ class Job:
 
     def predict_image(self, item: PredictionInput) -> None:
         """Predict, draw and store one image."""
-        image = _read(item.path)
-        panoptic_seg, segments_info = self.predictor(image[:, :, ::-1])["panoptic_seg"]
-        panoptic_seg = panoptic_seg.cpu()
+        image = read_image(item.path, "RGB")
+        panoptic_seg, segments_info = self._segments(image[:, :, ::-1])
         if self.pictures:
             picture = draw_panoptic(image, panoptic_seg, segments_info, self.metadata)
             save_picture(self.picture_path(item), picture)
         if self.results is not None:
-            image_id = self.image_ids.get(os.path.realpath(item.path), _stem(item.name))
+            image_id = self.image_ids[item.name]
             self.results.add(
                 item.name, panoptic_seg, segments_info, image_id=image_id, file_name=item.name
             )
+
+    def _segments(self, image_bgr: np.ndarray) -> Any:
+        outputs = self.predictor(image_bgr)
+        if self.results is not None:
+            return panoptic_result(outputs)
+        return segments_to_draw(outputs, least_score=self.least_score)
 
     def predict_video(self, item: PredictionInput) -> None:
         """Predict, draw and store a video frame by frame."""
@@ -213,8 +238,7 @@ class Job:
     def _predict_frame(
         self, item: PredictionInput, number: int, frame: np.ndarray, writer: VideoWriter
     ) -> None:
-        panoptic_seg, segments_info = self.predictor(frame)["panoptic_seg"]
-        panoptic_seg = panoptic_seg.cpu()
+        panoptic_seg, segments_info = self._segments(frame)
         if self.pictures:
             scale = readable_scale(*frame.shape[:2])
             picture = draw_panoptic(
@@ -226,14 +250,18 @@ class Job:
             self.results.add(key, panoptic_seg, segments_info, image_id=key, file_name=key)
 
 
-def _config_opts(args: argparse.Namespace) -> list[str]:
-    opts = list(args.opts)
-    threshold = args.confidence_threshold
-    if threshold is not None:
-        if not 0 <= threshold <= 1:
-            raise ConfigError(f"--confidence-threshold is {threshold}, expected 0 to 1")
-        opts += [THRESHOLD_KEY, str(threshold)]
-    return opts
+def _set_threshold(cfg: Any, threshold: float) -> None:
+    if not 0 <= threshold <= 1:
+        raise ConfigError(f"--confidence-threshold is {threshold}, expected 0 to 1")
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    if architecture not in THRESHOLD_KEYS:
+        raise ConfigError(
+            f"--confidence-threshold does not know MODEL.META_ARCHITECTURE {architecture}; give "
+            f"that model's own key as KEY VALUE instead (known: {', '.join(THRESHOLD_KEYS)})"
+        )
+    cfg.defrost()
+    cfg.merge_from_list([THRESHOLD_KEYS[architecture], threshold])
+    cfg.freeze()
 
 
 def _check_targets(inputs: Sequence[PredictionInput], output: str) -> None:
@@ -301,20 +329,6 @@ def _known_image_ids(cfg: Any) -> dict[str, int | str]:
         for record in records:
             ids.setdefault(os.path.realpath(record["file_name"]), record["image_id"])
     return ids
-
-
-def _read(path: str) -> np.ndarray:
-    """(H, W, 3) uint8 RGB image, turned as its EXIF tag says."""
-    if os.path.getsize(path) == 0:
-        raise DatasetError("the file is empty")
-    try:
-        return read_image(path, format="RGB")
-    except READ_ERRORS as error:
-        raise DatasetError(f"cannot be read as an image: {error}") from error
-
-
-def _stem(name: str) -> str:
-    return os.path.splitext(name)[0]
 
 
 if __name__ == "__main__":

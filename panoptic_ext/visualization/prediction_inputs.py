@@ -113,8 +113,12 @@ def _walk(folder: str, excluded: str) -> Iterator[str]:
         )
         for name in sorted(files):
             suffix = os.path.splitext(name)[1].lower()
-            if not name.startswith(".") and suffix in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
-                yield os.path.join(parent, name)
+            path = os.path.join(parent, name)
+            if name.startswith(".") or suffix not in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
+                continue
+            # A dangling link is yielded, to be named as missing; reading a pipe would wait forever.
+            if os.path.isfile(path) or not os.path.exists(path):
+                yield path
 
 
 def _name(path: str, root: str) -> str:

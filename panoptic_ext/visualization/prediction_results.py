@@ -109,6 +109,10 @@ class PanopticResults:
         name = entry["annotation"]["file_name"]
         return os.path.isfile(os.path.join(self.folder, PNG_FOLDER, name))
 
+    def image_ids(self) -> dict[str, int | str]:
+        """key -> image id of everything added so far, now or by an earlier run."""
+        return {k: e["image"]["id"] for k, e in self._entries.items() if "annotation" in e}
+
     def add(
         self,
         key: str,

@@ -40,7 +40,12 @@ class VideoReader:
         count = 0
         try:
             while True:
-                read, frame = self._capture.read()
+                try:
+                    read, frame = self._capture.read()
+                except cv2.error as error:
+                    raise PanopticExtError(
+                        f"frame {count} of the video {self.path} cannot be read: {error}"
+                    ) from error
                 if not read:
                     break
                 count += 1

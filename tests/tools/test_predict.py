@@ -20,6 +20,7 @@ from PIL import Image
 from panoptic_ext.data import read_id_map, write_id_map
 from panoptic_ext.engine import Checkpointer, load_cfg, save_run_info
 from panoptic_ext.engine.predictor import Predictor
+from panoptic_ext.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "predict_test_val"
@@ -114,6 +115,8 @@ def _odd_files(folder):
     (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "page.png").write_text("<html>")
     (folder / "empty.jpg").touch()
+    (folder / "link.jpg").symlink_to(folder / "nowhere.jpg")
+    _picture(5).save(folder / "grey.bmp")
     (folder / "notes.txt").write_text("left alone")
     writer = cv2.VideoWriter(
         str(folder / "clip.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (64, 48)
@@ -129,7 +132,7 @@ def _run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
-BROKEN = ("truncated.jpg", "page.png", "empty.jpg", "missing.png")
+BROKEN = ("truncated.jpg", "page.png", "empty.jpg", "link.jpg", "16.png", "missing.png")
 
 
 @pytest.fixture(scope="module")
@@ -151,14 +154,16 @@ def full_run(base):
 def test_bad_files_are_named_and_the_rest_is_predicted(base, full_run):
     first, _, _ = full_run
     assert first.returncode == 1 and "Traceback" not in first.stderr, first.stderr
-    assert "9 predicted, 0 were there already, 4 failed" in first.stdout
+    assert "9 predicted, 0 were there already, 6 failed" in first.stdout
     for name in BROKEN:
         assert any(
             line.startswith("failed:") and name in line for line in first.stderr.splitlines()
         )
     assert "the file is empty" in first.stderr and "no such file" in first.stderr
+    assert "a link to a file that does not exist" in first.stderr
+    assert "convert to 8 bit" in first.stderr and "cannot write" not in first.stderr
     assert str(base / "out" / "panoptic.json") in first.stdout
-    for name in ("rgba.png", "cmyk.jpg", "grey.png", "16.png", "other.tif.png"):
+    for name in ("rgba.png", "cmyk.jpg", "grey.png", "grey.bmp.png", "other.tif.png"):
         assert Image.open(base / "out" / "odd" / name).size == (512, 384)
     assert Image.open(base / "out" / "odd" / "turned.jpg").size == (384, 512)
     left = {p.name for p in (base / "out" / "odd").iterdir()}
@@ -188,6 +193,8 @@ def test_coco_panoptic_results(base, full_run):
     by_file = {image["file_name"]: image for image in content["images"]}
     assert by_file["images/a/same.jpg"]["id"] == 17  # the data set's id
     assert by_file["odd/rgba.png"]["id"] == "odd/rgba"
+    assert by_file["odd/grey.png"]["id"] == "odd/grey.png"  # there is a grey.bmp as well
+    assert len({str(image["id"]) for image in content["images"]}) == len(content["images"])
     assert len(content["annotations"]) == len(by_file) == 2 + 6 + 3  # 3 frames of the video
     for annotation in content["annotations"]:
         ids = read_id_map(base / "out" / "panoptic" / annotation["file_name"])
@@ -204,7 +211,7 @@ def test_coco_panoptic_results(base, full_run):
 def test_a_second_run_skips_what_is_there(base, full_run):
     _, second, stamps = full_run
     assert second.returncode == 1, second.stderr
-    assert "0 predicted, 9 were there already, 4 failed" in second.stdout
+    assert "0 predicted, 9 were there already, 6 failed" in second.stdout
     assert stamps and all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
 
 
@@ -261,6 +268,45 @@ def test_results_of_two_models_are_not_mixed(base, predict, tmp_path, capsys):
     assert "other weights or another config" in capsys.readouterr().err
     assert predict.main([*other, "--overwrite"]) == 0
     assert "1 predicted" in capsys.readouterr().out
+
+
+def test_a_model_without_a_panoptic_result(base, predict, tmp_path, capsys, monkeypatch):
+    call = Predictor.__call__
+
+    def without(self, image):
+        return {k: v for k, v in call(self, image).items() if k == "sem_seg"}
+
+    monkeypatch.setattr(predict.Predictor, "__call__", without)
+    arguments = ["--config-file", str(base / "run"), "--output", str(tmp_path / "out"), "--input"]
+    arguments.append(str(base / "data" / "images"))
+    assert predict.main([*arguments, "--save-panoptic"]) == 2
+    assert "error: the model gives no panoptic result, only sem_seg" in capsys.readouterr().err
+    assert predict.main(arguments) == 0
+    assert (tmp_path / "out" / "a" / "same.jpg").is_file()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "key"),
+    [
+        ("UnifiedPanopticFPN", "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH"),
+        ("PanopticExtMaskFormer", "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD"),
+        ("MaskFormer", "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD"),
+        ("SemanticSegmentor", None),
+    ],
+)
+def test_the_threshold_is_the_models_own(predict, architecture, key):
+    cfg = load_cfg("")
+    cfg.defrost()
+    cfg.MODEL.META_ARCHITECTURE = architecture
+    if key is None:
+        with pytest.raises(ConfigError, match="SemanticSegmentor; give"):
+            predict._set_threshold(cfg, 0.25)
+        return
+    predict._set_threshold(cfg, 0.25)
+    node = cfg
+    for part in key.split("."):
+        node = node[part]
+    assert node == 0.25
 
 
 def test_inputs_are_never_written_over(base, predict, tmp_path, capsys):

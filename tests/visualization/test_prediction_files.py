@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from detectron2.structures import Instances
 
 from panoptic_ext.data import read_id_map
+from panoptic_ext.errors import ConfigError
+from panoptic_ext.visualization.prediction_image_ids import choose_image_ids
 from panoptic_ext.visualization.prediction_inputs import find_inputs
 from panoptic_ext.visualization.prediction_results import PanopticResults, coco_segments
+from panoptic_ext.visualization.prediction_segments import panoptic_result, segments_to_draw
 
 METADATA = SimpleNamespace(
     thing_classes=["disc", "grass"],
@@ -62,6 +67,51 @@ def test_what_is_not_there_is_said(tree):
         "no image or video in this folder",
     ]
     assert len(_names(found)) == 2
+
+
+def test_dangling_links_are_tried_and_pipes_are_not(tree):
+    (tree / "y" / "gone.jpg").symlink_to(tree / "nowhere.jpg")
+    os.mkfifo(tree / "y" / "pipe.jpg")
+    assert _names(find_inputs([str(tree / "y")])) == ["a.jpg", "clip.avi", "gone.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("names", "known", "earlier", "expected"),
+    [
+        (["a.jpg", "b/a.jpg"], {}, {}, ["a", "b/a"]),
+        (["a.jpg", "a.png", "b.png"], {}, {}, ["a.jpg", "a.png", "b"]),
+        (["a.jpg", "a.png", "a.jpg.bmp"], {}, {}, ["a.jpg", "a.png", "a.jpg.bmp"]),
+        (["a.jpg", "17.png"], {"a.jpg": 17}, {}, [17, "17.png"]),
+        (["a.jpg", "b.jpg"], {"a.jpg": 17, "b.jpg": "17"}, {}, ["a.jpg", "b.jpg"]),
+        (["a.png"], {}, {"a.jpg": "a"}, ["a.png"]),
+        (["a.jpg", "a.png"], {}, {"a.jpg": "a"}, ["a", "a.png"]),
+    ],
+)
+def test_image_ids_are_distinct(names, known, earlier, expected):
+    assert list(choose_image_ids(names, known, earlier).values()) == expected
+
+
+def _instances():
+    instances = Instances((2, 3))
+    instances.scores = torch.tensor([0.9, 0.2, 0.6, 0.55])
+    instances.pred_classes = torch.tensor([1, 1, 0, 0])
+    masks = torch.zeros(4, 2, 3, dtype=torch.bool)
+    masks[0, 0], masks[1], masks[2, :, 0], masks[3, 0] = True, True, True, True
+    instances.pred_masks = masks
+    return instances
+
+
+def test_what_is_drawn_without_a_panoptic_result():
+    ids, segments = segments_to_draw({"instances": _instances(), "sem_seg": torch.zeros(2, 2, 3)})
+    assert ids.tolist() == [[1, 1, 1], [3, 0, 0]]
+    assert [(s["id"], s["category_id"]) for s in segments] == [(3, 0), (1, 1)]
+    ids, segments = segments_to_draw({"sem_seg": torch.eye(3)[:, None]})
+    assert ids.tolist() == [[1, 2, 3]]
+    assert segments[2] == {"id": 3, "category_id": 2}
+    with pytest.raises(ConfigError, match=r"no panoptic result, only sem_seg; .*PANOPTIC_ON"):
+        panoptic_result({"sem_seg": ids})
+    with pytest.raises(ConfigError, match=r"gives \['proposals'\]; expected"):
+        segments_to_draw({"proposals": []})
 
 
 def test_the_output_folder_is_no_input(tree):

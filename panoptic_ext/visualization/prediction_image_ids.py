@@ -1,0 +1,41 @@
+"""Image ids of predictions: those of the data set where it is known, else made of file names."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+__all__ = ["choose_image_ids"]
+
+ImageId = int | str
+
+
+def choose_image_ids(
+    names: Sequence[str], known: Mapping[str, ImageId], earlier: Mapping[str, ImageId]
+) -> dict[str, ImageId]:
+    """An id for each image such that no two are equal, written as text.
+
+    Args:
+        names: distinct names of the images, relative paths with suffix.
+        known: name -> id that a data set gives it.
+        earlier: name -> id that an earlier run used in the same results; these stay.
+
+    Returns:
+        name -> earlier id, else the known one, else the name without its suffix. Where these are
+        equal for two images, the name takes the place of what was made up, or else of what two
+        data sets have both.
+    """
+    ids = {name: known.get(name, os.path.splitext(name)[0]) for name in names}
+    ids.update(earlier)
+    while True:
+        counts = Counter(map(str, ids.values()))
+        clashing = [
+            name
+            for name, image_id in ids.items()
+            if counts[str(image_id)] > 1 and name not in earlier and image_id != name
+        ]
+        if not clashing:
+            return {name: ids[name] for name in names}
+        for name in [name for name in clashing if name not in known] or clashing:
+            ids[name] = name

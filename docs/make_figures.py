@@ -8,16 +8,14 @@ The pictures of the README are made by this, from the run of `make demo`; none i
 from __future__ import annotations
 
 import argparse
+import base64
 import io
 import sys
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from PIL import Image
 
 from panoptic_ext.data import get_records
 from panoptic_ext.engine.predictor import Predictor, load_run_cfg
@@ -25,6 +23,7 @@ from panoptic_ext.errors import PanopticExtError
 from panoptic_ext.visualization import draw_panoptic, ground_truth_segments
 
 COLUMNS = ("image", "ground truth", "prediction")
+WIDTH = 900  # pixels of the figure
 
 
 def panels(predictor: Predictor, record: dict) -> list[np.ndarray]:
@@ -44,18 +43,24 @@ def draw(run: str, num: int, path: Path) -> None:
     records = get_records(cfg.DATASETS.TEST[0])
     step = max(1, len(records) // num)
     rows = [panels(predictor, record) for record in records[::step][:num]]
-    plt.rcParams["svg.hashsalt"] = "panoptic_ext"  # equal input, equal file
-    figure, axes = plt.subplots(num, 3, figsize=(9, 2.5 * num), squeeze=False)
-    for row, pictures in zip(axes, rows, strict=True):
-        for axis, picture, title in zip(row, pictures, COLUMNS, strict=True):
-            axis.imshow(picture, interpolation="nearest")
-            axis.set_axis_off()
-            if row is axes[0]:
-                axis.set_title(title, fontsize=11)
-    figure.tight_layout(pad=0.4)
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", dpi=100, metadata={"Date": None})
-    path.write_text(stream.getvalue(), encoding="utf-8")
+    grid = np.concatenate([np.concatenate(row, axis=1) for row in rows])
+    stream = io.BytesIO()
+    Image.fromarray(grid).resize((WIDTH, WIDTH * grid.shape[0] // grid.shape[1])).save(
+        stream, "JPEG", quality=82
+    )
+    height = WIDTH * grid.shape[0] // grid.shape[1]
+    titles = "".join(
+        f'<text x="{WIDTH * (2 * i + 1) // 6}" y="18" text-anchor="middle">{title}</text>'
+        for i, title in enumerate(COLUMNS)
+    )
+    data = base64.encodebytes(stream.getvalue()).decode()
+    path.write_text(
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height + 26}" '
+        f'font-family="sans-serif" font-size="15">\n{titles}\n'
+        f'<image y="26" width="{WIDTH}" height="{height}" href="data:image/jpeg;base64,{data}"/>\n'
+        "</svg>\n",
+        encoding="utf-8",
+    )
     sys.stdout.write(f"{path}: {path.stat().st_size / 1024:.0f} KiB\n")
 
 

@@ -230,11 +230,11 @@ def _coerce(value: Any, default: Any, setting: Setting) -> Any:
     if type(value) is type(default) or default is None:
         return value
     if value is None:
-        empty = {str: "; for none write ''", tuple: "; for none write []"}
-        empty[list] = empty[tuple]
+        empty = {"str": "''", "tuple": "[]", "list": "[]"}.get(type(default).__name__)
+        hint = f"; for none write {empty}" if empty else ""
         raise ConfigError(
             f"{setting.source}: {setting.key} has no value (None), expected one of type "
-            f"{type(default).__name__}{_example(default)}{empty.get(type(default), '')}"
+            f"{type(default).__name__}{_example(default)}{hint}"
         )
     if isinstance(default, float) and type(value) is int:
         return float(value)

@@ -107,4 +107,6 @@ def _evaluate_one_image(cfg: CfgNode, trainer: Trainer) -> float:
     start = time.perf_counter()
     with torch.no_grad():
         evaluator.process(batch, trainer.model(batch))
+    if hasattr(evaluator, "wait"):  # it compares in threads, whose errors come out here
+        evaluator.wait()
     return round(time.perf_counter() - start, 2)

@@ -83,6 +83,11 @@ class PanopticEvaluators(DatasetEvaluators):
         found = [e.evaluator for e in evaluators if isinstance(e.evaluator, PanopticEvaluator)]
         self.panoptic: PanopticEvaluator | None = found[0] if found else None
 
+    def wait(self) -> None:
+        """Wait until all predictions so far are compared; see `PanopticEvaluator.wait`."""
+        if self.panoptic is not None:
+            self.panoptic.wait()
+
     def evaluate(self) -> OrderedDict:
         """The results of all on the main process, {} on others."""
         return super().evaluate()

@@ -26,10 +26,11 @@ from .files import compare_with_truth
 from .kept_predictions import KeptPrediction, PredictionKeeper, worst_and_best
 from .label_png import encode_png, write_file
 from .label_runs import LabelRuns, runs_from_ids
+from .model_output import map_and_info
 from .panoptic_json import Annotation, PanopticFiles
 from .panoptic_quality import PQStat, predicted_segments
 from .report import image_ranking, metric_keys, named_result, quality_table
-from .segment_table import SegmentTable
+from .segment_table import SegmentTable, integer
 
 __all__ = ["PanopticEvaluator"]
 
@@ -155,6 +156,14 @@ class PanopticEvaluator(COCOPanopticEvaluator):
                 # Alone, this worker must not leave the others waiting: `evaluate` raises on all.
                 self._error = str(error)
 
+    def wait(self) -> None:
+        """Wait until all predictions so far are compared; to be called by all workers.
+
+        Raises:
+            EvaluationError: on all workers, if one of them got a prediction that cannot be used.
+        """
+        _raise_together(self._finish())
+
     def evaluate(self) -> OrderedDict | None:
         """Compute panoptic quality; to be called by all workers.
 
@@ -167,7 +176,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
                 if an image has none.
         """
         truth = self._load_truth()
-        _raise_together(self._finish())
+        self.wait()
         gathered = comm.gather(self._images)
         kept = self._gather_kept()
         error = None
@@ -234,12 +243,13 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             raise EvaluationError(
                 f"{where}: the model's output has no 'panoptic_seg' (found: {sorted(output)})"
             )
-        ids, info = output["panoptic_seg"]
+        ids, info = map_and_info(output["panoptic_seg"], where)
         ids = ids.detach().cpu().numpy() if isinstance(ids, torch.Tensor) else np.asarray(ids)
         runs = runs_from_ids(ids, where, shift=1 if info is None else 0)
-        info = self._info_of_divisor(runs) if info is None else [dict(s) for s in info]
+        if info is None:
+            info = self._info_of_divisor(runs)
         table = SegmentTable.from_segments_info(
-            [{"id": s["id"], "category_id": self._dataset_id(s, where)} for s in info],
+            [{"id": s.get("id"), "category_id": self._dataset_id(s, where)} for s in info],
             self._load_truth().categories,
             where,
         )
@@ -263,21 +273,21 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         return segments
 
     def _dataset_id(self, segment: Mapping[str, Any], where: str) -> int:
-        category, isthing = segment["category_id"], segment.get("isthing")
+        category, isthing = integer(segment, "category_id", where), segment.get("isthing")
         if isthing is None:
-            return int(category)
+            return category
         ids = (
             self._thing_contiguous_id_to_dataset_id
             if bool(isthing)
             else self._stuff_contiguous_id_to_dataset_id
         )
-        if int(category) not in ids:
+        if category not in ids:
             raise EvaluationError(
-                f"{where}: segment {segment['id']} has the contiguous category_id {category}, which"
-                f" is not one of the {'thing' if isthing else 'stuff'} categories"
+                f"{where}: segment {segment.get('id')} has the contiguous category_id {category},"
+                f" which is not one of the {'thing' if isthing else 'stuff'} categories"
                 f" {sorted(ids)} of data set {self._dataset_name!r}"
             )
-        return ids[int(category)]
+        return ids[category]
 
     def _compare(self, prediction: _Prediction) -> None:
         """Compare one prediction with its truth; runs in a thread."""

@@ -235,7 +235,8 @@ def match_image(
         the counts of this image.
 
     Raises:
-        EvaluationError: the sizes differ.
+        EvaluationError: the sizes differ, or true areas contradict the pixels so much that a union
+            has none.
     """
     if gt_runs.shape != pred_runs.shape:
         raise EvaluationError(
@@ -248,8 +249,14 @@ def match_image(
     both = (gt_rows >= 0) & (pred_rows >= 0)
     g, p, pixels = gt_rows[both], pred_rows[both], shared.pixels[both]
     union = pred.areas[p] + gt.areas[g] - pixels - void[p]
-    with np.errstate(divide="ignore"):  # only areas that contradict the pixels make it 0
-        iou = pixels / union
+    if (union <= 0).any():
+        row = g[np.argmax(union <= 0)]
+        raise EvaluationError(
+            f"{where}: the ground truth's JSON gives segment {gt.ids[row]} an area of"
+            f" {gt.areas[row]}, less than the pixels that a prediction shares with it; correct the"
+            " areas, or count them with gt_area: 'pixels'"
+        )
+    iou = pixels / union
     same = gt.categories[g] == pred.categories[p]
     match = same & ~gt.iscrowd[g] & (iou > 0.5)
     missed = ~gt.iscrowd

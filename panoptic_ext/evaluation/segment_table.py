@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ from panoptic_ext.errors import EvaluationError
 
 from .label_runs import MAX_ID
 
-__all__ = ["SegmentTable"]
+__all__ = ["SegmentTable", "integer"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class SegmentTable:
         segments = list(segments)
         seen: set[int] = set()
         for segment in segments:
-            segment_id, category = _integer(segment, "id", where), segment.get("category_id")
+            segment_id = integer(segment, "id", where)
+            category = integer(segment, "category_id", where)
             if not 0 < segment_id < MAX_ID:
                 raise EvaluationError(
                     f"{where}: segment id {segment_id} in segments_info; expected 0 < id < 2^24"
@@ -93,11 +95,18 @@ class SegmentTable:
         return np.where(self.ids[rows] == ids, rows, -1)
 
 
-def _integer(segment: Mapping, key: str, where: str) -> int:
-    value = segment.get(key)
-    if value is None or isinstance(value, str) or int(value) != value:
-        raise EvaluationError(f"{where}: a segment has {key} {value!r}; expected an integer")
-    return int(value)
+def integer(segment: Mapping, key: str, where: str) -> int:
+    """An integer of any kind (Python, numpy, torch) in an entry of segments_info.
+
+    Raises:
+        EvaluationError: missing or something else.
+    """
+    try:
+        return operator.index(segment.get(key))  # type: ignore[arg-type]
+    except TypeError as error:
+        raise EvaluationError(
+            f"{where}: a segment has {key} {segment.get(key)!r}; expected an integer"
+        ) from error
 
 
 def _listed(categories: Iterable) -> str:

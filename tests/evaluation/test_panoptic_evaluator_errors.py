@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 
+from panoptic_ext.config import add_panoptic_ext_config
+from panoptic_ext.engine.dry_run import _evaluate_one_image
 from panoptic_ext.errors import EvaluationError
-from panoptic_ext.evaluation import PanopticEvaluator
+from panoptic_ext.evaluation import PanopticEvaluator, build_evaluator
 
 from . import toy
 
@@ -52,10 +57,7 @@ def test_missing_and_extra_predictions(name):
 
 
 def test_wrong_area_in_the_truth(name):
-    path = Path(MetadataCatalog.get(name).panoptic_json)
-    content = json.loads(path.read_text())
-    content["annotations"][0]["segments_info"][4]["area"] = 8000
-    path.write_text(json.dumps(content))
+    with_wrong_area(name)
     with pytest.raises(EvaluationError, match=r"image 'a' \(.*north.1.png\).* area of 8000.* 80 "):
         toy.run(PanopticEvaluator(name), name, toy.perfect())
     for gt_area, low, high in (("pixels", 100, 100), ("json", 1, 99)):
@@ -80,3 +82,84 @@ def test_unwritable_output(name, tmp_path):
         PanopticEvaluator(name, str(tmp_path / "file" / "out"))
     with pytest.raises(EvaluationError, match="needs an output_dir"):
         PanopticEvaluator(name, write_predictions=True)
+
+
+def with_wrong_area(name: str, area: int = 8000) -> str:
+    """Give the car of image "a" a wrong area in the truth's JSON."""
+    path = Path(MetadataCatalog.get(name).panoptic_json)
+    content = json.loads(path.read_text())
+    content["annotations"][0]["segments_info"][4]["area"] = area
+    path.write_text(json.dumps(content))
+    return name
+
+
+def test_wait_raises_the_errors_of_the_threads(name):
+    evaluator = PanopticEvaluator(with_wrong_area(name))
+    evaluator.process(toy.inputs(name)[:1], [toy.perfect()["a"]])
+    with pytest.raises(EvaluationError, match=r"image 'a' .* area of 8000"):
+        evaluator.wait()
+    evaluator.reset()
+    evaluator.process(toy.inputs(name)[1:], [toy.perfect()["b"], toy.perfect()["c"]])
+    evaluator.wait()
+
+
+def test_dry_run_finds_wrong_areas(name, tmp_path):
+    cfg = get_cfg()
+    add_panoptic_ext_config(cfg)
+    cfg.DATASETS.TEST = (name,)
+    cfg.TEST.EVALUATORS = ["panoptic"]
+    model = torch.nn.Module()
+    model.forward = lambda batch: [toy.perfect()[batch[0]["image_id"]]]
+    trainer = SimpleNamespace(
+        build_evaluator=lambda cfg, name: build_evaluator(cfg, name, str(tmp_path / "out")),
+        build_test_loader=lambda cfg, name: [toy.inputs(name)[:1]],
+        model=model,
+    )
+    assert _evaluate_one_image(cfg, trainer) >= 0
+    with_wrong_area(name)
+    with pytest.raises(EvaluationError, match=r"image 'a' .* area of 8000"):
+        _evaluate_one_image(cfg, trainer)
+
+
+def test_true_areas_that_leave_no_union(name):
+    with_wrong_area(name, 0)
+    with pytest.raises(EvaluationError, match=r"image 'a': .* segment 7 an area of 0, less than"):
+        toy.run(PanopticEvaluator(name, gt_area="json"), name, toy.perfect())
+    results = toy.run(PanopticEvaluator(name, gt_area="pixels"), name, toy.perfect())
+    assert results["panoptic_seg"]["PQ"] == 100.0
+
+
+BAD_SEGMENTS = [
+    ({"category_id": 0, "isthing": True}, r"a segment has id None; expected an integer"),
+    ({"id": 7, "isthing": True}, r"a segment has category_id None; expected an integer"),
+    (
+        {"id": 7, "category_id": "car", "isthing": True},
+        r"a segment has category_id 'car'; expected an",
+    ),
+    ({"id": 7, "category_id": "car"}, r"a segment has category_id 'car'; expected an integer"),
+    (
+        {"id": float("nan"), "category_id": 0, "isthing": True},
+        r"a segment has id nan; expected an integer",
+    ),
+    (
+        {"id": [7], "category_id": 0, "isthing": True},
+        r"a segment has id \[7\]; expected an",
+    ),
+    ({"id": 7, "category_id": [0]}, r"a segment has category_id \[0\]; expected an integer"),
+    ({"id": 2**70, "category_id": 0}, r"segment id 1180591620717411303424 .* id < 2\^24"),
+    (7, r"segments_info has the entry 7; expected an object"),
+]
+
+
+@pytest.mark.parametrize(("segment", "message"), BAD_SEGMENTS)
+def test_bad_segments_info_names_the_image(name, segment, message):
+    info = toy.perfect()["b"]["panoptic_seg"][1]
+    outputs = toy.change(toy.perfect(), "b", info=[*info[1:], segment])
+    with pytest.raises(EvaluationError, match=r"prediction for image 'b': " + message):
+        toy.run(PanopticEvaluator(name), name, outputs)
+
+
+@pytest.mark.parametrize("output", [5, (torch.zeros(2, 2),), (torch.zeros(2, 2).int(), 5)])
+def test_bad_panoptic_seg_names_the_image(name, output):
+    with pytest.raises(EvaluationError, match=r"image 'b': .* expected .*segments_info"):
+        toy.run(PanopticEvaluator(name), name, {**toy.perfect(), "b": {"panoptic_seg": output}})

@@ -90,6 +90,10 @@ def test_an_error_of_one_worker_stops_all(name, monkeypatch):
     for error, _ in evaluate_by_workers(monkeypatch, name, outputs, ("ac", "b")):
         assert isinstance(error, EvaluationError) and "image 'b': predicted segment" in str(error)
     monkeypatch.undo()
+    outputs = toy.change(toy.perfect(), "b", info=[{"category_id": "car"}])
+    for error, _ in evaluate_by_workers(monkeypatch, name, outputs, ("ac", "b")):
+        assert isinstance(error, EvaluationError) and "image 'b': a segment has" in str(error)
+    monkeypatch.undo()
     for error, _ in evaluate_by_workers(monkeypatch, name, toy.perfect(), ("a", "c")):
         assert isinstance(error, EvaluationError) and "no prediction" in str(error)
 

@@ -17,6 +17,7 @@ import pycocotools.mask as mask_util
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Instances
 from pycocotools.coco import COCO
 
 from panoptic_ext.errors import EvaluationError
@@ -89,14 +90,16 @@ class PanopticInstanceEvaluator(COCOEvaluator):
                 (contiguous ids of things) and, for mask AP, pred_masks. Not changed.
 
         Raises:
-            EvaluationError: an unknown image, or a class that is no thing.
+            EvaluationError: an unknown image, a class that is no thing, or another size.
         """
         for given, output in zip(inputs, outputs, strict=True):
-            image_id = self._truth.find(given["image_id"])["image_id"]
+            record = self._truth.find(given["image_id"])
+            image_id = record["image_id"]
             if image_id in self._seen:
                 continue
             self._seen.add(image_id)
             instances = output["instances"].to(self._cpu_device)
+            _check_size(instances, record)
             instances.pred_classes = self._to_things(instances.pred_classes, image_id)
             super().process([{"image_id": self._number[image_id]}], [{"instances": instances}])
 
@@ -208,6 +211,20 @@ class PanopticInstanceEvaluator(COCOEvaluator):
             "width": width,
         }
         return image, annotations
+
+
+def _check_size(instances: Instances, record: dict[str, Any]) -> None:
+    """Raise EvaluationError if predictions, or their masks, have not the image's size."""
+    expected = (record.get("height"), record.get("width"))
+    found = {tuple(instances.image_size)}
+    if instances.has("pred_masks") and len(instances):
+        found.add(tuple(instances.pred_masks.shape[-2:]))
+    wrong = found - {expected}
+    if wrong and None not in expected:
+        raise EvaluationError(
+            f"image {record['image_id']!r}: predicted instances of size {sorted(wrong)[0]};"
+            f" expected {expected} (height, width), the original image's"
+        )
 
 
 def _column_masks(runs: LabelRuns) -> dict[int, dict[str, Any]]:

@@ -150,6 +150,19 @@ def test_model_without_instances_and_wrong_classes(name, tmp_path):
         evaluator.process(toy.inputs(name)[:1], [wrong])
 
 
+def test_instances_of_another_size(name, tmp_path):
+    evaluator = PanopticInstanceEvaluator(name, str(tmp_path / "out"))
+    given = toy.inputs(name)[:1]
+    output = instances("a")
+    output["instances"].pred_masks = output["instances"].pred_masks[:, :12]
+    with pytest.raises(EvaluationError, match=r"'a': .* \(12, 32\); expected \(24, 32\)"):
+        evaluator.process(given, [output])
+    other = Instances((10, 10), **instances("a")["instances"].get_fields())
+    evaluator.reset()
+    with pytest.raises(EvaluationError, match=r"'a': .* \(10, 10\); expected \(24, 32\)"):
+        evaluator.process(given, [{"instances": other}])
+
+
 def config(*evaluators: str, **test):
     cfg = get_cfg()
     add_panoptic_ext_config(cfg)

@@ -16,7 +16,6 @@ def add_mask_former_keys(cfg: CN) -> None:
     cfg.MODEL.MASK_FORMER = _mask_former_keys()
     _add_pixel_decoder_keys(cfg.MODEL.SEM_SEG_HEAD)
     cfg.MODEL.SWIN = _swin_keys()
-    cfg.MODEL.TIMM = _timm_keys()
     _add_deeplab_keys(cfg)
     # A published mapper, which stands for INPUT.AUGMENTATION and INPUT.PANOPTIC_TARGETS:
     # coco_panoptic_lsj, coco_instance_lsj, mask_former_panoptic, mask_former_instance or
@@ -99,16 +98,6 @@ def _swin_keys() -> CN:
     keys.PATCH_NORM = True
     keys.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     keys.USE_CHECKPOINT = False  # recompute blocks in the backward pass
-    return keys
-
-
-def _timm_keys() -> CN:
-    """A timm model as MODEL.BACKBONE.NAME build_timm_backbone."""
-    keys = CN()
-    keys.NAME = ""  # as timm.create_model takes it
-    keys.PRETRAINED = False  # fetch timm's weights
-    keys.OUT_FEATURES = []  # names by stride, res2 (4) to res5 (32); []: all of these
-    keys.OUT_INDICES = []  # which of the model's feature maps; []: found from OUT_FEATURES
     return keys
 
 

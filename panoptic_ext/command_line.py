@@ -8,9 +8,17 @@ from collections.abc import Callable, Sequence
 
 from detectron2.config import CfgNode, get_cfg
 
-__all__ = ["explain_os_error", "split_options"]
+__all__ = ["count", "explain_os_error", "split_options"]
 
 _DOTTED_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.\w+)*\.[A-Z0-9_]+")
+
+
+def count(text: str) -> int:
+    """An argparse type: a whole number, 0 or more."""
+    value = int(text)
+    if value < 0:
+        raise ValueError(f"{value} is less than 0")
+    return value
 
 
 def split_options(

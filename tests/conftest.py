@@ -40,14 +40,18 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def clean_catalogs() -> Iterator[None]:
-    """Forget every data set and metadata that the test registered."""
+    """Forget every data set and metadata that the test registered, and what it read of others."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     datasets, metadata = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
+    values = {name: dict(vars(entry)) for name, entry in metadata.items()}
     yield
     for catalog, before in ((DatasetCatalog, datasets), (MetadataCatalog, metadata)):
         catalog.data.clear()
         catalog.data.update(before)
+    for name, entry in metadata.items():
+        vars(entry).clear()
+        vars(entry).update(values[name])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from detectron2.data import DatasetCatalog
 
-from panoptic_ext.command_line import split_options
+from panoptic_ext.command_line import count, split_options
 from panoptic_ext.data import (
     PanopticSource,
     check_panoptic,
@@ -58,7 +58,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--encoding", default="rgb", help='"rgb" or "divisor"')
     add("--no-pixels", action="store_true", help="quick: open no image and no label map")
     add("--workers", type=int, default=4, help="threads that read files")
-    add("--show", type=int, default=100, help="problems printed for each data set; 0: all")
+    add("--show", type=count, default=100, help="problems printed for each data set; 0: all")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config values")
     args = parser.parse_args(argv)
     args.datasets, args.opts = split_options(

@@ -21,7 +21,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb
 from tqdm import tqdm
 
-from panoptic_ext.command_line import explain_os_error, split_options
+from panoptic_ext.command_line import count, explain_os_error, split_options
 from panoptic_ext.data import (
     PanopticDatasetMapper,
     get_metadata,
@@ -61,8 +61,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--datasets", nargs="+", default=[], help="registered names; default: DATASETS.TRAIN")
     add("--source", choices=("mapper", "raw"), default="mapper", help="augmented, or as on disk")
-    add("--num", type=int, default=16, help="pictures of each data set; 0: all")
-    add("--seed", type=int, default=0, help="of the choice of images and of the augmentations")
+    add("--num", type=count, default=16, help="pictures of each data set; 0: all")
+    add("--seed", type=count, default=0, help="of the choice of images and of the augmentations")
     add("--output", default="output/visualize_data", help="folder for the pictures")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config values")
     args = parser.parse_args(argv)

@@ -14,7 +14,11 @@ from detectron2.data import transforms as T
 from fvcore.transforms.transform import NoOpTransform, Transform
 from PIL import Image
 
-from panoptic_ext.errors import ConfigError, nearest
+from panoptic_ext.data.augmentation_keys import (
+    check_choice,
+    check_lsj_keys,
+    check_shortest_edge_keys,
+)
 
 __all__ = [
     "AugmentationInput",
@@ -293,19 +297,17 @@ def build_augmentations(cfg: Any, is_train: bool, ignore_label: int = 255) -> li
         cfg: a config with panoptic_ext's keys.
         is_train: at test time the image is only resized.
         ignore_label: value of void in the category map that crops look at.
+
+    Raises:
+        ConfigError: a value that cannot be used; names the key.
     """
     if not is_train:
         return [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
     kind = cfg.INPUT.AUGMENTATION
-    if kind not in _KINDS:
-        raise ConfigError(
-            f"INPUT.AUGMENTATION is {kind!r}, expected one of {_KINDS}" + nearest(kind, _KINDS)
-        )
+    check_choice("INPUT.AUGMENTATION", kind, _KINDS)
     flip = cfg.INPUT.RANDOM_FLIP
-    if flip not in _FLIPS:
-        raise ConfigError(
-            f"INPUT.RANDOM_FLIP is {flip!r}, expected one of {_FLIPS}" + nearest(flip, _FLIPS)
-        )
+    check_choice("INPUT.RANDOM_FLIP", flip, _FLIPS)
+    check_lsj_keys(cfg.INPUT) if kind == "lsj" else check_shortest_edge_keys(cfg.INPUT)
     augmentations = _lsj(cfg) if kind == "lsj" else _shortest_edge(cfg, ignore_label)
     if flip != "none":
         augmentations.append(

@@ -17,6 +17,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.logger import log_first_n
 
 from panoptic_ext.data.augmentation import AugmentationInput, build_augmentations
+from panoptic_ext.data.augmentation_keys import check_choice
 from panoptic_ext.data.datasets.access import get_metadata
 from panoptic_ext.data.id_map import (
     Runs,
@@ -32,6 +33,7 @@ from panoptic_ext.errors import ConfigError, DatasetError, UnreadableFileError, 
 __all__ = ["PanopticDatasetMapper"]
 
 logger = logging.getLogger(__name__)
+_FORMATS = ("BGR", "RGB", "L", "YUV-BT.601")
 _TARGETS = ("instances", "sem_seg")
 
 
@@ -73,6 +75,7 @@ class PanopticDatasetMapper:
             skip_corrupt: return None, and log the file once, for a sample of which a file is
                 missing or damaged.
         """
+        check_choice("INPUT.FORMAT", image_format, _FORMATS)
         for target in targets:
             if target not in _TARGETS:
                 raise ConfigError(

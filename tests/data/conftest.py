@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from tests.data.tiny import TinyDataset
 
@@ -15,10 +13,5 @@ def tiny(tmp_path: Path) -> TinyDataset:
 
 
 @pytest.fixture(autouse=True)
-def catalogues() -> Iterator[None]:
+def catalogues(clean_catalogs: None) -> None:
     """Put both catalogues back as they were."""
-    before = [(catalog, dict(catalog.data)) for catalog in (DatasetCatalog, MetadataCatalog)]
-    yield
-    for catalog, data in before:
-        catalog.data.clear()
-        catalog.data.update(data)

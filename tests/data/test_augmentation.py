@@ -147,6 +147,41 @@ def test_flip_can_be_vertical_or_off() -> None:
     assert names(config(RANDOM_FLIP="none")) == ["ResizeShortestEdge"]
 
 
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"MIN_SIZE_TRAIN": ()}, "MIN_SIZE_TRAIN"),
+        ({"MIN_SIZE_TRAIN": (-5,)}, "MIN_SIZE_TRAIN"),
+        ({"MIN_SIZE_TRAIN": ("a",)}, "MIN_SIZE_TRAIN"),
+        ({"MIN_SIZE_TRAIN_SAMPLING": "chioce"}, "did you mean 'choice'"),
+        ({"MIN_SIZE_TRAIN_SAMPLING": "range", "MIN_SIZE_TRAIN": (48,)}, "two sizes"),
+        ({"CROP__ENABLED": True, "CROP__TYPE": "foo"}, r"CROP\.TYPE"),
+        ({"CROP__ENABLED": True, "CROP__SIZE": [0.9]}, r"CROP\.SIZE"),
+        ({"CROP__ENABLED": True, "CROP__SIZE": [0.9, 1.5]}, r"CROP\.SIZE"),
+        ({"CROP__ENABLED": True, "CROP__TYPE": "absolute", "CROP__SIZE": [0.9, 0.9]}, "in pixels"),
+        (
+            {"CROP__ENABLED": True, "CROP__TYPE": "absolute_range", "CROP__SIZE": [9, 8]},
+            "least and most",
+        ),
+        ({"AUGMENTATION": "lsj", "IMAGE_SIZE": 0}, "IMAGE_SIZE"),
+        ({"AUGMENTATION": "lsj", "MIN_SCALE": 3.0}, "MIN_SCALE"),
+        ({"AUGMENTATION": "ljs"}, "did you mean 'lsj'"),
+    ],
+)
+def test_values_that_cannot_be_used(values: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        build_augmentations(config(**values), True)
+
+
+@pytest.mark.parametrize("crop_type", ["relative", "relative_range", "absolute", "absolute_range"])
+def test_crops_that_can_be_used(crop_type: str) -> None:
+    size = [0.5, 1.0] if crop_type.startswith("relative") else [16, 32]
+    cfg = config(CROP__ENABLED=True, CROP__TYPE=crop_type, CROP__SIZE=size)
+    found = sample()
+    T.AugmentationList(build_augmentations(cfg, True))(found)
+    assert found.image.shape[:2] == found.id_map.shape
+
+
 def test_void_padding_by_hand() -> None:
     pad = VoidPadTransform(1, 2, (9.6, 20.4, 30.0))
     image = pad.apply_image(np.ones((2, 2, 3), np.uint8))

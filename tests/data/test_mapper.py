@@ -385,6 +385,11 @@ def test_wrong_labels_are_never_skipped(tiny: TinyDataset) -> None:
         careful(two)
 
 
+def test_unknown_image_format(tiny: TinyDataset) -> None:
+    with pytest.raises(ConfigError, match=r"INPUT\.FORMAT is 'BRG', expected one of"):
+        PanopticDatasetMapper(True, augmentations=[], image_format="BRG")
+
+
 def test_skipping_corrupt_samples_is_an_option(
     tiny: TinyDataset, caplog: pytest.LogCaptureFixture
 ) -> None:

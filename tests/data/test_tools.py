@@ -131,6 +131,17 @@ def test_pictures(tiny: TinyDataset, tmp_path: Path, source: str) -> None:
     assert np.array_equal(np.asarray(Image.open(picture)), first)
 
 
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("visualize_data", "--seed"), ("visualize_data", "--num"), ("check_data", "--show")],
+)
+def test_numbers_below_zero(name: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        tool(name).main([option, "-1"])
+    assert stopped.value.code == 2
+    assert option in capsys.readouterr().err
+
+
 def test_pictures_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert tool("visualize_data").main([]) == 2
     assert "no data set to draw" in capsys.readouterr().err

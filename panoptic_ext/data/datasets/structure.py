@@ -16,6 +16,8 @@ from panoptic_ext.errors import DatasetError
 __all__ = ["Category", "check_structure", "read_categories", "read_json", "safe_name"]
 
 _MAX_DIVISOR_ID = 2**31 - 1
+_MAX_AREA = 2**53  # what JSON readers agree on; far beyond any image
+_MAX_CATEGORY = 2**63 - 1
 
 
 class Category(NamedTuple):
@@ -58,6 +60,8 @@ def check_structure(
     *,
     encoding: str = "rgb",
     categories: Sequence[Category] | None = None,
+    needs_images: bool = True,
+    needs_area: bool = True,
 ) -> list[Problem]:
     """All problems of `info` that show without opening images or PNGs.
 
@@ -66,29 +70,33 @@ def check_structure(
         path: its file, for the messages.
         encoding: "rgb" bounds ids by 2^24 and needs segments_info; "divisor" may lack it.
         categories: those to use in place of the JSON's own.
+        needs_images: without it, `images` is not looked at.
+        needs_area: without it, segments may lack area and iscrowd, as predictions do.
     """
-    top = _check_top_level(info, path, needs_categories=categories is None)
+    top = _check_top_level(info, path, needs_images, categories is None)
     if top:
         return top
     problems: list[Problem] = []
     if categories is None:
         problems += _check_categories(info["categories"], path)
-        known = {c.get("id") for c in info["categories"] if isinstance(c, dict)}
+        ids = [c.get("id") for c in info["categories"] if isinstance(c, dict)]
+        known = {i for i in ids if _is_int(i)}
     else:
         known = {c.id for c in categories}
     if encoding == "divisor":
         problems += check_divisor_categories(known, info["annotations"], path)
-    image_ids = set()
-    for entry in info["images"]:
-        problems += _check_image(entry, path)
-        if isinstance(entry, dict):
-            image_ids.add(str(entry.get("id")))
-    problems += _duplicates(info["images"], "id", path, "images", "duplicate-image-id")
+    image_ids = None
+    if needs_images:
+        image_ids = {str(e.get("id")) for e in info["images"] if isinstance(e, dict)}
+        for entry in info["images"]:
+            problems += _check_image(entry, path)
+        problems += _duplicates(info["images"], "id", path, "images", "duplicate-image-id")
     problems += _duplicates(
         info["annotations"], "image_id", path, "annotations", "duplicate-image-id"
     )
     problems += _duplicates(info["annotations"], "file_name", path, "annotations", "duplicate-png")
-    checker = _SegmentChecker(known, _MAX_DIVISOR_ID if encoding == "divisor" else MAX_RGB_ID)
+    max_id = _MAX_DIVISOR_ID if encoding == "divisor" else MAX_RGB_ID
+    checker = _SegmentChecker(known, max_id, needs_area)
     for annotation in info["annotations"]:
         problems += _check_annotation(annotation, path, image_ids, encoding)
         if isinstance(annotation, dict):
@@ -120,14 +128,16 @@ def read_categories(info: dict[str, Any], path: str) -> tuple[Category, ...]:
 
 def safe_name(name: Any) -> bool:
     """Whether `name` is a relative path that stays inside its root."""
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not name or "\0" in name:
         return False
     parts = name.replace("\\", "/").split("/")
     return not (name.startswith(("/", "\\")) or ".." in parts or parts[0].endswith(":"))
 
 
-def _check_top_level(info: dict[str, Any], path: str, *, needs_categories: bool) -> list[Problem]:
-    expected = ["images", "annotations"] + (["categories"] if needs_categories else [])
+def _check_top_level(
+    info: dict[str, Any], path: str, needs_images: bool, needs_categories: bool
+) -> list[Problem]:
+    expected = ["images"] * needs_images + ["annotations"] + ["categories"] * needs_categories
     problems = [
         Problem(
             "missing-key",
@@ -162,7 +172,7 @@ def _check_categories(categories: Any, path: str) -> list[Problem]:
         return [Problem("no-categories", path, "categories is empty", "list every class in it")]
     for category in categories:
         where = f"{path}, category {_short(category)}"
-        if not isinstance(category, dict) or not _is_int(category.get("id")):
+        if not isinstance(category, dict) or not _is_in(category.get("id"), _MAX_CATEGORY):
             problems.append(
                 Problem("bad-category", where, "no integer 'id'", "give each category an id")
             )
@@ -208,14 +218,14 @@ def _check_image(entry: Any, path: str) -> list[Problem]:
 
 
 def _check_annotation(
-    annotation: Any, path: str, image_ids: set[str], encoding: str
+    annotation: Any, path: str, image_ids: set[str] | None, encoding: str
 ) -> list[Problem]:
     where = f"{path}, annotation {_short(annotation)}"
     if not isinstance(annotation, dict) or not _is_id(annotation.get("image_id")):
         return [Problem("bad-annotation", where, "no 'image_id'", "name the image of each entry")]
     where = f"{path}, image id {annotation['image_id']!r}"
     problems = []
-    if str(annotation["image_id"]) not in image_ids:
+    if image_ids is not None and str(annotation["image_id"]) not in image_ids:
         problems.append(
             Problem(
                 "no-image-entry",
@@ -251,9 +261,10 @@ def _unsafe_name(where: str, name: Any) -> Problem:
 class _SegmentChecker:
     """Checks the segments of one annotation after another."""
 
-    def __init__(self, category_ids: set[Any], max_id: int):
+    def __init__(self, category_ids: set[int], max_id: int, needs_area: bool):
         self.category_ids = category_ids
         self.max_id = max_id
+        self.needs_area = needs_area
 
     def check(self, segments: Any, where: str) -> list[Problem]:
         problems: list[Problem] = []
@@ -273,11 +284,15 @@ class _SegmentChecker:
         return (
             _is_int(segment.get("id"))
             and 0 < segment["id"] <= self.max_id
-            and segment.get("category_id") in self.category_ids
-            and _is_number(segment.get("area"))
-            and segment["area"] >= 0
-            and segment.get("iscrowd") in (0, 1)
+            and self._is_known(segment.get("category_id"))
+            and (
+                not self.needs_area
+                or (_is_area(segment.get("area")) and segment.get("iscrowd") in (0, 1))
+            )
         )
+
+    def _is_known(self, category: Any) -> bool:
+        return _is_int(category) and category in self.category_ids
 
     def _explain(self, segment: dict[str, Any], where: str) -> list[Problem]:
         problems = []
@@ -295,7 +310,7 @@ class _SegmentChecker:
                     "renumber the segments in JSON and PNG",
                 )
             )
-        if segment.get("category_id") not in self.category_ids:
+        if not self._is_known(segment.get("category_id")):
             known = sorted(self.category_ids, key=str)
             problems.append(
                 Problem(
@@ -307,10 +322,10 @@ class _SegmentChecker:
                 )
             )
         for key, fine in (
-            ("area", _is_number(segment.get("area")) and segment["area"] >= 0),
+            ("area", _is_area(segment.get("area"))),
             ("iscrowd", segment.get("iscrowd") in (0, 1)),
         ):
-            if not fine:
+            if self.needs_area and not fine:
                 found = f"{key} is {segment[key]!r}" if key in segment else f"no {key!r}"
                 problems.append(
                     Problem(
@@ -346,8 +361,13 @@ def _is_int(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_in(value: Any, limit: int) -> bool:
+    return _is_int(value) and -limit <= value <= limit
+
+
+def _is_area(value: Any) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and 0 <= value <= _MAX_AREA
 
 
 def _is_id(value: Any) -> bool:

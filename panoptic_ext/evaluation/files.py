@@ -30,7 +30,7 @@ class FileResult:
 
     Attributes:
         summary: of `PQStat.summary`.
-        categories: {category id: its dict in the truth's JSON}.
+        categories: of `PanopticFiles`.
         per_image: of `report.image_ranking`; file_name is the truth's PNG.
     """
 
@@ -66,7 +66,7 @@ def evaluate_files(
     predictions = PanopticFiles(
         pred_json,
         pred_root or os.path.splitext(pred_json)[0],
-        categories=truth.categories,
+        categories=truth.category_list,
         is_truth=False,
     )
     predictions.check_categories(truth)

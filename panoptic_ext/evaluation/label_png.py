@@ -46,8 +46,8 @@ def read_runs(path: str, encoding: str = "rgb") -> LabelRuns:
     try:
         with open(path, "rb") as stream:
             content = stream.read()
-    except OSError as error:
-        raise _unreadable(path, error.strerror) from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise _unreadable(path, getattr(error, "strerror", str(error))) from error
     pixel_chunks = _checked_chunks(content, path)
     if encoding == "rgb":
         rgb = _decode_rgb(pixel_chunks)

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from detectron2.evaluation import COCOPanopticEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from panoptic_ext.data.datasets.structure import Category
 from panoptic_ext.errors import EvaluationError, nearest
 
 from . import prediction_files
@@ -231,11 +232,9 @@ class PanopticEvaluator(COCOPanopticEvaluator):
                 prediction_files.check_png_names(self._truth)
         return self._truth
 
-    def _registered_categories(self) -> dict[int, dict] | None:
+    def _registered_categories(self) -> Sequence[Category] | None:
         """Categories that were registered in place of the JSON's, or None."""
-        source = getattr(self._metadata, "source", None)
-        classes = getattr(source, "classes", None)
-        return classes and {c.id: c._asdict() for c in classes}
+        return getattr(getattr(self._metadata, "source", None), "classes", None)
 
     def _prediction(self, annotation: Annotation, given: Mapping, output: Mapping) -> _Prediction:
         where = f"prediction for image {annotation.image_id!r}"

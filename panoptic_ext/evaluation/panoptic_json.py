@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from panoptic_ext.errors import EvaluationError, nearest
+from panoptic_ext.data.datasets.problems import raise_if_any
+from panoptic_ext.data.datasets.structure import (
+    Category,
+    check_structure,
+    read_categories,
+    read_json,
+)
+from panoptic_ext.errors import DatasetError, EvaluationError
 
 from .label_png import read_runs
 from .label_runs import LabelRuns
 from .segment_table import SegmentTable
 
-__all__ = ["Annotation", "PanopticFiles", "read_panoptic_json", "safe_name"]
+__all__ = ["Annotation", "PanopticFiles"]
 
 ImageId = int | str
 
@@ -40,7 +46,8 @@ class PanopticFiles:
     Attributes:
         content: the JSON without its annotations.
         annotations: {image_id: Annotation}, in the order of the JSON.
-        categories: {category id: its dict}.
+        category_list: the categories, in the order of the JSON.
+        categories: {category id: {"id", "name", "isthing", "color"}}, the same.
     """
 
     def __init__(
@@ -50,7 +57,7 @@ class PanopticFiles:
         *,
         encoding: str = "rgb",
         label_divisor: int = 1000,
-        categories: Mapping[int, dict] | None = None,
+        categories: Sequence[Category] | None = None,
         is_truth: bool = True,
     ):
         """
@@ -65,15 +72,15 @@ class PanopticFiles:
         Raises:
             EvaluationError: the file or folder is missing or not in COCO panoptic format.
         """
-        self.path, self.root, self.encoding, self._is_truth = path, root, encoding, is_truth
-        self.content = read_panoptic_json(path)
+        self.path, self.root, self.encoding = path, root, encoding
+        self.content, self.category_list = _read(path, encoding, categories, is_truth)
         if not os.path.isdir(root):
             raise EvaluationError(f"the folder of the label PNGs of {path} is missing: {root}")
         self._label_divisor = label_divisor
-        self.categories = (
-            _read_categories(self.content, path) if categories is None else dict(categories)
-        )
-        self.annotations = _read_annotations(self.content.pop("annotations"), path, encoding)
+        self.categories: dict[int, dict] = {c.id: c._asdict() for c in self.category_list}
+        self.annotations: dict[ImageId, Annotation] = {
+            a["image_id"]: _annotation(a) for a in self.content.pop("annotations")
+        }
         self._by_name = {str(image_id): image_id for image_id in self.annotations}
 
     def find(self, image_id: ImageId) -> Annotation | None:
@@ -95,29 +102,22 @@ class PanopticFiles:
             runs: its label map, from `runs`.
 
         Raises:
-            EvaluationError: wrong ids, unknown categories, or no area or iscrowd in a truth.
+            EvaluationError: the label map's own ids, without segments_info, are of no category.
         """
+        if annotation.segments_info is not None:
+            return SegmentTable.from_checked(annotation.segments_info)
         where = f"image {annotation.image_id!r} in {self.path}"
-        segments = annotation.segments_info
-        if segments is None:
-            segments = self._segments_of_divisor(runs)
-        for segment in segments if self._is_truth else ():
-            for key in ("area", "iscrowd"):
-                if key not in segment:
-                    raise EvaluationError(
-                        f"{where}: segment {segment.get('id')!r} has no {key!r}; expected the"
-                        " fields of COCO's panoptic format: id, category_id, area, iscrowd"
-                    )
+        segments = self._segments_of_divisor(runs)
         return SegmentTable.from_segments_info(segments, self.categories, where)
 
     def check_categories(self, truth: PanopticFiles) -> None:
         """Check that the file, where it names categories, means by them what `truth` does.
 
         Raises:
-            EvaluationError: a category id has another name there.
+            EvaluationError: a category id has another name there, or none.
         """
-        for category in self.content.get("categories") or ():
-            known = truth.categories.get(category.get("id"))
+        for category in _listed_categories(self.content, self.path):
+            known = truth.categories.get(category["id"])
             if known is not None and known["name"] != category.get("name"):
                 raise EvaluationError(
                     f"{self.path} calls category {category['id']} {category.get('name')!r},"
@@ -150,80 +150,47 @@ class PanopticFiles:
         return read_runs(os.path.join(self.root, annotation.file_name), self.encoding)
 
 
-def read_panoptic_json(path: str) -> dict[str, Any]:
-    """Read a JSON and check that it is COCO panoptic: the top level and its kind.
+def _read(
+    path: str, encoding: str, categories: Sequence[Category] | None, is_truth: bool
+) -> tuple[dict[str, Any], Sequence[Category]]:
+    """The checked JSON and its categories.
 
     Raises:
-        EvaluationError: missing, empty or invalid file, or another kind of JSON.
+        EvaluationError: all that the data set's own check finds in the JSON.
     """
     try:
-        with open(path, encoding="utf-8") as stream:
-            content = json.load(stream)
-    except OSError as error:
-        raise EvaluationError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise EvaluationError(f"{path} is not valid JSON: {error}") from error
-    found = content.get("annotations") if isinstance(content, dict) else None
-    if not isinstance(found, list):
-        keys = sorted(content) if isinstance(content, dict) else type(content).__name__
-        hint = nearest("annotations", content) if isinstance(content, dict) else ""
-        raise EvaluationError(
-            f"{path} has no list 'annotations' at its top level (found: {keys}){hint}; expected a"
-            " COCO panoptic JSON"
+        content = read_json(path)
+        problems = check_structure(
+            content,
+            path,
+            encoding=encoding,
+            categories=categories,
+            needs_images=False,
+            needs_area=is_truth,
         )
-    if not found:
-        raise EvaluationError(f"{path} has no annotations: there is nothing to evaluate")
-    if isinstance(found[0], dict) and "segmentation" in found[0]:
+        raise_if_any(problems, path)
+        return content, categories or read_categories(content, path)
+    except DatasetError as error:
+        raise EvaluationError(str(error)) from error
+
+
+def _listed_categories(content: dict[str, Any], path: str) -> list[dict[str, Any]]:
+    """The categories of a JSON that need not have any."""
+    found = content.get("categories") or []
+    wrong = [
+        category
+        for category in (found if isinstance(found, list) else [found])
+        if not isinstance(category, dict) or not isinstance(category.get("id"), int)
+    ]
+    if wrong or not isinstance(found, list):
         raise EvaluationError(
-            f"{path} is a COCO instances JSON (its annotations have 'segmentation'); expected a"
-            " panoptic one, whose annotations have 'segments_info' and 'file_name'"
+            f"{path} has {str((*wrong, found)[0])[:100]} in categories; expected a list of objects"
+            " with id and name"
         )
-    return content
+    return found
 
 
-def safe_name(file_name: Any, path: str) -> str:
-    """Check that a file name of a JSON stays below its folder, and return it.
-
-    Raises:
-        EvaluationError: not a string, absolute, or with "..".
-    """
-    parts = file_name.replace("\\", "/").split("/") if isinstance(file_name, str) else [".."]
-    if ".." in parts or os.path.isabs(file_name) or not file_name:
-        raise EvaluationError(
-            f"{path} has the file_name {file_name!r}; expected a path below the PNG folder"
-        )
-    return file_name
-
-
-def _read_categories(content: dict[str, Any], path: str) -> dict[int, dict]:
-    categories: dict[int, dict] = {}
-    if not content.get("categories"):
-        raise EvaluationError(f"{path} has no 'categories'; expected id, name and isthing of each")
-    for category in content["categories"]:
-        missing = [key for key in ("id", "name", "isthing") if key not in category]
-        if missing or category["isthing"] not in (0, 1):
-            raise EvaluationError(
-                f"{path}: the category {category} "
-                + (f"has no {missing[0]!r}" if missing else "has an isthing that is not 0 or 1")
-            )
-        if category["id"] in categories:
-            raise EvaluationError(f"{path}: category id {category['id']} occurs twice")
-        categories[category["id"]] = category
-    return categories
-
-
-def _read_annotations(
-    found: list[dict[str, Any]], path: str, encoding: str
-) -> dict[ImageId, Annotation]:
-    annotations: dict[ImageId, Annotation] = {}
-    required = ("image_id", "file_name") + (("segments_info",) if encoding == "rgb" else ())
-    for number, annotation in enumerate(found):
-        missing = [k for k in required if k not in annotation]
-        if missing:
-            raise EvaluationError(f"{path}: annotation {number} has no {missing[0]!r}")
-        image_id = annotation["image_id"]
-        if image_id in annotations:
-            raise EvaluationError(f"{path}: image_id {image_id!r} has two annotations")
-        name = safe_name(annotation["file_name"], path)
-        annotations[image_id] = Annotation(image_id, name, annotation.get("segments_info"))
-    return annotations
+def _annotation(annotation: dict[str, Any]) -> Annotation:
+    return Annotation(
+        annotation["image_id"], annotation["file_name"], annotation.get("segments_info")
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,6 +74,16 @@ class SegmentTable:
             np.array([int(s.get("area", 0)) for s in segments], np.int64),
         )
 
+    @classmethod
+    def from_checked(cls, segments: Sequence[Mapping]) -> SegmentTable:
+        """As `from_segments_info`, of segments that were checked when their JSON was read."""
+        return cls(
+            np.array([s["id"] for s in segments], np.int64),
+            np.array([s["category_id"] for s in segments], np.int64),
+            np.array([s.get("iscrowd") == 1 for s in segments], bool),
+            np.array([_area(s.get("area")) for s in segments], np.int64),
+        )
+
     def with_areas(self, areas: np.ndarray) -> SegmentTable:
         """The same segments with other areas, (S,) int64."""
         return replace(self, areas=areas)
@@ -107,6 +117,11 @@ def integer(segment: Mapping, key: str, where: str) -> int:
         raise EvaluationError(
             f"{where}: a segment has {key} {segment.get(key)!r}; expected an integer"
         ) from error
+
+
+def _area(value: object) -> int:
+    # Areas of predictions are not used: those of the pixels are, whatever their JSON holds.
+    return int(value) if isinstance(value, (int, float)) and 0 <= value < 2**53 else 0
 
 
 def _listed(categories: Iterable) -> str:

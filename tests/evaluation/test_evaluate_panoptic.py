@@ -92,23 +92,27 @@ def first_segment(content: dict) -> dict:
 CASES = [
     (PRED, lambda c: c["annotations"].pop(), r"1 images of .*gt.json have no prediction .*'c'"),
     (GT, lambda c: c["annotations"].pop(), r"1 images of .*pred.json have .* no ground truth.*'c'"),
-    (GT, lambda c: c["annotations"].clear(), r"gt.json has no annotations"),
-    (GT, lambda c: c.pop("annotations"), r"gt.json has no list 'annotations' .*categories"),
-    (GT, lambda c: c.pop("categories"), r"gt.json has no 'categories'"),
-    (GT, lambda c: c["categories"][0].pop("isthing"), r"has no 'isthing'"),
-    (GT, lambda c: c["categories"].append(CATEGORIES[0]), r"category id 7 occurs twice"),
-    (GT, lambda c: c["annotations"].append(annotation(c)), r"'a' has two annotations"),
-    (PRED, lambda c: c["annotations"].append(annotation(c)), r"'a' has two annotations"),
+    (GT, lambda c: c["annotations"].clear(), r"gt.json: annotations is empty"),
+    (GT, lambda c: c.pop("annotations"), r"gt.json: no list 'annotations' .*categories"),
+    (GT, lambda c: c.pop("categories"), r"gt.json: no list 'categories'"),
+    (GT, lambda c: c["categories"][0].pop("isthing"), r"gt.json, category .* no 'isthing'"),
+    (GT, lambda c: c["categories"].append(CATEGORIES[0]), r"categories: id '7' occurs 2 times"),
+    (GT, lambda c: c["annotations"].append(annotation(c)), r"image_id 'a' occurs 2 times"),
+    (PRED, lambda c: c["annotations"].append(annotation(c)), r"image_id 'a' occurs 2 times"),
     (GT, lambda c: annotation(c).update(file_name="../x.png"), r"file_name '../x.png'"),
     (GT, lambda c: annotation(c).update(file_name="/x.png"), r"file_name '/x.png'"),
     (GT, lambda c: annotation(c).update(file_name="x.png"), r"x.png cannot be read: No such file"),
-    (GT, lambda c: annotation(c).update(segmentation=[]), r"gt.json is a COCO instances JSON"),
-    (GT, lambda c: first_segment(c).pop("area"), r"segment 500 has no 'area'"),
+    (GT, lambda c: c.update(annotations=[{"segmentation": []}]), r"gt.json: an instances JSON"),
+    (
+        GT,
+        lambda c: first_segment(c).pop("area"),
+        r"gt.json, image id 'a', segment id 500: no 'area'",
+    ),
     (GT, lambda c: first_segment(c).update(area=1), r"area of 1, but its PNG"),
     (
         PRED,
         lambda c: first_segment(c).update(category_id=8),
-        r"image 'a' in .*pred.json: segment 500 .* unknown category_id 8; expected .* 3, 7, 21, 90",
+        r"pred.json, image id 'a', segment id 500: category_id 8 is not in .*\[21, 3, 7, 90\]",
     ),
     (
         PRED,
@@ -123,6 +127,76 @@ CASES = [
 ]
 
 
+NAN, INF = float("nan"), float("inf")
+MALFORMED = [
+    (("annotations", 0), [5, None, [], "x"], r"annotation .*no 'image_id'"),
+    (("annotations", 0, "image_id"), [[1], {}, NAN, None], r"no 'image_id'"),
+    (("annotations", 0, "file_name"), [5, None, "a\0b", "c:/x"], r"file_name .*relative path"),
+    (("annotations", 0, "segments_info"), [{}, {"id": 1}, 5], r"segments_info is .*a list"),
+    (("annotations", 0, "segments_info", 0), [5, None, [1]], r"segment .* expected an object"),
+    (
+        ("annotations", 0, "segments_info", 0, "id"),
+        [[1], NAN, INF, "1", None, True, 2**70],
+        r"segment id .* expected an integer id from 1 to 16777215",
+    ),
+    (
+        ("annotations", 0, "segments_info", 0, "category_id"),
+        [[90], {}, NAN, "90", None, True],
+        r"category_id .* is not in categories",
+    ),
+]
+MALFORMED_TRUTH = [
+    (("categories", 0), [5, None, [1]], r"category .* no integer 'id'"),
+    (("categories", 0, "id"), [[7], {}, NAN, 2**70, "7"], r"category .* no integer 'id'"),
+    (("categories", 0, "isthing"), [[1], 2, "1"], r"expected isthing 0 or 1"),
+    (("categories",), [5, "x", {}], r"no list 'categories'"),
+    (
+        ("annotations", 0, "segments_info", 0, "area"),
+        ["abc", None, INF, NAN, -1, [1], 10**400],
+        r"area is .*, expected the number of pixels",
+    ),
+    (("annotations", 0, "segments_info", 0, "iscrowd"), ["0", 2, None], r"iscrowd is .* 0 or 1"),
+]
+
+
+def put(content: dict, path: tuple, value: object) -> None:
+    for key in path[:-1]:
+        content = content[key]
+    content[path[-1]] = value
+
+
+@pytest.mark.parametrize(
+    ("which", "path", "value", "message"),
+    [(w, p, v, m) for w in (GT, PRED) for p, values, m in MALFORMED for v in values]
+    + [(GT, p, v, m) for p, values, m in MALFORMED_TRUTH for v in values],
+)
+def test_malformed_files(files, which, path, value, message):
+    edit(files[which], lambda content: put(content, path, value))
+    with pytest.raises(EvaluationError, match=message):
+        evaluate_files(*files, num_threads=0)
+
+
+@pytest.mark.parametrize("value", [5, "x", {"id": 1}, [5], [{"id": [7]}], [{"name": "person"}]])
+def test_malformed_categories_of_predictions(files, value):
+    edit(files[PRED], lambda content: content.update(categories=value))
+    with pytest.raises(EvaluationError, match=r"pred.json has .* in categories; expected a list"):
+        evaluate_files(*files, num_threads=0)
+
+
+def test_predictions_need_no_more_than_ids(files):
+    expected = evaluate_files(*files)
+
+    def strip(content: dict) -> None:
+        del content["categories"], content["images"]
+        for found in content["annotations"]:
+            for number, row in enumerate(found["segments_info"]):
+                del row["area"], row["iscrowd"]
+                row.update([{}, {"area": "x"}, {"area": NAN, "iscrowd": None}][number % 3])
+
+    edit(files[PRED], strip)
+    assert evaluate_files(*files) == expected
+
+
 @pytest.mark.parametrize(("which", "change", "message"), CASES)
 def test_errors_of_files(files, which, change, message):
     edit(files[which], change)
@@ -132,7 +206,7 @@ def test_errors_of_files(files, which, change, message):
 
 def test_other_errors(files, tmp_path):
     gt, _, pred, pred_root = files
-    with pytest.raises(EvaluationError, match=r"missing.json cannot be read: No such file"):
+    with pytest.raises(EvaluationError, match=r"missing.json does not exist"):
         evaluate_files(str(tmp_path / "missing.json"), None, pred, pred_root)
     with pytest.raises(EvaluationError, match=r"the folder of the label PNGs .* is missing"):
         evaluate_files(gt, str(tmp_path / "nowhere"), pred, pred_root)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -95,8 +94,8 @@ def with_wrong_area(name: str, area: int = 8000) -> str:
 
 def test_wait_raises_the_errors_of_the_threads(name):
     evaluator = PanopticEvaluator(with_wrong_area(name))
-    evaluator.process(toy.inputs(name)[:1], [toy.perfect()["a"]])
     with pytest.raises(EvaluationError, match=r"image 'a' .* area of 8000"):
+        evaluator.process(toy.inputs(name)[:1], [toy.perfect()["a"]])  # raises if they are quick
         evaluator.wait()
     evaluator.reset()
     evaluator.process(toy.inputs(name)[1:], [toy.perfect()["b"], toy.perfect()["c"]])

@@ -150,9 +150,9 @@ def _check_top_level(
     ]
     if problems:
         return problems
-    first = info["annotations"][0] if info["annotations"] else None
-    if first is None:
+    if not info["annotations"]:
         return [Problem("no-annotations", path, "annotations is empty", "annotate some images")]
+    first = info["annotations"][0]
     if isinstance(first, dict) and "segments_info" not in first and "segmentation" in first:
         return [
             Problem(

@@ -48,7 +48,7 @@ def test_costs_and_losses_equal_the_naive_ones(queries, count, classes, points, 
         class_logits[None], every_class[None], empty_class_weight(classes, 0.1)
     )
     assert loss.item() == pytest.approx(
-        naive.class_loss(class_logits.numpy(), every_class.numpy(), 0.1), rel=1e-5
+        naive.class_loss(class_logits.numpy(), every_class.numpy(), 0.1), rel=1e-5, abs=1e-6
     )
     pairs = list(zip(mask_logits[:count].numpy(), targets.numpy(), strict=False))
     matched = (mask_logits[: len(pairs)], targets[: len(pairs)], 3.0)

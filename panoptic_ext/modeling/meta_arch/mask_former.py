@@ -178,10 +178,16 @@ class PanopticExtMaskFormer(nn.Module):
         ]
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalised images, padded with 0 to one size."""
+        """Normalised images, padded with 0 to one size; on a CPU in channels_last layout.
+
+        Convolutions pass the layout on, and those of 1x1 are several times faster in it there.
+        """
         images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
         images = [(image - self.pixel_mean) / self.pixel_std for image in images]
-        return ImageList.from_tensors(images, self.size_divisibility)
+        batch = ImageList.from_tensors(images, self.size_divisibility)
+        if self.device.type == "cpu":
+            batch.tensor = batch.tensor.contiguous(memory_format=torch.channels_last)
+        return batch
 
     def losses(
         self, outputs: dict[str, Any], images: ImageList, batched_inputs: list[dict[str, Any]]

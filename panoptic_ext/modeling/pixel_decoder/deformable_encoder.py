@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..linear import Linear, linear
 from ..ops import ms_deform_attn
 
 __all__ = ["DeformableEncoder", "DeformableEncoderLayer", "MSDeformAttn"]
@@ -41,10 +42,10 @@ class MSDeformAttn(nn.Module):
             raise ValueError(f"{channels} channels cannot be shared by {heads} heads")
         self.levels, self.heads, self.points, self.backend = levels, heads, points, backend
         samples = heads * levels * points
-        self.sampling_offsets = nn.Linear(channels, samples * 2)
-        self.attention_weights = nn.Linear(channels, samples)
-        self.value_proj = nn.Linear(channels, channels)
-        self.output_proj = nn.Linear(channels, channels)
+        self.sampling_offsets = Linear(channels, samples * 2)
+        self.attention_weights = Linear(channels, samples)
+        self.value_proj = Linear(channels, channels)
+        self.output_proj = Linear(channels, channels)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -78,7 +79,7 @@ class MSDeformAttn(nn.Module):
         batch, positions, _ = query.shape
         value = self.value_proj(source).view(batch, positions, self.heads, -1)
         split = (batch, positions, self.heads, self.levels, self.points)
-        weights = self.attention_weights(query).view(*split[:3], -1).softmax(-1).view(split)
+        weights = _softmax(self.attention_weights(query).view(*split[:3], -1)).view(split)
         locations = self._locations(query, tuple(shapes)).view(*split, 2)
         attended = ms_deform_attn(value, shapes, locations, weights, backend=self.backend)
         return self.output_proj(attended)
@@ -94,11 +95,22 @@ class MSDeformAttn(nn.Module):
             scale = scale.repeat(self.heads)
             weight = self.sampling_offsets.weight.float() * scale[:, None]
             bias = self.sampling_offsets.bias.float() * scale
-            offsets = F.linear(query.float(), weight, bias)
+            offsets = linear(query.float(), weight, bias)
             offsets = offsets.view(*query.shape[:2], self.heads, -1)
             if offsets.requires_grad:
                 return offsets + centres
             return offsets.add_(centres)
+
+
+def _softmax(x: Tensor) -> Tensor:
+    """Softmax of the last dimension.
+
+    On a CPU, rows that fill no vector take nine times as long: they are padded with -inf.
+    """
+    width = x.shape[-1]
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or width % 16 == 0:
+        return x.softmax(-1)
+    return F.pad(x, (0, -width % 16), value=-torch.inf).softmax(-1)[..., :width]
 
 
 def _geometry(
@@ -149,12 +161,12 @@ class DeformableEncoderLayer(nn.Module):
         super().__init__()
         self.self_attn = MSDeformAttn(channels, levels, heads, points, backend)
         self.norm1 = nn.LayerNorm(channels)
-        self.linear1 = nn.Linear(channels, width)
-        self.linear2 = nn.Linear(width, channels)
+        self.linear1 = Linear(channels, width)
+        self.linear2 = Linear(width, channels)
         self.norm2 = nn.LayerNorm(channels)
         self.dropout = dropout
-        for linear in (self.linear1, self.linear2):
-            nn.init.xavier_uniform_(linear.weight)
+        for layer in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, x: Tensor, position: Tensor, shapes: Shapes) -> Tensor:
         """(B, S, C) features and their (1, S, C) embedding -> (B, S, C)."""
@@ -163,9 +175,12 @@ class DeformableEncoderLayer(nn.Module):
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
-            return self.linear2(self._drop(F.relu(self.linear1(x))))
+            return self.linear2(self._drop(self._hidden(x)))
         rows = x.flatten(0, 1).split(_ROWS)
-        return torch.cat([self.linear2(self.linear1(part).relu_()) for part in rows]).view_as(x)
+        return torch.cat([self.linear2(self._hidden(part)) for part in rows]).view_as(x)
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        return linear(x, self.linear1.weight, self.linear1.bias, relu=True)
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
@@ -207,7 +222,10 @@ class DeformableEncoder(nn.Module):
         self.level_embed = nn.Parameter(torch.randn(levels, channels))
 
     def forward(self, maps: Sequence[Tensor], positions: Sequence[Tensor]) -> list[Tensor]:
-        """Maps (B, C, h, w) and their embeddings (1, C, h, w), level by level -> maps as given."""
+        """Maps (B, C, h, w) and their embeddings (1, C, h, w), level by level -> maps as given.
+
+        On a CPU the result is in channels_last layout, which is how it lies there.
+        """
         shapes = [(m.shape[-2], m.shape[-1]) for m in maps]
         x = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
         position = torch.cat(
@@ -220,4 +238,9 @@ class DeformableEncoder(nn.Module):
         for layer in self.encoder["layers"]:
             x = layer(x, position, shapes)
         parts = x.split([h * w for h, w in shapes], dim=1)
+        if x.device.type == "cpu":
+            return [
+                part.unflatten(1, shape).permute(0, 3, 1, 2)
+                for part, shape in zip(parts, shapes, strict=True)
+            ]
         return [part.transpose(1, 2).reshape(*m.shape) for part, m in zip(parts, maps, strict=True)]

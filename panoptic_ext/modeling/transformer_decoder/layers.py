@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..linear import Linear, linear
+
 __all__ = ["MLP", "Attention", "CrossAttentionLayer", "FeedForwardLayer", "SelfAttentionLayer"]
 
 
@@ -33,7 +35,7 @@ class Attention(nn.Module):
         self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
-        self.out_proj = nn.Linear(dim, dim)
+        self.out_proj = Linear(dim, dim)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
@@ -54,11 +56,11 @@ class Attention(nn.Module):
         if query is key:
             weight, bias = self.in_proj_weight, self.in_proj_bias
             dim = query.shape[-1]
-            q, k = F.linear(query, weight[: 2 * dim], bias[: 2 * dim]).chunk(2, dim=-1)
-            v = F.linear(value, weight[2 * dim :], bias[2 * dim :])
+            q, k = linear(query, weight[: 2 * dim], bias[: 2 * dim]).chunk(2, dim=-1)
+            v = linear(value, weight[2 * dim :], bias[2 * dim :])
         else:
             weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-            q, k, v = map(F.linear, (query, key, value), weights, biases)
+            q, k, v = map(linear, (query, key, value), weights, biases)
         out = F.scaled_dot_product_attention(
             self._split(q),
             self._split(k),
@@ -124,8 +126,8 @@ class FeedForwardLayer(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, dropout: float, pre_norm: bool) -> None:
         super().__init__()
-        self.linear1 = nn.Linear(dim, hidden_dim)
-        self.linear2 = nn.Linear(hidden_dim, dim)
+        self.linear1 = Linear(dim, hidden_dim)
+        self.linear2 = Linear(hidden_dim, dim)
         self.norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
         self.pre_norm = pre_norm
@@ -135,7 +137,8 @@ class FeedForwardLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, Q, C) -> (B, Q, C)."""
         inside = self.norm(x) if self.pre_norm else x
-        inside = self.linear2(self.dropout(F.relu(self.linear1(inside))))
+        hidden = linear(inside, self.linear1.weight, self.linear1.bias, relu=True)
+        inside = self.linear2(self.dropout(hidden))
         x = x + self.dropout(inside)
         return x if self.pre_norm else self.norm(x)
 
@@ -146,10 +149,10 @@ class MLP(nn.Module):
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
         super().__init__()
         dims = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
-        self.layers = nn.ModuleList(map(nn.Linear, dims[:-1], dims[1:]))
+        self.layers = nn.ModuleList(map(Linear, dims[:-1], dims[1:]))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_dim) -> (..., out_dim)."""
         for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
+            x = linear(x, layer.weight, layer.bias, relu=True)
         return self.layers[-1](x)

@@ -4,8 +4,8 @@ Shapes: B images, Q queries, K classes, C channels (HIDDEN_DIM), h x w mask reso
 S_l = h_l * w_l pixels of level l; levels run from coarse to fine.
 
 A layer's attention mask needs the mask logits only at the resolution of its level. Resizing is
-linear in the channels, so resize(embed . features) = embed . resize(features): in evaluation the
-features are resized once for each level, and full mask logits are computed once, at the end.
+linear in the channels, so resize(embed . features) = embed . resize(features): the features are
+resized once for each level. In evaluation full mask logits are computed once, at the end.
 """
 
 from __future__ import annotations
@@ -46,6 +46,13 @@ def attention_mask(mask_logits: Tensor) -> Tensor:
 
 def mask_logits(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
     """Dot product of (B, Q, D) embeddings with (B, D, h, w) features -> (B, Q, h, w)."""
+    if mask_features.device.type == "cpu" and not torch.compiler.is_compiling():
+        # A 1x1 convolution of each image by its embeddings; see `modeling.linear`.
+        each = [
+            F.conv2d(features[None], embed[:, :, None, None])
+            for features, embed in zip(mask_features, mask_embed, strict=True)
+        ]
+        return torch.cat(each).contiguous()
     return torch.bmm(mask_embed, mask_features.flatten(2)).unflatten(-1, mask_features.shape[-2:])
 
 
@@ -164,20 +171,20 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             )
         sizes = [tuple(level.shape[-2:]) for level in multi_scale_features]
         memory = [self._keys_and_values(i, x) for i, x in enumerate(multi_scale_features)]
-        resized = [] if aux else [_resize(mask_features, size) for size in sizes]
+        resized = [_resize(mask_features.detach(), size) for size in sizes]
         batch = mask_features.shape[0]
         query_embed = self.query_embed.weight[None]
         x = self.query_feat.weight[None].expand(batch, -1, -1)
         outputs: list[dict[str, Tensor]] = []
         for i in range(self.num_layers):
             level = i % NUM_LEVELS
+            embed = self.decoder_norm(x)
             if aux:
-                outputs.append(self._predict(x, mask_features))
-                logits = _resize(outputs[-1]["pred_masks"].detach(), sizes[level])
-            else:
-                logits = mask_logits(self.mask_embed(self.decoder_norm(x)), resized[level])
+                outputs.append(self._predict(embed, mask_features))
+            with torch.no_grad():
+                logits = mask_logits(self.mask_embed(embed), resized[level])
             x = self._run_layer(i, x, query_embed, *memory[level], attention_mask(logits))
-        return {**self._predict(x, mask_features), "aux_outputs": outputs}
+        return {**self._predict(self.decoder_norm(x), mask_features), "aux_outputs": outputs}
 
     def _keys_and_values(self, level: int, features: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S_l, C) keys (with the position) and values of one level."""
@@ -189,7 +196,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         return value + position.flatten(2).mT, value
 
     def _predict(self, x: Tensor, mask_features: Tensor) -> dict[str, Tensor]:
-        x = self.decoder_norm(x)
+        """Class and mask logits of (B, Q, C) normalised queries."""
         masks = mask_logits(self.mask_embed(x), mask_features)
         return {"pred_logits": self.class_embed(x), "pred_masks": masks}
 

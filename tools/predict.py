@@ -24,6 +24,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
+from panoptic_ext.atomic import write_atomic
 from panoptic_ext.command_line import explain_os_error, split_options
 from panoptic_ext.data.id_map import READ_ERRORS
 from panoptic_ext.data.image_files import read_image
@@ -293,10 +294,7 @@ def _check_settings(output: str, cfg: Any, weights: str, *, overwrite: bool) -> 
             )
         return
     os.makedirs(output, exist_ok=True)
-    aside = f"{path}.{os.getpid()}"
-    with open(aside, "w", encoding="utf-8") as stream:
-        json.dump(settings, stream)
-    os.replace(aside, path)
+    write_atomic(path, lambda stream: stream.write(json.dumps(settings).encode()))
 
 
 def _config_hash(cfg: Any) -> str:

@@ -8,7 +8,7 @@ category * label_divisor + instance itself, in a grey PNG of 8 or 16 bits.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -106,8 +106,13 @@ def read_id_map(path: str | os.PathLike, encoding: str = "rgb") -> np.ndarray:
         ) from error
 
 
-def write_id_map(path: str | os.PathLike, ids: np.ndarray, encoding: str = "rgb") -> None:
-    """Write an (H, W) integer id map as a label PNG; `read_id_map` gives it back exactly."""
+def write_id_map(
+    path: str | os.PathLike | BinaryIO, ids: np.ndarray, encoding: str = "rgb"
+) -> None:
+    """Write an (H, W) integer id map as a label PNG, to a path or an open binary file.
+
+    `read_id_map` gives it back exactly.
+    """
     check_encoding(encoding)
     ids = np.asarray(ids)
     if ids.ndim != 2:

@@ -12,6 +12,7 @@ from typing import Any
 
 from detectron2.data.catalog import Metadata
 
+from panoptic_ext.atomic import write_atomic
 from panoptic_ext.errors import DatasetError
 
 __all__ = ["METADATA_FILE", "load_metadata", "save_metadata"]
@@ -50,13 +51,9 @@ def save_metadata(metadata: Any, path: str) -> None:
             )
         if value is not None:
             content[key] = _plain(value)
-    folder, name = os.path.split(os.path.abspath(path))
-    os.makedirs(folder, exist_ok=True)
-    aside = os.path.join(folder, f".{os.getpid()}.{name}")
-    with open(aside, "w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=1, ensure_ascii=False)
-        stream.write("\n")
-    os.replace(aside, path)
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_atomic(path, lambda stream: stream.write(text.encode()))
 
 
 def load_metadata(path: str) -> Metadata:

@@ -19,7 +19,7 @@ from detectron2.utils import comm
 from fvcore.common.checkpoint import _strip_prefix_if_present
 from torch import nn
 
-from panoptic_ext.engine.atomic import remove_leftovers, write_atomic
+from panoptic_ext.atomic import remove_leftovers, write_atomic
 from panoptic_ext.engine.weights_io import check_hash, load_pickle, load_torch
 from panoptic_ext.errors import CheckpointError
 

@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from panoptic_ext.engine.atomic import write_atomic
+from panoptic_ext.atomic import write_atomic
 from panoptic_ext.engine.loader import explain_system_error
 from panoptic_ext.engine.rng import preserved_rng
 

@@ -14,7 +14,7 @@ from detectron2.engine.train_loop import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 
-from panoptic_ext.engine.atomic import write_atomic
+from panoptic_ext.atomic import write_atomic
 from panoptic_ext.errors import NonFiniteLossError
 
 __all__ = ["CheckpointHook", "PreciseBNHook", "WriterHook", "is_precise_bn_wanted", "trim_metrics"]

@@ -17,7 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils.collect_env import collect_env_info
 
-from panoptic_ext.engine.atomic import write_atomic
+from panoptic_ext.atomic import write_atomic
 
 __all__ = ["git_state", "save_run_info"]
 

@@ -16,6 +16,7 @@ from panoptic_ext.errors import ConfigError, nearest
 from .instance_evaluation import PanopticInstanceEvaluator
 from .panoptic_evaluation import PanopticEvaluator
 from .semantic_evaluation import PanopticSemSegEvaluator
+from .truth_records import TruthRecords
 
 __all__ = ["EVALUATORS", "IfGiven", "PanopticEvaluators", "build_evaluator"]
 
@@ -111,6 +112,7 @@ def build_evaluator(
     """
     folder = output_folder or f"{cfg.OUTPUT_DIR}/inference"
     built = []
+    truth: TruthRecords | None = None
     for name in dict.fromkeys(cfg.TEST.EVALUATORS):
         if name not in EVALUATORS:
             raise ConfigError(
@@ -118,6 +120,8 @@ def build_evaluator(
                 + nearest(name, EVALUATORS)
             )
         evaluator: DatasetEvaluator
+        if name != "panoptic" and truth is None:
+            truth = TruthRecords(dataset_name)  # one reading of the JSON serves all
         if name == "panoptic":
             evaluator = PanopticEvaluator(
                 dataset_name,
@@ -127,10 +131,10 @@ def build_evaluator(
             )
         elif name == "semantic":
             evaluator = PanopticSemSegEvaluator(
-                dataset_name, folder, write_predictions=cfg.TEST.WRITE_PREDICTIONS
+                dataset_name, folder, write_predictions=cfg.TEST.WRITE_PREDICTIONS, truth=truth
             )
         elif thing_ids(dataset_name):
-            evaluator = PanopticInstanceEvaluator(dataset_name, folder)
+            evaluator = PanopticInstanceEvaluator(dataset_name, folder, truth=truth)
         else:
             logger.info("Data set %r has no thing: no instance evaluation", dataset_name)
             continue

@@ -44,6 +44,7 @@ class PanopticInstanceEvaluator(COCOEvaluator):
         *,
         distributed: bool = True,
         num_threads: int = 2,
+        truth: TruthRecords | None = None,
     ):
         """
         Args:
@@ -52,12 +53,13 @@ class PanopticInstanceEvaluator(COCOEvaluator):
             output_dir: gets the truth and the results.
             distributed: gather the predictions of all workers.
             num_threads: that read label maps to make the truth.
+            truth: the data set's records, where they are known already.
 
         Raises:
             EvaluationError: the data set has no thing category.
         """
         self._dataset = dataset_name
-        self._truth = TruthRecords(dataset_name)
+        self._truth = truth or TruthRecords(dataset_name)
         self._num_threads = num_threads
         meta = self._truth.metadata
         # By dataset id: COCOeval sorts categories so, and COCOEvaluator names its rows by position.

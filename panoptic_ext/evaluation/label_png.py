@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from panoptic_ext.atomic import write_atomic
 from panoptic_ext.data.id_map import id_to_rgb, read_id_map
 from panoptic_ext.errors import DatasetError, EvaluationError
 
@@ -68,22 +69,16 @@ def encode_png(runs: LabelRuns) -> bytes:
         return stream.getvalue()
 
 
-def write_file(path: str, content: bytes) -> None:
-    """Write a file aside, then rename it; makes its folder.
+def write_file(path: str, content: bytes, *, durable: bool = True) -> None:
+    """Write a file as `write_atomic`; makes its folder.
 
     Raises:
         EvaluationError: not writable, or no space left.
     """
-    folder, name = os.path.split(os.path.abspath(path))
-    aside = os.path.join(folder, f".{os.getpid()}.{name}")
     try:
-        os.makedirs(folder, exist_ok=True)
-        with open(aside, "wb") as stream:
-            stream.write(content)
-        os.replace(aside, path)
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        write_atomic(path, lambda stream: stream.write(content), durable=durable)
     except OSError as error:
-        if os.path.exists(aside):
-            os.remove(aside)
         raise EvaluationError(
             f"cannot write {path}: {error.strerror}; choose a folder that is writable and has space"
         ) from error

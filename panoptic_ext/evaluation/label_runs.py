@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from panoptic_ext.data.id_map import Runs, segment_boxes
 from panoptic_ext.errors import EvaluationError
 
 __all__ = ["MAX_ID", "LabelRuns", "Overlaps", "overlaps", "runs_from_ids", "runs_from_rgb"]
@@ -62,18 +63,17 @@ class LabelRuns:
 
     def boxes(self, ids: np.ndarray) -> np.ndarray:
         """(S, 4) int64 x, y, width, height in pixels of each of `ids`, which all occur."""
+        if not len(ids):
+            return np.zeros((0, 4), np.int64)
         width = self.shape[1]
         starts = np.union1d(self.starts, np.arange(0, self.size, width))
-        lengths = np.diff(starts, append=self.size)
         values = self.ids[np.searchsorted(self.starts, starts, side="right") - 1]
-        order = np.argsort(values, kind="stable")
-        x, y = starts[order] % width, starts[order] // width
-        first = np.searchsorted(values[order], np.unique(values))
-        left, top = np.minimum.reduceat(x, first), np.minimum.reduceat(y, first)
-        right = np.maximum.reduceat(x + lengths[order], first)
-        bottom = np.maximum.reduceat(y + 1, first)
-        boxes = np.stack([left, top, right - left, bottom - top], axis=1)
-        return boxes[np.searchsorted(np.unique(values), ids)]
+        order = np.argsort(ids)
+        at = order[np.minimum(np.searchsorted(ids[order], values), len(ids) - 1)]
+        rows = np.where(ids[at] == values, at, -1)
+        runs = Runs(values, starts, np.diff(starts, append=self.size))
+        corners = segment_boxes(runs, width, rows, len(ids))
+        return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ def write_png(
     Raises:
         EvaluationError: not writable.
     """
-    write_file(os.path.join(folder, PREDICTIONS, _png_name(annotation)), encode_png(runs))
+    path = os.path.join(folder, PREDICTIONS, _png_name(annotation))
+    write_file(path, encode_png(runs), durable=False)
     boxes = runs.boxes(table.ids).tolist()
     rows = zip(
         table.ids.tolist(), table.categories.tolist(), table.areas.tolist(), boxes, strict=True

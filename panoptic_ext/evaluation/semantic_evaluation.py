@@ -32,6 +32,7 @@ class PanopticSemSegEvaluator(SemSegEvaluator):
         *,
         distributed: bool = True,
         write_predictions: bool = False,
+        truth: TruthRecords | None = None,
     ):
         """
         Args:
@@ -40,6 +41,7 @@ class PanopticSemSegEvaluator(SemSegEvaluator):
             output_dir: as SemSegEvaluator.
             distributed: gather the results of all workers.
             write_predictions: also write sem_seg_predictions.json (run lengths of each class).
+            truth: the data set's records, where they are known already.
         """
         # SemSegEvaluator's own __init__ asks each record for a semantic PNG.
         self._logger = logging.getLogger(__name__)
@@ -47,7 +49,7 @@ class PanopticSemSegEvaluator(SemSegEvaluator):
         self._distributed = distributed
         self._output_dir = output_dir
         self._cpu_device = torch.device("cpu")
-        self._truth = TruthRecords(dataset_name)
+        self._truth = truth or TruthRecords(dataset_name)
         meta = self._truth.metadata
         self._class_names = list(meta.stuff_classes)
         self._num_classes = len(self._class_names)

@@ -17,6 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from PIL import Image, ImageDraw, ImageFont
 
+from panoptic_ext.atomic import write_atomic
 from panoptic_ext.data.id_map import read_id_map
 
 from .draw import draw_panoptic, readable_scale
@@ -132,16 +133,11 @@ def save_picture(path: str, picture: np.ndarray) -> None:
         path: ending in .png, .jpg or .jpeg; its folder is made.
         picture: (H, W, 3) uint8 RGB.
     """
-    folder, name = os.path.split(os.path.abspath(path))
-    os.makedirs(folder, exist_ok=True)
-    aside = os.path.join(folder, f".{os.getpid()}.{name}")
-    options: dict[str, Any] = {"quality": 92} if name.lower().endswith((".jpg", ".jpeg")) else {}
-    try:
-        Image.fromarray(picture).save(aside, **options)
-        os.replace(aside, path)
-    finally:
-        if os.path.exists(aside):
-            os.remove(aside)
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    is_jpeg = path.lower().endswith((".jpg", ".jpeg"))
+    options: dict[str, Any] = {"format": "JPEG", "quality": 92} if is_jpeg else {"format": "PNG"}
+    image = Image.fromarray(picture)
+    write_atomic(path, lambda stream: image.save(stream, **options), durable=False)
 
 
 def _row_blocks(

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from panoptic_ext.data.id_map import find_runs, write_id_map
+from panoptic_ext.atomic import write_atomic
+from panoptic_ext.data.id_map import find_runs, segment_boxes, write_id_map
 
 __all__ = ["PanopticResults", "coco_segments"]
 
@@ -51,7 +52,8 @@ def coco_segments(
         ]
     by_id = {int(segment["id"]): segment for segment in segments_info}
     areas = np.bincount(row, runs.lengths, minlength=len(values)).astype(int)
-    boxes = _boxes(runs, row, len(values), max(1, ids.shape[1]))
+    corners = segment_boxes(runs, max(1, ids.shape[1]), row, len(values))
+    boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
     numbers: np.ndarray = np.zeros(len(values), np.int32)
     segments: list[dict[str, Any]] = []
     for at, value in enumerate(values.tolist()):
@@ -69,16 +71,6 @@ def coco_segments(
             segment["score"] = round(float(by_id[value]["score"]), 4)
         segments.append(segment)
     return np.repeat(numbers[row], runs.lengths).reshape(ids.shape), segments
-
-
-def _boxes(runs: Any, row: np.ndarray, count: int, width: int) -> np.ndarray:
-    """(count, 4) [x, y, width, height] of the pixels of each value; runs end with their row."""
-    lines, columns = runs.starts // width, runs.starts % width
-    low = np.full((count, 2), np.iinfo(np.int64).max)
-    high: np.ndarray = np.zeros((count, 2), np.int64)
-    np.minimum.at(low, row, np.stack([columns, lines], 1))
-    np.maximum.at(high, row, np.stack([columns + runs.lengths, lines + 1], 1))
-    return np.concatenate([low, high - low], 1)
 
 
 class PanopticResults:
@@ -134,9 +126,7 @@ class PanopticResults:
         name = f"{key}.png"
         path = os.path.join(self.folder, PNG_FOLDER, *name.split("/"))
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        aside = f"{path}.{os.getpid()}"
-        write_id_map(aside, ids)
-        os.replace(aside, path)
+        write_atomic(path, lambda stream: write_id_map(stream, ids), durable=False)
         height, width = ids.shape
         image = {"id": image_id, "file_name": file_name, "height": height, "width": width}
         annotation = {"image_id": image_id, "file_name": name, "segments_info": segments}
@@ -154,10 +144,8 @@ class PanopticResults:
             "annotations": [entry["annotation"] for entry in entries],
             "categories": self._categories(),
         }
-        aside = f"{self.json_path}.{os.getpid()}"
-        with open(aside, "w", encoding="utf-8") as stream:
-            json.dump(content, stream, ensure_ascii=False)
-        os.replace(aside, self.json_path)
+        text = json.dumps(content, ensure_ascii=False)
+        write_atomic(self.json_path, lambda stream: stream.write(text.encode()))
         return self.json_path
 
     def _categories(self) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from panoptic_ext.engine.atomic import remove_leftovers, write_atomic
+from panoptic_ext.atomic import remove_leftovers, write_atomic
 from panoptic_ext.engine.checkpoint import Checkpointer
 from panoptic_ext.engine.weights_io import check_hash
 from panoptic_ext.errors import CheckpointError

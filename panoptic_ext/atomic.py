@@ -13,12 +13,13 @@ _SUFFIX = ".tmp-"
 _TEMPORARY = re.compile(r".+\.tmp-\d+")
 
 
-def write_atomic(path: str, write: Callable[[BinaryIO], object]) -> None:
+def write_atomic(path: str, write: Callable[[BinaryIO], object], *, durable: bool = True) -> None:
     """Write a file under a temporary name in the same folder, flush it to disk, rename it.
 
     Args:
         path: the file; its folder must exist.
         write: called with the open binary stream.
+        durable: also outlives a power failure; without it, many small files are written faster.
 
     Raises:
         OSError: the disk is full or the folder not writable; `path` is as before.
@@ -27,14 +28,16 @@ def write_atomic(path: str, write: Callable[[BinaryIO], object]) -> None:
     try:
         with open(temporary, "wb") as stream:
             write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
         os.replace(temporary, path)
     except BaseException:
         if os.path.exists(temporary):
             os.remove(temporary)
         raise
-    _sync_folder(os.path.dirname(path) or ".")
+    if durable:
+        _sync_folder(os.path.dirname(path) or ".")
 
 
 def remove_leftovers(folder: str) -> None:

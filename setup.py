@@ -31,6 +31,7 @@ REQUIREMENTS = [
     "yacs>=0.1.8",
 ]
 EXTRAS = {
+    "timm": ["timm>=1.0"],  # MODEL.BACKBONE.NAME build_timm_backbone
     "hf": ["huggingface_hub>=0.20", "safetensors>=0.4", "transformers>=4.40"],
     # Lint, types, tests, and the independent implementations to compare with.
     "dev": [
@@ -40,6 +41,7 @@ EXTRAS = {
         "pytest>=8.0",
         "pytest-xdist>=3.5",
         "ruff==0.17.5",
+        "timm>=1.0",
         "torchmetrics>=1.4",
         "transformers>=4.40",
     ],

@@ -80,7 +80,7 @@ def test_all_void_and_empty_images_give_finite_losses(model, num):
     inputs = [fake_input(num=0, void=True), fake_input(num=num, void=True)]
     losses = losses_of(model, inputs)
     assert all(math.isfinite(v.detach()) for v in losses.values())
-    assert float(losses["loss_sem_seg"]) == 0
+    assert losses["loss_sem_seg"].item() == 0
 
 
 def test_one_image_gives_the_same_as_the_same_image_in_a_batch(model):

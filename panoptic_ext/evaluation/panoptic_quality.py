@@ -66,8 +66,10 @@ class ClassCounts:
         self.ious.extend(other.ious)
         self.fp += other.fp
         self.fn += other.fn
-        self.fp_causes.update(other.fp_causes)
-        self.fn_causes.update(other.fn_causes)
+        if other.fp_causes:
+            self.fp_causes.update(other.fp_causes)
+        if other.fn_causes:
+            self.fn_causes.update(other.fn_causes)
 
     def quality(self) -> dict[str, float]:
         """pq, sq, rq in [0, 1]; nan for a category without TP, FP and FN (sq 0 without TP)."""
@@ -91,7 +93,9 @@ class PQStat:
     counts: dict[int, ClassCounts] = field(default_factory=dict)
 
     def __getitem__(self, category: int) -> ClassCounts:
-        return self.counts.setdefault(category, ClassCounts())
+        if category not in self.counts:
+            self.counts[category] = ClassCounts()
+        return self.counts[category]
 
     def merge(self, other: PQStat) -> None:
         """Add the counts of `other` to these."""
@@ -127,9 +131,12 @@ class PQStat:
 
     def pooled_pq(self) -> float:
         """PQ in [0, 1] of all segments taken as one category's (matches stay within categories)."""
-        pooled = ClassCounts()
-        for counts in self.counts.values():
-            pooled.add(counts)
+        counts = self.counts.values()
+        pooled = ClassCounts(
+            [iou for c in counts for iou in c.ious],
+            sum(c.fp for c in counts),
+            sum(c.fn for c in counts),
+        )
         return pooled.quality()["pq"]
 
     def summary(self, isthing: Mapping[int, bool]) -> dict[str, dict]:

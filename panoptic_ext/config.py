@@ -31,7 +31,7 @@ def add_panoptic_ext_config(cfg: CN) -> None:
 def _add_dataset_keys(cfg: CN) -> None:
     # Folders in which relative paths of DATASETS.PANOPTIC are looked up, in this order and after
     # $DETECTRON2_DATASETS; relative ones are tried from the current folder and the project's.
-    cfg.DATASETS.SEARCH_PATH = ["datasets", "../shared/data"]
+    cfg.DATASETS.SEARCH_PATH = ["datasets"]
 
     # Data sets in COCO panoptic format, registered before the run: one block per name,
     #   DATASETS.PANOPTIC.<name>.JSON        COCO panoptic JSON (required)
@@ -75,6 +75,8 @@ def _add_input_keys(cfg: CN) -> None:
 
 def _add_run_keys(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"  # or "ADAMW"
+    # Periodic checkpoints that stay (model_final.pth always does); 0 keeps all of them.
+    cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0  # learning rate of backbone.* relative to BASE_LR
     cfg.SOLVER.WEIGHT_DECAY_EMBED = None  # weight decay of nn.Embedding; None: WEIGHT_DECAY
 

@@ -12,8 +12,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Sequence
+
+# fvcore and Detectron2 script functions, and torch says so at every start.
+warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
 
 from detectron2.data import DatasetCatalog
 

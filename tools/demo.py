@@ -75,10 +75,12 @@ class Steps:
             say(f"{name}: done already")
             return
         say(f"{name}: python {' '.join(command)}")
-        environment = os.environ | {"PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", QUIET)}
+        environment = {"PYTHONWARNINGS": QUIET, "OMP_WAIT_POLICY": "passive", **os.environ}
         code = subprocess.run(
             [sys.executable, *command], cwd=ROOT, env=environment, check=False
         ).returncode
+        if code < 0:
+            raise DemoError(f"{name} was killed by signal {-code}; the same command goes on")
         if code:
             raise DemoError(f"{name} failed with exit code {code}; its own message stands above")
         self._done[name] = True
@@ -130,7 +132,8 @@ def report(output: Path, seconds: float) -> None:
         say(f"{what}: {len(pictures)} pictures in {output / folder}")
     for sheet in sorted(output.rglob("*contact_sheet*.*")):
         say(f"worst and best images: {sheet}")
-    say(f"done in {seconds / 60:.1f} minutes")
+    say(f"model, log and config: {output}/model_final.pth, log.txt, config.yaml")
+    say(f"done in {seconds / 60:.1f} minutes" if seconds > 30 else "all of it was done before")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

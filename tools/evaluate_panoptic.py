@@ -12,8 +12,11 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
+# fvcore and Detectron2 script functions, and torch says so at every start.
+warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from panoptic_ext.errors import PanopticExtError

@@ -55,7 +55,8 @@ say "installing $torch (several GB, the longest step)"
 # shellcheck disable=SC2086
 quiet "${pip[@]}" install $torch
 say "installing panoptic_ext and its development tools"
-quiet "${pip[@]}" install -e ".[dev]"
+# As a path: a script beside the clone finds the package, not the clone's folder of its name.
+quiet "${pip[@]}" install -e ".[dev]" --config-settings editable_mode=compat
 say "installing Detectron2"
 "$venv/bin/python" tools/install_detectron2.py
 say "done in $((SECONDS - started)) s"

@@ -12,8 +12,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
+
+# fvcore and Detectron2 script functions, and torch says so at every start.
+warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
 
 import numpy as np
 from detectron2.config import CfgNode

@@ -86,6 +86,14 @@ class Checkpointer(DetectionCheckpointer):
         content = last_filename_basename.encode()
         write_atomic(os.path.join(self.save_dir, _TAG), lambda stream: stream.write(content))
 
+    def prune(self, keep: int) -> None:
+        """Remove all but the `keep` newest periodic checkpoints (by iteration) of `save_dir`."""
+        if not self.save_to_disk:
+            return
+        periodic = [n for n in _listdir(self.save_dir) if re.fullmatch(r"model_\d{7}\.pth", n)]
+        for name in sorted(periodic)[:-keep]:
+            os.remove(os.path.join(self.save_dir, name))
+
     def has_checkpoint(self) -> bool:
         """Whether a run in `save_dir` left a checkpoint, tagged or not."""
         return bool(self._candidates())

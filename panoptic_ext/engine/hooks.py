@@ -29,8 +29,14 @@ class CheckpointHook(HookBase):
     are not finite are never saved.
     """
 
-    def __init__(self, period: int) -> None:
+    def __init__(self, period: int, keep: int = 0) -> None:
+        """
+        Args:
+            period: iterations between checkpoints.
+            keep: periodic checkpoints that stay, the newest; 0 keeps all.
+        """
         self._period = period
+        self._keep = keep
 
     def after_step(self) -> None:
         iteration = self.trainer.iter
@@ -41,6 +47,8 @@ class CheckpointHook(HookBase):
         self._check_weights(iteration)
         self.trainer.gather_worker_state()
         self.trainer.save_checkpoint("model_final" if last else f"model_{iteration:07d}")
+        if self._keep:
+            self.trainer.checkpointer.prune(self._keep)
 
     def _check_weights(self, iteration: int) -> None:
         bad = [n for n, p in self.trainer.model.named_parameters() if not bool(p.isfinite().all())]

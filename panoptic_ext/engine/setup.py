@@ -132,6 +132,7 @@ _LEAST = {
     "SOLVER.IMS_PER_BATCH": 1,
     "SOLVER.MAX_ITER": 1,
     "SOLVER.CHECKPOINT_PERIOD": 1,
+    "SOLVER.CHECKPOINTS_TO_KEEP": 0,
     "SOLVER.WARMUP_ITERS": 0,
     "SOLVER.REFERENCE_WORLD_SIZE": 0,
     "SOLVER.WEIGHT_DECAY": 0,
@@ -174,10 +175,10 @@ def _check_datasets_exist(cfg: CfgNode) -> None:
             raise ConfigError(f"DATASETS.{key} must be a list of names; write [{names!r}]")
         for name in names:
             if name not in DatasetCatalog.list():
+                hint = nearest(name, DatasetCatalog.list()) or "."
                 raise ConfigError(
-                    f"DATASETS.{key} names {name!r}, which is not registered"
-                    f"{nearest(name, DatasetCatalog.list())}. Describe it under "
-                    f"DATASETS.PANOPTIC.{name} (JSON, IMAGE_ROOT, PNG_ROOT) or call "
+                    f"DATASETS.{key} names {name!r}, which is not registered{hint} Describe "
+                    f"it under DATASETS.PANOPTIC.{name} (JSON, IMAGE_ROOT, PNG_ROOT) or call "
                     "register_panoptic"
                 )
 

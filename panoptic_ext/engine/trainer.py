@@ -159,7 +159,7 @@ class Trainer(DefaultTrainer):
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             precise_bn,
-            CheckpointHook(cfg.SOLVER.CHECKPOINT_PERIOD),
+            CheckpointHook(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINTS_TO_KEEP),
             # After the checkpoint, so that a failing evaluation loses nothing.
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate_and_keep),
             WriterHook(cfg.OUTPUT_DIR) if comm.is_main_process() else None,

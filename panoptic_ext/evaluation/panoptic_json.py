@@ -75,7 +75,10 @@ class PanopticFiles:
         self.path, self.root, self.encoding = path, root, encoding
         self.content, self.category_list = _read(path, encoding, categories, is_truth)
         if not os.path.isdir(root):
-            raise EvaluationError(f"the folder of the label PNGs of {path} is missing: {root}")
+            raise EvaluationError(
+                f"the folder of the label PNGs of {path} is missing: {root}; name the right one "
+                "(--gt-root, --pred-root)"
+            )
         self._label_divisor = label_divisor
         self.categories: dict[int, dict] = {c.id: c._asdict() for c in self.category_list}
         self.annotations: dict[ImageId, Annotation] = {

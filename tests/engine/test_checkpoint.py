@@ -46,6 +46,15 @@ def save_two(model: nn.Module, folder: Path) -> Checkpointer:
     return checkpointer
 
 
+def test_prune_keeps_the_newest_and_whatever_is_not_periodic(tmp_path):
+    checkpointer = Checkpointer(torch.nn.Linear(1, 1), str(tmp_path))
+    for name in ("model_0000009", "model_0000019", "model_0000029", "model_final", "model_best"):
+        checkpointer.save(name)
+    checkpointer.prune(2)
+    left = {path.name for path in tmp_path.glob("*.pth")}
+    assert left == {f"model_{n}.pth" for n in ("0000019", "0000029", "final", "best")}
+
+
 def test_last_one_is_found(model: nn.Module, tmp_path: Path) -> None:
     checkpointer = save_two(model, tmp_path)
     fill(model, 0.0)

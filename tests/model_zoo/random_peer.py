@@ -28,6 +28,8 @@ def randomise(model: nn.Module) -> None:
             weight.normal_(0, 0.1)
         if "transformer_module" in name and name.endswith(("out_proj.weight", "fc2.weight")):
             weight.mul_(0.2)
+        if ".queries_" in name:  # of size 0.02 as older transformers draw them, 1 in newer ones
+            weight.normal_(0, 1)
         if name.endswith("mask_embedder.2.0.weight"):
             weight.mul_(10)
     model.class_predictor.weight.normal_(0, 0.3)

@@ -91,7 +91,8 @@ def test_one_image_gives_the_same_as_the_same_image_in_a_batch(model):
         batched = model([fake_input(seed=5), image])[1]
     torch.testing.assert_close(alone["sem_seg"], batched["sem_seg"], rtol=1e-4, atol=1e-4)
     differing = alone["panoptic_seg"][0] != batched["panoptic_seg"][0]
-    assert differing.float().mean() < 1e-3  # ties in the logits of an untrained model
+    best = alone["sem_seg"].topk(2, dim=0).values
+    assert not (differing & (best[0] - best[1] > 1e-3)).any()  # only where two classes tie
 
 
 def test_it_gives_the_features_of_detectron2s_backbone(model):

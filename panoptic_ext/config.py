@@ -8,6 +8,7 @@ from __future__ import annotations
 from detectron2.config import CfgNode as CN
 
 from .config_backbones import add_backbone_keys
+from .config_fusion import add_fusion_keys
 from .config_mask_former import add_mask_former_keys
 
 __all__ = ["add_panoptic_ext_config"]
@@ -26,6 +27,7 @@ def add_panoptic_ext_config(cfg: CN) -> None:
     _add_run_keys(cfg)
     add_mask_former_keys(cfg)
     add_backbone_keys(cfg)
+    add_fusion_keys(cfg)
 
 
 def _add_dataset_keys(cfg: CN) -> None:

@@ -1,0 +1,33 @@
+"""Config keys of the panoptic fusions (panoptic_ext.modeling.fusion)."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode as CN
+
+__all__ = ["add_fusion_keys"]
+
+
+def add_fusion_keys(cfg: CN) -> None:
+    """Add MODEL.PANOPTIC_FUSION to `cfg`, in place."""
+    keys = CN()
+    # How semantic logits and instances become one map: "hadamard" (EfficientPS), "heuristic"
+    # (Kirillov et al., CVPR 2019), "heuristic_detectron2" (the same, Detectron2's own code),
+    # "upsnet" (Xiong et al., CVPR 2019), or another name of PANOPTIC_FUSION_REGISTRY.
+    keys.NAME = "hadamard"
+    keys.SCORE_THRESHOLD = 0.5  # instances with a lower score are ignored
+    # An instance is dropped when better ones cover more than this share of its mask.
+    keys.OVERLAP_THRESHOLD = 0.5
+    keys.STUFF_AREA_THRESHOLD = 2048  # pixels; smaller stuff becomes void (2048: Cityscapes)
+    # hadamard: factor on the mask logits before they meet the semantic ones. The paper has none;
+    # the published code has 4, which changes the formula where the two disagree.
+    keys.INSTANCE_LOGIT_SCALE = 1.0
+    # What a pixel becomes where the semantic head's best class is a thing and no instance took it:
+    # "void" (the paper), or "stuff": its best stuff class.
+    keys.VOID_POLICY = "void"
+    # upsnet has thresholds of its own, the published ones; stuff's area is the one above.
+    keys.UPSNET = CN()
+    keys.UPSNET.SCORE_THRESHOLD = 0.6
+    keys.UPSNET.NMS_THRESHOLD = 0.5  # box IoU above which the worse instance of any class goes
+    # An instance is dropped when better ones of its class cover more than this share of its mask.
+    keys.UPSNET.OVERLAP_THRESHOLD = 0.3
+    cfg.MODEL.PANOPTIC_FUSION = keys

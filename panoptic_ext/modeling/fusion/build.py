@@ -1,0 +1,114 @@
+"""The registry of panoptic fusions, what each of them takes and returns, and how a config names one.
+
+Shapes: K unified classes (things and stuff in one space), N instances, m x m mask logits inside a
+box, H x W pixels of the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
+
+from detectron2.utils.registry import Registry
+from torch import Tensor, nn
+
+from ...errors import ConfigError, nearest
+
+__all__ = ["PANOPTIC_FUSION_REGISTRY", "PanopticFusion", "build_panoptic_fusion"]
+
+Fusion = TypeVar("Fusion", bound="type[PanopticFusion]")
+
+
+class FusionRegistry(Registry):
+    """Detectron2's Registry, with names that are not the classes' own."""
+
+    def register_as(self, name: str) -> Callable[[Fusion], Fusion]:
+        """A decorator that registers a class under the name that configs use."""
+
+        def register(fusion: Fusion) -> Fusion:
+            self._do_register(name, fusion)
+            return fusion
+
+        return register
+
+
+PANOPTIC_FUSION_REGISTRY = FusionRegistry("PANOPTIC_FUSION")
+PANOPTIC_FUSION_REGISTRY.__doc__ = """
+Subclasses of PanopticFusion, called as `fusion(cfg, thing_ids=thing_ids)`.
+"""
+
+
+class PanopticFusion(nn.Module):
+    """Merges one image's semantic logits and instances; the contract of the registry.
+
+    A subclass has explicit keyword arguments, decorates `__init__` with `configurable` and extends
+    `from_config`.
+    """
+
+    def __init__(self, *, thing_ids: Collection[int], num_classes: int) -> None:
+        """
+        Args:
+            thing_ids: unified ids of the classes that are things; the others are stuff.
+            num_classes: K.
+
+        Raises:
+            ConfigError: a thing id outside 0..K-1.
+        """
+        super().__init__()
+        self.thing_ids = tuple(sorted({int(thing) for thing in thing_ids}))
+        self.num_classes = num_classes
+        outside = [thing for thing in self.thing_ids if not 0 <= thing < num_classes]
+        if outside:
+            raise ConfigError(
+                f"thing_ids {outside} are outside 0..{num_classes - 1}; fusion takes unified ids, "
+                "and MODEL.SEM_SEG_HEAD.NUM_CLASSES counts things and stuff together"
+            )
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> dict[str, Any]:
+        return {"num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}
+
+    def forward(
+        self,
+        sem_seg: Tensor,
+        *,
+        boxes: Tensor,
+        scores: Tensor,
+        classes: Tensor,
+        mask_logits: Tensor,
+    ) -> tuple[Tensor, list[dict[str, Any]]]:
+        """Give every pixel to an instance, to a stuff class or to void.
+
+        Args:
+            sem_seg: (K, H, W) semantic logits at the output's resolution, channel = unified class;
+                any floating type.
+            boxes: (N, 4) x1, y1, x2, y2 in pixels of the output; may reach beyond it.
+            scores: (N,) in 0..1, in any order.
+            classes: (N,) int64 unified ids of things.
+            mask_logits: (N, m, m) logits, not probabilities, of the predicted class in its box.
+
+        Returns:
+            (H, W) int32 map of segment ids, 0 for void, and for each segment a dict of `id` (from
+            1), `isthing`, `category_id` (unified) and `area` (pixels); things also have `score`
+            and `instance_id`, their index in the arguments.
+        """
+        raise NotImplementedError
+
+
+def build_panoptic_fusion(cfg: Any, *, thing_ids: Collection[int]) -> PanopticFusion:
+    """Build the fusion that MODEL.PANOPTIC_FUSION.NAME names.
+
+    Args:
+        cfg: a config with the keys of `add_panoptic_ext_config`.
+        thing_ids: unified ids of the data set's thing classes, from its metadata.
+
+    Raises:
+        ConfigError: an unknown name, or a value that the fusion cannot use.
+    """
+    name = cfg.MODEL.PANOPTIC_FUSION.NAME
+    if name not in PANOPTIC_FUSION_REGISTRY:
+        known = [key for key, _ in PANOPTIC_FUSION_REGISTRY]
+        raise ConfigError(
+            f"MODEL.PANOPTIC_FUSION.NAME is {name!r}; expected one of {known}{nearest(name, known)}"
+        )
+    return PANOPTIC_FUSION_REGISTRY.get(name)(cfg, thing_ids=thing_ids)

@@ -19,6 +19,7 @@ from .losses import (
 )
 from .matcher import HungarianMatcher, Match
 from .point_sampling import MaskTargets, sample_masks, uncertain_points
+from .query_masks import matched_masks
 
 __all__ = ["MaskTargets", "SetCriterion"]
 
@@ -63,8 +64,8 @@ class SetCriterion(nn.Module):
         """Losses of the final output and of the auxiliary ones.
 
         Args:
-            outputs: `pred_logits` (B, Q, K + 1), `pred_masks` (B, Q, h, w), and `aux_outputs`, a
-                list of the same.
+            outputs: `pred_logits` (B, Q, K + 1), `pred_masks` (B, Q, h, w) or `QueryMasks`, and
+                `aux_outputs`, a list of the same.
             targets: of each image, on the outputs' device.
 
         Returns:
@@ -79,10 +80,14 @@ class SetCriterion(nn.Module):
         num_masks = _average_num_masks(targets, outputs["pred_masks"].device)
         losses: dict[str, Tensor] = {}
         with torch.autocast(outputs["pred_masks"].device.type, enabled=False):
+            queries = [[queries for queries, _ in match] for match in matches]
+            every_mask = matched_masks(every_output, queries)
             for number, (output, match) in enumerate(zip(every_output, matches, strict=True)):
                 suffix = f"_{number - 1}" if number else ""
                 losses["loss_ce" + suffix] = self._class_loss(output, targets, match)
-                mask_loss, dice_loss = self._mask_losses(output, targets, match, num_masks)
+                mask_loss, dice_loss = self._mask_losses(
+                    every_mask[number], targets, match, num_masks
+                )
                 losses["loss_mask" + suffix] = mask_loss
                 losses["loss_dice" + suffix] = dice_loss
         return losses
@@ -99,16 +104,12 @@ class SetCriterion(nn.Module):
 
     def _mask_losses(
         self,
-        output: dict[str, Tensor],
+        matched: Tensor,
         targets: Sequence[MaskTargets],
         match: list[Match],
         num_masks: float,
     ) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and Dice of the matched masks at points of their own."""
-        masks = output["pred_masks"]
-        images = torch.cat([torch.full_like(q, i) for i, (q, _) in enumerate(match)])
-        queries = torch.cat([queries for queries, _ in match])
-        matched = masks[images.to(masks.device), queries.to(masks.device)].float()
+        """Cross-entropy and Dice of the matched masks (M, h, w) at points of their own."""
         points = uncertain_points(
             matched,
             self.num_points,
@@ -118,7 +119,7 @@ class SetCriterion(nn.Module):
         counts = [len(queries) for queries, _ in match]
         truth = torch.cat(
             [
-                target.sample_each(chosen.to(masks.device), own)
+                target.sample_each(chosen.to(matched.device), own)
                 for target, (_, chosen), own in zip(
                     targets, match, points.split(counts), strict=True
                 )

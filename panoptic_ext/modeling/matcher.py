@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import DatasetError, NonFiniteLossError
 from .losses import class_cost, mask_costs
-from .point_sampling import MaskTargets, sample_at_common_points
+from .point_sampling import MaskTargets
+from .query_masks import masks_at_points
 
 __all__ = ["HungarianMatcher", "Match"]
 
@@ -45,12 +47,13 @@ class HungarianMatcher(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, outputs: Sequence[dict[str, Tensor]], targets: Sequence[MaskTargets]
+        self, outputs: Sequence[dict[str, Any]], targets: Sequence[MaskTargets]
     ) -> list[list[Match]]:
         """Matches all outputs and images, with one copy to the host.
 
         Args:
-            outputs: of each decoder output `pred_logits` (B, Q, K + 1), `pred_masks` (B, Q, h, w).
+            outputs: of each decoder output `pred_logits` (B, Q, K + 1) and `pred_masks`
+                (B, Q, h, w), or all of them `QueryMasks`.
             targets: of each image.
 
         Returns:
@@ -83,29 +86,32 @@ class HungarianMatcher(nn.Module):
         return matches
 
     def _costs(
-        self, outputs: Sequence[dict[str, Tensor]], targets: Sequence[MaskTargets]
+        self, outputs: Sequence[dict[str, Any]], targets: Sequence[MaskTargets]
     ) -> list[Tensor]:
         """Costs (Q, N) on the outputs' device, output by output, images within."""
         device = outputs[0]["pred_masks"].device
         points = [torch.rand(self.num_points, 2, device=device) for _ in targets]
         sampled = [target.sample(p) for target, p in zip(targets, points, strict=True)]
-        return [
-            sum(self._terms(output, image, targets[image].labels, points[image], sampled[image]))
-            for output in outputs
-            for image in range(len(targets))
-        ]
+        costs: dict[tuple[int, int], Tensor] = {}
+        for image, target in enumerate(targets):
+            at_points = masks_at_points(outputs, image, points[image])
+            for number, (output, masks) in enumerate(zip(outputs, at_points, strict=True)):
+                logits = output["pred_logits"][image]
+                terms = self._terms(logits, masks, target.labels, sampled[image])
+                costs[number, image] = sum(terms)
+        return [costs[key] for key in sorted(costs)]
 
     def _terms(
-        self,
-        output: dict[str, Tensor],
-        image: int,
-        labels: Tensor,
-        points: Tensor,
-        sampled: Tensor,
+        self, logits: Tensor, at_points: Tensor, labels: Tensor, sampled: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The three weighted terms of the cost, (Q, N) each."""
-        logits = output["pred_logits"][image]
-        at_points = sample_at_common_points(output["pred_masks"][image].float(), points)
+        """The three weighted terms of the cost, (Q, N) each.
+
+        Args:
+            logits: (Q, K + 1).
+            at_points: (Q, P) mask logits.
+            labels: (N,).
+            sampled: (N, P) targets at the same points.
+        """
         bce, dice = mask_costs(at_points, sampled)
         # Labels are checked on the host; until then an index error would kill a CUDA context.
         known = labels.to(logits.device).clamp(0, logits.shape[-1] - 2)
@@ -114,7 +120,7 @@ class HungarianMatcher(nn.Module):
 
     def _non_finite(
         self,
-        outputs: Sequence[dict[str, Tensor]],
+        outputs: Sequence[dict[str, Any]],
         targets: Sequence[MaskTargets],
         number: int,
         image: int,
@@ -123,7 +129,9 @@ class HungarianMatcher(nn.Module):
         target, output = targets[image], outputs[number]
         points = torch.rand(self.num_points, 2, device=output["pred_masks"].device)
         with torch.autocast(points.device.type, enabled=False):
-            terms = self._terms(output, image, target.labels, points, target.sample(points))
+            at_points = masks_at_points([output], image, points)[0]
+            sampled = target.sample(points)
+            terms = self._terms(output["pred_logits"][image], at_points, target.labels, sampled)
         named = zip(("classification", "mask (BCE)", "Dice"), terms, strict=True)
         bad = [name for name, term in named if not torch.isfinite(term).all()]
         bad = bad or ["mask (BCE)", "Dice"]  # a rare bad pixel, missed by these points

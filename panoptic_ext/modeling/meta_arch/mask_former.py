@@ -162,7 +162,8 @@ class PanopticExtMaskFormer(nn.Module):
         """
         images = self.preprocess_image(batched_inputs)
         aux = self.training and self.deep_supervision
-        outputs = self.sem_seg_head(self.backbone(images.tensor), aux=aux)
+        features = self.backbone(images.tensor)
+        outputs = self.sem_seg_head(features, aux=aux, dense=not self.training)
         if self.training:
             return self.losses(outputs, images, batched_inputs)
         padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ..pixel_decoder import build_pixel_decoder
+from ..query_masks import QueryMasks
 from ..transformer_decoder import build_transformer_decoder
 
 __all__ = ["PanopticExtMaskFormerHead"]
@@ -53,10 +54,25 @@ class PanopticExtMaskFormerHead(nn.Module):
             "compile_parts": keys.COMPILE,
         }
 
-    def forward(self, features: dict[str, Tensor], *, aux: bool) -> dict[str, Any]:
-        """Backbone `features` by name -> the predictor's outputs, see its `forward`."""
+    def forward(
+        self, features: dict[str, Tensor], *, aux: bool, dense: bool = True
+    ) -> dict[str, Any]:
+        """
+        Args:
+            features: of the backbone, by name.
+            aux: also give the predictions before the last layer.
+            dense: give masks as tensors; else as `QueryMasks`, where the predictor can.
+
+        Returns:
+            The predictor's outputs, see its `forward`.
+        """
         mask_features, multi_scale_features = self.pixel_decoder(features)
-        return self.predictor(multi_scale_features, mask_features, aux=aux)
+        if dense or not getattr(self.predictor, "gives_mask_embed", False):
+            return self.predictor(multi_scale_features, mask_features, aux=aux)
+        outputs = self.predictor(multi_scale_features, mask_features, aux=aux, dense=False)
+        for output in [outputs, *outputs["aux_outputs"]]:
+            output["pred_masks"] = QueryMasks(output.pop("mask_embed"), mask_features)
+        return outputs
 
     @staticmethod
     def rename_old_parameters(state_dict: dict[str, Any], prefix: str) -> None:

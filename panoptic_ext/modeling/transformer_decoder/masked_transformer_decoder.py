@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...errors import ConfigError
 from ..position_encoding import sine_position_embedding
+from ..query_masks import mask_logits
 from .build import TRANSFORMER_DECODER_REGISTRY
 from .layers import MLP, CrossAttentionLayer, FeedForwardLayer, SelfAttentionLayer
 
@@ -44,18 +45,6 @@ def attention_mask(mask_logits: Tensor) -> Tensor:
     return ~blocked[:, None]
 
 
-def mask_logits(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
-    """Dot product of (B, Q, D) embeddings with (B, D, h, w) features -> (B, Q, h, w)."""
-    if mask_features.device.type == "cpu" and not torch.compiler.is_compiling():
-        # A 1x1 convolution of each image by its embeddings; see `modeling.linear`.
-        each = [
-            F.conv2d(features[None], embed[:, :, None, None])
-            for features, embed in zip(mask_features, mask_embed, strict=True)
-        ]
-        return torch.cat(each).contiguous()
-    return torch.bmm(mask_embed, mask_features.flatten(2)).unflatten(-1, mask_features.shape[-2:])
-
-
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(x.shape[-2:]) == tuple(size):
         return x
@@ -65,6 +54,8 @@ def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
 @TRANSFORMER_DECODER_REGISTRY.register()
 class MultiScaleMaskedTransformerDecoder(nn.Module):
     """Queries refined by masked attention to three levels in turn, and their classes and masks."""
+
+    gives_mask_embed = True  # `forward` knows `dense`
 
     @configurable
     def __init__(
@@ -153,17 +144,24 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         }
 
     def forward(
-        self, multi_scale_features: Sequence[Tensor], mask_features: Tensor, *, aux: bool
+        self,
+        multi_scale_features: Sequence[Tensor],
+        mask_features: Tensor,
+        *,
+        aux: bool,
+        dense: bool = True,
     ) -> dict[str, Any]:
         """
         Args:
             multi_scale_features: three (B, in_channels, h_l, w_l), coarse to fine.
             mask_features: (B, mask_dim, h, w).
             aux: also give the predictions before the last layer.
+            dense: give masks; else the embeddings whose product with `mask_features` they are.
 
         Returns:
             "pred_logits" (B, Q, K + 1), the last one "no object"; "pred_masks" (B, Q, h, w)
-            logits; "aux_outputs", a list of dicts of these two, empty without `aux`.
+            logits, or without `dense` "mask_embed" (B, Q, mask_dim); "aux_outputs", a list of
+            dicts of these two, empty without `aux`.
         """
         if len(multi_scale_features) != NUM_LEVELS:
             raise ValueError(
@@ -180,11 +178,12 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             level = i % NUM_LEVELS
             embed = self.decoder_norm(x)
             if aux:
-                outputs.append(self._predict(embed, mask_features))
+                outputs.append(self._predict(embed, mask_features if dense else None))
             with torch.no_grad():
                 logits = mask_logits(self.mask_embed(embed), resized[level])
             x = self._run_layer(i, x, query_embed, *memory[level], attention_mask(logits))
-        return {**self._predict(self.decoder_norm(x), mask_features), "aux_outputs": outputs}
+        final = self._predict(self.decoder_norm(x), mask_features if dense else None)
+        return {**final, "aux_outputs": outputs}
 
     def _keys_and_values(self, level: int, features: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S_l, C) keys (with the position) and values of one level."""
@@ -195,10 +194,13 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         value = value + self.level_embed.weight[level]
         return value + position.flatten(2).mT, value
 
-    def _predict(self, x: Tensor, mask_features: Tensor) -> dict[str, Tensor]:
-        """Class and mask logits of (B, Q, C) normalised queries."""
-        masks = mask_logits(self.mask_embed(x), mask_features)
-        return {"pred_logits": self.class_embed(x), "pred_masks": masks}
+    def _predict(self, x: Tensor, mask_features: Tensor | None) -> dict[str, Tensor]:
+        """Class logits of (B, Q, C) normalised queries, and their masks or embeddings."""
+        predictions = {"pred_logits": self.class_embed(x)}
+        embed = self.mask_embed(x)
+        if mask_features is None:
+            return {**predictions, "mask_embed": embed}
+        return {**predictions, "pred_masks": mask_logits(embed, mask_features)}
 
     def _run_layer(self, i: int, *args: Tensor) -> Tensor:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():

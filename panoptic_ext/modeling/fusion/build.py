@@ -1,4 +1,4 @@
-"""The registry of panoptic fusions, what each of them takes and returns, and how a config names one.
+"""The registry of panoptic fusions, what each takes and returns, and how a config names one.
 
 Shapes: K unified classes (things and stuff in one space), N instances, m x m mask logits inside a
 box, H x W pixels of the output.
@@ -6,7 +6,7 @@ box, H x W pixels of the output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 from detectron2.utils.registry import Registry
@@ -44,6 +44,9 @@ class PanopticFusion(nn.Module):
     A subclass has explicit keyword arguments, decorates `__init__` with `configurable` and extends
     `from_config`.
     """
+
+    wants_training: bool = False
+    """Whether it has parameters to learn: a model in training then calls `training_losses`."""
 
     def __init__(self, *, thing_ids: Collection[int], num_classes: int) -> None:
         """
@@ -93,6 +96,34 @@ class PanopticFusion(nn.Module):
             and `instance_id`, their index in the arguments.
         """
         raise NotImplementedError
+
+    def training_losses(
+        self,
+        *,
+        boxes: Sequence[Tensor],
+        classes: Sequence[Tensor],
+        mask_logits: Sequence[Tensor],
+        image_size: Sequence[tuple[int, int]],
+        sem_seg_target: Sequence[Tensor] | Tensor,
+    ) -> dict[str, Tensor]:
+        """Losses of a batch, for a model to add to its own where `wants_training`.
+
+        Every argument holds one entry per image. Instances may overlap and repeat: detections of
+        the current weights, or the foreground proposals that the mask head is trained on. No
+        gradient flows back into them.
+
+        Args:
+            boxes: (N_i, 4) x1, y1, x2, y2 in pixels of the training image.
+            classes: (N_i,) int64 unified ids of things.
+            mask_logits: (N_i, m, m) logits of that class in the box.
+            image_size: (height, width) of the training image without padding.
+            sem_seg_target: (H_i, W_i) integer unified ids, at least of that size (padding at the
+                right and below is not looked at); values outside 0..K-1 are ignored.
+
+        Returns:
+            scalar losses by name; none in a fusion without parameters.
+        """
+        return {}
 
 
 def build_panoptic_fusion(cfg: Any, *, thing_ids: Collection[int]) -> PanopticFusion:

@@ -31,6 +31,9 @@ def _mask_former_keys() -> CN:
     keys.CLASS_WEIGHT = 2.0
     keys.MASK_WEIGHT = 5.0
     keys.DICE_WEIGHT = 5.0
+    # Weight of an auxiliary semantic loss on mask_features, a 1x1 convolution in training only
+    # (kMaX-DeepLab, Yu et al., ECCV 2022): without pretrained weights they learn faster. 0: none.
+    keys.SEMANTIC_LOSS_WEIGHT = 0.0
     # Points at which masks are compared: their number, candidates per kept point, and the share
     # that is chosen for its uncertainty (PointRend's k and beta).
     keys.TRAIN_NUM_POINTS = 12544

@@ -16,6 +16,7 @@ __all__ = [
     "mask_costs",
     "point_dice_loss",
     "point_mask_loss",
+    "semantic_loss",
 ]
 
 
@@ -62,6 +63,20 @@ def point_dice_loss(logits: Tensor, targets: Tensor, num_masks: float) -> Tensor
     inside = logits.float().sigmoid()
     overlap = 2 * (inside * targets).sum(1) + 1
     return (1 - overlap / (inside.sum(1) + targets.sum(1) + 1)).sum() / num_masks
+
+
+def semantic_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy over labelled pixels, 0 with gradient where there is none.
+
+    Args:
+        logits: (B, K, h, w).
+        labels: (B, h, w) int64, -1 for void.
+
+    Returns:
+        Scalar float32.
+    """
+    total = F.cross_entropy(logits.float(), labels, ignore_index=-1, reduction="sum")
+    return total / (labels >= 0).sum().clamp(min=1)
 
 
 def class_cost(logits: Tensor, labels: Tensor) -> Tensor:

@@ -85,6 +85,29 @@ class MaskTargets:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def label_map(self, size: tuple[int, int]) -> Tensor:
+        """Class of the pixel nearest to each cell's centre; of overlapping masks the first's.
+
+        Args:
+            size: h, w of the map.
+
+        Returns:
+            (h, w) int64, -1 for void.
+        """
+        planes = self.id_map if self.masks is None else self.masks
+        assert planes is not None
+        rows, columns = (
+            ((torch.arange(count, device=planes.device) + 0.5) * full / count).long()
+            for count, full in zip(size, planes.shape[-2:], strict=True)
+        )
+        cells = planes[..., rows[:, None], columns]
+        if self.masks is not None:
+            first = torch.arange(len(self), 0, -1, device=planes.device)[:, None, None] * cells
+            best = first.amax(0) if len(self) else first.sum(0)
+            cells = torch.where(best > 0, len(self) + 1 - best, 0)
+        table = F.pad(self.labels.to(planes.device), (1, 0), value=-1)
+        return table[cells.long()]
+
     def sample(self, points: Tensor) -> Tensor:
         """Every target at points common to all.
 

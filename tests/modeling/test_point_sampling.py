@@ -110,3 +110,25 @@ def test_targets_are_an_id_map_or_masks():
         MaskTargets(torch.zeros(1, dtype=torch.int64))
     with pytest.raises(ValueError, match="one label"):
         MaskTargets.from_masks(torch.zeros(2, 3, 3), torch.zeros(1, dtype=torch.int64))
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes, sizes, st.integers(0, 5), st.integers(0, 99), st.booleans())
+def test_label_map_reads_the_nearest_pixel(height, width, count, seed, overlapping):
+    size = (4 * height, 4 * width)
+    id_map = random_id_map(*size, count, seed)
+    labels = torch.randint(0, 7, (count,), generator=torch.Generator().manual_seed(seed))
+    given_masks = MaskTargets.from_masks(planes(id_map, count), labels)
+    targets = given_masks if overlapping else MaskTargets(labels=labels, id_map=id_map)
+    found = targets.label_map((height, width))
+    for y in range(height):
+        for x in range(width):
+            number = int(id_map[4 * y + 2, 4 * x + 2])
+            assert int(found[y, x]) == (int(labels[number - 1]) if number else -1)
+
+
+def test_label_map_of_overlapping_masks_takes_the_first():
+    masks = torch.ones(2, 3, 3, dtype=torch.bool)
+    masks[0, 1:] = False
+    targets = MaskTargets.from_masks(masks, torch.tensor([5, 2]))
+    assert targets.label_map((3, 3)).tolist() == [[5] * 3, [2] * 3, [2] * 3]

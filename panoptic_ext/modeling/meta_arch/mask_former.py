@@ -21,6 +21,7 @@ from ...errors import ConfigError
 from ...postprocessing import instance_inference, panoptic_inference, semantic_inference
 from ..backbone.folded_norm import fold_norms
 from ..criterion import SetCriterion
+from ..losses import semantic_loss
 from ..matcher import HungarianMatcher
 from .mask_targets import TASKS, build_mask_targets
 from .panoptic_fpn import thing_ids_of_dataset
@@ -59,6 +60,8 @@ class PanopticExtMaskFormer(nn.Module):
         task: str = "panoptic",
         ignore_value: int = 255,
         deep_supervision: bool = True,
+        semantic_classifier: nn.Module | None = None,
+        semantic_loss_weight: float = 1.0,
         semantic_on: bool = False,
         instance_on: bool = False,
         panoptic_on: bool = True,
@@ -80,6 +83,9 @@ class PanopticExtMaskFormer(nn.Module):
         task: targets of training, see `build_mask_targets`.
         ignore_value: void in the ground truth "sem_seg".
         deep_supervision: also apply the losses to the predictions before the last layer.
+        semantic_classifier: mask_features -> logits of an auxiliary semantic loss in training;
+            None: no such loss.
+        semantic_loss_weight: its weight.
         semantic_on, instance_on, panoptic_on: outputs of inference.
         object_mask_threshold, overlap_threshold: see `panoptic_inference`.
         resize_before_semantic: resize masks to the output before classes are summed up; else
@@ -96,6 +102,8 @@ class PanopticExtMaskFormer(nn.Module):
         self.task = task
         self.ignore_value = ignore_value
         self.deep_supervision = deep_supervision
+        self.semantic_classifier = semantic_classifier
+        self.semantic_loss_weight = semantic_loss_weight
         self.semantic_on = semantic_on
         self.instance_on = instance_on
         self.panoptic_on = panoptic_on
@@ -129,6 +137,8 @@ class PanopticExtMaskFormer(nn.Module):
             "task": task_of(cfg),
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "deep_supervision": keys.DEEP_SUPERVISION,
+            "semantic_classifier": _build_semantic_classifier(cfg),
+            "semantic_loss_weight": keys.SEMANTIC_LOSS_WEIGHT,
             "semantic_on": keys.TEST.SEMANTIC_ON,
             "instance_on": keys.TEST.INSTANCE_ON,
             "panoptic_on": keys.TEST.PANOPTIC_ON,
@@ -207,7 +217,13 @@ class PanopticExtMaskFormer(nn.Module):
         ]
         weights = self.criterion.weight_dict
         losses = self.criterion(outputs, targets)
-        return {name: loss * weights[name] for name, loss in losses.items() if name in weights}
+        losses = {name: loss * weights[name] for name, loss in losses.items() if name in weights}
+        if self.semantic_classifier is not None:
+            logits = self.semantic_classifier(outputs["mask_features"])
+            labels = [target.label_map(tuple(logits.shape[-2:])) for target in targets]
+            loss = semantic_loss(logits, torch.stack(labels))
+            losses["loss_sem_seg"] = loss * self.semantic_loss_weight
+        return losses
 
     def postprocess_one(
         self,
@@ -256,6 +272,13 @@ class PanopticExtMaskFormer(nn.Module):
 
 def _column(values: Sequence[float]) -> Tensor:
     return torch.as_tensor(list(values), dtype=torch.float32).view(-1, 1, 1)
+
+
+def _build_semantic_classifier(cfg: Any) -> nn.Module | None:
+    if not cfg.MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT:
+        return None
+    head = cfg.MODEL.SEM_SEG_HEAD
+    return nn.Conv2d(head.MASK_DIM, head.NUM_CLASSES, kernel_size=1)
 
 
 def _build_criterion(cfg: Any) -> SetCriterion:

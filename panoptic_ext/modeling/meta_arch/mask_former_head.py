@@ -64,15 +64,18 @@ class PanopticExtMaskFormerHead(nn.Module):
             dense: give masks as tensors; else as `QueryMasks`, where the predictor can.
 
         Returns:
-            The predictor's outputs, see its `forward`.
+            The predictor's outputs, see its `forward`, and without `dense` "mask_features".
         """
         mask_features, multi_scale_features = self.pixel_decoder(features)
-        if dense or not getattr(self.predictor, "gives_mask_embed", False):
+        if dense:
             return self.predictor(multi_scale_features, mask_features, aux=aux)
-        outputs = self.predictor(multi_scale_features, mask_features, aux=aux, dense=False)
-        for output in [outputs, *outputs["aux_outputs"]]:
-            output["pred_masks"] = QueryMasks(output.pop("mask_embed"), mask_features)
-        return outputs
+        if getattr(self.predictor, "gives_mask_embed", False):
+            outputs = self.predictor(multi_scale_features, mask_features, aux=aux, dense=False)
+            for output in [outputs, *outputs["aux_outputs"]]:
+                output["pred_masks"] = QueryMasks(output.pop("mask_embed"), mask_features)
+        else:
+            outputs = self.predictor(multi_scale_features, mask_features, aux=aux)
+        return {**outputs, "mask_features": mask_features}
 
     @staticmethod
     def rename_old_parameters(state_dict: dict[str, Any], prefix: str) -> None:

@@ -31,6 +31,7 @@ TINY = {
     "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 8,
     "MODEL.MASK_FORMER.DEC_LAYERS": 4,
     "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 64,
+    "MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT": 0.0,
     "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": 0.1,
     "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": 0.0,
     "DATASETS.TRAIN": (NAME,),
@@ -265,6 +266,32 @@ def test_compiled_parts_give_the_same(monkeypatch):
     expected, found = (predict(one, [mapped()])[0]["sem_seg"] for one in (plain, model))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
     assert all(math.isfinite(loss) for loss in train(model, [mapped()]).values())
+
+
+def test_auxiliary_semantic_loss():
+    """Its value by hand, its gradient, and nothing of it in inference."""
+    torch.manual_seed(0)
+    model = build(**{"MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT": 2.0})
+    inputs = mapped()
+    seen = {}
+    model.semantic_classifier.register_forward_hook(lambda *call: seen.update(logits=call[2]))
+    model.train()
+    losses = model([inputs])
+    table = torch.cat((torch.tensor([-1]), inputs["segments"].gt_classes))
+    labels = table[inputs["panoptic_ids"].long()][2::4, 2::4].reshape(-1)
+    logits = seen.pop("logits")[0].detach().flatten(1).t()
+    chosen = logits.log_softmax(1)[labels >= 0].gather(1, labels[labels >= 0, None])
+    assert losses["loss_sem_seg"].item() == pytest.approx(-2 * chosen.mean().item(), rel=1e-4)
+    losses["loss_sem_seg"].backward()
+    assert model.semantic_classifier.weight.grad.abs().sum() > 0
+    assert model.sem_seg_head.pixel_decoder.mask_features.weight.grad.abs().sum() > 0
+    predict(model, [inputs])
+    assert not seen
+
+
+def test_auxiliary_semantic_loss_of_void_is_zero():
+    model = build(**{"MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT": 1.0})
+    assert train(model, [mapped(num=0)])["loss_sem_seg"] == 0
 
 
 def test_what_the_state_dict_holds(model):

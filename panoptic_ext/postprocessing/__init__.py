@@ -1,5 +1,17 @@
 """From model outputs to segmentations: tensors in, maps and tables out."""
 
+from .hadamard_fusion import hadamard_fusion
+from .heuristic_fusion import combine_masks, heuristic_fusion, heuristic_fusion_detectron2
 from .mask_inference import instance_inference, panoptic_inference, semantic_inference
+from .upsnet_fusion import upsnet_fusion
 
-__all__ = ["instance_inference", "panoptic_inference", "semantic_inference"]
+__all__ = [
+    "combine_masks",
+    "hadamard_fusion",
+    "heuristic_fusion",
+    "heuristic_fusion_detectron2",
+    "instance_inference",
+    "panoptic_inference",
+    "semantic_inference",
+    "upsnet_fusion",
+]

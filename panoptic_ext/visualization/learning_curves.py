@@ -1,0 +1,140 @@
+"""Learning curves of several runs, from the metrics.json that each of them writes.
+
+A curve's x is the iteration, or the minutes of training up to it: seconds per iteration summed up,
+without evaluations and pauses, so that a resumed run counts like one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import PanopticExtError
+
+__all__ = ["Curve", "curve_table", "draw_curves", "read_curve"]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric of one run: `values` at `iterations` and after `minutes` of training."""
+
+    label: str
+    iterations: list[int]
+    minutes: list[float]
+    values: list[float]
+
+
+def read_curve(run: str, label: str, metric: str = "panoptic_seg/PQ") -> Curve:
+    """Read the curve of one run.
+
+    Args:
+        run: an OUTPUT_DIR, or its metrics.json.
+        label: name of the curve; runs of one label are seeds of one configuration.
+        metric: key of metrics.json.
+
+    Raises:
+        PanopticExtError: the file is missing, is no metrics.json, or has no such metric.
+    """
+    path = os.path.join(run, "metrics.json") if os.path.isdir(run) else run
+    rows = _rows(path)
+    seconds, last = 0.0, -1
+    iterations, minutes, values = [], [], []
+    for iteration in sorted(rows):
+        row = rows[iteration]
+        if "time" in row:
+            seconds += row["time"] * (iteration - last)
+            last = iteration
+        if metric in row:
+            iterations.append(iteration + 1)
+            minutes.append(seconds / 60)
+            values.append(float(row[metric]))
+    if not values:
+        keys = sorted({key for row in rows.values() for key in row if "/" in key})
+        raise PanopticExtError(
+            f"{path} has no {metric!r}; expected at least one evaluation (TEST.EVAL_PERIOD) with "
+            f"it, found {', '.join(keys) or 'none'}"
+        )
+    return Curve(label, iterations, minutes, values)
+
+
+def _rows(path: str) -> dict[int, dict[str, Any]]:
+    """What is known of each iteration; of one that ran twice (a resumed run) the later one."""
+    rows: dict[int, dict[str, Any]] = {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                row = json.loads(line)
+                known = rows.setdefault(int(row["iteration"]), {})
+                known.update(row)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PanopticExtError(
+            f"{path} is not the metrics.json of a run: {error}; give the OUTPUT_DIR of a training"
+        ) from error
+    return rows
+
+
+def _groups(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
+    groups: dict[str, list[Curve]] = {}
+    for curve in curves:
+        groups.setdefault(curve.label, []).append(curve)
+    return groups
+
+
+def curve_table(curves: Sequence[Curve], metric: str = "PQ") -> str:
+    """A Markdown table: of each label the runs, iterations, minutes, last and best value.
+
+    With several runs the last value is the mean, followed by the least and the largest.
+    """
+    lines = [
+        f"| model | runs | iterations | minutes | {metric} at the end | best on the way |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for label, group in _groups(curves).items():
+        last = [curve.values[-1] for curve in group]
+        spread = f" ({min(last):.1f} to {max(last):.1f})" if len(last) > 1 else ""
+        minutes = statistics.mean(curve.minutes[-1] for curve in group)
+        best = statistics.mean(max(curve.values) for curve in group)
+        lines.append(
+            f"| {label} | {len(group)} | {max(c.iterations[-1] for c in group)} | {minutes:.0f} "
+            f"| {statistics.mean(last):.1f}{spread} | {best:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def draw_curves(
+    curves: Sequence[Curve], path: str | Path, *, title: str = "", metric: str = "PQ"
+) -> None:
+    """Draw all curves over iterations (left) and over minutes of training (right).
+
+    Args:
+        path: of the picture; its suffix gives the format (.svg, .png, .pdf).
+    """
+    from matplotlib.figure import Figure  # slow to import
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for number, (label, group) in enumerate(_groups(curves).items()):
+        for at, curve in enumerate(group):
+            name = label if at == 0 else None
+            for axis, x in ((axes[0], curve.iterations), (axes[1], curve.minutes)):
+                line = axis.plot(
+                    [0.0, *map(float, x)], [0.0, *curve.values], "o-", label=name, markersize=3.5
+                )
+                line[0].set_color(f"C{number}")
+    for axis, unit in zip(axes, ("iterations", "minutes of training"), strict=True):
+        axis.set_xlabel(unit)
+        axis.grid(alpha=0.3)
+        axis.set_xlim(left=0)
+        axis.set_ylim(bottom=0)
+    axes[0].set_ylabel(metric)
+    axes[1].legend(loc="lower right", fontsize=8)
+    if title:
+        figure.suptitle(title)
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    # Without a date and with fixed ids the same runs give the same file.
+    figure.savefig(path, metadata={"Date": None} if str(path).endswith(".svg") else None)

@@ -1,0 +1,74 @@
+"""Curves from metrics.json: minutes, resumed runs, seeds, errors, and the tool that draws them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from panoptic_ext.errors import PanopticExtError
+from panoptic_ext.visualization.learning_curves import curve_table, read_curve
+
+PQ = "panoptic_seg/PQ"
+
+
+def write(folder, rows):
+    folder.mkdir()
+    (folder / "metrics.json").write_text("\n".join(json.dumps(row) for row in rows))
+    return str(folder)
+
+
+def row(iteration, time=None, pq=None):
+    given = {"iteration": iteration, "time": time, PQ: pq}
+    return {key: value for key, value in given.items() if value is not None}
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write(tmp_path / "run", [row(19, 3.0), row(39, 6.0, 10.5), row(59, 3.0), row(59, pq=20)])
+
+
+def test_iterations_minutes_and_values(run):
+    curve = read_curve(run, "a")
+    assert curve.iterations == [40, 60] and curve.values == [10.5, 20]
+    assert curve.minutes == pytest.approx([20 * 9 / 60, 20 * 12 / 60])
+
+
+def test_a_resumed_run_counts_each_iteration_once(tmp_path, run):
+    rows = [row(19, 3.0), row(39, 6.0, 10.5), row(59, 9.0, 3), row(39, 6.0, 10.5), row(59, 3.0, 20)]
+    assert read_curve(write(tmp_path / "resumed", rows), "a") == read_curve(run, "a")
+
+
+def test_table_of_seeds(tmp_path):
+    runs = [write(tmp_path / str(i), [row(9, 6.0, pq)]) for i, pq in enumerate((10.0, 14.0))]
+    curves = [read_curve(run, "model") for run in runs]
+    assert curve_table(curves).splitlines()[-1] == (
+        "| model | 2 | 10 | 1 | 12.0 (10.0 to 14.0) | 12.0 |"
+    )
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]\n", '{"loss": 1}\n', '{"iteration": 3}\n'])
+def test_files_without_a_curve(tmp_path, text):
+    (tmp_path / "metrics.json").write_text(text)
+    with pytest.raises(PanopticExtError, match=r"metrics\.json"):
+        read_curve(str(tmp_path), "a")
+
+
+def test_tool(tmp_path, run):
+    picture = tmp_path / "deep" / "curves.svg"
+    command = [sys.executable, "tools/compare_runs.py", f"ours={run}", "--output", str(picture)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "| ours | 1 | 60 | 4 | 20.0 | 20.0 |" in done.stdout and str(picture) in done.stdout
+    assert picture.read_text().startswith("<?xml") and "</svg>" in picture.read_text()
+
+
+@pytest.mark.parametrize("arguments", [["a=nowhere"], ["ours={run}", "--metric", "no/such"]])
+def test_tool_reports_errors(tmp_path, run, arguments):
+    given = [argument.format(run=run) for argument in arguments]
+    command = [sys.executable, "tools/compare_runs.py", *given, "--output", str(tmp_path / "a.svg")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr

@@ -12,7 +12,8 @@ def add_fusion_keys(cfg: CN) -> None:
     keys = CN()
     # How semantic logits and instances become one map: "hadamard" (EfficientPS), "heuristic"
     # (Kirillov et al., CVPR 2019), "heuristic_detectron2" (the same, Detectron2's own code),
-    # "upsnet" (Xiong et al., CVPR 2019), or another name of PANOPTIC_FUSION_REGISTRY.
+    # "upsnet" (Xiong et al., CVPR 2019), "spatial_ranking" (Liu et al., CVPR 2019; trained with the
+    # model), or another name of PANOPTIC_FUSION_REGISTRY.
     keys.NAME = "hadamard"
     keys.SCORE_THRESHOLD = 0.5  # instances with a lower score are ignored
     # An instance is dropped when better ones cover more than this share of its mask.
@@ -30,4 +31,11 @@ def add_fusion_keys(cfg: CN) -> None:
     keys.UPSNET.NMS_THRESHOLD = 0.5  # box IoU above which the worse instance of any class goes
     # An instance is dropped when better ones of its class cover more than this share of its mask.
     keys.UPSNET.OVERLAP_THRESHOLD = 0.3
+    # spatial_ranking: the learned order of overlapping instances (Liu et al., CVPR 2019), its head.
+    keys.SPATIAL_RANKING = CN()
+    keys.SPATIAL_RANKING.CONV_DIM = 64  # channels
+    keys.SPATIAL_RANKING.NUM_CONVS = 2  # large-kernel convolutions
+    keys.SPATIAL_RANKING.KERNEL_SIZE = 7  # cells of the map, odd
+    keys.SPATIAL_RANKING.MAP_SIZE = 128  # cells of the longer side of the map it looks at
+    keys.SPATIAL_RANKING.LOSS_WEIGHT = 1.0
     cfg.MODEL.PANOPTIC_FUSION = keys

@@ -2,6 +2,7 @@
 
 from .build import PANOPTIC_FUSION_REGISTRY, PanopticFusion, build_panoptic_fusion
 from .fusions import Detectron2Fusion, HadamardFusion, HeuristicFusion, UPSNetFusion
+from .spatial_ranking import SpatialRankingFusion, SpatialRankingHead
 
 __all__ = [
     "PANOPTIC_FUSION_REGISTRY",
@@ -9,6 +10,8 @@ __all__ = [
     "HadamardFusion",
     "HeuristicFusion",
     "PanopticFusion",
+    "SpatialRankingFusion",
+    "SpatialRankingHead",
     "UPSNetFusion",
     "build_panoptic_fusion",
 ]

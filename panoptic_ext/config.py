@@ -8,6 +8,7 @@ from __future__ import annotations
 from detectron2.config import CfgNode as CN
 
 from .config_backbones import add_backbone_keys
+from .config_efficientps import add_efficientps_keys
 from .config_fusion import add_fusion_keys
 from .config_mask_former import add_mask_former_keys
 
@@ -27,6 +28,7 @@ def add_panoptic_ext_config(cfg: CN) -> None:
     _add_run_keys(cfg)
     add_mask_former_keys(cfg)
     add_backbone_keys(cfg)
+    add_efficientps_keys(cfg)
     add_fusion_keys(cfg)
 
 
@@ -82,6 +84,13 @@ def _add_run_keys(cfg: CN) -> None:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0  # learning rate of backbone.* relative to BASE_LR
     cfg.SOLVER.WEIGHT_DECAY_EMBED = None  # weight decay of nn.Embedding; None: WEIGHT_DECAY
 
+    # Of SOLVER.AMP.ENABLED: "float16" (CUDA alone, with a gradient scaler; Detectron2's) or
+    # "bfloat16" (CUDA and CPU; measure first, old processors are slower in it).
+    cfg.SOLVER.AMP.DTYPE = "float16"
+
+    # Evaluation and prediction under autocast in "float16" (CUDA alone) or "bfloat16"; "": full
+    # precision, whatever SOLVER.AMP is, as Detectron2's trainers evaluate.
+    cfg.TEST.AMP_DTYPE = ""
     # What is evaluated where the model gives it: "panoptic" (PQ), "semantic" (mIoU) and
     # "instance" (AP of boxes and masks).
     cfg.TEST.EVALUATORS = ["panoptic", "semantic", "instance"]

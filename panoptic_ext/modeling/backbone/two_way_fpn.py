@@ -1,0 +1,172 @@
+"""Two-way feature pyramid of EfficientPS (Mohan and Valada, IJCV 2021, section 3.2).
+
+Two feature pyramids with lateral convolutions of their own see the same backbone features: one is
+added up from coarse to fine, the other from fine to coarse. Their sum goes through one output
+convolution per level.
+
+Shapes: B images, C channels; level i has stride 2^i and is called p<i>.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling.backbone import Backbone, build_resnet_backbone
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...errors import ConfigError, nearest
+from ..separable_conv import SeparableConv2d, make_conv
+from .timm_backbone import build_timm_backbone
+
+__all__ = [
+    "TwoWayFPN",
+    "build_resnet_two_way_fpn_backbone",
+    "build_timm_two_way_fpn_backbone",
+    "build_two_way_fpn_backbone",
+]
+
+
+class TwoWayFPN(Backbone):
+    """Two-way FPN over any backbone of Detectron2."""
+
+    def __init__(
+        self,
+        bottom_up: Backbone,
+        in_features: list[str],
+        out_channels: int = 256,
+        *,
+        norm: str = "",
+        activation: str = "leaky_relu",
+        separable: bool = True,
+    ) -> None:
+        """Args:
+        bottom_up: gives the features.
+        in_features: names of its outputs to use; empty: all of them.
+        out_channels: C of every output.
+        norm: as `detectron2.layers.get_norm`; "" for none.
+        activation: behind every convolution, as `make_activation`.
+        separable: output convolutions depthwise separable (paper) or full (published code).
+
+        Raises:
+            ConfigError: a feature that `bottom_up` does not have, or two of the same stride.
+        """
+        super().__init__()
+        shapes = _chosen_shapes(bottom_up.output_shape(), in_features)
+        self.bottom_up = bottom_up
+        self.in_features = list(shapes)  # fine to coarse
+        kind = {"norm": norm, "activation": activation}
+        self.top_down = nn.ModuleDict()
+        self.bottom_to_top = nn.ModuleDict()
+        self.output = nn.ModuleDict()
+        for shape in shapes.values():
+            name = f"p{shape.stride.bit_length() - 1}"
+            self.top_down[name] = make_conv(shape.channels, out_channels, 1, **kind)
+            self.bottom_to_top[name] = make_conv(shape.channels, out_channels, 1, **kind)
+            self.output[name] = (
+                SeparableConv2d(out_channels, out_channels, **kind)
+                if separable
+                else make_conv(out_channels, out_channels, 3, **kind)
+            )
+        self._out_features = list(self.output)
+        strides = [shape.stride for shape in shapes.values()]
+        self._out_feature_strides = dict(zip(self._out_features, strides, strict=True))
+        self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
+
+    @property
+    def size_divisibility(self) -> int:
+        """What the input's sides must divide by, in pixels."""
+        return max(self.bottom_up.size_divisibility, *self._out_feature_strides.values())
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        """The bottom-up backbone's, where Detectron2 has such."""
+        return getattr(self.bottom_up, "padding_constraints", {})
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of each output, fine to coarse."""
+        return {
+            name: ShapeSpec(
+                channels=self._out_feature_channels[name], stride=self._out_feature_strides[name]
+            )
+            for name in self._out_features
+        }
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Images (B, 3, h, w) -> {"p2": (B, C, h/4, w/4), ...}, fine to coarse."""
+        features = self.bottom_up(x)
+        inputs = [features[name] for name in self.in_features]
+        names = self._out_features
+        finer = _pyramid([self.bottom_to_top[n](f) for n, f in zip(names, inputs, strict=True)])
+        coarser = _pyramid([self.top_down[n](f) for n, f in zip(names, inputs, strict=True)][::-1])[
+            ::-1
+        ]
+        return {
+            name: self.output[name](up + down)
+            for name, up, down in zip(names, finer, coarser, strict=True)
+        }
+
+
+def _pyramid(laterals: list[Tensor]) -> list[Tensor]:
+    """Each level plus the sum of those before it, resized to its size by nearest neighbour."""
+    sums = laterals[:1]
+    for lateral in laterals[1:]:
+        sums.append(lateral + F.interpolate(sums[-1], size=lateral.shape[-2:], mode="nearest"))
+    return sums
+
+
+def _chosen_shapes(available: dict[str, ShapeSpec], in_features: list[str]) -> dict[str, ShapeSpec]:
+    """Name -> shape of the features used, fine to coarse."""
+    for name in in_features:
+        if name not in available:
+            raise ConfigError(
+                f"MODEL.TWO_WAY_FPN.IN_FEATURES has {name!r}, but the backbone gives "
+                f"{', '.join(available)}{nearest(name, available)}"
+            )
+    names = sorted(in_features or available, key=lambda name: available[name].stride)
+    strides = [available[name].stride for name in names]
+    if len(set(strides)) < len(strides):
+        raise ConfigError(
+            f"the two-way FPN needs one feature per stride, but {', '.join(names)} have strides "
+            f"{strides}; choose with MODEL.TWO_WAY_FPN.IN_FEATURES"
+        )
+    return {name: available[name] for name in names}
+
+
+def _with_two_way_fpn(cfg: Any, bottom_up: Backbone) -> TwoWayFPN:
+    keys = cfg.MODEL.TWO_WAY_FPN
+    return TwoWayFPN(
+        bottom_up,
+        list(keys.IN_FEATURES),
+        keys.OUT_CHANNELS,
+        norm=keys.NORM,
+        activation=keys.ACTIVATION,
+        separable=keys.SEPARABLE,
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_two_way_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> TwoWayFPN:
+    """Two-way FPN over the timm model that MODEL.TIMM names."""
+    return _with_two_way_fpn(cfg, build_timm_backbone(cfg, input_shape))
+
+
+@BACKBONE_REGISTRY.register()
+def build_resnet_two_way_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> TwoWayFPN:
+    """Two-way FPN over Detectron2's ResNet of MODEL.RESNETS."""
+    return _with_two_way_fpn(cfg, build_resnet_backbone(cfg, input_shape))
+
+
+@BACKBONE_REGISTRY.register()
+def build_two_way_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> TwoWayFPN:
+    """Two-way FPN over the backbone whose registered builder MODEL.TWO_WAY_FPN.BOTTOM_UP names."""
+    name = cfg.MODEL.TWO_WAY_FPN.BOTTOM_UP
+    if name not in BACKBONE_REGISTRY:
+        known = sorted(key for key, _ in BACKBONE_REGISTRY)
+        raise ConfigError(
+            f"MODEL.TWO_WAY_FPN.BOTTOM_UP = {name!r} is no registered backbone"
+            f"{nearest(name, known)}; registered: {', '.join(known)}"
+        )
+    return _with_two_way_fpn(cfg, BACKBONE_REGISTRY.get(name)(cfg, input_shape))

@@ -1,0 +1,44 @@
+"""Cross-entropy over the worst pixels of each image.
+
+Shapes: B images, K classes, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["hard_pixel_cross_entropy"]
+
+
+def hard_pixel_cross_entropy(
+    logits: Tensor, targets: Tensor, *, fraction: float, ignore_value: int
+) -> Tensor:
+    """Mean cross-entropy over the worst pixels of each image, then over images.
+
+    Source: Rota Bulo, Neuhold and Kontschieder, "Loss Max-Pooling for Semantic Image
+    Segmentation", CVPR 2017, in the simple form of EfficientPS (Mohan and Valada, IJCV 2021,
+    section 3.3): weight 1 / n for the n worst pixels, 0 for the others.
+
+    Args:
+        logits: (B, K, H, W), any float type.
+        targets: (B, H, W) int64 class ids in 0..K-1, or `ignore_value`.
+        fraction: share of an image's labelled pixels that counts, in (0, 1]; rounded up.
+        ignore_value: target of pixels without a label.
+
+    Returns:
+        Scalar float32. An image without a labelled pixel adds 0, an empty batch gives 0.
+    """
+    losses = F.cross_entropy(
+        logits.float(), targets, ignore_index=ignore_value, reduction="none"
+    ).flatten(1)
+    labelled = (targets != ignore_value).flatten(1).sum(dim=1).tolist()
+    means = [
+        worst.topk(math.ceil(fraction * count), sorted=False).values.mean()
+        for worst, count in zip(losses, labelled, strict=True)
+        if count
+    ]
+    # The sum that is 0 keeps the graph where no pixel is labelled.
+    return sum(means, losses.sum() * 0) / max(len(labelled), 1)

@@ -1,0 +1,5 @@
+"""Heads on regions of interest; importing this module registers them."""
+
+from .mask_head import KeepsMaskLogits, MaskLogitsConvUpsampleHead, SeparableMaskHead
+
+__all__ = ["KeepsMaskLogits", "MaskLogitsConvUpsampleHead", "SeparableMaskHead"]

@@ -197,11 +197,15 @@ def heuristic_fusion_detectron2(
         margin=1,
     )
     # Detectron2 drops what clipping leaves empty, before it pastes.
-    order = [each.index for each in selected if _touches(each.box, size)]
-    index = torch.tensor(order, dtype=torch.int64, device=sem_seg.device)
+    selected = [each for each in selected if _touches(each.box, size)]
+    index = torch.tensor(
+        [each.index for each in selected], dtype=torch.int64, device=sem_seg.device
+    )
     with torch.autocast(sem_seg.device.type, enabled=False):
         probabilities = mask_logits.float().sigmoid()[index]
-        found = Instances(size, scores=scores[index], pred_classes=classes[index])
+        found = Instances(size, pred_classes=classes[index])
+        # Detectron2 sorts by score, and leaves the order of equal ones open.
+        found.scores = torch.arange(len(selected), 0, -1, device=sem_seg.device)
         found.pred_masks = paste_masks_in_image(probabilities, boxes.float()[index], size)
         ids = _background_ids(len(sem_seg), thing_ids, void_policy)
         labels = _detectron2_labels(sem_seg, ids, thing_ids)
@@ -210,13 +214,14 @@ def heuristic_fusion_detectron2(
         labels,
         min(overlap_threshold, _MOST_COVERED),
         max(1, stuff_area_threshold),  # below 1 it would list stuff without pixels
-        score_threshold,
+        0,
     )
     areas = torch.bincount(panoptic_seg.flatten(), minlength=len(segments) + 1).tolist()
     for segment in segments:
         segment["area"] = areas[segment["id"]]
         if segment["isthing"]:
-            segment["instance_id"] = order[segment["instance_id"]]
+            instance = selected[segment["instance_id"]]
+            segment.update(instance_id=instance.index, score=instance.score)
         else:
             segment["category_id"] -= 1
     return panoptic_seg, segments

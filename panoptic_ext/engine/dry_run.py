@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.events import EventStorage
 
 from panoptic_ext.engine.checkpoint import Checkpointer
+from panoptic_ext.engine.precision import evaluation_precision
 from panoptic_ext.engine.trainer import Trainer
 from panoptic_ext.errors import DatasetError
 
@@ -105,7 +106,7 @@ def _evaluate_one_image(cfg: CfgNode, trainer: Trainer) -> float:
     batch = next(iter(trainer.build_test_loader(cfg, name)))
     trainer.model.eval()
     start = time.perf_counter()
-    with torch.no_grad():
+    with torch.no_grad(), evaluation_precision(cfg).autocast():
         evaluator.process(batch, trainer.model(batch))
     if hasattr(evaluator, "wait"):  # it compares in threads, whose errors come out here
         evaluator.wait()

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from panoptic_ext.atomic import write_atomic
 from panoptic_ext.engine.loader import explain_system_error
+from panoptic_ext.engine.precision import evaluation_precision
 from panoptic_ext.engine.rng import preserved_rng
 
 __all__ = ["build_evaluator", "evaluate", "result_folder"]
@@ -61,7 +62,8 @@ def evaluate(
         for i, name in enumerate(cfg.DATASETS.TEST):
             data = trainer.build_test_loader(cfg, name)
             evaluator = evaluators[i] if evaluators else trainer.build_evaluator(cfg, name)
-            results[name] = _run(model, data, evaluator)
+            with evaluation_precision(cfg).autocast():
+                results[name] = _run(model, data, evaluator)
             if comm.is_main_process():
                 _publish(cfg, name, results[name], evaluator)
     if len(results) == 1:

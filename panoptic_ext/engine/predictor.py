@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode as CN
 from detectron2.data import MetadataCatalog
@@ -14,6 +16,7 @@ from detectron2.modeling import build_model
 from panoptic_ext.data.augmentation import ResizeShortestEdge
 from panoptic_ext.data.metadata_io import METADATA_FILE, load_metadata
 from panoptic_ext.engine.checkpoint import Checkpointer
+from panoptic_ext.engine.precision import evaluation_precision
 from panoptic_ext.engine.setup import choose_device, load_cfg
 from panoptic_ext.errors import ConfigError
 
@@ -33,6 +36,7 @@ class Predictor(DefaultPredictor):
         model: in eval mode.
         metadata: of the data set that the model was trained on.
         weights: the file the weights came from.
+        precision: what it predicts in, TEST.AMP_DTYPE.
     """
 
     def __init__(self, cfg: CN, *, weights: str = "") -> None:
@@ -63,6 +67,19 @@ class Predictor(DefaultPredictor):
             [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST
         )
         self.input_format = cfg.INPUT.FORMAT
+        self.precision = evaluation_precision(cfg)
+
+    def __call__(self, original_image: np.ndarray) -> dict[str, Any]:
+        """Predict, in the precision of TEST.AMP_DTYPE.
+
+        Args:
+            original_image: (H, W, 3) uint8, BGR.
+
+        Returns:
+            the model's output for one image.
+        """
+        with self.precision.autocast():
+            return super().__call__(original_image)
 
     @classmethod
     def from_output_dir(cls, folder: str, *, opts: Sequence[str] = ()) -> Predictor:

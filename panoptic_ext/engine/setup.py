@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from panoptic_ext.config import add_panoptic_ext_config
+from panoptic_ext.engine.precision import check_precision, unusable_float16
 from panoptic_ext.engine.yaml_config import merge_settings, read_file, read_opts
 from panoptic_ext.errors import ConfigError, nearest
 from panoptic_ext.modeling.published_names import resolve_published_names
@@ -69,20 +70,33 @@ def load_cfg(config_file: str, opts: Sequence[str] = (), *, use_data: bool = Tru
 
 
 def choose_device(cfg: CfgNode) -> None:
-    """Fall back to the CPU, in place, where MODEL.DEVICE asks for a CUDA that is not there."""
+    """Fall back, in place, to the CPU where CUDA is not there, and from float16 without CUDA.
+
+    bfloat16 is kept: it works on a CPU too.
+    """
     wanted = cfg.MODEL.DEVICE
-    if not wanted.startswith("cuda") or torch.cuda.is_available():
-        if not wanted.startswith("cuda") and cfg.SOLVER.AMP.ENABLED:
-            logger.warning("SOLVER.AMP is for CUDA; training in full precision on %s", wanted)
-            _set(cfg.SOLVER.AMP, "ENABLED", False)
-        return
-    logger.warning(
-        "MODEL.DEVICE is %s, but CUDA is not available: running on the CPU instead, in full "
-        "precision and much slower (MODEL.DEVICE cpu silences this)",
-        wanted,
-    )
-    _set(cfg.MODEL, "DEVICE", "cpu")
-    _set(cfg.SOLVER.AMP, "ENABLED", False)
+    fall_back = wanted.startswith("cuda") and not torch.cuda.is_available()
+    if fall_back:
+        _set(cfg.MODEL, "DEVICE", "cpu")
+    full = unusable_float16(cfg)
+    if "SOLVER.AMP" in full:
+        _set(cfg.SOLVER.AMP, "ENABLED", False)
+    if "TEST.AMP_DTYPE" in full:
+        _set(cfg.TEST, "AMP_DTYPE", "")
+    if fall_back:
+        logger.warning(
+            "MODEL.DEVICE is %s, but CUDA is not available: running on the CPU instead, %smuch "
+            "slower (MODEL.DEVICE cpu silences this)",
+            wanted,
+            "in full precision and " if full else "",
+        )
+    elif full:
+        logger.warning(
+            "float16 (%s) is for CUDA: running in full precision on %s; bfloat16 works there "
+            "(SOLVER.AMP.DTYPE, TEST.AMP_DTYPE)",
+            ", ".join(full),
+            wanted,
+        )
 
 
 def check_workers(cfg: CfgNode, world_size: int) -> None:
@@ -151,6 +165,7 @@ def _check_values(cfg: CfgNode) -> None:
             raise ConfigError(f"{key} = {node}, expected at least {least}")
     if not cfg.SOLVER.BASE_LR > 0:
         raise ConfigError(f"SOLVER.BASE_LR = {cfg.SOLVER.BASE_LR}, expected more than 0")
+    check_precision(cfg)
     device = cfg.MODEL.DEVICE
     if device != "cpu" and not device.startswith(("cuda", "mps", "xpu")):
         raise ConfigError(f"MODEL.DEVICE = {device!r}, expected 'cuda', 'cuda:<number>' or 'cpu'")

@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
+from panoptic_ext.engine.precision import FULL_PRECISION, Precision
 from panoptic_ext.errors import NonFiniteLossError
 
 __all__ = ["TrainStep"]
@@ -28,7 +29,8 @@ class TrainStep:
 
     Attributes:
         model, data_loader, optimizer: as Detectron2's trainers have them.
-        grad_scaler: None without automatic mixed precision.
+        grad_scaler: None but in float16.
+        precision: what the forward pass runs in.
         iter: iteration of the next step, for messages.
     """
 
@@ -38,18 +40,21 @@ class TrainStep:
         data_loader: Any,
         optimizer: torch.optim.Optimizer,
         grad_scaler: torch.amp.GradScaler | None = None,
+        precision: Precision = FULL_PRECISION,
     ) -> None:
         """
         Args:
             model: gives a dict of scalar losses in training, equal keys on all workers.
             data_loader: iterable of batches (lists of dicts with "file_name").
-            grad_scaler: where given, the model runs in autocast (CUDA, half precision).
+            grad_scaler: scales the loss, for float16.
+            precision: the model runs in its autocast, the backward pass outside of it.
         """
         model.train()
         self.model = model
         self.data_loader = data_loader
         self.optimizer = optimizer
         self.grad_scaler = grad_scaler
+        self.precision = precision
         self.iter = 0
         self._batches: Iterator[list[dict[str, Any]]] | None = None
 
@@ -64,7 +69,7 @@ class TrainStep:
             self._batches = iter(self.data_loader)
         data = next(self._batches)
         data_time = time.perf_counter() - start
-        with torch.autocast("cuda", enabled=self.grad_scaler is not None):
+        with self.precision.autocast():
             losses = self.model(data)
         if isinstance(losses, torch.Tensor):
             losses = {"total_loss": losses}

@@ -25,6 +25,7 @@ from panoptic_ext.engine.hooks import (
     WriterHook,
     is_precise_bn_wanted,
 )
+from panoptic_ext.engine.precision import build_grad_scaler, training_precision
 from panoptic_ext.engine.resume import compare_runs, run_fingerprint
 from panoptic_ext.engine.rng import get_rng_state, set_rng_state
 from panoptic_ext.engine.setup import prepare_output
@@ -55,8 +56,16 @@ class Trainer(DefaultTrainer):
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optim = self.build_optimizer(cfg, model)
-        scaler = torch.amp.GradScaler("cuda") if cfg.SOLVER.AMP.ENABLED else None
-        self._trainer = TrainStep(_distributed(model), self.build_train_loader(cfg), optim, scaler)
+        precision = training_precision(cfg)
+        if precision.dtype is not None:
+            logger.info("Mixed precision: autocast to %s on %s", precision.dtype, cfg.MODEL.DEVICE)
+        self._trainer = TrainStep(
+            _distributed(model),
+            self.build_train_loader(cfg),
+            optim,
+            build_grad_scaler(cfg),
+            precision,
+        )
         self.scheduler = self.build_lr_scheduler(cfg, optim)
         self.checkpointer = Checkpointer(
             model,

@@ -95,7 +95,12 @@ class EfficientPS(UnifiedPanopticFPN):
 
     @torch.no_grad()
     def _detect(self, images: ImageList, features: dict[str, Tensor]) -> list[Instances]:
-        with _evaluating(self.proposal_generator, self.roi_heads):
+        predictor = getattr(self.roi_heads, "box_predictor", None)
+        with (
+            _evaluating(self.proposal_generator, self.roi_heads),
+            # Masks of those only that the fusion will look at; early on there are hardly any.
+            _at_least(predictor, "test_score_thresh", getattr(self.fusion, "score_threshold", 0.0)),
+        ):
             proposals, _ = self.proposal_generator(images, features, None)
             return self.roi_heads(images, features, proposals, None)[0]
 
@@ -157,6 +162,20 @@ class EfficientPS(UnifiedPanopticFPN):
                 missing[0],
             )
             weights.update({name: own[name] for name in missing})
+
+
+@contextmanager
+def _at_least(owner: Any, name: str, least: float) -> Iterator[None]:
+    """A number of `owner` raised to `least`, for as long as the context lasts."""
+    before = getattr(owner, name, None)
+    if before is None:
+        yield
+        return
+    setattr(owner, name, max(before, least))
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
 
 
 @contextmanager

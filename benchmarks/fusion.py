@@ -243,7 +243,8 @@ def differing(sides: dict[str, Call]) -> int:
 def print_hadamard(options: argparse.Namespace) -> None:
     print(
         "\n| hadamard, instances | dense, argmax ms | dense, max ms | ours ms | ratio "
-        "| ratio to max | upsampling ms | ratio with it on both sides | target | differing pixels |\n"
+        "| ratio to max | upsampling ms | ratio with it on both sides | target "
+        "| differing pixels |\n"
         "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
     )
     for count in (20, 60, 100):

@@ -17,7 +17,13 @@ import torch
 from torch import Tensor
 
 from .fused_segments import check_void_policy, stuff_ids_of, write_segments
-from .instance_windows import keep_by_overlap, paste_logits, select_instances, take_if_better
+from .instance_windows import (
+    keep_by_overlap,
+    paste_logits,
+    select_instances,
+    take_if_better,
+    window_strips,
+)
 from .semantic_labels import best_stuff
 
 __all__ = ["hadamard_fusion", "hadamard_product"]
@@ -99,11 +105,13 @@ def hadamard_fusion(
             kept = keep_by_overlap(logits, covered[where], overlap_threshold)
             if kept is False:
                 continue
-            semantic = sem_seg[instance.category][where].float()
-            fused = hadamard_product(logits.mul_(instance_logit_scale), semantic)
-            if isinstance(kept, Tensor):
-                fused.masked_fill_(~kept, -torch.inf)
-            take_if_better(fused, code, best=best[where], codes=things[where])
+            semantic, region, codes = sem_seg[instance.category][where], best[where], things[where]
+            for rows in window_strips(logits):
+                mla = logits[rows].mul_(instance_logit_scale)
+                fused = hadamard_product(mla, semantic[rows].float())
+                if isinstance(kept, Tensor):
+                    fused.masked_fill_(~kept, -torch.inf)
+                take_if_better(fused, code, best=region[rows], codes=codes[rows])
         return write_segments(
             things,
             stuff,

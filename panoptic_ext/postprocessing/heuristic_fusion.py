@@ -21,7 +21,14 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from .fused_segments import check_void_policy, stuff_ids_of, write_segments
-from .instance_windows import Instance, count_marked, few_common, paste_marks, select_instances
+from .instance_windows import (
+    Instance,
+    count_marked,
+    few_common,
+    paste_marks,
+    select_instances,
+    window_strips,
+)
 from .semantic_labels import best_class
 
 __all__ = ["combine_masks", "heuristic_fusion", "heuristic_fusion_detectron2"]
@@ -156,11 +163,16 @@ def _combine(
     things = torch.zeros_like(stuff)
     for code, (instance, marks) in enumerate(pasted, start=1 + len(stuff_ids)):
         region = things[instance.where]
-        covered = torch.gt(region, 0, out=torch.empty_like(marks)).mul_(marks)
-        area, common = count_marked(marks), count_marked(covered)
-        kept = few_common(area, common, min(overlap_threshold, _MOST_COVERED))
+        counts, free = [], []
+        for rows in window_strips(marks):
+            strip = marks[rows]
+            common = torch.gt(region[rows], 0, out=torch.empty_like(strip)).mul_(strip)
+            counts.append((count_marked(strip), count_marked(common)))
+            free.append(strip.sub_(common))
+        kept = few_common(counts, min(overlap_threshold, _MOST_COVERED))
         if kept is not False:
-            region.add_(marks.sub_(covered).mul_(kept * code))
+            for rows, strip in zip(window_strips(marks), free, strict=True):
+                region[rows].add_(strip.mul_(kept * code))
     return write_segments(
         things,
         stuff,

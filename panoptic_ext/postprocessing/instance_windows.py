@@ -28,11 +28,15 @@ __all__ = [
     "paste_marks",
     "select_instances",
     "take_if_better",
+    "window_strips",
 ]
 
 Size = tuple[int, int]
 """Height and width, pixels."""
 
+# Values of a strip of a window, just below what torch splits among threads: their meetings would
+# cost more than such short work.
+_STRIP_VALUES = 2**15 - 1
 # Rows of resizing weights that are held at once.
 _GROUP_LENGTH = 2**14
 # Closer to the threshold than this, rounding may decide (see `paste_marks`).
@@ -143,7 +147,7 @@ def paste_logits(
     for group in _groups(instances):
         weights = _group_weights(group, masks.shape[-1], clamped=True)
         for instance, (rows, columns) in zip(group, weights, strict=True):
-            yield instance, rows @ masks[instance.index] @ columns.t()
+            yield instance, _resized(masks[instance.index], rows, columns)
 
 
 def paste_marks(
@@ -172,20 +176,47 @@ def paste_marks(
     for group in _groups(instances):
         weights = _group_weights(group, masks.shape[-1], clamped=False)
         for instance, (rows, columns) in zip(group, weights, strict=True):
-            mask, box = masks[instance.index], boxes[instance.index]
-            above = (rows @ mask @ columns.t()).sub_(0.5)
-            distance = above.abs()
-            marks = torch.ge(above, 0, out=above)
-            if distance.amin() < _UNSURE:
-                y, x = (distance < _UNSURE).nonzero(as_tuple=True)
-                grid_x, grid_y = _grid(box, instance)
-                grid = torch.stack((grid_x[x], grid_y[y]), -1)[None, None]
-                marks[y, x] = _grid_sample(mask, grid, "zeros")[0].ge(0.5).float()
-            yield instance, marks
+            mask = masks[instance.index]
+            values = _resized(mask, rows, columns)
+            places = _grid(boxes[instance.index], instance)
+            for strip in window_strips(values):
+                _mark_strip(values[strip], mask, places[0], places[1][strip])
+            yield instance, values
 
 
-def few_common(area: Tensor, common: Tensor, overlap_threshold: float) -> bool | Tensor:
-    """Whether `area` is not 0 and `common` at most a share of it; both are `count_marked`."""
+def _resized(mask: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """(h, w) from an (m, m) mask and weights (h, m) and (w, m)."""
+    tall, wide = rows @ mask, columns.t()
+    values = mask.new_empty(len(rows), len(columns))
+    for strip in window_strips(values):
+        torch.mm(tall[strip], wide, out=values[strip])
+    return values
+
+
+def _mark_strip(values: Tensor, mask: Tensor, x: Tensor, y: Tensor) -> None:
+    """Replace resized probabilities (r, w) by 1 and 0, with places x (w,) and y (r,) in the box."""
+    distance = values.sub_(0.5).abs()
+    torch.ge(values, 0, out=values)
+    if distance.amin() < _UNSURE:
+        row, column = (distance < _UNSURE).nonzero(as_tuple=True)
+        grid = torch.stack((x[column], y[row]), -1)[None, None]
+        values[row, column] = _grid_sample(mask, grid, "zeros")[0].ge(0.5).float()
+
+
+def window_strips(window: Tensor) -> list[slice]:
+    """Rows that cover a window (h, w) in pieces of about 128 KiB; on a device all at once."""
+    height, width = window.shape
+    step = height if _spares_host(window) else max(1, _STRIP_VALUES // width)
+    return [slice(start, min(start + step, height)) for start in range(0, height, step)]
+
+
+def few_common(counts: list[tuple[Tensor, Tensor]], overlap_threshold: float) -> bool | Tensor:
+    """Whether a mask is not empty and at most a share of it is common with others.
+
+    Args:
+        counts: `count_marked` of the mask and of the common part, for each strip of a window.
+    """
+    area, common = (torch.stack(values).sum() for values in zip(*counts, strict=True))
     kept = (area > 0) & ~(common / area > overlap_threshold)
     return kept if _spares_host(kept) else bool(kept)
 
@@ -206,12 +237,21 @@ def keep_by_overlap(logits: Tensor, covered: Tensor, overlap_threshold: float) -
     Returns:
         The answer; on CUDA as a bool tensor without dimensions, which the host does not wait for.
     """
-    marks = torch.gt(logits, 0, out=torch.empty_like(logits))
-    area, common = count_marked(marks), count_marked(marks * covered)
-    kept = few_common(area, common, overlap_threshold)
+    strips = window_strips(logits)
+    counts = []
+    for rows in strips:
+        marks = _positive(logits[rows])
+        counts.append((count_marked(marks), count_marked(marks.mul_(covered[rows]))))
+    kept = few_common(counts, overlap_threshold)
     if kept is not False:
-        torch.maximum(covered, marks.mul_(kept), out=covered)
+        for rows in strips:
+            marks = _positive(logits[rows]).mul_(kept)
+            torch.maximum(covered[rows], marks, out=covered[rows])
     return kept
+
+
+def _positive(logits: Tensor) -> Tensor:
+    return torch.gt(logits, 0, out=torch.empty_like(logits))
 
 
 def take_if_better(logits: Tensor, code: int, *, best: Tensor, codes: Tensor) -> None:

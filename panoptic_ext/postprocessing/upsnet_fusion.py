@@ -26,6 +26,7 @@ from .instance_windows import (
     paste_logits,
     select_instances,
     take_if_better,
+    window_strips,
 )
 from .semantic_labels import best_class, best_logit
 
@@ -155,12 +156,18 @@ def _compete(
         flags.append(kept)
         if kept is False:
             continue
-        semantic = sem_seg[instance.category][where].float()
-        if isinstance(kept, Tensor):
-            semantic = semantic.masked_fill(~kept, -torch.inf)
-        region = explained[where]
-        torch.maximum(region, semantic, out=region)
-        take_if_better(logits.add_(semantic), code, best=best[where], codes=things[where])
+        for rows in window_strips(logits):
+            semantic = sem_seg[instance.category][where][rows].float()
+            if isinstance(kept, Tensor):
+                semantic = semantic.masked_fill(~kept, -torch.inf)
+            region = explained[where][rows]
+            torch.maximum(region, semantic, out=region)
+            take_if_better(
+                logits[rows].add_(semantic),
+                code,
+                best=best[where][rows],
+                codes=things[where][rows],
+            )
     tensors = [flag for flag in flags if isinstance(flag, Tensor)]
     return torch.stack(tensors).tolist() if tensors else [bool(flag) for flag in flags]
 

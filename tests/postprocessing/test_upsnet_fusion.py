@@ -46,7 +46,8 @@ def test_equals_the_dense_stack(case: Case) -> None:
 @settings(max_examples=40, deadline=None)
 def test_small_strips_and_groups_and_a_device_give_the_same(case: Case) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(semantic_labels, "_STRIP_VALUES", 40)
+        patch.setattr(semantic_labels, "_CPU_STRIP_VALUES", 40)
+        patch.setattr(instance_windows, "_STRIP_VALUES", 40)
         patch.setattr(instance_windows, "_GROUP_LENGTH", 30)
         dense.check(fuse(case), dense.upsnet(case))
         patch.setattr(instance_windows, "_spares_host", lambda tensor: True)

@@ -15,4 +15,11 @@ def add_backbone_keys(cfg: CN) -> None:
     # Features wanted, named by stride: res2 is 4, res5 is 32. Empty: all from stride 4.
     keys.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     keys.OUT_INDICES = []  # the model's feature maps to choose from; empty: all
+    # What takes the place of batch norm: "" keeps it, "BN", "SyncBN", "FrozenBN" (for pretrained
+    # weights) or "GN" (from scratch). Activations stay.
+    keys.NORM = ""
+    # "paper": EfficientNet as in EfficientPS (Mohan and Valada, IJCV 2021), without squeeze and
+    # excitation, with leaky ReLU and the convolution in front of the classifier. ImageNet weights
+    # fit "" only.
+    keys.PRESET = ""
     cfg.MODEL.TIMM = keys

@@ -10,11 +10,14 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import Backbone
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import ConfigError, nearest
+from .timm_norm import convert_norms
 
 __all__ = ["TimmBackbone", "build_timm_backbone"]
+
+_PRESETS = ("", "paper")
 
 # What timm raises for models that cannot give feature maps, or weights that cannot be had.
 _REFUSALS = (RuntimeError, AttributeError, AssertionError, TypeError, ValueError, OSError)
@@ -23,7 +26,8 @@ _REFUSALS = (RuntimeError, AttributeError, AssertionError, TypeError, ValueError
 class TimmBackbone(Backbone):
     """Features of a timm model, named by stride: `res2` is stride 4, `res5` stride 32.
 
-    In the state dict the model's own names follow `net.`.
+    In the state dict the model's own names follow `net.`; with the preset "paper" those of the last
+    convolution follow `head.`.
     """
 
     def __init__(
@@ -33,6 +37,8 @@ class TimmBackbone(Backbone):
         pretrained: bool = False,
         out_features: list[str] | None = None,
         out_indices: list[int] | None = None,
+        norm: str = "",
+        preset: str = "",
     ) -> None:
         """Args:
         name: of a timm model.
@@ -40,21 +46,34 @@ class TimmBackbone(Backbone):
         out_features: names of the features wanted, by stride; None or empty: those of the
             indices, or all from stride 4.
         out_indices: which of the model's feature maps; None or empty: found from `out_features`.
+        norm: what takes the place of batch norm, as `convert_norms`.
+        preset: "" for timm's model as it is; "paper" for EfficientPS' EfficientNet: no squeeze and
+            excitation, leaky ReLU of slope 0.01, and the last feature map is that of the
+            convolution in front of the classifier (2048 channels in B5).
 
         Raises:
             ConfigError: timm is missing; it has no such model; the model gives no feature maps, or
-                not those wanted; its weights cannot be had.
+                not those wanted; its weights cannot be had; the norm or the preset is unknown or
+                does not fit the model.
         """
         super().__init__()
         timm = _import_timm(name)
         strides, any_size = _look_at(timm, name)
         wanted = _chosen(name, strides, out_features or [], out_indices or [])
-        self.net = _create(
-            timm, name, pretrained=pretrained, out_indices=list(wanted.values()), **any_size
-        )
+        arguments = {"pretrained": pretrained, "out_indices": list(wanted.values()), **any_size}
+        if preset:
+            head, head_channels = _head_of_preset(timm, name, preset, pretrained)
+            arguments["act_layer"] = "leaky_relu"
+        self.net = _create(timm, name, **arguments)
         self.channels_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
         self._out_features = list(wanted)
         channels, reductions = self.net.feature_info.channels(), self.net.feature_info.reduction()
+        self.head: nn.Module = nn.Identity()
+        if preset:
+            _remove_squeeze_and_excitation(self.net)
+            if max(wanted.values()) == len(strides) - 1:
+                self.head, channels[-1] = head, head_channels
+        self.net, self.head = convert_norms(self.net, norm), convert_norms(self.head, norm)
         self._out_feature_channels = dict(zip(wanted, channels, strict=True))
         self._out_feature_strides = dict(zip(wanted, reductions, strict=True))
 
@@ -75,6 +94,7 @@ class TimmBackbone(Backbone):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, h, w) -> features by name, (B, C, h / stride, w / stride)."""
         maps = self.net(x)
+        maps[-1] = self.head(maps[-1])
         if self.channels_last:
             maps = [m.permute(0, 3, 1, 2).contiguous() for m in maps]
         return dict(zip(self._out_features, maps, strict=True))
@@ -94,6 +114,8 @@ def build_timm_backbone(cfg: Any, input_shape: ShapeSpec) -> TimmBackbone:
         pretrained=keys.PRETRAINED,
         out_features=list(keys.OUT_FEATURES),
         out_indices=list(keys.OUT_INDICES),
+        norm=keys.NORM,
+        preset=keys.PRESET,
     )
 
 
@@ -125,6 +147,40 @@ def _create(timm: ModuleType, name: str, **arguments: Any) -> Any:
             else "take a model with feature maps, such as a ResNet, ConvNeXt or Swin"
         )
         raise ConfigError(f"timm cannot make {name!r} a backbone: {reason}; {hint}") from error
+
+
+def _head_of_preset(
+    timm: ModuleType, name: str, preset: str, pretrained: bool
+) -> tuple[nn.Module, int]:
+    """Convolution and norm behind the last feature map, which `features_only` leaves out."""
+    if preset not in _PRESETS:
+        raise ConfigError(
+            f"MODEL.TIMM.PRESET = {preset!r} is unknown{nearest(preset, _PRESETS)}; known: "
+            f"{', '.join(repr(known) for known in _PRESETS)}"
+        )
+    if pretrained:
+        raise ConfigError(
+            "MODEL.TIMM.PRESET 'paper' and PRETRAINED True: published weights are those of models "
+            "with squeeze and excitation and SiLU; set PRETRAINED False, or PRESET ''"
+        )
+    arguments = {"act_layer": "leaky_relu"} if "efficientnet" in name else {}
+    with torch.device("meta"):
+        whole = timm.create_model(name, **arguments)
+    if not (arguments and hasattr(whole, "conv_head") and hasattr(whole, "bn2")):
+        raise ConfigError(
+            f"MODEL.TIMM.PRESET 'paper' is for EfficientNets, but {name!r} is a "
+            f"{type(whole).__name__}; set it to ''"
+        )
+    head = nn.Sequential(whole.conv_head, whole.bn2).to_empty(device=torch.empty(0).device)
+    whole.bn2.reset_parameters()
+    nn.init.kaiming_normal_(whole.conv_head.weight, mode="fan_out")
+    return head, whole.num_features
+
+
+def _remove_squeeze_and_excitation(net: nn.Module) -> None:
+    for module in list(net.modules()):
+        if isinstance(getattr(module, "se", None), nn.Module):
+            module.se = nn.Identity()
 
 
 def _look_at(timm: ModuleType, name: str) -> tuple[list[int], dict[str, bool]]:

@@ -33,7 +33,8 @@ from .semantic_labels import best_class
 
 __all__ = ["combine_masks", "heuristic_fusion", "heuristic_fusion_detectron2"]
 
-# Share of a mask that may be covered at most: a mask without a free pixel makes no segment.
+# Share of a mask that may be covered in Detectron2's merging, at most: without a free pixel the
+# instance would be listed without one.
 _MOST_COVERED = math.nextafter(1.0, 0.0)
 
 
@@ -169,7 +170,7 @@ def _combine(
             common = torch.gt(region[rows], 0, out=torch.empty_like(strip)).mul_(strip)
             counts.append((count_marked(strip), count_marked(common)))
             free.append(strip.sub_(common))
-        kept = few_common(counts, min(overlap_threshold, _MOST_COVERED))
+        kept = few_common(counts, overlap_threshold)
         if kept is not False:
             for rows, strip in zip(window_strips(marks), free, strict=True):
                 region[rows].add_(strip.mul_(kept * code))

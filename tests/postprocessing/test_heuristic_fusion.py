@@ -138,6 +138,15 @@ def test_by_hand(fusion) -> None:
     assert areas == [(1, 0, 4), (1, 1, 4), (2, None, 4)]
 
 
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_what_is_wholly_covered_is_not_listed(fusion) -> None:
+    case = make_case(1, 2, stuff_area_threshold=0, overlap_threshold=1.0)
+    case.boxes = torch.tensor([[-2.0, -2, 30, 30], [3, 3, 9, 9]])
+    case.scores, case.mask_logits = torch.tensor([0.9, 0.8]), torch.full((2, 28, 28), 9.0)
+    found, segments = fusion(case.sem_seg, **case.arguments)
+    assert [(s["instance_id"], s["area"]) for s in segments] == [(0, found.numel())]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype: torch.dtype) -> None:
     for seed in range(6):

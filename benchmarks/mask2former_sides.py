@@ -1,0 +1,237 @@
+"""Both sides of benchmarks/mask2former.py: transformers' Mask2Former and ours, of equal weights.
+
+133 classes, 100 queries, batch 1, random weights; the class head is biased so that about 30 queries
+are kept. Shapes: H x W is the image.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from panoptic_ext import add_panoptic_ext_config
+from panoptic_ext.model_zoo.transformers_weights import load_from_transformers
+from tests.model_zoo.random_peer import randomise
+
+__all__ = [
+    "CLASSES",
+    "OVERLAP",
+    "THINGS",
+    "Clock",
+    "Ours",
+    "Peer",
+    "Size",
+    "clock_of",
+    "make_sides",
+]
+
+ROOT = Path(__file__).resolve().parents[1]
+CLASSES, THINGS, KEPT, SEGMENTS = 133, 80, 30, 15
+OVERLAP = 0.02  # least share of its mask that a segment keeps
+NAME = "benchmark_mask2former"
+STUFF = set(range(THINGS, CLASSES))
+PEER_PARTS = {
+    "backbone": "model.pixel_level_module.encoder",
+    "pixel decoder": "model.pixel_level_module.decoder",
+    "decoder": "model.transformer_module",
+    "criterion": "criterion",
+}
+OUR_PARTS = {
+    "backbone": "backbone",
+    "pixel decoder": "sem_seg_head.pixel_decoder",
+    "decoder": "sem_seg_head.predictor",
+    "criterion": "criterion",
+}
+
+Size = tuple[int, int]
+Clock = Callable[[], float]
+
+
+class Stopwatch:
+    """Milliseconds of a call and of the modules that run in it."""
+
+    def __init__(self, model: nn.Module, parts: dict[str, str], clock: Clock) -> None:
+        self.now = clock
+        self.times: dict[str, list[float]] = defaultdict(list)
+        self._starts: dict[str, float] = {}
+        for part, name in parts.items():
+            module = model.get_submodule(name)
+            module.register_forward_pre_hook(lambda *_, part=part: self.start(part))
+            module.register_forward_hook(lambda *_, part=part: self.stop(part))
+
+    def start(self, part: str) -> None:
+        self._starts[part] = self.now()
+
+    def stop(self, part: str) -> None:
+        self.times[part].append(1000 * (self.now() - self._starts[part]))
+
+    def medians(self) -> dict[str, float]:
+        return {part: statistics.median(times) for part, times in self.times.items()}
+
+
+def clock_of(device: str, cpu_time: bool) -> Clock:
+    if device == "cuda":
+        return lambda: torch.cuda.synchronize() or time.perf_counter()
+    return time.process_time if cpu_time else time.perf_counter
+
+
+def make_image(size: Size) -> Tensor:
+    """(3, H, W) uint8: smooth blobs with a little noise."""
+    generator = torch.Generator().manual_seed(1)
+    coarse = torch.rand(1, 3, size[0] // 32, size[1] // 32, generator=generator) * 255
+    image = nn.functional.interpolate(coarse, size, mode="bicubic")[0]
+    return (image + 8 * torch.randn(3, *size, generator=generator)).clamp(0, 255).to(torch.uint8)
+
+
+def make_truth(size: Size) -> tuple[Tensor, Tensor]:
+    """(H, W) int32 ids 1 to 15 of which each owns a cell of a grid, and their classes."""
+    rows = torch.arange(size[0]) * 3 // size[0]
+    columns = torch.arange(size[1]) * (SEGMENTS // 3) // size[1]
+    ids = rows[:, None] * (SEGMENTS // 3) + columns + 1
+    classes = torch.randint(0, CLASSES, (SEGMENTS,), generator=torch.Generator().manual_seed(2))
+    return ids.to(torch.int32), classes
+
+
+def make_peer(size: Size) -> nn.Module:
+    """Their model with random weights; fixed batch norms, as in ours."""
+    torch.manual_seed(0)
+    stages = [f"stage{i}" for i in range(1, 5)]
+    config = transformers.Mask2FormerConfig(
+        backbone_config=transformers.ResNetConfig(out_features=stages), num_labels=CLASSES
+    )
+    peer = transformers.Mask2FormerForUniversalSegmentation(config).eval()
+    randomise(peer)
+    for module in peer.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.requires_grad_(False)
+    bias_class_head(peer, size)
+    return peer
+
+
+@torch.no_grad()
+def bias_class_head(peer: nn.Module, size: Size) -> None:
+    """Sharp classes, and "no object" as likely as makes KEPT queries something else."""
+    peer.class_predictor.weight.normal_(0, 1)
+    peer.class_predictor.bias.zero_()
+    pixels = (make_image(size).float() - 110) / 57
+    logits = peer(pixel_values=pixels[None]).class_queries_logits[0]
+    objects, nothing = logits[:, :-1], logits[:, -1]
+    sure = objects.softmax(-1).amax(-1) > 0.9
+    margin = torch.where(sure, objects.amax(-1) - nothing, -torch.inf)
+    peer.class_predictor.bias[-1] = margin.topk(KEPT + 1).values[-2:].mean() - 1.5
+
+
+def make_ours(peer: nn.Module) -> nn.Module:
+    MetadataCatalog.get(NAME).isthing = tuple(i < THINGS for i in range(CLASSES))
+    cfg = get_cfg()
+    add_panoptic_ext_config(cfg)
+    cfg.merge_from_file(str(ROOT / "configs/common/mask2former/Base-Mask2Former.yaml"))
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = CLASSES
+    cfg.MODEL.MASK_FORMER.TEST.SEMANTIC_ON = cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON = False
+    cfg.MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD = OVERLAP
+    cfg.DATASETS.TRAIN = (NAME,)
+    ours = build_model(cfg).eval()
+    load_from_transformers(ours, peer)
+    return ours
+
+
+class Peer:
+    """Calls of transformers' model."""
+
+    def __init__(
+        self, model: nn.Module, reference: nn.Module, size: Size, device: str, clock: Clock
+    ) -> None:
+        self.model, self.size = model.to(device), size
+        self.image = make_image(size).to(device)
+        self.mean, self.std = reference.pixel_mean.to(device), reference.pixel_std.to(device)
+        self.processor = transformers.Mask2FormerImageProcessor()
+        self.watch = Stopwatch(model, PEER_PARTS, clock)
+        ids, classes = make_truth(size)
+        masks = ids == torch.arange(1, SEGMENTS + 1)[:, None, None]
+        self.truth = {
+            "mask_labels": [masks.float().to(device)],
+            "class_labels": [classes.to(device)],
+        }
+        self.optimizer = make_optimizer(model)
+
+    def pixels(self) -> Tensor:
+        return ((self.image - self.mean) / self.std)[None]
+
+    def infer(self) -> Any:
+        outputs = self.model(pixel_values=self.pixels())
+        self.watch.start("post-processing")
+        outputs.class_queries_logits = outputs.class_queries_logits.float()
+        outputs.masks_queries_logits = outputs.masks_queries_logits.float()
+        result = self.processor.post_process_panoptic_segmentation(
+            outputs,
+            threshold=0.8,
+            overlap_mask_area_threshold=OVERLAP,
+            label_ids_to_fuse=STUFF,
+            target_sizes=[self.size],
+        )
+        self.watch.stop("post-processing")
+        return result
+
+    def loss(self) -> Tensor:
+        self.model.train()
+        for module in self.model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self.model(pixel_values=self.pixels(), **self.truth).loss
+
+
+class Ours:
+    """Calls of our model."""
+
+    def __init__(self, model: nn.Module, size: Size, device: str, clock: Clock) -> None:
+        self.model = model.to(device)
+        self.watch = Stopwatch(model, OUR_PARTS, clock)
+        ids, classes = make_truth(size)
+        segments = Instances(size)
+        segments.gt_classes, segments.gt_isthing = classes, classes < THINGS
+        segments.gt_iscrowd = torch.zeros(SEGMENTS, dtype=torch.bool)
+        self.inputs = [{"image": make_image(size), "panoptic_ids": ids, "segments": segments}]
+        self.optimizer = make_optimizer(model)
+        postprocess = model.postprocess_one
+
+        def timed(*args: Any) -> Any:
+            self.watch.start("post-processing")
+            result = postprocess(*args)
+            self.watch.stop("post-processing")
+            return result
+
+        model.postprocess_one = timed
+
+    def infer(self) -> Any:
+        return self.model(self.inputs)
+
+    def loss(self) -> Tensor:
+        self.model.train()
+        return torch.stack(list(self.model(self.inputs).values())).sum()
+
+
+def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(parameters, lr=1e-6, foreach=True)
+
+
+def make_sides(size: Size, device: str, clock: Clock) -> tuple[Peer, Ours]:
+    peer = make_peer(size)
+    ours = make_ours(peer)
+    return Peer(peer, ours, size, device, clock), Ours(ours, size, device, clock)

@@ -89,6 +89,7 @@ def test_base_stays_in_its_task(path):
 def test_builds_with_classes_from_its_data_set(path, data_root, monkeypatch, clean_catalogs):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(data_root))
     shallow = ["MODEL.SWIN.DEPTHS", "[1, 1, 1, 1]"]  # a full Swin-L takes seconds to build
+    shallow += ["MODEL.TIMM.PRETRAINED", "False"]  # no downloads
     cfg = load_cfg(str(path), ["MODEL.DEVICE", "cpu", *shallow])
     assert path.parts[-3] in cfg.OUTPUT_DIR and path.parts[-3] in cfg.DATASETS.TRAIN[0]
     with torch.device("cpu"):

@@ -9,6 +9,7 @@ from functools import partial
 
 from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..errors import ConfigError, nearest
 
@@ -95,5 +96,11 @@ class SeparableConv2d(nn.Module):
         self.pointwise = make_conv(in_channels, out_channels, 1, norm=norm, activation=activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', H, W)."""
-        return self.pointwise(self.depthwise(x))
+        """(B, C, H, W) -> (B, C', H, W); B may be 0."""
+        x = self.depthwise(x)
+        if x.numel() or not self.training:
+            return self.pointwise(x)
+        # Detectron2's Conv2d refuses an empty batch under SyncBN, which torch's SyncBN takes.
+        last = self.pointwise
+        x = F.conv2d(x, last.weight, last.bias)
+        return last.activation(x if last.norm is None else last.norm(x))

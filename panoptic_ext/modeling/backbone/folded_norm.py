@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 __all__ = ["FoldedConv2d", "fold_norms"]
 
+_FOLDABLE = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)
+
 
 def fold_norms(module: nn.Module) -> nn.Module:
     """Make every Detectron2 convolution in `module` fold its norm wherever that is exact.
@@ -27,7 +29,7 @@ def fold_norms(module: nn.Module) -> nn.Module:
         `module`.
     """
     for layer in module.modules():
-        if type(layer) is Conv2d and isinstance(layer.norm, (FrozenBatchNorm2d, nn.BatchNorm2d)):
+        if type(layer) is Conv2d and isinstance(layer.norm, _FOLDABLE):
             layer.__class__ = FoldedConv2d
             layer.folded = None
     return module

@@ -152,7 +152,7 @@ class EfficientPS(UnifiedPanopticFPN):
             logger.info("Ignoring %s of the checkpoint: it belongs to another fusion", name)
             del weights[name]
         missing = [name for name in own if name not in weights]
-        if missing:
+        if missing and self.state_dict().keys() & weights.keys():
             logger.warning(
                 "The weights were trained without the fusion %s: its %d tensors (%s...) stay at "
                 "their initial values, so it has learned nothing. Train with the same "

@@ -39,6 +39,7 @@ class SheetRow:
             the cell grey.
         caption: a line above the row.
         heading: a larger line above the caption where a group of rows begins, or "".
+        others: further predictions, each a column of its own.
     """
 
     image: np.ndarray
@@ -46,6 +47,7 @@ class SheetRow:
     prediction: tuple[Any, Sequence[dict[str, Any]] | None] | None
     caption: str = ""
     heading: str = ""
+    others: Sequence[tuple[Any, Sequence[dict[str, Any]] | None] | None] = ()
 
 
 def contact_sheet(
@@ -55,8 +57,9 @@ def contact_sheet(
     *,
     title: str = "",
     cell_width: int = 480,
+    columns: Sequence[str] = _COLUMNS,
 ) -> str:
-    """Write the sheet: a row per image with the columns image, truth and prediction.
+    """Write the sheet: a row per image with the columns image, truth, prediction and others.
 
     Args:
         rows: drawn from top to bottom; images may be of different sizes.
@@ -64,15 +67,17 @@ def contact_sheet(
         path: of the picture, .png or .jpg; its folder is made. Written aside, then renamed.
         title: the first line.
         cell_width: the most pixels that a picture gets in width and in height.
+        columns: their names, one for each picture of a row.
 
     Returns:
         `path`.
     """
-    blocks = [_text_block(title, _sheet_width(cell_width), size=18)] if title else []
+    width = _sheet_width(cell_width, len(columns))
+    blocks = [_text_block(title, width, size=18)] if title else []
     for number, row in enumerate(rows):
-        blocks.extend(_row_blocks(row, metadata, cell_width, with_names=number == 0))
+        blocks.extend(_row_blocks(row, metadata, cell_width, columns, with_names=number == 0))
     if not rows:
-        blocks.append(_text_block("no image to show", _sheet_width(cell_width)))
+        blocks.append(_text_block("no image to show", width))
     save_picture(path, _stack(blocks))
     return path
 
@@ -141,18 +146,18 @@ def save_picture(path: str, picture: np.ndarray) -> None:
 
 
 def _row_blocks(
-    row: SheetRow, metadata: Any, cell_width: int, *, with_names: bool
+    row: SheetRow, metadata: Any, cell_width: int, columns: Sequence[str], *, with_names: bool
 ) -> list[np.ndarray]:
-    width = _sheet_width(cell_width)
+    width = _sheet_width(cell_width, len(columns))
     blocks = []
     if row.heading:
         blocks.append(_text_block(row.heading, width, size=18))
     if with_names:
-        blocks.append(_text_block("", width, columns=_COLUMNS, cell_width=cell_width))
+        blocks.append(_text_block("", width, columns=columns, cell_width=cell_width))
     if row.caption:
         blocks.append(_text_block(row.caption, width))
     pictures: list[np.ndarray | None] = [row.image]
-    for segments in (row.truth, row.prediction):
+    for segments in (row.truth, row.prediction, *row.others):
         pictures.append(None if segments is None else _drawn(row.image, segments, metadata))
     blocks.append(_cells(pictures, row.image.shape, cell_width))
     return blocks
@@ -169,7 +174,8 @@ def _cells(
     factor = cell_width / max(shape[0], shape[1])
     height = max(1, round(shape[0] * factor))
     width = max(1, round(shape[1] * factor))
-    canvas = Image.new("RGB", (_sheet_width(cell_width), height + _GAP), "white")
+    size = (_sheet_width(cell_width, len(pictures)), height + _GAP)
+    canvas = Image.new("RGB", size, "white")
     for column, picture in enumerate(pictures):
         place = (_GAP + column * (cell_width + _GAP), 0)
         if picture is None:
@@ -214,8 +220,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(os.path.join(folder, "DejaVuSans.ttf"), size)
 
 
-def _sheet_width(cell_width: int) -> int:
-    return _GAP + len(_COLUMNS) * (cell_width + _GAP)
+def _sheet_width(cell_width: int, columns: int) -> int:
+    return _GAP + columns * (cell_width + _GAP)
 
 
 def _stack(blocks: Sequence[np.ndarray]) -> np.ndarray:

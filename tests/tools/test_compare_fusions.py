@@ -1,0 +1,98 @@
+"""EfficientPS by train_net.py, then each fusion on the same weights, as a user would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from panoptic_ext.engine.compare_fusions import fusion_table
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = [
+    *("MODEL.RESNETS.STEM_OUT_CHANNELS", "8"),
+    *("MODEL.TWO_WAY_FPN.OUT_CHANNELS", "32"),
+    *("MODEL.SEM_SEG_HEAD.CONVS_DIM", "16", "MODEL.SEM_SEG_HEAD.DPC_DIM", "16"),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", "16", "MODEL.ROI_MASK_HEAD.CONV_DIM", "32"),
+    *("DATASETS.SHAPES.NUM_TRAIN", "4", "DATASETS.SHAPES.NUM_VAL", "3"),
+    *("SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"),
+    *("TEST.EVAL_PERIOD", "0", "TEST.CONTACT_SHEET", "0", "MODEL.DEVICE", "cpu", "SEED", "1"),
+]
+
+pytestmark = pytest.mark.slow
+
+
+def run(cache, *command):
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PANOPTIC_EXT_CACHE": str(cache)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, cache):
+    """OUTPUT_DIR of a run with the learned fusion."""
+    folder = tmp_path_factory.mktemp("run") / "efficientps"
+    config = "configs/shapes/efficientps/efficientps_R18_shapes.yaml"
+    fusion = ["MODEL.PANOPTIC_FUSION.NAME", "spatial_ranking", "OUTPUT_DIR", str(folder)]
+    run(cache, "train_net.py", "--config-file", config, *TINY, *fusion)
+    return folder
+
+
+def test_every_fusion_on_the_same_weights(trained, cache, tmp_path):
+    sheet = tmp_path / "sheet.png"
+    command = ["tools/compare_fusions.py", "--runs", str(trained), str(trained)]
+    printed = run(cache, *command, "--sheet", str(sheet), "--images", "2")
+    rows = [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("| ")]
+    assert rows == ["fusion", "hadamard", "heuristic", "upsnet", "spatial_ranking"]
+    assert str(sheet) in printed
+    width, height = Image.open(sheet).size
+    assert width > 6 * 300 and height > 2 * 100
+
+
+@pytest.mark.parametrize("fusion", ["hadamard", "upsnet"])
+def test_an_option_changes_the_fusion_of_trained_weights(trained, cache, tmp_path, fusion):
+    """The same numbers as in the comparison, by train_net.py --eval-only alone."""
+    folder = tmp_path / "evaluated"
+    run(
+        cache, "train_net.py", "--eval-only", "--config-file", str(trained / "config.yaml"),
+        "MODEL.WEIGHTS", str(trained / "model_final.pth"), "OUTPUT_DIR", str(folder),
+        "MODEL.PANOPTIC_FUSION.NAME", fusion,
+    )  # fmt: skip
+    saved = json.loads((folder / "inference/shapes_panoptic_val/results.json").read_text())
+    command = ["tools/compare_fusions.py", "--runs", str(trained), "--fusions", fusion]
+    row = run(cache, *command).splitlines()
+    found = [cell for line in row if line.startswith(f"| {fusion}") for cell in line.split("|")[2:]]
+    quality = saved["panoptic_seg"]
+    expected = [f"{quality[key]:.2f}" for key in ("PQ", "PQ_th", "PQ_st", "SQ", "RQ")]
+    assert [cell.strip() for cell in found if cell.strip()] == expected
+
+
+def test_errors(trained, cache, tmp_path):
+    command = [sys.executable, "tools/compare_fusions.py", "--runs", str(trained)]
+    done = subprocess.run(
+        [*command, "--fusions", "hadamar"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "hadamard" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_table_of_seeds():
+    one = dict.fromkeys(("PQ", "PQ_th", "PQ_st", "SQ", "RQ"), 10.0)
+    other = dict.fromkeys(one, 14.0)
+    table = fusion_table([{"a": one, "b": one}, {"a": other}])
+    assert table.splitlines()[2:] == ["| a |" + " 12.00 (10.0 to 14.0) |" * 5]

@@ -1,8 +1,7 @@
 """Norms of a timm model converted in a way that keeps its activations.
 
 timm's BatchNormAct2d is a batch norm that holds the activation behind it: the converters of torch
-and of Detectron2 put a plain norm in its place, which no longer calls
-the activation, without a word.
+and of Detectron2 put a plain norm in its place, which calls no activation, without a word.
 """
 
 from __future__ import annotations

@@ -209,8 +209,6 @@ def heuristic_fusion_detectron2(
         score_threshold=score_threshold,
         margin=1,
     )
-    # Detectron2 drops what clipping leaves empty, before it pastes.
-    selected = [each for each in selected if _touches(each.box, size)]
     index = torch.tensor(
         [each.index for each in selected], dtype=torch.int64, device=sem_seg.device
     )
@@ -238,10 +236,6 @@ def heuristic_fusion_detectron2(
         else:
             segment["category_id"] -= 1
     return panoptic_seg, segments
-
-
-def _touches(box: tuple[float, float, float, float], size: tuple[int, int]) -> bool:
-    return box[0] < size[1] and box[1] < size[0] and box[2] > 0 and box[3] > 0
 
 
 def _detectron2_labels(sem_seg: Tensor, ids: Sequence[int], thing_ids: Collection[int]) -> Tensor:

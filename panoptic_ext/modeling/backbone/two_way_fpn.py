@@ -57,7 +57,7 @@ class TwoWayFPN(Backbone):
         shapes = _chosen_shapes(bottom_up.output_shape(), in_features)
         self.bottom_up = bottom_up
         self.in_features = list(shapes)  # fine to coarse
-        kind = {"norm": norm, "activation": activation}
+        kind: dict[str, Any] = {"norm": norm, "activation": activation}
         self.top_down = nn.ModuleDict()
         self.bottom_to_top = nn.ModuleDict()
         self.output = nn.ModuleDict()

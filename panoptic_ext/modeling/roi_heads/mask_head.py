@@ -12,6 +12,7 @@ from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads.mask_head import (
     ROI_MASK_HEAD_REGISTRY,
+    BaseMaskRCNNHead,
     MaskRCNNConvUpsampleHead,
     mask_rcnn_inference,
 )
@@ -23,8 +24,8 @@ from ..separable_conv import SeparableConv2d
 __all__ = ["KeepsMaskLogits", "MaskLogitsConvUpsampleHead", "SeparableMaskHead"]
 
 
-class KeepsMaskLogits:
-    """In front of a mask head of Detectron2: adds the field `pred_mask_logits` to detections.
+class KeepsMaskLogits(BaseMaskRCNNHead):
+    """To be a base in front of another mask head: detections get the field `pred_mask_logits`.
 
     The logits are those of the predicted class, (n, 1, M, M) in each image, beside Detectron2's
     own `pred_masks`, their sigmoid.

@@ -42,7 +42,7 @@ class DensePredictionCell(nn.Module):
         norm, activation: of every convolution.
         """
         super().__init__()
-        kind = {"norm": norm, "activation": activation}
+        kind: dict[str, Any] = {"norm": norm, "activation": activation}
         self.first = SeparableConv2d(in_channels, hidden, dilation=(1, 6), **kind)
         self.branch1 = SeparableConv2d(hidden, hidden, dilation=(1, 1), **kind)
         self.branch2 = SeparableConv2d(hidden, hidden, dilation=(6, 21), **kind)
@@ -115,7 +115,7 @@ class EfficientPSSemSegHead(nn.Module):
         self.loss_weight, self.hard_fraction = loss_weight, hard_fraction
         self.ignore_value = ignore_value
         p4, p8, p16, p32 = (input_shape[name].channels for name in self.in_features)
-        kind = {"norm": norm, "activation": activation}
+        kind: dict[str, Any] = {"norm": norm, "activation": activation}
 
         def pair(in_channels: int) -> list[nn.Module]:
             first = SeparableConv2d(in_channels, channels, **kind)

@@ -1,16 +1,20 @@
 """Draw docs/predictions.svg: image, ground truth and prediction of a trained run.
 
     python docs/make_figures.py [--run output/demo] [--images 3]
+    python docs/make_figures.py --picture sheet.png --title "..." --output docs/fusions.svg
 
-The pictures of the README are made by this, from the run of `make demo`; none is drawn by hand.
+The pictures of the README are made by this, from the run of `make demo`; none is drawn by hand. The
+second form turns a picture of one of the tools into SVG, so that no binary file is committed.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import html
 import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -44,20 +48,24 @@ def draw(run: str, num: int, path: Path) -> None:
     step = max(1, len(records) // num)
     rows = [panels(predictor, record) for record in records[::step][:num]]
     grid = np.concatenate([np.concatenate(row, axis=1) for row in rows])
+    write_svg(grid, path, COLUMNS)
+
+
+def write_svg(picture: np.ndarray, path: Path, titles: Sequence[str], width: int = WIDTH) -> None:
+    """An RGB picture as JPEG in an SVG file, `titles` spread over its width."""
+    height = width * picture.shape[0] // picture.shape[1]
     stream = io.BytesIO()
-    Image.fromarray(grid).resize((WIDTH, WIDTH * grid.shape[0] // grid.shape[1])).save(
-        stream, "JPEG", quality=82
-    )
-    height = WIDTH * grid.shape[0] // grid.shape[1]
-    titles = "".join(
-        f'<text x="{WIDTH * (2 * i + 1) // 6}" y="18" text-anchor="middle">{title}</text>'
-        for i, title in enumerate(COLUMNS)
+    Image.fromarray(picture).resize((width, height)).save(stream, "JPEG", quality=82)
+    texts = "".join(
+        f'<text x="{width * (2 * i + 1) // (2 * len(titles))}" y="18" text-anchor="middle">'
+        f"{html.escape(title)}</text>"
+        for i, title in enumerate(titles)
     )
     data = base64.encodebytes(stream.getvalue()).decode()
     path.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height + 26}" '
-        f'font-family="sans-serif" font-size="15">\n{titles}\n'
-        f'<image y="26" width="{WIDTH}" height="{height}" href="data:image/jpeg;base64,{data}"/>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + 26}" '
+        f'font-family="sans-serif" font-size="15">\n{texts}\n'
+        f'<image y="26" width="{width}" height="{height}" href="data:image/jpeg;base64,{data}"/>\n'
         "</svg>\n",
         encoding="utf-8",
     )
@@ -69,8 +77,15 @@ def main() -> int:
     parser.add_argument("--run", default="output/demo", help="output folder of a run")
     parser.add_argument("--images", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "predictions.svg")
+    parser.add_argument("--picture", help="turn this picture into SVG instead")
+    parser.add_argument("--title", default="", help="of --picture")
+    parser.add_argument("--width", type=int, default=1400, help="of --picture, pixels")
     args = parser.parse_args()
     try:
+        if args.picture:
+            picture = np.asarray(Image.open(args.picture).convert("RGB"))
+            write_svg(picture, args.output, [args.title], args.width)
+            return 0
         draw(args.run, args.images, args.output)
     except PanopticExtError as error:
         sys.stderr.write(f"error: {error}\n")

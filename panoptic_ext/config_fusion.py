@@ -10,6 +10,8 @@ __all__ = ["add_fusion_keys"]
 def add_fusion_keys(cfg: CN) -> None:
     """Add MODEL.PANOPTIC_FUSION to `cfg`, in place."""
     keys = CN()
+    # Read by EfficientPS alone; Panoptic FPN merges by MODEL.PANOPTIC_FPN.COMBINE, and Mask2Former
+    # has MODEL.MASK_FORMER.TEST.
     # How semantic logits and instances become one map: "hadamard" (EfficientPS), "heuristic"
     # (Kirillov et al., CVPR 2019), "heuristic_detectron2" (the same, Detectron2's own code),
     # "upsnet" (Xiong et al., CVPR 2019), "spatial_ranking" (Liu et al., CVPR 2019; trained with the

@@ -5,8 +5,9 @@ They have no parameters: the same weights can be evaluated with each of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ClassVar
 
 from detectron2.config import configurable
 from torch import Tensor
@@ -22,11 +23,36 @@ __all__ = ["Detectron2Fusion", "HadamardFusion", "HeuristicFusion", "UPSNetFusio
 
 Result = tuple[Tensor, list[dict[str, Any]]]
 
+_SHARE = (lambda x: 0 <= x <= 1, "a number from 0 to 1; write 50% as 0.5")
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "score_threshold": _SHARE,
+    "nms_threshold": _SHARE,
+    "overlap_threshold": _SHARE,
+    "stuff_area_threshold": (lambda x: x >= 0, "pixels, 0 or more; 0 keeps all stuff"),
+    "instance_logit_scale": (
+        lambda x: 0 < x < math.inf,
+        "a finite number above 0; 1.0 is the paper's formula",
+    ),
+}
+
+
+def _check_ranges(options: Mapping[str, float], keys: Mapping[str, str]) -> None:
+    """Raises:
+    ConfigError: an option outside its range; a threshold of 50 would drop every instance.
+    """
+    for name, value in options.items():
+        fits, expected = _RANGES[name]
+        if not fits(value):
+            key = keys.get(name, name.upper())
+            raise ConfigError(f"MODEL.PANOPTIC_FUSION.{key} is {value!r}; expected {expected}")
+
 
 class _Fusion(PanopticFusion):
     """A function of panoptic_ext.postprocessing and its options."""
 
     function: Callable[..., Result]
+    keys: ClassVar[Mapping[str, str]] = {}
+    """Options whose key below MODEL.PANOPTIC_FUSION is not their own name in capitals."""
 
     def __init__(
         self, *, thing_ids: Collection[int], num_classes: int, void_policy: str, **options: float
@@ -37,6 +63,7 @@ class _Fusion(PanopticFusion):
                 f"MODEL.PANOPTIC_FUSION.VOID_POLICY is {void_policy!r}; expected one of "
                 f"{VOID_POLICIES}{nearest(void_policy, VOID_POLICIES)}"
             )
+        _check_ranges(options, self.keys)
         self.options = {"void_policy": void_policy, **options}
 
     @classmethod
@@ -109,7 +136,8 @@ class HadamardFusion(_Fusion):
         The others are options of `hadamard_fusion`.
 
         Raises:
-            ConfigError: a thing id outside 0..K-1, or an unknown `void_policy`.
+            ConfigError: a thing id outside 0..K-1, an unknown `void_policy`, or a number outside
+                its range.
         """
         super().__init__(
             thing_ids=thing_ids,
@@ -167,6 +195,10 @@ class UPSNetFusion(_Fusion):
     """UPSNet's parameter-free head: see `upsnet_fusion`."""
 
     function = staticmethod(upsnet_fusion)
+    keys: ClassVar[Mapping[str, str]] = {
+        name: f"UPSNET.{name.upper()}"
+        for name in ("score_threshold", "nms_threshold", "overlap_threshold")
+    }
 
     @configurable
     def __init__(

@@ -222,7 +222,7 @@ class SpatialRankingFusion(HeuristicFusion):
         super().__init__(
             thing_ids=thing_ids,
             num_classes=num_classes,
-            score_threshold=-math.inf,  # they are chosen by score before they are ranked
+            score_threshold=score_threshold,
             overlap_threshold=overlap_threshold,
             stuff_area_threshold=stuff_area_threshold,
             void_policy=void_policy,
@@ -232,6 +232,8 @@ class SpatialRankingFusion(HeuristicFusion):
                 "MODEL.PANOPTIC_FUSION.NAME is 'spatial_ranking', but the data set has no thing to "
                 "rank; use 'heuristic'"
             )
+        # Instances are chosen by score before they are ranked; the merging then takes all.
+        self.options["score_threshold"] = -math.inf
         self.score_threshold, self.loss_weight = score_threshold, loss_weight
         self.head = SpatialRankingHead(
             num_things=len(self.thing_ids),

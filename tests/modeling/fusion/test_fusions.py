@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -160,6 +162,56 @@ def test_a_name_almost_right_is_named() -> None:
 def test_an_unknown_void_policy_names_the_key() -> None:
     with pytest.raises(ConfigError, match=r"VOID_POLICY is 'stuf'.*did you mean 'stuff'"):
         build_panoptic_fusion(make_cfg(VOID_POLICY="stuf"), thing_ids=())
+
+
+RANKED = [*FUSIONS, "spatial_ranking"]
+PLAIN = [name for name in RANKED if name != "upsnet"]
+OUT_OF_RANGE = [
+    *((names, key, value, "from 0 to 1; write 50% as 0.5")
+      for value in (50, -0.1, 1.01, math.nan)
+      for names, key in (
+          (PLAIN, "SCORE_THRESHOLD"), (PLAIN, "OVERLAP_THRESHOLD"),
+          (["upsnet"], "UPSNET.SCORE_THRESHOLD"), (["upsnet"], "UPSNET.NMS_THRESHOLD"),
+          (["upsnet"], "UPSNET.OVERLAP_THRESHOLD"),
+      )),
+    *((["hadamard"], "INSTANCE_LOGIT_SCALE", value, "a finite number above 0; 1.0 is")
+      for value in (0.0, -1.0, math.inf, math.nan)),
+    *((RANKED, "STUFF_AREA_THRESHOLD", value, "pixels, 0 or more; 0 keeps all stuff")
+      for value in (-1, math.nan)),
+]  # fmt: skip
+
+
+def build(name: str, key: str, value: float) -> None:
+    cfg = make_cfg(NAME=name)
+    *groups, leaf = key.split(".")
+    keys = cfg.MODEL.PANOPTIC_FUSION
+    for group in groups:
+        keys = keys[group]
+    keys[leaf] = value
+    build_panoptic_fusion(cfg, thing_ids=(1, 4))
+
+
+@pytest.mark.parametrize(("names", "key", "value", "expected"), OUT_OF_RANGE)
+def test_a_number_out_of_range_names_the_key_of_the_fusion_that_reads_it(
+    names: list[str], key: str, value: float, expected: str
+) -> None:
+    message = re.escape(f"MODEL.PANOPTIC_FUSION.{key} is {value!r}; expected ")
+    for name in RANKED:
+        if name in names:
+            with pytest.raises(ConfigError, match=message + ".*" + re.escape(expected)):
+                build(name, key, value)
+        else:
+            build(name, key, value)
+
+
+@pytest.mark.parametrize("name", RANKED)
+def test_both_ends_of_a_range_are_in_it(name: str) -> None:
+    for value in (0, 1, 0.0, 1.0):
+        for key in ("SCORE_THRESHOLD", "OVERLAP_THRESHOLD", "STUFF_AREA_THRESHOLD"):
+            build(name, key, value)
+        for key in ("SCORE_THRESHOLD", "NMS_THRESHOLD", "OVERLAP_THRESHOLD"):
+            build(name, f"UPSNET.{key}", value)
+    build(name, "INSTANCE_LOGIT_SCALE", 1e-3)
 
 
 # COCO's "separated" metadata: one semantic class for all things, so that no channel is a thing's.

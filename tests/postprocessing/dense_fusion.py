@@ -5,6 +5,7 @@ Nothing here is shared with panoptic_ext.postprocessing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -219,14 +220,32 @@ def iou(a: Tensor, b: Tensor) -> float:
 
 
 def check(found: tuple[Tensor, list[dict[str, Any]]], expected: Dense) -> None:
-    """Equal, but for pixels that rounding may give to either of two."""
+    """Equal, but for pixels that rounding may give to either of two.
+
+    A segment may be on one side only if such pixels are all it has. What both sides have is equal
+    in all but the area, which is that of the map (`check_consistent`).
+    """
     panoptic_seg, segments = found
     assert panoptic_seg.dtype == torch.int32
-    differ = panoptic_seg.cpu() != expected.panoptic_seg
+    check_consistent(panoptic_seg.cpu(), segments)
+    wanted = {identity(s): s["id"] for s in expected.segments}
+    table = torch.tensor([0] + [wanted.get(identity(s), VOID) for s in segments])
+    differ = table[panoptic_seg.cpu().long()] != expected.panoptic_seg
     assert not (differ & (expected.margin > 1e-4)).any()
     if not differ.any():
         assert segments == expected.segments
-    check_consistent(panoptic_seg.cpu(), segments)
+    common = wanted.keys() & {identity(s) for s in segments}
+    ours, theirs = (
+        [{**s, "id": None, "area": None} for s in side if identity(s) in common]
+        for side in (segments, expected.segments)
+    )
+    assert ours == theirs
+
+
+def identity(segment: dict[str, Any]) -> tuple[bool, int]:
+    """What a segment is, whatever its id: an instance of the arguments, or a class of stuff."""
+    thing = segment["isthing"]
+    return thing, segment["instance_id" if thing else "category_id"]
 
 
 def check_consistent(panoptic_seg: Tensor, segments: list[dict[str, Any]]) -> None:
@@ -283,6 +302,24 @@ def make_case(
         mask_logits=torch.from_numpy(mask_logits.astype(np.float32)),
         thing_ids=thing_ids,
         options={**DEFAULTS, **options},
+    )
+
+
+def scene(
+    sem_seg: Any,
+    instances: Sequence[tuple[Sequence[float], int, float]] = (),
+    things: Sequence[int] = (1,),
+    **options: Any,
+) -> Case:
+    """From (K, H, W) nested logits and (box, class, constant mask logit) by falling score."""
+    return Case(
+        sem_seg=torch.tensor(sem_seg, dtype=torch.float32),
+        boxes=torch.tensor([box for box, _, _ in instances], dtype=torch.float32).view(-1, 4),
+        scores=torch.linspace(0.9, 0.6, max(1, len(instances)))[: len(instances)],
+        classes=torch.tensor([label for _, label, _ in instances], dtype=torch.int64),
+        mask_logits=torch.tensor([x for _, _, x in instances]).view(-1, 1, 1).expand(-1, 28, 28),
+        thing_ids=tuple(things),
+        options={**DEFAULTS, "stuff_area_threshold": 1, **options},
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -13,33 +14,44 @@ from panoptic_ext.postprocessing import hadamard_fusion, instance_windows, seman
 from panoptic_ext.postprocessing.hadamard_fusion import hadamard_product
 
 from . import dense_fusion as dense
-from .dense_fusion import DEFAULTS, Case, make_case
+from .dense_fusion import Case, make_case
 
 hadamard_cases = dense.cases(instance_logit_scale=st.sampled_from([1.0, 4.0]))
+scene = partial(dense.scene, instance_logit_scale=1.0)
 
 
 def fuse(case: Case):
     return hadamard_fusion(case.sem_seg, **case.arguments)
 
 
-def scene(sem_seg, instances=(), things=(1,), **options) -> Case:
-    """From (K, H, W) nested logits and (box, class, constant mask logit) by falling score."""
-    instances = list(instances)
-    return Case(
-        sem_seg=torch.tensor(sem_seg, dtype=torch.float32),
-        boxes=torch.tensor([box for box, _, _ in instances], dtype=torch.float32).view(-1, 4),
-        scores=torch.linspace(0.9, 0.6, max(1, len(instances)))[: len(instances)],
-        classes=torch.tensor([label for _, label, _ in instances], dtype=torch.int64),
-        mask_logits=torch.tensor([x for _, _, x in instances]).view(-1, 1, 1).expand(-1, 28, 28),
-        thing_ids=tuple(things),
-        options={**DEFAULTS, "stuff_area_threshold": 1, "instance_logit_scale": 1.0, **options},
-    )
-
-
 @given(case=hadamard_cases)
 @settings(max_examples=150, deadline=None)
 def test_equals_the_dense_steps(case: Case) -> None:
     dense.check(fuse(case), dense.hadamard(case))
+
+
+def test_the_check_forgives_rounding_and_nothing_else() -> None:
+    # Two columns of stuff and one of an instance; the last pixel may be either's.
+    case = scene([[[5.0] * 3] * 2, [[8.0] * 3] * 2], [((2, 0, 3, 2), 1, 8.0)])
+    expected = dense.hadamard(case)
+    expected.panoptic_seg[:, :2] = 2  # where the thing has no instance
+    expected.segments.append({"id": 2, "isthing": False, "category_id": 0, "area": 4})
+    expected.margin = torch.ones(2, 3)
+    expected.margin[1, 2] = 0
+    found, segments = expected.panoptic_seg.clone(), [dict(s) for s in expected.segments]
+    found[1, 2] = 2
+    segments[0]["area"], segments[1]["area"] = 1, 5
+    dense.check((found, segments), expected)
+    for index, key, value in ((0, "score", 0.3), (0, "category_id", 0), (0, "instance_id", 1)):
+        wrong = [dict(s) for s in segments]
+        wrong[index][key] = value
+        with pytest.raises(AssertionError):
+            dense.check((found, wrong), expected)
+    alone = [{"id": 1, "isthing": False, "category_id": 0, "area": 6}]
+    with pytest.raises(AssertionError):  # the instance's other pixel is sure
+        dense.check((torch.ones(2, 3, dtype=torch.int32), alone), expected)
+    expected.margin[0, 2] = 0
+    dense.check((torch.ones(2, 3, dtype=torch.int32), alone), expected)
 
 
 @given(case=hadamard_cases)

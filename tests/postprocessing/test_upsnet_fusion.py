@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,27 +14,14 @@ from hypothesis import strategies as st
 from panoptic_ext.postprocessing import instance_windows, semantic_labels, upsnet_fusion
 
 from . import dense_fusion as dense
-from .dense_fusion import DEFAULTS, Case, make_case
+from .dense_fusion import Case, make_case
 
 upsnet_cases = dense.cases(nms_threshold=st.sampled_from([0.1, 0.5, 1.0]))
+scene = partial(dense.scene, nms_threshold=0.5)
 
 
 def fuse(case: Case):
     return upsnet_fusion(case.sem_seg, **case.arguments)
-
-
-def scene(sem_seg, instances=(), things=(1,), **options: Any) -> Case:
-    """From (K, H, W) nested logits and (box, class, constant mask logit) by falling score."""
-    instances = list(instances)
-    return Case(
-        sem_seg=torch.tensor(sem_seg, dtype=torch.float32),
-        boxes=torch.tensor([box for box, _, _ in instances], dtype=torch.float32).view(-1, 4),
-        scores=torch.linspace(0.9, 0.6, max(1, len(instances)))[: len(instances)],
-        classes=torch.tensor([label for _, label, _ in instances], dtype=torch.int64),
-        mask_logits=torch.tensor([x for _, _, x in instances]).view(-1, 1, 1).expand(-1, 28, 28),
-        thing_ids=tuple(things),
-        options={**DEFAULTS, "stuff_area_threshold": 1, "nms_threshold": 0.5, **options},
-    )
 
 
 @given(case=upsnet_cases)

@@ -144,8 +144,8 @@ def measure_memory(which: str, work: str, size: Size, dtype: str, device: str) -
     del peer, ours
     autocast = autocast_of(dtype, device)
     if work == "training":
-        RUNS[work](side, autocast)  # gradients and the optimizer's state belong to the model
-        side.optimizer.zero_grad(set_to_none=False)
+        RUNS[work](side, autocast)  # the optimizer's state belongs to the model, gradients do not
+        side.optimizer.zero_grad()
     gc.collect()
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()

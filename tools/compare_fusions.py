@@ -44,6 +44,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--runs", nargs="+", required=True, metavar="OUTPUT_DIR")
     parser.add_argument("--fusions", nargs="+", default=[], metavar="NAME", help="default: all")
+    parser.add_argument("--weights", default="", help="checkpoint (default: the last of each run)")
     parser.add_argument("--sheet", help="picture of the first run's results, .png or .jpg")
     parser.add_argument("--images", type=count, default=3, help="rows of the picture (3)")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE")
@@ -54,7 +55,7 @@ def compare_run(run: str, args: argparse.Namespace, *, sheet: bool) -> dict[str,
     """Results of one run's weights; the contact sheet if wanted."""
     cfg = load_run_cfg(run, args.opts)
     name, data = load_test_data(cfg)
-    predictor = Predictor(cfg, weights=find_weights(cfg, folder=run))
+    predictor = Predictor(cfg, weights=args.weights or find_weights(cfg, folder=run))
     fusions = fusions_of(predictor, args.fusions)
     records = {record["image_id"]: record for record in DatasetCatalog.get(name)}
     step = max(1, len(records) // max(args.images, 1))

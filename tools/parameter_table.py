@@ -17,6 +17,7 @@ from pathlib import Path
 
 # fvcore and Detectron2 script functions, and torch says so at every start.
 warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from detectron2.modeling import build_model
 from tabulate import tabulate

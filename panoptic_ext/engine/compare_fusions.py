@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,7 +18,10 @@ __all__ = ["FUSIONS", "compare_fusions", "fusion_table", "fusions_of", "load_tes
 logger = logging.getLogger(__name__)
 
 FUSIONS = ("hadamard", "heuristic", "upsnet", "spatial_ranking")
-"""The fusions compared by default; a learned one only where the weights hold it."""
+"""The fusions compared by default; a learned one only where the weights hold it.
+
+`naive` works on files of any two models: tools/combine_predictions.py.
+"""
 
 QUALITIES = ("PQ", "PQ_th", "PQ_st", "SQ", "RQ")
 
@@ -96,7 +98,7 @@ def compare_fusions(
                 for name, fusion in fusions.items():
                     model.fusion = fusion
                     with torch.no_grad(), predictor.precision.autocast():
-                        output = model.postprocess_one(copy.deepcopy(found), logits, given)
+                        output = model.postprocess_one(found, logits, given)
                     evaluators[name].process([given], [output])
                     results[name] = output["panoptic_seg"]
                 if seen is not None:

@@ -25,6 +25,7 @@ from panoptic_ext.engine.setup import (
     load_cfg,
     prepare_output,
     set_precision,
+    without_pretrained,
 )
 from panoptic_ext.engine.trainer import Trainer
 from panoptic_ext.errors import ConfigError, PanopticExtError
@@ -142,7 +143,8 @@ def _work(cfg: CfgNode, args: argparse.Namespace) -> int:
     elif args.eval_only:
         _evaluate(cfg, args.resume)
     else:
-        trainer = Trainer(cfg)
+        reader = Checkpointer(torch.nn.Identity(), cfg.OUTPUT_DIR, save_to_disk=False)
+        trainer = Trainer(cfg, weights_follow=args.resume and reader.has_checkpoint())
         trainer.resume_or_load(resume=args.resume)
         trainer.train()
     return 0
@@ -151,7 +153,7 @@ def _work(cfg: CfgNode, args: argparse.Namespace) -> int:
 def _evaluate(cfg: CfgNode, resume: bool) -> None:
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty; name a data set to evaluate on")
-    model = Trainer.build_model(cfg)
+    model = Trainer.build_model(without_pretrained(cfg))
     checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, allow_pickle=cfg.MODEL.ALLOW_PICKLE)
     if resume and comm.all_gather(checkpointer.has_checkpoint())[0]:
         checkpointer.resume()

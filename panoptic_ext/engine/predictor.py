@@ -17,7 +17,7 @@ from panoptic_ext.data.augmentation import ResizeShortestEdge
 from panoptic_ext.data.metadata_io import METADATA_FILE, load_metadata
 from panoptic_ext.engine.checkpoint import Checkpointer
 from panoptic_ext.engine.precision import evaluation_precision
-from panoptic_ext.engine.setup import choose_device, load_cfg
+from panoptic_ext.engine.setup import choose_device, load_cfg, without_pretrained
 from panoptic_ext.errors import ConfigError
 
 __all__ = ["Predictor", "find_weights", "load_run_cfg"]
@@ -58,7 +58,7 @@ class Predictor(DefaultPredictor):
                 "come from a data set; name one in either"
             )
         self.metadata = MetadataCatalog.get(names[0])
-        self.model = build_model(self.cfg).eval()
+        self.model = build_model(without_pretrained(self.cfg)).eval()
         checkpointer = Checkpointer(
             self.model, save_to_disk=False, allow_pickle=cfg.MODEL.ALLOW_PICKLE
         )

@@ -19,7 +19,14 @@ from panoptic_ext.engine.yaml_config import merge_settings, read_file, read_opts
 from panoptic_ext.errors import ConfigError, nearest
 from panoptic_ext.modeling.published_names import resolve_published_names
 
-__all__ = ["check_workers", "choose_device", "load_cfg", "prepare_output", "set_precision"]
+__all__ = [
+    "check_workers",
+    "choose_device",
+    "load_cfg",
+    "prepare_output",
+    "set_precision",
+    "without_pretrained",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -277,3 +284,12 @@ def prepare_output(folder: str) -> None:
             f"OUTPUT_DIR {folder} cannot be written: {error.strerror or error}. Free space, mend "
             "its permissions, or give another folder with OUTPUT_DIR FOLDER"
         ) from error
+
+
+def without_pretrained(cfg: CfgNode) -> CfgNode:
+    """The config of the same model, built without fetching weights that a checkpoint replaces."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.TIMM.PRETRAINED = False
+    cfg.freeze()
+    return cfg

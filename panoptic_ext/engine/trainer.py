@@ -28,7 +28,7 @@ from panoptic_ext.engine.hooks import (
 from panoptic_ext.engine.precision import build_grad_scaler, training_precision
 from panoptic_ext.engine.resume import compare_runs, run_fingerprint
 from panoptic_ext.engine.rng import get_rng_state, set_rng_state
-from panoptic_ext.engine.setup import prepare_output
+from panoptic_ext.engine.setup import prepare_output, without_pretrained
 from panoptic_ext.engine.train_step import TrainStep
 from panoptic_ext.errors import CheckpointError, ConfigError
 
@@ -49,12 +49,17 @@ class Trainer(DefaultTrainer):
     Classmethods `build_*` and `test` may be overridden as in Detectron2.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, *, weights_follow: bool = False) -> None:
+        """
+        Args:
+            cfg: the config.
+            weights_follow: a checkpoint will be loaded, so pretrained weights are not fetched.
+        """
         TrainerBase.__init__(self)  # DefaultTrainer's differs between v0.6 and main
         if comm.is_main_process():
             prepare_output(cfg.OUTPUT_DIR)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        model = self.build_model(cfg)
+        model = self.build_model(without_pretrained(cfg) if weights_follow else cfg)
         optim = self.build_optimizer(cfg, model)
         precision = training_precision(cfg)
         if precision.dtype is not None:

@@ -211,7 +211,13 @@ def load_from_transformers(model: nn.Module, source: str | nn.Module | Mapping[s
         for name in found
         if name in wanted and found[name].shape != wanted[name].shape
     ]
-    missing = [n for n in wanted if n not in found and n.rpartition(".")[2] not in _MADE_HERE]
+    missing = [
+        n
+        for n in wanted
+        if n not in found
+        and n.rpartition(".")[2] not in _MADE_HERE
+        and not n.startswith("semantic_classifier.")  # of training alone
+    ]
     unexpected = [name for name in found if name not in wanted]
     if wrong or missing or unexpected:
         kinds = {"of another shape": wrong, "missing": missing, "not in this model": unexpected}

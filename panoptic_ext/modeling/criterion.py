@@ -76,7 +76,7 @@ class SetCriterion(nn.Module):
             DatasetError, NonFiniteLossError: see `HungarianMatcher`.
         """
         every_output = [outputs, *outputs.get("aux_outputs", [])]
-        matches = self.matcher(every_output, targets)
+        matches = _moved(self.matcher(every_output, targets), outputs["pred_masks"].device)
         num_masks = _average_num_masks(targets, outputs["pred_masks"].device)
         losses: dict[str, Tensor] = {}
         with torch.autocast(outputs["pred_masks"].device.type, enabled=False):
@@ -99,7 +99,7 @@ class SetCriterion(nn.Module):
         classes = torch.full(logits.shape[:2], self.num_classes, device=logits.device)
         for row, target, (queries, chosen) in zip(classes, targets, match, strict=True):
             device = logits.device
-            row[queries.to(device)] = target.labels.to(device)[chosen.to(device)]
+            row[queries] = target.labels.to(device)[chosen]
         return classification_loss(logits, classes, self.empty_weight)
 
     def _mask_losses(
@@ -119,7 +119,7 @@ class SetCriterion(nn.Module):
         counts = [len(queries) for queries, _ in match]
         truth = torch.cat(
             [
-                target.sample_each(chosen.to(matched.device), own)
+                target.sample_each(chosen, own)
                 for target, (_, chosen), own in zip(
                     targets, match, points.split(counts), strict=True
                 )
@@ -127,6 +127,16 @@ class SetCriterion(nn.Module):
         )
         logits = sample_masks(matched, points)
         return point_mask_loss(logits, truth, num_masks), point_dice_loss(logits, truth, num_masks)
+
+
+def _moved(matches: list[list[Match]], device: torch.device) -> list[list[Match]]:
+    """All matches on the device, by one copy that the host does not wait for."""
+    flat = [part for of_output in matches for match in of_output for part in match]
+    joined = torch.cat(flat)
+    if device.type == "cuda":
+        joined = joined.pin_memory()
+    pieces = iter(joined.to(device, non_blocking=True).split([len(part) for part in flat]))
+    return [[(next(pieces), next(pieces)) for _ in of_output] for of_output in matches]
 
 
 def _average_num_masks(targets: Sequence[MaskTargets], device: torch.device) -> float:

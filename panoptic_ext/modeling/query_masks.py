@@ -31,7 +31,7 @@ def mask_logits(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
             F.conv2d(features[None], embed[:, :, None, None])
             for features, embed in zip(mask_features, mask_embed, strict=True)
         ]
-        return torch.cat(each).contiguous()
+        return (each[0] if len(each) == 1 else torch.cat(each)).contiguous()
     return torch.bmm(mask_embed, mask_features.flatten(2)).unflatten(-1, mask_features.shape[-2:])
 
 
@@ -85,7 +85,7 @@ def matched_masks(
 
     Args:
         outputs: as in `masks_at_points`.
-        queries: of each output, of each image, (M,) int64 rows.
+        queries: of each output, of each image, (M,) int64 rows on the masks' device.
 
     Returns:
         For each output the (sum of M, h, w) float32 logits of its matches, image after image.
@@ -96,21 +96,22 @@ def matched_masks(
     pieces: list[list[Tensor]] = [[] for _ in every]
     for image, features in enumerate(every[0].features):
         # One product for all outputs: their gradients meet in it, not in maps of D channels.
-        rows = [rows[image].to(features.device) for rows in queries]
+        rows = [rows[image] for rows in queries]
         chosen = [masks.embed[image][own] for masks, own in zip(every, rows, strict=True)]
         logits = _product(torch.cat(chosen), features).float()
         for piece, part in zip(pieces, logits.split([len(own) for own in rows]), strict=True):
             piece.append(part)
-    return [torch.cat(piece) for piece in pieces]
+    return [piece[0] if len(piece) == 1 else torch.cat(piece) for piece in pieces]
 
 
 def _rows(masks: Tensor, queries: Sequence[Tensor]) -> Tensor:
     images = torch.cat([torch.full_like(own, image) for image, own in enumerate(queries)])
-    return masks[images.to(masks.device), torch.cat(list(queries)).to(masks.device)]
+    return masks[images, torch.cat(list(queries))]
 
 
 def _product(embed: Tensor, features: Tensor) -> Tensor:
     """(M, D) with (D, h, w) -> (M, h, w); a convolution cannot have no output channel."""
+    features = features.to(embed.dtype)  # autocast, which would do so, is off in the loss
     if len(embed) == 0:
-        return (embed @ features.flatten(1).to(embed.dtype)).view(0, *features.shape[-2:])
+        return (embed @ features.flatten(1)).view(0, *features.shape[-2:])
     return mask_logits(embed[None], features[None])[0]

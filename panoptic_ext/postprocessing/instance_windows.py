@@ -268,7 +268,7 @@ def take_if_better(logits: Tensor, code: int, *, best: Tensor, codes: Tensor) ->
 
 def _spares_host(tensor: Tensor) -> bool:
     """Whether work is queued on a device: large steps, and answers that the host never reads."""
-    return tensor.is_cuda
+    return tensor.device.type != "cpu"
 
 
 def _grid(box: Tensor, instance: Instance) -> tuple[Tensor, Tensor]:

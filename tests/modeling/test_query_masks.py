@@ -107,3 +107,15 @@ def test_low_precision(dtype):
         assert lazy[name].dtype == torch.float32
         torch.testing.assert_close(lazy[name], dense[name], rtol=0.05, atol=0.05)
     assert all(torch.isfinite(grad).all() for grad in [*wanted, *found])
+
+
+@pytest.mark.parametrize("rows", [[2, 0], []])
+def test_features_and_embeddings_of_different_types(rows):
+    """A pixel decoder of a user's may stay in float32 under autocast."""
+    features = torch.randn(1, CHANNELS, 4, 4, requires_grad=True)
+    embed = torch.randn(1, 3, CHANNELS, dtype=torch.bfloat16, requires_grad=True)
+    outputs = [{"pred_masks": QueryMasks(embed, features)}]
+    (masks,) = matched_masks(outputs, [[torch.tensor(rows, dtype=torch.int64)]])
+    assert masks.dtype == torch.float32 and masks.shape == (len(rows), 4, 4)
+    masks.sum().backward()
+    assert features.grad is not None and embed.grad is not None

@@ -22,6 +22,10 @@ TINY = [
     *("DATASETS.SHAPES.NUM_TRAIN", "4", "DATASETS.SHAPES.NUM_VAL", "3"),
     *("SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"),
     *("TEST.EVAL_PERIOD", "0", "TEST.CONTACT_SHEET", "0", "MODEL.DEVICE", "cpu", "SEED", "1"),
+    # Two iterations teach nothing: everything is shown, so that fusions differ.
+    *("MODEL.PANOPTIC_FUSION.SCORE_THRESHOLD", "0.0", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"),
+    *("MODEL.PANOPTIC_FUSION.UPSNET.SCORE_THRESHOLD", "0.0"),
+    *("MODEL.PANOPTIC_FUSION.STUFF_AREA_THRESHOLD", "0", "TEST.WRITE_PREDICTIONS", "True"),
 ]
 
 pytestmark = pytest.mark.slow
@@ -65,22 +69,33 @@ def test_every_fusion_on_the_same_weights(trained, cache, tmp_path):
     assert width > 6 * 300 and height > 2 * 100
 
 
-@pytest.mark.parametrize("fusion", ["hadamard", "upsnet"])
-def test_an_option_changes_the_fusion_of_trained_weights(trained, cache, tmp_path, fusion):
-    """The same numbers as in the comparison, by train_net.py --eval-only alone."""
-    folder = tmp_path / "evaluated"
+def evaluate(trained, cache, folder, fusion):
+    """Quality and segments by train_net.py --eval-only with another fusion."""
     run(
         cache, "train_net.py", "--eval-only", "--config-file", str(trained / "config.yaml"),
         "MODEL.WEIGHTS", str(trained / "model_final.pth"), "OUTPUT_DIR", str(folder),
         "MODEL.PANOPTIC_FUSION.NAME", fusion,
     )  # fmt: skip
-    saved = json.loads((folder / "inference/shapes_panoptic_val/results.json").read_text())
-    command = ["tools/compare_fusions.py", "--runs", str(trained), "--fusions", fusion]
-    row = run(cache, *command).splitlines()
-    found = [cell for line in row if line.startswith(f"| {fusion}") for cell in line.split("|")[2:]]
-    quality = saved["panoptic_seg"]
-    expected = [f"{quality[key]:.2f}" for key in ("PQ", "PQ_th", "PQ_st", "SQ", "RQ")]
-    assert [cell.strip() for cell in found if cell.strip()] == expected
+    results = folder / "inference" / "shapes_panoptic_val"
+    quality = json.loads((results / "results.json").read_text())["panoptic_seg"]
+    predicted = json.loads((results / "panoptic_predictions.json").read_text())
+    return quality, [entry["segments_info"] for entry in predicted["annotations"]]
+
+
+def test_an_option_changes_the_fusion_of_trained_weights(trained, cache, tmp_path):
+    """Other segments, and the numbers of the comparison, by train_net.py --eval-only alone."""
+    fusions = ("hadamard", "upsnet")
+    found = {name: evaluate(trained, cache, tmp_path / name, name) for name in fusions}
+    assert found["hadamard"][1] != found["upsnet"][1]
+    assert sum(len(segments) for segments in found["hadamard"][1]) > 0
+    command = ["tools/compare_fusions.py", "--runs", str(trained), "--fusions", *fusions]
+    rows = [line.split("|") for line in run(cache, *command).splitlines()]
+    compared = {
+        row[1].strip(): [cell.strip() for cell in row[2:-1]] for row in rows if len(row) > 2
+    }
+    for name, (quality, _) in found.items():
+        keys = ("PQ", "PQ_th", "PQ_st", "SQ", "RQ")
+        assert compared[name] == [f"{quality[key]:.2f}" for key in keys]
 
 
 def test_errors(trained, cache, tmp_path):

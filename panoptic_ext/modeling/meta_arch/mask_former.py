@@ -23,6 +23,7 @@ from ..backbone.folded_norm import fold_norms
 from ..criterion import SetCriterion
 from ..losses import semantic_loss
 from ..matcher import HungarianMatcher
+from .mask_former_head import takes_dense
 from .mask_targets import TASKS, build_mask_targets
 from .panoptic_fpn import thing_ids_of_dataset
 
@@ -103,6 +104,9 @@ class PanopticExtMaskFormer(nn.Module):
         self.ignore_value = ignore_value
         self.deep_supervision = deep_supervision
         self.semantic_classifier = semantic_classifier
+        # Each layer looks at one of three levels: with fewer layers some are never looked at.
+        predictor = getattr(sem_seg_head, "predictor", None)
+        self.find_unused_parameters = getattr(predictor, "num_layers", 3) < 3
         self.semantic_loss_weight = semantic_loss_weight
         self.semantic_on = semantic_on
         self.instance_on = instance_on
@@ -173,7 +177,8 @@ class PanopticExtMaskFormer(nn.Module):
         images = self.preprocess_image(batched_inputs)
         aux = self.training and self.deep_supervision
         features = self.backbone(images.tensor)
-        outputs = self.sem_seg_head(features, aux=aux, dense=not self.training)
+        lazy = {"dense": False} if self.training and takes_dense(self.sem_seg_head) else {}
+        outputs = self.sem_seg_head(features, aux=aux, **lazy)
         if self.training:
             return self.losses(outputs, images, batched_inputs)
         padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
@@ -187,6 +192,18 @@ class PanopticExtMaskFormer(nn.Module):
                 strict=True,
             )
         ]
+
+    def rename_old_parameters(self, weights: dict[str, Tensor], prefix: str) -> None:
+        """Let weights with and without the classifier of training be loaded; edits `weights`.
+
+        Called by panoptic_ext's checkpointer. Inference does not use it, so nothing is missing.
+        """
+        prefix = f"{prefix}semantic_classifier."
+        own = self.semantic_classifier.state_dict() if self.semantic_classifier is not None else {}
+        for name in [n for n in weights if n.startswith(prefix) and n[len(prefix) :] not in own]:
+            del weights[name]
+        for name, value in own.items():
+            weights.setdefault(prefix + name, value)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalised images, padded with 0 to one size; on a CPU in channels_last layout.
@@ -275,7 +292,12 @@ def _column(values: Sequence[float]) -> Tensor:
 
 
 def _build_semantic_classifier(cfg: Any) -> nn.Module | None:
-    if not cfg.MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT:
+    weight = cfg.MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT
+    if weight < 0:
+        raise ConfigError(
+            f"MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT is {weight}, expected 0 (no such loss) or more"
+        )
+    if not weight:
         return None
     head = cfg.MODEL.SEM_SEG_HEAD
     return nn.Conv2d(head.MASK_DIM, head.NUM_CLASSES, kernel_size=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from detectron2.config import configurable
@@ -14,9 +15,14 @@ from ..pixel_decoder import build_pixel_decoder
 from ..query_masks import QueryMasks
 from ..transformer_decoder import build_transformer_decoder
 
-__all__ = ["PanopticExtMaskFormerHead"]
+__all__ = ["PanopticExtMaskFormerHead", "takes_dense"]
 
 IN_FEATURE = "multi_scale_pixel_decoder"
+
+
+def takes_dense(module: nn.Module) -> bool:
+    """Whether the module's `forward` has the keyword `dense`; a subclass may have overridden it."""
+    return "dense" in inspect.signature(type(module).forward).parameters
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -69,7 +75,7 @@ class PanopticExtMaskFormerHead(nn.Module):
         mask_features, multi_scale_features = self.pixel_decoder(features)
         if dense:
             return self.predictor(multi_scale_features, mask_features, aux=aux)
-        if getattr(self.predictor, "gives_mask_embed", False):
+        if takes_dense(self.predictor):
             outputs = self.predictor(multi_scale_features, mask_features, aux=aux, dense=False)
             for output in [outputs, *outputs["aux_outputs"]]:
                 output["pred_masks"] = QueryMasks(output.pop("mask_embed"), mask_features)

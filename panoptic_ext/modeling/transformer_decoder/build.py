@@ -14,9 +14,9 @@ __all__ = ["TRANSFORMER_DECODER_REGISTRY", "build_transformer_decoder"]
 TRANSFORMER_DECODER_REGISTRY = Registry("PANOPTIC_EXT_TRANSFORMER_DECODER")
 TRANSFORMER_DECODER_REGISTRY.__doc__ = """
 Classes called as `decoder(cfg, in_channels)`, whose `forward(multi_scale_features, mask_features,
-*, aux)` returns "pred_logits", "pred_masks" and "aux_outputs". With the class attribute
-`gives_mask_embed` it is called in training with `dense=False` and returns "mask_embed" (B, Q,
-mask_dim) instead of "pred_masks": the loss then computes what it needs of the masks.
+*, aux)` returns "pred_logits", "pred_masks" and "aux_outputs". One whose `forward` has the keyword
+`dense` is called in training with `dense=False` and returns "mask_embed" (B, Q, mask_dim) instead
+of "pred_masks": the loss then computes what it needs of the masks.
 """
 
 

@@ -55,8 +55,6 @@ def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
 class MultiScaleMaskedTransformerDecoder(nn.Module):
     """Queries refined by masked attention to three levels in turn, and their classes and masks."""
 
-    gives_mask_embed = True  # `forward` knows `dense`
-
     @configurable
     def __init__(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partialmethod
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from detectron2.structures import Instances
 from panoptic_ext import add_panoptic_ext_config
 from panoptic_ext.engine.checkpoint import Checkpointer
 from panoptic_ext.errors import CheckpointError, ConfigError, DatasetError
+from panoptic_ext.modeling.transformer_decoder import masked_transformer_decoder
 from tests.fakes import IS_THING, fake_metadata
 
 NAME = "fake_mask_former"
@@ -227,14 +227,21 @@ def test_a_label_outside_the_classes_names_the_image(model):
         train(model, [inputs])
 
 
-def test_gradient_checkpointing_changes_no_loss():
+def test_gradient_checkpointing_changes_no_loss(monkeypatch):
     plain = build()
     recomputing = build(**{"MODEL.MASK_FORMER.GRADIENT_CHECKPOINTING": True})
-    losses = []
+    calls, losses = [], []
+    checkpoint = masked_transformer_decoder.checkpoint
+    monkeypatch.setattr(
+        masked_transformer_decoder,
+        "checkpoint",
+        lambda *args, **kwargs: calls.append(args[1]) or checkpoint(*args, **kwargs),
+    )
     for one in (plain, recomputing):
         torch.manual_seed(1)
         losses.append(train(one, [mapped()]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert calls == [0, 1, 2]  # each layer of the second model, none of the first
 
 
 def test_training_in_bfloat16(model):
@@ -258,10 +265,17 @@ def test_inference_in_low_precision_is_close(model, dtype):
 
 def test_compiled_parts_give_the_same(monkeypatch):
     """Traced and differentiated as for real; writing and building C++ takes minutes on a CPU."""
-    compiled = partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    seen = []
+    original = torch.nn.Module.compile
+
+    def compiled(module):
+        seen.append(type(module).__name__)
+        original(module, backend="aot_eager")
+
     monkeypatch.setattr(torch.nn.Module, "compile", compiled)
     small = {"MODEL.MASK_FORMER.DEC_LAYERS": 2}
     plain, model = build(**small), build(**small, **{"MODEL.MASK_FORMER.COMPILE": True})
+    assert seen == ["MSDeformAttnPixelDecoder", "MultiScaleMaskedTransformerDecoder"]
     assert list(model.state_dict()) == list(plain.state_dict())
     expected, found = (predict(one, [mapped()])[0]["sem_seg"] for one in (plain, model))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
@@ -292,6 +306,55 @@ def test_auxiliary_semantic_loss():
 def test_auxiliary_semantic_loss_of_void_is_zero():
     model = build(**{"MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT": 1.0})
     assert train(model, [mapped(num=0)])["loss_sem_seg"] == 0
+
+
+def test_auxiliary_semantic_loss_cannot_be_negative():
+    with pytest.raises(ConfigError, match="SEMANTIC_LOSS_WEIGHT is -1"):
+        build(**{"MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT": -1.0})
+
+
+def test_weights_with_and_without_the_classifier_of_training(model, tmp_path):
+    learning = build(**{"MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT": 1.0})
+    for source, target in ((model, learning), (learning, build())):
+        before = learning.semantic_classifier.weight.clone()
+        Checkpointer(target).load(saved(tmp_path, {"model": changed_copy(source)}), strict=True)
+        weight = source.sem_seg_head.predictor.class_embed.weight + 1
+        assert torch.equal(target.sem_seg_head.predictor.class_embed.weight, weight)
+        assert torch.equal(learning.semantic_classifier.weight, before)
+
+
+def test_padding_changes_nothing(model):
+    """An image alone, padded by hand with the mean, and in a batch with a larger one."""
+    small, large = mapped((50, 70)), mapped((64, 96), seed=1)
+    alone = predict(model, [small])[0]["sem_seg"]
+    in_batch = predict(model, [small, large])[0]["sem_seg"]
+    padded = model.pixel_mean.expand(3, 64, 96).clone()
+    padded[:, :50, :70] = small["image"]
+    by_hand = predict(model, [{"image": padded, "height": 64, "width": 96}])[0]["sem_seg"]
+    torch.testing.assert_close(in_batch, alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(by_hand[:, :50, :70], alone, rtol=1e-4, atol=1e-5)
+
+
+class PlainDecoder(masked_transformer_decoder.MultiScaleMaskedTransformerDecoder):
+    """As a user may have written it: it gives masks and knows nothing of `dense`."""
+
+    def forward(self, multi_scale_features, mask_features, *, aux):
+        return super().forward(multi_scale_features, mask_features, aux=aux)
+
+
+def test_a_decoder_that_gives_masks_trains_to_the_same_losses(model):
+    plain = build()
+    plain.sem_seg_head.predictor.__class__ = PlainDecoder
+    found = []
+    for one in (model, plain):
+        torch.manual_seed(3)
+        found.append(train(one, [mapped(), mapped(seed=1)]))
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def test_few_layers_leave_parameters_unused(model):
+    assert not model.find_unused_parameters
+    assert build(**{"MODEL.MASK_FORMER.DEC_LAYERS": 2}).find_unused_parameters
 
 
 def test_what_the_state_dict_holds(model):

@@ -87,6 +87,17 @@ def test_equals_the_slow_rule(seed, number, score_threshold, overlap_threshold, 
     assert all(s["score"] == case[1][s["instance_id"]] for s in segments if s["isthing"])
 
 
+@pytest.mark.parametrize("number", [100, 400])
+def test_many_instances(number):
+    case = random_case(7, number, (40, 50))
+    expected, rows = slow_fusion(*case, 0.2, 0.75, 5)
+    options = {"score_threshold": 0.2, "overlap_threshold": 0.75, "stuff_area_threshold": 5}
+    found, segments = fuse(*case, **options)
+    np.testing.assert_array_equal(found, expected)
+    assert [(s["category_id"], s.get("instance_id"), s["area"]) for s in segments] == rows
+    assert sum(s["isthing"] for s in segments) > number / 5
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_equals_detectron2(seed):
     labels, _, classes, masks = random_case(seed, 8, (20, 30))

@@ -7,7 +7,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 
 from panoptic_ext.config import add_panoptic_ext_config
 from panoptic_ext.errors import ConfigError
@@ -15,6 +15,9 @@ from panoptic_ext.modeling.fusion import build_panoptic_fusion
 from panoptic_ext.modeling.fusion.build import PanopticFusion
 from panoptic_ext.modeling.fusion.fusions import HeuristicFusion
 from panoptic_ext.modeling.fusion.spatial_ranking import SpatialRankingFusion, SpatialRankingHead
+
+from ...postprocessing import dense_fusion as dense
+from ...postprocessing.test_heuristic_fusion import CORNERS
 
 GROUND, SHIRT, TIE = 0, 1, 3  # unified ids; 2 is stuff too
 SIZE = (24, 32)
@@ -140,6 +143,85 @@ def test_equals_detectron2s_merging_by_rank():
             places[r["instance_id"]] for r in rows if r["isthing"]
         ]
         assert all(s["score"] == scores[s["instance_id"]].item() for s in segments if s["isthing"])
+
+
+def fusion_for(case, seed=0):
+    options = {**case.options, "thing_ids": case.thing_ids, "num_classes": len(case.sem_seg)}
+    return disturb(make_fusion(seed, **options), seed)
+
+
+def slow_merging(fusion, case):
+    """Whole masks, one after the other, in the order of the head; as dense.Dense."""
+    size = tuple(case.sem_seg.shape[1:])
+    order = dense.by_score(case, fusion.score_threshold)
+    ranks = fusion.head.rank(
+        boxes=case.boxes[order],
+        classes=torch.tensor([case.thing_ids.index(c) for c in case.classes[order]]).long(),
+        mask_logits=case.mask_logits[order],
+        image_size=size,
+    ).tolist()
+    places = sorted(range(len(order)), key=lambda i: -ranks[i])
+    inside = Boxes(case.boxes.clone())
+    inside.clip(size)
+    masks = torch.zeros(len(case.boxes), *size, dtype=torch.bool)
+    seen = inside.nonempty()  # Detectron2 pastes nothing else
+    if seen.any():
+        masks[seen] = paste_masks_in_image(case.mask_logits[seen].sigmoid(), case.boxes[seen], size)
+    owner = torch.full(size, dense.VOID)
+    for i in (order[place] for place in places):
+        free = masks[i] & (owner == dense.VOID)
+        area = masks[i].sum().item()
+        if area and 1 - free.sum().item() / area <= case.options["overlap_threshold"]:
+            owner[free] = i
+    ids = list(range(len(case.sem_seg)))
+    if case.options["void_policy"] == "stuff":
+        ids = case.stuff_ids
+    labels = torch.full(size, dense.VOID)
+    if ids:
+        labels = torch.tensor(ids)[case.sem_seg[ids].argmax(0)]
+        labels[torch.isin(labels, torch.tensor(case.thing_ids))] = dense.VOID
+    sure = torch.full(size, torch.inf)
+    return dense.assemble(case, owner, labels, [order[place] for place in places], sure)
+
+
+@pytest.mark.parametrize("corner", sorted(set(CORNERS) - {"only stuff", "all filtered"}))
+def test_corner_cases_equal_the_slow_merging(corner):
+    for seed in range(3):
+        case = dense.make_case(seed, **CORNERS[corner])
+        fusion = fusion_for(case, seed)
+        found = fusion(case.sem_seg, **case.instances)
+        dense.check(found, slow_merging(fusion, case))
+        if corner == "all void":
+            assert found[1] == [] and not found[0].any()
+        if "no stuff" in corner:
+            assert found[1] and all(s["isthing"] for s in found[1])
+        if corner == "stuff policy":
+            assert found[0].ne(0).float().mean() > 0.95  # but for stuff that is too small
+
+
+def test_all_filtered_and_only_instances():
+    case = dense.make_case(0, 6, score_threshold=1.0)
+    case.scores = case.scores * 0.9
+    found, segments = fusion_for(case)(case.sem_seg, **case.instances)
+    assert segments and not any(s["isthing"] for s in segments)
+    assert torch.equal(found, fusion_for(case)(case.sem_seg, **dense.make_case(0, 0).instances)[0])
+    case = dense.make_case(1, 2, score_threshold=0.0, overlap_threshold=1.0)
+    height, width = case.sem_seg.shape[1:]
+    case.boxes = torch.tensor([[0.0, 0, width // 2, height], [width // 2, 0, width, height]])
+    case.mask_logits = torch.full((2, 7, 7), 9.0)
+    found, segments = fusion_for(case)(case.sem_seg, **case.instances)
+    assert found.ne(0).all() and sorted(s["instance_id"] for s in segments) == [0, 1]
+
+
+@pytest.mark.parametrize("count", [100, 400])
+def test_many_instances(count):
+    case = dense.make_case(2, count, size=(48, 60), overlap_threshold=0.9)
+    fusion = fusion_for(case)
+    found = fusion(case.sem_seg, **case.instances)
+    dense.check(found, slow_merging(fusion, case))
+    assert sum(s["isthing"] for s in found[1]) > 20
+    plain = HeuristicFusion(thing_ids=case.thing_ids, num_classes=6, **case.options)
+    assert not torch.equal(found[0], plain(case.sem_seg, **case.instances)[0])  # the head speaks
 
 
 def test_corner_cases():

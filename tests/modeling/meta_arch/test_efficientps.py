@@ -19,6 +19,7 @@ from panoptic_ext.engine.yaml_config import merge_settings, read_file
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.modeling import EfficientPSSemSegHead, UnifiedPanopticFPN
 from tests.fakes import IS_THING, fake_input, fake_metadata
+from tests.postprocessing.dense_fusion import check_consistent
 
 NAME = "fake_efficientps"
 THINGS = [i for i, thing in enumerate(IS_THING) if thing]
@@ -232,6 +233,55 @@ def test_weights_of_one_fusion_load_with_another(ranking, model, caplog):
     strangers = {"something.else": torch.zeros(1)}
     ranking.rename_old_parameters(strangers, "")
     assert list(strangers) == ["something.else"]  # so that it is refused as a whole
+
+
+def check_mixed_precision(fusion, num, dtype, device):
+    """One step of training on `num` instances an image; inference with as many detections."""
+    torch.manual_seed(0)
+    cfg = tiny_cfg(fusion, MODEL__DEVICE=device, TEST__DETECTIONS_PER_IMAGE=num)
+    # An untrained model is sure of nothing: let it detect all the same.
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    cfg.MODEL.PANOPTIC_FUSION.SCORE_THRESHOLD = 0.0
+    cfg.MODEL.PANOPTIC_FUSION.UPSNET.SCORE_THRESHOLD = 0.0
+    cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 20
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 8
+    model = build_model(cfg)
+    size = (64, 64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    # It leaves out a step whose gradients overflow, which is seen below.
+    scaler = torch.amp.GradScaler(device, init_scale=16.0, enabled=dtype == torch.float16)
+    before = [p.detach().clone() for p in model.parameters() if p.requires_grad]
+    with torch.autocast(device, dtype):
+        losses = losses_of(model, [fake_input(num, size, seed=i) for i in range(2)])
+    assert all(loss.isfinite() for loss in losses.values()), losses
+    assert ("loss_spatial_ranking" in losses) == (fusion == "spatial_ranking")
+    scaler.scale(sum(losses.values())).backward()
+    scaler.step(optimizer)
+    after = [p for p in model.parameters() if p.requires_grad]
+    assert all(p.isfinite().all() for p in after)
+    assert any(not torch.equal(p, old) for p, old in zip(after, before, strict=True))
+    with torch.no_grad(), torch.autocast(device, dtype):
+        output = model.eval()([fake_input(num, size)])[0]
+    panoptic_seg, segments = output["panoptic_seg"]
+    assert len(output["instances"]) == num and output["sem_seg"].isfinite().all()
+    assert panoptic_seg.device.type == device and panoptic_seg.dtype == torch.int32
+    check_consistent(panoptic_seg.cpu(), segments)
+    assert all(s["instance_id"] < num for s in segments if s["isthing"])
+
+
+@pytest.mark.parametrize(
+    ("fusion", "num"),
+    [*((name, 2) for name in FUSIONS), *(("spatial_ranking", n) for n in (0, 2)), ("hadamard", 0)],
+)
+def test_a_step_and_inference_under_bf16_autocast(fusion, num):
+    check_mixed_precision(fusion, num, torch.bfloat16, "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num", [0, 2])
+@pytest.mark.parametrize("fusion", [*FUSIONS, "spatial_ranking"])
+def test_a_step_and_inference_under_fp16_autocast_on_cuda(fusion, num):
+    check_mixed_precision(fusion, num, torch.float16, "cuda")
 
 
 def test_a_mask_head_without_logits_is_an_error_that_names_the_key():

@@ -44,7 +44,7 @@ def test_a_copy_with_the_key_off(cfg):
 
 
 def test_evaluation_fetches_nothing(cfg, monkeypatch):
-    monkeypatch.setattr(Trainer, "build_model", refuse)
+    monkeypatch.setattr(Trainer, "build_model", staticmethod(refuse))
     with pytest.raises(BuiltWithError) as found:
         main._evaluate(cfg, resume=False)
     assert not found.value.cfg.MODEL.TIMM.PRETRAINED
@@ -59,7 +59,7 @@ def test_prediction_fetches_nothing(cfg, monkeypatch):
 
 @pytest.mark.parametrize("resumes", [False, True])
 def test_a_training_fetches_unless_it_resumes(cfg, monkeypatch, resumes):
-    monkeypatch.setattr(Trainer, "build_model", refuse)
+    monkeypatch.setattr(Trainer, "build_model", staticmethod(refuse))
     with pytest.raises(BuiltWithError) as found:
         Trainer(cfg, weights_follow=resumes)
     assert found.value.cfg.MODEL.TIMM.PRETRAINED is not resumes

@@ -50,7 +50,9 @@ def read_curve(run: str, label: str, metric: str = "panoptic_seg/PQ") -> Curve:
             seconds += row["time"] * (iteration - last)
             last = iteration
         if metric in row:
-            iterations.append(iteration + 1)
+            # The evaluation after the last step is logged under the number of a step more.
+            after_the_end = "time" not in row and "time" in rows.get(iteration - 1, {})
+            iterations.append(iteration if after_the_end else iteration + 1)
             minutes.append(seconds / 60)
             values.append(float(row[metric]))
     if not values:

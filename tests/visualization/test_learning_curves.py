@@ -36,6 +36,12 @@ def test_iterations_minutes_and_values(run):
     assert curve.minutes == pytest.approx([20 * 9 / 60, 20 * 12 / 60])
 
 
+def test_the_evaluation_after_the_end_counts_no_step(tmp_path):
+    rows = [row(9, 6.0, 5.0), row(19, 6.0), row(20, pq=7.0)]
+    curve = read_curve(write(tmp_path / "ended", rows), "a")
+    assert curve.iterations == [10, 20] and curve.minutes == pytest.approx([1.0, 2.0])
+
+
 def test_a_resumed_run_counts_each_iteration_once(tmp_path, run):
     rows = [row(19, 3.0), row(39, 6.0, 10.5), row(59, 9.0, 3), row(39, 6.0, 10.5), row(59, 3.0, 20)]
     assert read_curve(write(tmp_path / "resumed", rows), "a") == read_curve(run, "a")

@@ -134,7 +134,8 @@ def draw_curves(
         axis.set_xlim(left=0)
         axis.set_ylim(bottom=0)
     axes[0].set_ylabel(metric)
-    axes[1].legend(loc="lower right", fontsize=8)
+    names = axes[0].get_legend_handles_labels()
+    figure.legend(*names, loc="outside lower center", ncols=2, fontsize=8)
     if title:
         figure.suptitle(title)
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)

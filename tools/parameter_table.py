@@ -55,13 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for path in args.configs:
             options = ["MODEL.DEVICE", "cpu", "MODEL.TIMM.PRETRAINED", "False", *args.opts]
             counts = count_parameters(build_model(load_cfg(path, options)))
-            rows.append({"config": Path(path).stem, **counts})
+            millions = {part: f"{count / 1e6:.3f}" for part, count in counts.items()}
+            rows.append({"config": Path(path).stem, **millions})
     except PanopticExtError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    table = [{k: v if isinstance(v, str) else f"{v / 1e6:.3f}" for k, v in r.items()} for r in rows]
     print(
-        tabulate(table, headers="keys", tablefmt="github", stralign="right", disable_numparse=True)
+        tabulate(rows, headers="keys", tablefmt="github", stralign="right", disable_numparse=True)
     )
     return 0
 

@@ -14,11 +14,12 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from panoptic_ext.engine.precision import FULL_PRECISION, Precision
-from panoptic_ext.errors import NonFiniteLossError
+from panoptic_ext.errors import ConfigError, NonFiniteLossError
 
 __all__ = ["TrainStep"]
 
 _MAX_NAMED = 8  # images of each worker named in an error
+_ONE_VALUE = "Expected more than 1 value per channel"  # torch's batch norms
 
 
 class TrainStep:
@@ -63,6 +64,7 @@ class TrainStep:
 
         Raises:
             NonFiniteLossError: on every worker, if a loss of any worker is infinite or NaN.
+            ConfigError: the batch is too small for batch normalisation.
         """
         start = time.perf_counter()
         if self._batches is None:
@@ -70,7 +72,7 @@ class TrainStep:
         data = next(self._batches)
         data_time = time.perf_counter() - start
         with self.precision.autocast():
-            losses = self.model(data)
+            losses = self._losses(data)
         if isinstance(losses, torch.Tensor):
             losses = {"total_loss": losses}
         total = sum(losses.values())
@@ -86,6 +88,20 @@ class TrainStep:
         else:
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
+
+    def _losses(self, data: list[dict[str, Any]]) -> Any:
+        try:
+            return self.model(data)
+        except ValueError as error:
+            if _ONE_VALUE not in str(error):
+                raise
+            sizes = ", ".join(" x ".join(map(str, d["image"].shape[-2:])) for d in data)
+            raise ConfigError(
+                f"batch normalisation found one value a channel in a batch of {sizes} pixels, "
+                "expected two or more to normalise by. Raise SOLVER.IMS_PER_BATCH or "
+                "INPUT.MIN_SIZE_TRAIN, or choose a norm without batch statistics "
+                "(MODEL.RESNETS.NORM FrozenBN or GN)"
+            ) from error
 
 
 class _LossCheck:

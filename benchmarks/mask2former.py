@@ -1,18 +1,19 @@
 """Mask2Former R50 against transformers' with the same weights: time by part, and peak memory.
 
     OMP_NUM_THREADS=2 python benchmarks/mask2former.py [--size 512x512 800x1056] [--rounds 5]
-        [--only inference training memory] [--dtype fp32 bf16] [--device cpu] [--cpu-time]
+        [--only inference training memory] [--dtype fp32 bf16] [--batch 1] [--device cpu]
+        [--cpu-time]
 
-133 classes, 100 queries, batch 1, random weights; the class head is biased so that about 30 queries
-are kept, the same on both sides. Both sides run in turn in one process, so that a busy machine
-slows both; printed are medians. With --cpu-time it is the processor time of all threads, for a busy
-machine (set OMP_WAIT_POLICY=passive, or waiting counts as work). Memory is the peak above the
-loaded model, each side in a process of its own. Inference goes from the uint8 image to the panoptic
-map, each side with its own post-processing, at an overlap threshold of 0.02, since random masks
-overlap much. The peer's takes a short cut: it resizes masks to 384 x 384 and their probabilities
-to the output; the published steps on the peer's logits are timed apart, and their map is compared
-with ours. The training step is forward, losses, backward and AdamW, on 15 segments, with fixed
-batch norms on both sides.
+133 classes, 100 queries, random weights; the class head is biased so that about 30 queries are
+kept, the same on both sides. fp16 and bf16 are autocast; fp16 needs CUDA. Both sides run in turn in
+one process, so that a busy machine slows both; printed are medians. With --cpu-time it is the
+processor time of all threads, for a busy machine (set OMP_WAIT_POLICY=passive, or waiting counts as
+work). Memory is the peak above the loaded model, each side in a process of its own. Inference goes
+from the uint8 image to the panoptic map, each side with its own post-processing, at an overlap
+threshold of 0.02, since random masks overlap much. The peer's takes a short cut: it resizes masks
+to 384 x 384 and their probabilities to the output; the published steps on the peer's logits are
+timed apart, and their map is compared with ours. The training step is forward, losses, backward and
+AdamW, on 15 segments, with fixed batch norms on both sides.
 """
 
 from __future__ import annotations
@@ -74,13 +75,18 @@ def run_training(side: Peer | Ours, autocast: Callable[[], Any]) -> None:
 RUNS = {"inference": run_inference, "training": run_training}
 
 
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 def autocast_of(dtype: str, device: str) -> Callable[[], Any]:
-    return lambda: torch.autocast(device, torch.bfloat16, enabled=dtype == "bf16")
+    kind = DTYPES[dtype]
+    return lambda: torch.autocast(device, kind, enabled=kind is not None)
 
 
 def time_work(work: str, size: Size, dtype: str, options: argparse.Namespace) -> None:
     """Print the rows of one table for one kind of work."""
-    both = make_sides(size, options.device, clock_of(options.device, options.cpu_time))
+    clock = clock_of(options.device, options.cpu_time)
+    both = make_sides(size, options.batch, options.device, clock)
     run, autocast = RUNS[work], autocast_of(dtype, options.device)
     if work == "inference":
         print_agreement(*both, size, autocast)
@@ -99,6 +105,8 @@ def time_work(work: str, size: Size, dtype: str, options: argparse.Namespace) ->
             f"| {ours[part]:.1f} | {ratio:.2f}x | {goal} |",
             flush=True,
         )
+    rates = (f"{1000 * options.batch / times['total']:.2f}" for times in (theirs, ours))
+    print(f"\nimages a second at batch {options.batch}: {', '.join(rates)}")
 
 
 def print_agreement(peer: Peer, ours: Ours, size: Size, autocast: Callable[[], Any]) -> None:
@@ -137,9 +145,9 @@ def resident(field: str) -> float:
     return float("nan")
 
 
-def measure_memory(which: str, work: str, size: Size, dtype: str, device: str) -> float:
+def measure_memory(which: str, work: str, size: Size, batch: int, dtype: str, device: str) -> float:
     """MiB by which one call raises the peak above the loaded model; training steps after one."""
-    peer, ours = make_sides(size, device, time.perf_counter)
+    peer, ours = make_sides(size, batch, device, time.perf_counter)
     side = peer if which == "peer" else ours
     del peer, ours
     autocast = autocast_of(dtype, device)
@@ -163,7 +171,8 @@ def print_memory(work: str, size: Size, dtype: str, options: argparse.Namespace)
     """One row, each side measured in a process of its own."""
     peaks = []
     for which in ("peer", "ours"):
-        given = [which, work, f"{size[0]}x{size[1]}", dtype, options.device, options.threads]
+        extent = f"{size[0]}x{size[1]}"
+        given = [which, work, extent, options.batch, dtype, options.device, options.threads]
         command = [sys.executable, __file__, "--measure", json.dumps(given)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks.append(float(done.stdout.split()[-1]))
@@ -172,6 +181,11 @@ def print_memory(work: str, size: Size, dtype: str, options: argparse.Namespace)
         f"| {peaks[0] / peaks[1]:.1f}x |",
         flush=True,
     )
+
+
+def name_of(device: str) -> str:
+    """The card's name, or the processor's kind."""
+    return torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU"
 
 
 def parse_size(text: str) -> Size:
@@ -185,12 +199,18 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", 2)))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
+    parser.add_argument("--dtype", nargs="+", choices=tuple(DTYPES), default=["fp32", "bf16"])
+    parser.add_argument("--batch", type=int, default=1, help="images a call")
     parser.add_argument("--cpu-time", action="store_true", help="processor time of all threads")
     works = ("inference", "training", "memory")
     parser.add_argument("--only", nargs="+", choices=works, default=works)
     parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.batch < 1:
+        parser.error(f"--batch is {options.batch}, expected 1 or more")
+    if options.device == "cpu" and "fp16" in options.dtype:
+        parser.error("--dtype fp16 needs --device cuda; a CPU has bf16")
+    return options
 
 
 def main() -> None:
@@ -198,13 +218,13 @@ def main() -> None:
     logging.disable(logging.WARNING)
     options = parse_options()
     if options.measure:
-        which, work, size, dtype, device, threads = options.measure
+        which, work, size, batch, dtype, device, threads = options.measure
         torch.set_num_threads(threads)
-        print(measure_memory(which, work, parse_size(size), dtype, device))
+        print(measure_memory(which, work, parse_size(size), batch, dtype, device))
         return
     torch.set_num_threads(options.threads)
     print(
-        f"{platform.machine()}, {options.device}, {options.threads} threads"
+        f"{name_of(options.device)}, {options.threads} threads"
         f"{', processor time' if options.cpu_time else ''}, torch "
         f"{torch.__version__}, transformers {transformers.__version__}; load {os.getloadavg()[0]}"
     )

@@ -1,7 +1,7 @@
 """Both sides of benchmarks/mask2former.py: transformers' Mask2Former and ours, of equal weights.
 
-133 classes, 100 queries, batch 1, random weights; the class head is biased so that about 30 queries
-are kept. Shapes: H x W is the image.
+133 classes, 100 queries, random weights; the class head is biased so that about 30 queries of the
+first image are kept. Shapes: H x W is the image.
 """
 
 from __future__ import annotations
@@ -90,9 +90,9 @@ def clock_of(device: str, cpu_time: bool) -> Clock:
     return time.process_time if cpu_time else time.perf_counter
 
 
-def make_image(size: Size) -> Tensor:
-    """(3, H, W) uint8: smooth blobs with a little noise."""
-    generator = torch.Generator().manual_seed(1)
+def make_image(size: Size, number: int = 0) -> Tensor:
+    """(3, H, W) uint8: smooth blobs with a little noise; each number another image."""
+    generator = torch.Generator().manual_seed(1 + number)
     coarse = torch.rand(1, 3, size[0] // 32, size[1] // 32, generator=generator) * 255
     image = nn.functional.interpolate(coarse, size, mode="bicubic")[0]
     return (image + 8 * torch.randn(3, *size, generator=generator)).clamp(0, 255).to(torch.uint8)
@@ -155,23 +155,29 @@ class Peer:
     """Calls of transformers' model."""
 
     def __init__(
-        self, model: nn.Module, reference: nn.Module, size: Size, device: str, clock: Clock
+        self,
+        model: nn.Module,
+        reference: nn.Module,
+        size: Size,
+        batch: int,
+        device: str,
+        clock: Clock,
     ) -> None:
-        self.model, self.size = model.to(device), size
-        self.image = make_image(size).to(device)
+        self.model, self.sizes = model.to(device), [size] * batch
+        self.images = torch.stack([make_image(size, i) for i in range(batch)]).to(device)
         self.mean, self.std = reference.pixel_mean.to(device), reference.pixel_std.to(device)
         self.processor = transformers.Mask2FormerImageProcessor()
         self.watch = Stopwatch(model, PEER_PARTS, clock)
         ids, classes = make_truth(size)
         masks = ids == torch.arange(1, SEGMENTS + 1)[:, None, None]
         self.truth = {
-            "mask_labels": [masks.float().to(device)],
-            "class_labels": [classes.to(device)],
+            "mask_labels": [masks.float().to(device)] * batch,
+            "class_labels": [classes.to(device)] * batch,
         }
         self.optimizer = make_optimizer(model)
 
     def pixels(self) -> Tensor:
-        return ((self.image - self.mean) / self.std)[None]
+        return (self.images - self.mean) / self.std
 
     def infer(self) -> Any:
         outputs = self.model(pixel_values=self.pixels())
@@ -183,7 +189,7 @@ class Peer:
             threshold=0.8,
             overlap_mask_area_threshold=OVERLAP,
             label_ids_to_fuse=STUFF,
-            target_sizes=[self.size],
+            target_sizes=self.sizes,
         )
         self.watch.stop("post-processing")
         return result
@@ -199,14 +205,17 @@ class Peer:
 class Ours:
     """Calls of our model."""
 
-    def __init__(self, model: nn.Module, size: Size, device: str, clock: Clock) -> None:
+    def __init__(self, model: nn.Module, size: Size, batch: int, device: str, clock: Clock) -> None:
         self.model = model.to(device)
         self.watch = Stopwatch(model, OUR_PARTS, clock)
         ids, classes = make_truth(size)
         segments = Instances(size)
         segments.gt_classes, segments.gt_isthing = classes, classes < THINGS
         segments.gt_iscrowd = torch.zeros(SEGMENTS, dtype=torch.bool)
-        self.inputs = [{"image": make_image(size), "panoptic_ids": ids, "segments": segments}]
+        self.inputs = [
+            {"image": make_image(size, i).to(device), "panoptic_ids": ids, "segments": segments}
+            for i in range(batch)
+        ]
         self.optimizer = make_optimizer(model)
         postprocess = model.postprocess_one
 
@@ -219,7 +228,11 @@ class Ours:
         model.postprocess_one = timed
 
     def infer(self) -> Any:
-        return self.model(self.inputs)
+        result = self.model(self.inputs)
+        times = self.watch.times["post-processing"]
+        each = times[-len(self.inputs) :]
+        times[-len(each) :] = [sum(each)]
+        return result
 
     def loss(self) -> Tensor:
         self.model.train()
@@ -231,7 +244,7 @@ def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-6, foreach=True)
 
 
-def make_sides(size: Size, device: str, clock: Clock) -> tuple[Peer, Ours]:
+def make_sides(size: Size, batch: int, device: str, clock: Clock) -> tuple[Peer, Ours]:
     peer = make_peer(size)
     ours = make_ours(peer)
-    return Peer(peer, ours, size, device, clock), Ours(ours, size, device, clock)
+    return Peer(peer, ours, size, batch, device, clock), Ours(ours, size, batch, device, clock)

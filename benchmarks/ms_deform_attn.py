@@ -1,10 +1,13 @@
-"""Time and memory of the deformable attention core, against grid_sample as published models use it.
+"""Time and memory of the deformable attention core, against grid_sample and against transformers.
 
-    OMP_NUM_THREADS=2 python benchmarks/ms_deform_attn.py [--size 1024] [--repeats 7]
+    OMP_NUM_THREADS=2 python benchmarks/ms_deform_attn.py [--size 1024] [--batch 1] [--repeats 7]
+        [--dtype fp32] [--device cpu]
 
-Setting: encoder self-attention over strides 8, 16 and 32, 8 heads of 32 channels, 4 points,
-batch 1, float32. Both run in turn, so that a busy machine slows both; printed are medians and
-minima, and the growth of the peak of resident memory (Linux) or of allocated memory (CUDA).
+Setting: encoder self-attention over strides 8, 16 and 32, 8 heads of 32 channels, 4 points. All
+run in turn, so that a busy machine slows all; printed are medians and minima, the growth of the
+peak of resident memory (Linux) or of allocated memory (CUDA), and the share of the memory bandwidth
+that a plain copy reaches in the same run: what must be read and written at least once, divided by
+the time. Values and weights are of `--dtype`; locations are float32, as models compute them.
 """
 
 from __future__ import annotations
@@ -17,11 +20,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import transformers
 from torch import Tensor
 from torch.nn import functional as F
+from transformers.models.mask2former import modeling_mask2former
 
 from panoptic_ext.modeling.ops import ms_deform_attn
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HEADS, CHANNELS, POINTS = 8, 32, 4
 
 
@@ -33,14 +39,29 @@ def stacked_grid_sample(value: Tensor, shapes: list, locations: Tensor, weights:
     samples = []
     for level, part in enumerate(value.split([h * w for h, w in shapes], dim=1)):
         maps = part.flatten(2).transpose(1, 2).reshape(batch * heads, channels, *shapes[level])
-        grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)
+        grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1).to(value.dtype)
         samples.append(F.grid_sample(maps, grid, align_corners=False))
     share = weights.transpose(1, 2).reshape(batch * heads, 1, queries, -1)
     out = (torch.stack(samples, dim=-2).flatten(-2) * share).sum(-1)
     return out.view(batch, heads * channels, queries).transpose(1, 2).contiguous()
 
 
-def make_inputs(size: int, device: str) -> tuple[Tensor, list, Tensor, Tensor]:
+def transformers_core(value: Tensor, shapes: list, locations: Tensor, weights: Tensor) -> Tensor:
+    """The function of transformers' Mask2Former."""
+    core = modeling_mask2former.multi_scale_deformable_attention
+    return core(value, shapes, locations.to(value.dtype), weights)
+
+
+CORES = {
+    "grid_sample": stacked_grid_sample,
+    "transformers": transformers_core,
+    "ours": ms_deform_attn,
+}
+
+
+def make_inputs(
+    size: int, batch: int, dtype: torch.dtype, device: str
+) -> tuple[Tensor, list, Tensor, Tensor]:
     """Every position asks, and samples some pixels of each level around its own place."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(size // stride, size // stride) for stride in (32, 16, 8)]
@@ -55,15 +76,15 @@ def make_inputs(size: int, device: str) -> tuple[Tensor, list, Tensor, Tensor]:
     ]
     places = torch.cat(own)[None, :, None, None, None]
     positions = places.shape[1]
-    spread = torch.randn(1, positions, HEADS, 3, POINTS, 2, generator=generator) * 2
+    spread = torch.randn(batch, positions, HEADS, 3, POINTS, 2, generator=generator) * 2
     extent = torch.tensor([[w, h] for h, w in shapes]).view(1, 1, 1, 3, 1, 2)
-    weights = torch.randn(1, positions, HEADS, 3 * POINTS, generator=generator).softmax(-1)
-    value = torch.randn(1, positions, HEADS, CHANNELS, generator=generator)
+    weights = torch.randn(batch, positions, HEADS, 3 * POINTS, generator=generator).softmax(-1)
+    value = torch.randn(batch, positions, HEADS, CHANNELS, generator=generator)
     return (
-        value.to(device),
+        value.to(device, dtype),
         shapes,
         (places + spread / extent).to(device),
-        weights.view(1, positions, HEADS, 3, POINTS).to(device),
+        weights.view(batch, positions, HEADS, 3, POINTS).to(device, dtype),
     )
 
 
@@ -80,7 +101,7 @@ def forward_only(core: Callable, inputs: tuple) -> Callable[[], None]:
 def forward_backward(core: Callable, inputs: tuple) -> Callable[[], None]:
     """One call of `core` and its gradients by values, locations and weights."""
     value, shapes, locations, weights = inputs
-    grad = torch.randn(1, locations.shape[1], HEADS * CHANNELS, device=value.device)
+    grad = torch.randn_like(value.flatten(2))
 
     def run() -> None:
         leaves = [t.detach().requires_grad_() for t in (value, locations, weights)]
@@ -124,30 +145,63 @@ def _high_water(status: Path) -> float:
     return int(found[1]) / 1024 if found else float("nan")
 
 
+def copy_bandwidth(device: str) -> float:
+    """Bytes a second that a plain copy of 256 MiB reads and writes."""
+    source = torch.ones(2**26, device=device)
+    target = torch.empty_like(source)
+    times = in_turn([lambda: target.copy_(source)], 5, device)[0]
+    return 2 * source.nbytes / (statistics.median(times) / 1e3)
+
+
+def least_traffic(inputs: tuple) -> tuple[int, int]:
+    """Bytes read and written at least: forward; forward and backward together."""
+    value, _, locations, weights = inputs
+    given, output = value.nbytes + locations.nbytes + weights.nbytes, value.nbytes
+    # The backward pass reads the inputs and the output's gradient and writes the inputs' own.
+    return given + output, 3 * given + 2 * output
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--size", type=int, default=1024, help="side of the input image, pixels")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args()
+
+
 def main() -> None:
     """Print one line a measurement and the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", type=int, default=1024, help="side of the input image, pixels")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
-    inputs = make_inputs(options.size, options.device)
+    options = parse_options()
+    inputs = make_inputs(options.size, options.batch, DTYPES[options.dtype], options.device)
+    name = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
+    print(
+        f"{options.size} x {options.size}, batch {options.batch}, {options.dtype}, {name}, "
+        f"{torch.get_num_threads()} threads, transformers {transformers.__version__}"
+    )
     with torch.no_grad():
-        gap = (stacked_grid_sample(*inputs) - ms_deform_attn(*inputs)).abs().max().item()
-    print(f"{options.size} x {options.size}, {options.device}, {torch.get_num_threads()} threads")
-    print(f"largest difference of the outputs: {gap:.1e}")
-    for title, make in (("forward", forward_only), ("forward + backward", forward_backward)):
-        runs = [make(core, inputs) for core in (stacked_grid_sample, ms_deform_attn)]
-        times = in_turn(runs, options.repeats, options.device)
+        outputs = {core: run(*inputs).float() for core, run in CORES.items()}
+    for core in list(CORES)[:-1]:
+        gap = (outputs[core] - outputs["ours"]).abs().max().item()
+        print(f"largest difference to {core}: {gap:.1e}")
+    bandwidth = copy_bandwidth(options.device)
+    print(f"a copy: {bandwidth / 1e9:.1f} GB/s")
+    works = (("forward", forward_only), ("forward + backward", forward_backward))
+    for (title, make), traffic in zip(works, least_traffic(inputs), strict=True):
+        runs = [make(run, inputs) for run in CORES.values()]
+        times = dict(zip(CORES, in_turn(runs, options.repeats, options.device), strict=True))
+        # The leanest first: resident memory that is once touched stays.
         memory = [peak_growth(run, options.device) for run in reversed(runs)][::-1]
-        for name, kept, grown in zip(("grid_sample", "ours"), times, memory, strict=True):
+        for (core, kept), grown in zip(times.items(), memory, strict=True):
+            median = statistics.median(kept)
+            share = traffic / (median / 1e3) / bandwidth
+            ratio = median / statistics.median(times["ours"])
             print(
-                f"{title:18} {name:11} median {statistics.median(kept):7.1f} ms, "
-                f"least {min(kept):7.1f} ms, +{grown:.0f} MiB"
+                f"{title:18} {core:12} median {median:7.1f} ms, least {min(kept):7.1f} ms, "
+                f"+{grown:.0f} MiB, {share:.1%} of a copy's bandwidth"
+                + ("" if core == "ours" else f"; ours {ratio:.1f}x as fast")
             )
-        ratio = statistics.median(times[0]) / statistics.median(times[1])
-        least = min(times[0]) / min(times[1])
-        print(f"{title:18} ratio of medians {ratio:.1f}, of minima {least:.1f}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from .losses import (
     point_mask_loss,
 )
 from .matcher import HungarianMatcher, Match
-from .point_sampling import MaskTargets, sample_masks, uncertain_points
+from .point_sampling import MaskTargets, points_in_boxes, sample_masks, uncertain_points
 from .query_masks import matched_masks
 
 __all__ = ["MaskTargets", "SetCriterion"]
@@ -35,6 +35,8 @@ class SetCriterion(nn.Module):
         num_points: P, points a mask.
         oversample_ratio: random candidates for each point.
         importance_sample_ratio: share of the points chosen by uncertainty.
+        box_sample_ratio: share of the points drawn in each target's own box instead; the published
+            rule, which the two above belong to, gives the rest.
 
     The buffer `empty_weight` (K + 1,) is part of published checkpoints.
     """
@@ -50,6 +52,7 @@ class SetCriterion(nn.Module):
         num_points: int,
         oversample_ratio: float,
         importance_sample_ratio: float,
+        box_sample_ratio: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -58,6 +61,7 @@ class SetCriterion(nn.Module):
         self.num_points = num_points
         self.oversample_ratio = oversample_ratio
         self.importance_sample_ratio = importance_sample_ratio
+        self.box_sample_ratio = box_sample_ratio
         self.register_buffer("empty_weight", empty_class_weight(num_classes, no_object_weight))
 
     def forward(self, outputs: dict, targets: Sequence[MaskTargets]) -> dict[str, Tensor]:
@@ -82,11 +86,12 @@ class SetCriterion(nn.Module):
         with torch.autocast(outputs["pred_masks"].device.type, enabled=False):
             queries = [[queries for queries, _ in match] for match in matches]
             every_mask = matched_masks(every_output, queries)
+            boxes = [target.boxes() for target in targets] if self.box_sample_ratio else None
             for number, (output, match) in enumerate(zip(every_output, matches, strict=True)):
                 suffix = f"_{number - 1}" if number else ""
                 losses["loss_ce" + suffix] = self._class_loss(output, targets, match)
                 mask_loss, dice_loss = self._mask_losses(
-                    every_mask[number], targets, match, num_masks
+                    every_mask[number], targets, match, num_masks, boxes
                 )
                 losses["loss_mask" + suffix] = mask_loss
                 losses["loss_dice" + suffix] = dice_loss
@@ -108,14 +113,19 @@ class SetCriterion(nn.Module):
         targets: Sequence[MaskTargets],
         match: list[Match],
         num_masks: float,
+        boxes: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy and Dice of the matched masks (M, h, w) at points of their own."""
+        in_boxes = int(self.num_points * self.box_sample_ratio)
         points = uncertain_points(
             matched,
-            self.num_points,
+            self.num_points - in_boxes,
             oversample_ratio=self.oversample_ratio,
             importance_sample_ratio=self.importance_sample_ratio,
         )
+        if boxes is not None:
+            own = [box[chosen] for box, (_, chosen) in zip(boxes, match, strict=True)]
+            points = torch.cat((points, points_in_boxes(torch.cat(own), in_boxes)), dim=1)
         counts = [len(queries) for queries, _ in match]
         truth = torch.cat(
             [

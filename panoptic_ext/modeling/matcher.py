@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import DatasetError, NonFiniteLossError
 from .losses import class_cost, mask_costs
-from .point_sampling import MaskTargets
+from .point_sampling import MaskTargets, common_points
 from .query_masks import masks_at_points
 
 __all__ = ["HungarianMatcher", "Match"]
@@ -29,7 +29,8 @@ class HungarianMatcher(nn.Module):
     """The cheapest one-to-one assignment of queries to targets.
 
     The cost of a pair is `class_weight * -p(class) + mask_weight * BCE + dice_weight * Dice`, the
-    latter two on `num_points` random points common to an image and to all outputs of the decoder.
+    latter two on `num_points` random points common to an image and to all outputs of the decoder,
+    of which the share `box_sample_ratio` lies in the targets' boxes.
     """
 
     def __init__(
@@ -39,10 +40,12 @@ class HungarianMatcher(nn.Module):
         mask_weight: float = 5.0,
         dice_weight: float = 5.0,
         num_points: int = 12544,
+        box_sample_ratio: float = 0.0,
     ) -> None:
         super().__init__()
         self.weights = (class_weight, mask_weight, dice_weight)
         self.num_points = num_points
+        self.box_sample_ratio = box_sample_ratio
         self._told_of_surplus = False
 
     @torch.no_grad()
@@ -89,8 +92,7 @@ class HungarianMatcher(nn.Module):
         self, outputs: Sequence[dict[str, Any]], targets: Sequence[MaskTargets]
     ) -> list[Tensor]:
         """Costs (Q, N) on the outputs' device, output by output, images within."""
-        device = outputs[0]["pred_masks"].device
-        points = [torch.rand(self.num_points, 2, device=device) for _ in targets]
+        points = [common_points(t, self.num_points, self.box_sample_ratio) for t in targets]
         sampled = [target.sample(p) for target, p in zip(targets, points, strict=True)]
         costs: dict[tuple[int, int], Tensor] = {}
         for image, target in enumerate(targets):
@@ -127,7 +129,7 @@ class HungarianMatcher(nn.Module):
     ) -> NonFiniteLossError:
         """The error that names the term at fault."""
         target, output = targets[image], outputs[number]
-        points = torch.rand(self.num_points, 2, device=output["pred_masks"].device)
+        points = common_points(target, self.num_points, self.box_sample_ratio)
         with torch.autocast(points.device.type, enabled=False):
             at_points = masks_at_points([output], image, points)[0]
             sampled = target.sample(points)

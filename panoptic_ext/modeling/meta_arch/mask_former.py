@@ -305,6 +305,11 @@ def _build_semantic_classifier(cfg: Any) -> nn.Module | None:
 
 def _build_criterion(cfg: Any) -> SetCriterion:
     keys = cfg.MODEL.MASK_FORMER
+    if not 0 <= keys.BOX_SAMPLE_RATIO <= 1:
+        raise ConfigError(
+            f"MODEL.MASK_FORMER.BOX_SAMPLE_RATIO is {keys.BOX_SAMPLE_RATIO}, expected a share of "
+            "the points from 0 (the published sampling) to 1"
+        )
     weights = {
         "loss_ce": keys.CLASS_WEIGHT,
         "loss_mask": keys.MASK_WEIGHT,
@@ -319,6 +324,7 @@ def _build_criterion(cfg: Any) -> SetCriterion:
         mask_weight=keys.MASK_WEIGHT,
         dice_weight=keys.DICE_WEIGHT,
         num_points=keys.TRAIN_NUM_POINTS,
+        box_sample_ratio=keys.BOX_SAMPLE_RATIO,
     )
     return SetCriterion(
         num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
@@ -328,6 +334,7 @@ def _build_criterion(cfg: Any) -> SetCriterion:
         num_points=keys.TRAIN_NUM_POINTS,
         oversample_ratio=keys.OVERSAMPLE_RATIO,
         importance_sample_ratio=keys.IMPORTANCE_SAMPLE_RATIO,
+        box_sample_ratio=keys.BOX_SAMPLE_RATIO,
     )
 
 

@@ -6,95 +6,13 @@ import math
 
 import pytest
 import torch
-from detectron2.config import get_cfg
-from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
-from detectron2.structures import Instances
 
-from panoptic_ext import add_panoptic_ext_config
 from panoptic_ext.engine.checkpoint import Checkpointer
 from panoptic_ext.errors import CheckpointError, ConfigError, DatasetError
 from panoptic_ext.modeling.transformer_decoder import masked_transformer_decoder
-from tests.fakes import IS_THING, fake_metadata
+from tests.fakes import IS_THING
 
-NAME = "fake_mask_former"
-THINGS = [i for i, thing in enumerate(IS_THING) if thing]
-TINY = {
-    "MODEL.DEVICE": "cpu",
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
-    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(IS_THING),
-    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 64,
-    "MODEL.SEM_SEG_HEAD.MASK_DIM": 32,
-    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 1,
-    "MODEL.MASK_FORMER.HIDDEN_DIM": 32,
-    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 8,
-    "MODEL.MASK_FORMER.DEC_LAYERS": 4,
-    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 64,
-    "MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT": 0.0,
-    "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": 0.1,
-    "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": 0.0,
-    "DATASETS.TRAIN": (NAME,),
-}
-
-
-def build(base="Base-Mask2Former-Small", **changes):
-    cfg = get_cfg()
-    add_panoptic_ext_config(cfg)
-    cfg.merge_from_file("configs/common/mask2former/Base-Mask2Former-Small.yaml")
-    if base != "Base-Mask2Former-Small":
-        cfg.merge_from_file(f"configs/common/mask2former/{base}.yaml")
-    for key, value in {**TINY, **changes}.items():
-        cfg.merge_from_list([key, value])
-    torch.manual_seed(0)
-    return build_model(cfg)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def metadata():
-    fake_metadata(NAME)
-    yield
-    MetadataCatalog.remove(NAME)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return build()
-
-
-def mapped(size=(64, 96), num=3, seed=0):
-    """A mapped training image with `num` segments of random classes in columns, void at the end."""
-    generator = torch.Generator().manual_seed(seed)
-    height, width = size
-    columns = torch.arange(width) * (num + 1) // width + 1
-    ids = torch.where(columns <= num, columns, 0).to(torch.int32).expand(height, width).clone()
-    rows = Instances(size)
-    rows.gt_classes = torch.randint(0, len(IS_THING), (num,), generator=generator)
-    rows.gt_isthing = torch.tensor([IS_THING[c] for c in rows.gt_classes], dtype=torch.bool)
-    rows.gt_iscrowd = torch.zeros(num, dtype=torch.bool)
-    image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
-    return {
-        "image": image,
-        "panoptic_ids": ids,
-        "segments": rows,
-        "height": height,
-        "width": width,
-        "file_name": f"{seed}.png",
-    }
-
-
-def train(model, inputs):
-    model.train()
-    model.zero_grad()
-    losses = model(inputs)
-    sum(losses.values()).backward()
-    return {name: loss.item() for name, loss in losses.items()}
-
-
-def predict(model, inputs):
-    model.eval()
-    with torch.no_grad():
-        return model(inputs)
+from .tiny_mask_former import THINGS, build, mapped, predict, train
 
 
 def test_gradient_reaches_every_parameter(model):
@@ -280,37 +198,6 @@ def test_compiled_parts_give_the_same(monkeypatch):
     expected, found = (predict(one, [mapped()])[0]["sem_seg"] for one in (plain, model))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
     assert all(math.isfinite(loss) for loss in train(model, [mapped()]).values())
-
-
-def test_auxiliary_semantic_loss():
-    """Its value by hand, its gradient, and nothing of it in inference."""
-    torch.manual_seed(0)
-    model = build(**{"MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT": 2.0})
-    inputs = mapped()
-    seen = {}
-    model.semantic_classifier.register_forward_hook(lambda *call: seen.update(logits=call[2]))
-    model.train()
-    losses = model([inputs])
-    table = torch.cat((torch.tensor([-1]), inputs["segments"].gt_classes))
-    labels = table[inputs["panoptic_ids"].long()][2::4, 2::4].reshape(-1)
-    logits = seen.pop("logits")[0].detach().flatten(1).t()
-    chosen = logits.log_softmax(1)[labels >= 0].gather(1, labels[labels >= 0, None])
-    assert losses["loss_sem_seg"].item() == pytest.approx(-2 * chosen.mean().item(), rel=1e-4)
-    losses["loss_sem_seg"].backward()
-    assert model.semantic_classifier.weight.grad.abs().sum() > 0
-    assert model.sem_seg_head.pixel_decoder.mask_features.weight.grad.abs().sum() > 0
-    predict(model, [inputs])
-    assert not seen
-
-
-def test_auxiliary_semantic_loss_of_void_is_zero():
-    model = build(**{"MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT": 1.0})
-    assert train(model, [mapped(num=0)])["loss_sem_seg"] == 0
-
-
-def test_auxiliary_semantic_loss_cannot_be_negative():
-    with pytest.raises(ConfigError, match="SEMANTIC_LOSS_WEIGHT is -1"):
-        build(**{"MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT": -1.0})
 
 
 def test_weights_with_and_without_the_classifier_of_training(model, tmp_path):

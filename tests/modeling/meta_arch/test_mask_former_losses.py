@@ -1,0 +1,57 @@
+"""Losses of PanopticExtMaskFormer beyond the published ones, and their keys."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from panoptic_ext.errors import ConfigError
+
+from .tiny_mask_former import build, mapped, predict, train
+
+
+def test_auxiliary_semantic_loss():
+    """Its value by hand, its gradient, and nothing of it in inference."""
+    torch.manual_seed(0)
+    model = build(**{"MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT": 2.0})
+    inputs = mapped()
+    seen = {}
+    model.semantic_classifier.register_forward_hook(lambda *call: seen.update(logits=call[2]))
+    model.train()
+    losses = model([inputs])
+    table = torch.cat((torch.tensor([-1]), inputs["segments"].gt_classes))
+    labels = table[inputs["panoptic_ids"].long()][2::4, 2::4].reshape(-1)
+    logits = seen.pop("logits")[0].detach().flatten(1).t()
+    chosen = logits.log_softmax(1)[labels >= 0].gather(1, labels[labels >= 0, None])
+    assert losses["loss_sem_seg"].item() == pytest.approx(-2 * chosen.mean().item(), rel=1e-4)
+    losses["loss_sem_seg"].backward()
+    assert model.semantic_classifier.weight.grad.abs().sum() > 0
+    assert model.sem_seg_head.pixel_decoder.mask_features.weight.grad.abs().sum() > 0
+    predict(model, [inputs])
+    assert not seen
+
+
+def test_auxiliary_semantic_loss_of_void_is_zero():
+    model = build(**{"MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT": 1.0})
+    assert train(model, [mapped(num=0)])["loss_sem_seg"] == 0
+
+
+def test_auxiliary_semantic_loss_cannot_be_negative():
+    with pytest.raises(ConfigError, match="SEMANTIC_LOSS_WEIGHT is -1"):
+        build(**{"MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT": -1.0})
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0])
+def test_box_sample_ratio_reaches_loss_and_matcher(ratio):
+    model = build(**{"MODEL.MASK_FORMER.BOX_SAMPLE_RATIO": ratio})
+    assert model.criterion.box_sample_ratio == model.criterion.matcher.box_sample_ratio == ratio
+    losses = train(model, [mapped(), mapped(num=0, seed=1)])
+    assert all(math.isfinite(loss) for loss in losses.values())
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.5])
+def test_box_sample_ratio_is_a_share(ratio):
+    with pytest.raises(ConfigError, match=f"BOX_SAMPLE_RATIO is {ratio}, expected a share"):
+        build(**{"MODEL.MASK_FORMER.BOX_SAMPLE_RATIO": ratio})

@@ -268,10 +268,12 @@ def points_in_boxes(boxes: Tensor, count: int) -> Tensor:
     Returns:
         (M, count, 2) float32 in [0, 1].
     """
-    low, high = boxes[:, None, :2], boxes[:, None, 2:]
-    middle, size = (low + high) / 2, (high - low) * BOX_MARGIN
-    points = middle + (torch.rand(len(boxes), count, 2, device=boxes.device) - 0.5) * size
-    return points.clamp(0, 1)
+    low, high = boxes[:, :2], boxes[:, 2:]
+    middle, reach = (low + high) / 2, (high - low) * (BOX_MARGIN / 2)
+    # Points moved to the border would count half: sampling takes what lies beyond it for 0.
+    low, high = (middle - reach).clamp(min=0), (middle + reach).clamp(max=1)
+    points = torch.rand(len(boxes), count, 2, device=boxes.device)
+    return low[:, None] + points * (high - low)[:, None]
 
 
 def common_points(target: MaskTargets, num_points: int, box_ratio: float) -> Tensor:

@@ -65,6 +65,20 @@ def test_points_lie_in_the_enlarged_box_and_in_the_image():
     assert abs(inside.float().mean().item() - 1 / 1.5**2) < 0.03
 
 
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
+def test_a_perfect_mask_of_the_whole_image_costs_nothing(ratio):
+    target = MaskTargets(torch.tensor([0]), torch.ones(64, 64, dtype=torch.int32))
+    outputs = {
+        "pred_logits": torch.tensor([[[9.0] + [-9.0] * CLASSES]]),
+        "pred_masks": torch.full((1, 1, 16, 16), 8.0),
+        "aux_outputs": [],
+    }
+    losses = box_criterion(ratio, 4000)(outputs, [target])
+    assert (
+        losses["loss_mask"] < 0.1 and losses["loss_dice"] < 0.05
+    )  # the border of cells costs that
+
+
 def test_common_points_share_themselves_out():
     target = small_and_large()
     torch.manual_seed(0)

@@ -3,8 +3,9 @@
 Shapes: Q queries, K classes (class K is "no object"), n kept queries, h x w mask logits, H x W
 output. Sizes are (height, width) in pixels: `padded_size` is the input that the masks cover,
 `image_size` its part without padding, `output_size` that of the result. Every function resizes as
-`tiled_resize` says and never holds Q x H x W values. Source: Cheng et al., "Masked-attention Mask
-Transformer", and the published model's steps.
+`tiled_resize` says and never holds Q x H x W values. A mask logit that is no number counts as
+outside the mask, an infinite one as the largest of float16. Source: Cheng et al., "Masked-attention
+Mask Transformer", and the published model's steps.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def panoptic_inference(
             return torch.zeros(output_size, dtype=torch.int32, device=mask_pred.device), []
         chosen = torch.tensor(kept, device=mask_pred.device)
         resize = TiledResize(
-            mask_pred.index_select(0, chosen).float(),
+            _finite(mask_pred.index_select(0, chosen)),
             image_size=image_size,
             padded_size=padded_size,
             output_size=output_size,
@@ -104,7 +105,7 @@ def semantic_inference(
     with torch.autocast(mask_pred.device.type, enabled=False):
         classes = mask_cls.float().softmax(-1)[:, :-1].t().contiguous()
         resize = TiledResize(
-            mask_pred.float(), image_size=image_size, padded_size=padded_size, output_size=size
+            _finite(mask_pred), image_size=image_size, padded_size=padded_size, output_size=size
         )
         scores = mask_pred.new_empty((len(classes), *size), dtype=torch.float32)
         for tile in resize:
@@ -155,7 +156,7 @@ def instance_inference(
             scores, classes, queries = scores[things], classes[things], queries[things]
         unique, where = queries.unique(return_inverse=True)
         resize = TiledResize(
-            mask_pred.index_select(0, unique).float(),
+            _finite(mask_pred.index_select(0, unique)),
             image_size=image_size,
             padded_size=padded_size,
             output_size=output_size,
@@ -178,6 +179,17 @@ class _Kept:
     area: int
     original: int
     final: int
+
+
+_LARGEST = torch.finfo(torch.float16).max
+
+
+def _finite(masks: Tensor) -> Tensor:
+    """(n, h, w) logits as float32, none of them NaN or infinite; `masks` stays as it is.
+
+    Resizing multiplies cells by zeros, and infinity times zero is no number.
+    """
+    return masks.float().nan_to_num(nan=-_LARGEST, posinf=_LARGEST, neginf=-_LARGEST)
 
 
 def _thing_table(thing_ids: Collection[int] | Tensor, num_classes: int) -> list[bool]:

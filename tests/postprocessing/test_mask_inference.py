@@ -273,6 +273,68 @@ def test_inputs_stay_as_they_are():
     assert torch.equal(mask_cls, copies[0]) and torch.equal(mask_pred, copies[1])
 
 
+def bad_cell(value, dtype=torch.float32):
+    """Two sure queries, left and right half; cell (3, 1) of the left one is `value`."""
+    mask_cls = torch.tensor([[6.0, 0.0, 0.0], [0.0, 5.0, 0.0]])
+    mask_pred = torch.full((2, 8, 8), -3.0)
+    mask_pred[0, :, :4] = mask_pred[1, :, 4:] = 3.0
+    plain = mask_pred.to(dtype)
+    mask_pred = plain.clone()
+    mask_pred[0, 3, 1] = value
+    # Pixels that cell (3, 1) alone makes up, and those that do not read it.
+    inside = torch.zeros(32, 32, dtype=torch.bool)
+    inside[13:15, 5:7] = True
+    outside = torch.ones(32, 32, dtype=torch.bool)
+    outside[9:19, 1:11] = False
+    return mask_cls, plain, mask_pred, inside, outside
+
+
+BAD = [(float("nan"), False), (float("inf"), True), (float("-inf"), False)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("value", "on"), BAD)
+def test_a_logit_that_is_not_finite_spoils_only_its_cell(value, on, dtype):
+    mask_cls, plain, mask_pred, inside, outside = bad_cell(value, dtype)
+    sizes = sizes_of((8, 8))
+    arguments = dict(**sizes, thing_ids={0, 1}, object_mask_threshold=0.5, overlap_threshold=0.5)
+    found, segments = panoptic_inference(mask_cls, mask_pred, **arguments)
+    expected, expected_segments = panoptic_inference(mask_cls, plain, **arguments)
+    assert plain_segments(segments) == plain_segments(expected_segments)
+    assert torch.equal(found[outside], expected[outside])
+    assert (found[inside] == int(on)).all()
+
+    for resize_first in (True, False):
+        scores = semantic_inference(mask_cls, mask_pred, **sizes, resize_first=resize_first)
+        expected = semantic_inference(mask_cls, plain, **sizes, resize_first=resize_first)
+        assert torch.equal(scores[:, outside], expected[:, outside])
+        assert scores.isfinite().all() and ((scores[0, inside] > 0.9) == on).all()
+
+    instances = instance_inference(mask_cls, mask_pred, **sizes, top_k=2)
+    expected = instance_inference(mask_cls, plain, **sizes, top_k=2)
+    assert instances.pred_classes.tolist() == [0, 1]
+    assert torch.equal(instances.pred_masks[:, outside], expected.pred_masks[:, outside])
+    assert (instances.pred_masks[0, inside] == on).all()
+    assert instances.scores.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_mask_without_a_finite_logit(value):
+    mask_cls, mask_pred, *_ = bad_cell(0.0)
+    mask_pred[0] = value
+    sizes = sizes_of((8, 8))
+    found, segments = panoptic_inference(
+        mask_cls, mask_pred, **sizes, thing_ids={0, 1}, object_mask_threshold=0.5,
+        overlap_threshold=0.0,
+    )  # fmt: skip
+    classes = {s["id"]: s["category_id"] for s in segments}
+    assert 0 in classes.values() if value > 0 else list(classes.values()) == [1]
+    assert set(found.unique().tolist()) <= {0, *classes}
+    assert semantic_inference(mask_cls, mask_pred, **sizes).isfinite().all()
+    instances = instance_inference(mask_cls, mask_pred, **sizes, top_k=2)
+    assert instances.pred_masks[0].all() if value > 0 else not instances.pred_masks[0].any()
+
+
 def test_looking_at_every_query_changes_nothing():
     """The way of CUDA, where no query is left out of a tile."""
     masks = blobs(12, (96, 80))

@@ -35,16 +35,21 @@ def dice_term(logits: np.ndarray, targets: np.ndarray) -> float:
 
 
 def cost_matrix(
-    class_logits: np.ndarray, labels: np.ndarray, mask_logits: np.ndarray, targets: np.ndarray
+    class_logits: np.ndarray,
+    labels: np.ndarray,
+    mask_logits: np.ndarray,
+    targets: np.ndarray,
+    weights: tuple[float, float, float] = (2, 5, 5),
 ) -> np.ndarray:
-    """Weights 2, 5, 5; (Q, N) float64."""
+    """(Q, N) float64; weights of the class, mask and Dice terms."""
+    of_class, of_mask, of_dice = weights
     cost = np.zeros((len(class_logits), len(labels)))
     for q in range(len(class_logits)):
         for n in range(len(labels)):
             cost[q, n] = (
-                -2 * softmax(class_logits[q])[labels[n]]
-                + 5 * mask_term(mask_logits[q], targets[n])
-                + 5 * dice_term(mask_logits[q], targets[n])
+                -of_class * softmax(class_logits[q])[labels[n]]
+                + of_mask * mask_term(mask_logits[q], targets[n])
+                + of_dice * dice_term(mask_logits[q], targets[n])
             )
     return cost
 

@@ -55,3 +55,15 @@ def test_box_sample_ratio_reaches_loss_and_matcher(ratio):
 def test_box_sample_ratio_is_a_share(ratio):
     with pytest.raises(ConfigError, match=f"BOX_SAMPLE_RATIO is {ratio}, expected a share"):
         build(**{"MODEL.MASK_FORMER.BOX_SAMPLE_RATIO": ratio})
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_unequal_weights_reach_matcher_and_losses(deep):
+    weights = {"CLASS_WEIGHT": 3.0, "MASK_WEIGHT": 0.5, "DICE_WEIGHT": 7.0}
+    changes = {f"MODEL.MASK_FORMER.{key}": value for key, value in weights.items()}
+    criterion = build(**changes, **{"MODEL.MASK_FORMER.DEEP_SUPERVISION": deep}).criterion
+    assert criterion.matcher.weights == (3.0, 0.5, 7.0)
+    ends = ("", "_0", "_1", "_2") if deep else ("",)
+    terms = {"loss_ce": 3.0, "loss_mask": 0.5, "loss_dice": 7.0}
+    expected = {name + end: weight for name, weight in terms.items() for end in ends}
+    assert criterion.weight_dict == expected

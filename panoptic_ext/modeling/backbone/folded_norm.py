@@ -39,10 +39,25 @@ class FoldedConv2d(Conv2d):
     """Detectron2's Conv2d for a norm that multiplies and adds constants.
 
     A frozen norm is folded always; a batch norm in evaluation, where no gradient is asked for.
-    There the folded weights are kept until a parameter or a statistic changes.
+    There the folded weights are kept until a parameter or a statistic changes, a state dict is
+    loaded, or `train()` or `eval()` is called, of this layer or of the model around it.
+
+    Call `model.eval()` after writing through `.data`, as codes that average weights do
+    (`parameter.data.copy_(average)`): torch counts no version there, so that nothing shows the
+    change. Writes to the parameter itself (`with torch.no_grad(): parameter.copy_(average)`) are
+    seen without it. Inference tensors have no version at all: they are folded in every call.
     """
 
     folded: tuple[tuple[Any, ...], Tensor, Tensor] | None
+
+    def train(self, mode: bool = True) -> FoldedConv2d:
+        """As `nn.Module.train`, and so `eval`; forgets the folded weights."""
+        self.folded = None
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.folded = None
+        super()._load_from_state_dict(*args, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
         """As Detectron2's Conv2d: (B, C, H, W) -> convolution, norm, activation."""
@@ -71,9 +86,15 @@ class FoldedConv2d(Conv2d):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         sources = [self.weight, self.bias, *self.norm.parameters(), *self.norm.buffers()]
         tensors = [t for t in sources if t is not None]
+        if any(t.is_inference() for t in tensors):
+            return self._in_layout(dtype, kind)
         state = (dtype, *((t.data_ptr(), t._version) for t in tensors))
         if self.folded is None or self.folded[0] != state:
-            with torch.autocast(kind, enabled=False):
-                weight, bias = (t.detach().to(dtype) for t in self._fold())
-            self.folded = (state, weight.contiguous(memory_format=torch.channels_last), bias)
+            self.folded = (state, *self._in_layout(dtype, kind))
         return self.folded[1:]
+
+    def _in_layout(self, dtype: torch.dtype, kind: str) -> tuple[Tensor, Tensor]:
+        """Folded weights of a type, channels_last; `kind` is the type of the device."""
+        with torch.autocast(kind, enabled=False):
+            weight, bias = (t.detach().to(dtype) for t in self._fold())
+        return weight.contiguous(memory_format=torch.channels_last), bias

@@ -85,6 +85,48 @@ def test_the_folded_weights_are_kept_and_follow_the_precision():
     torch.testing.assert_close(low.float(), full, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("norm", [FrozenBatchNorm2d, nn.BatchNorm2d])
+@pytest.mark.parametrize("part", ["weight", "running_var"])
+def test_eval_sees_writes_through_data(norm, part):
+    """Codes that average weights write so; torch counts no version there."""
+    plain, folded = (nn.Sequential(conv).eval() for conv in pair(norm))
+    with torch.no_grad():
+        before = folded(IMAGE)
+        for model in (plain, folded):
+            (model[0].weight if part == "weight" else model[0].norm.running_var).data.mul_(2)
+            model.eval()
+        found = folded(IMAGE)
+        assert not torch.allclose(found, before)
+        torch.testing.assert_close(found, plain(IMAGE), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("change", ["train", "eval", "load_state_dict"])
+def test_the_folded_weights_are_forgotten(change):
+    _, folded = pair(FrozenBatchNorm2d)
+    model = nn.Sequential(folded)
+    with torch.no_grad():
+        model(IMAGE)
+        assert folded.folded is not None
+        if change == "load_state_dict":
+            model.load_state_dict(model.state_dict())
+        else:
+            getattr(model, change)()
+        assert folded.folded is None
+
+
+@pytest.mark.parametrize("norm", [FrozenBatchNorm2d, nn.BatchNorm2d])
+def test_layers_built_in_inference_mode(norm):
+    """Their tensors have no version: every change must be seen without one."""
+    with torch.inference_mode():
+        plain, folded = (conv.eval() for conv in pair(norm))
+        for _ in range(2):
+            torch.testing.assert_close(folded(IMAGE), plain(IMAGE), rtol=1e-5, atol=1e-6)
+            for conv in (plain, folded):
+                conv.weight.mul_(2)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(IMAGE), plain(IMAGE), rtol=1e-5, atol=1e-6)
+
+
 def test_other_norms_are_left_alone():
     conv = Conv2d(3, 4, 3, norm=nn.GroupNorm(2, 4))
     assert type(fold_norms(conv)) is Conv2d

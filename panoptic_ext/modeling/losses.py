@@ -29,9 +29,12 @@ def classification_loss(logits: Tensor, classes: Tensor, weight: Tensor) -> Tens
         weight: (K + 1,) float32.
 
     Returns:
-        Scalar float32.
+        Scalar float32; 0 with gradient where the weights sum to 0, which they do for a batch
+        without objects if "no object" has no weight.
     """
-    return F.cross_entropy(logits.float().flatten(0, 1), classes.flatten(), weight)
+    flat = classes.flatten()
+    total = F.cross_entropy(logits.float().flatten(0, 1), flat, weight, reduction="sum")
+    return total / weight[flat].sum().clamp(min=torch.finfo(weight.dtype).tiny)
 
 
 def point_mask_loss(logits: Tensor, targets: Tensor, num_masks: float) -> Tensor:

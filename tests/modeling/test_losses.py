@@ -95,6 +95,19 @@ def test_no_mask_gives_zero_with_a_gradient():
     assert logits.grad is not None
 
 
+@pytest.mark.parametrize("objects", [0, 1])
+def test_class_loss_without_a_weight_of_no_object(objects):
+    """Without an object too the weights sum to 0: 0 with a gradient of 0, not NaN."""
+    logits = torch.tensor([[[2.0, 1.0, -1.0], [0.5, 3.0, 60.0]]], requires_grad=True)
+    classes = torch.tensor([[0 if objects else 2, 2]])
+    loss = classification_loss(logits, classes, empty_class_weight(2, 0.0))
+    loss.backward()
+    expected = -logits[0, 0].log_softmax(0)[0].item() if objects else 0.0
+    assert loss.item() == pytest.approx(expected)
+    assert bool(logits.grad[0, 0].any()) == bool(objects)
+    assert not logits.grad[0, 1].any()
+
+
 def test_a_perfect_mask_costs_nothing():
     targets = torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1]])
     bce, dice = mask_costs((targets * 2 - 1) * 100, targets)

@@ -6,6 +6,7 @@ unified ids outside; an instance-only model may count its things alone, from 0 (
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -291,13 +292,29 @@ def _column(values: Sequence[float]) -> Tensor:
     return torch.as_tensor(list(values), dtype=torch.float32).view(-1, 1, 1)
 
 
+# Least and greatest value of the loss's keys, and what is expected.
+_LOSS_KEYS = {
+    "CLASS_WEIGHT": (0, math.inf, "a weight of 0 or more"),
+    "MASK_WEIGHT": (0, math.inf, "a weight of 0 or more"),
+    "DICE_WEIGHT": (0, math.inf, "a weight of 0 or more"),
+    "NO_OBJECT_WEIGHT": (0, math.inf, "a weight of 0 or more (published: 0.1)"),
+    "SEMANTIC_LOSS_WEIGHT": (0, math.inf, "0 (no such loss) or more"),
+    "TRAIN_NUM_POINTS": (1, math.inf, "1 point a mask or more (published: 12544)"),
+    "OVERSAMPLE_RATIO": (1, math.inf, "1 candidate for each point or more (published: 3)"),
+    "IMPORTANCE_SAMPLE_RATIO": (0, 1, "a share of the points from 0 to 1 (published: 0.75)"),
+    "BOX_SAMPLE_RATIO": (0, 1, "a share of the points from 0 (the published sampling) to 1"),
+}
+
+
+def _check_loss_keys(keys: Any) -> None:
+    for key, (least, most, expected) in _LOSS_KEYS.items():
+        value = keys[key]
+        if not (math.isfinite(value) and least <= value <= most):
+            raise ConfigError(f"MODEL.MASK_FORMER.{key} is {value}, expected {expected}")
+
+
 def _build_semantic_classifier(cfg: Any) -> nn.Module | None:
-    weight = cfg.MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT
-    if weight < 0:
-        raise ConfigError(
-            f"MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT is {weight}, expected 0 (no such loss) or more"
-        )
-    if not weight:
+    if not cfg.MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT:
         return None
     head = cfg.MODEL.SEM_SEG_HEAD
     return nn.Conv2d(head.MASK_DIM, head.NUM_CLASSES, kernel_size=1)
@@ -305,11 +322,7 @@ def _build_semantic_classifier(cfg: Any) -> nn.Module | None:
 
 def _build_criterion(cfg: Any) -> SetCriterion:
     keys = cfg.MODEL.MASK_FORMER
-    if not 0 <= keys.BOX_SAMPLE_RATIO <= 1:
-        raise ConfigError(
-            f"MODEL.MASK_FORMER.BOX_SAMPLE_RATIO is {keys.BOX_SAMPLE_RATIO}, expected a share of "
-            "the points from 0 (the published sampling) to 1"
-        )
+    _check_loss_keys(keys)
     weights = {
         "loss_ce": keys.CLASS_WEIGHT,
         "loss_mask": keys.MASK_WEIGHT,

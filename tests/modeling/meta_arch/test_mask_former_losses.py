@@ -57,6 +57,49 @@ def test_box_sample_ratio_is_a_share(ratio):
         build(**{"MODEL.MASK_FORMER.BOX_SAMPLE_RATIO": ratio})
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("OVERSAMPLE_RATIO", 0.5, "1 candidate for each point"),
+        ("OVERSAMPLE_RATIO", math.inf, "1 candidate for each point"),
+        ("IMPORTANCE_SAMPLE_RATIO", 1.1, "a share of the points from 0 to 1"),
+        ("IMPORTANCE_SAMPLE_RATIO", -0.1, "a share of the points from 0 to 1"),
+        ("TRAIN_NUM_POINTS", 0, "1 point a mask"),
+        ("TRAIN_NUM_POINTS", -5, "1 point a mask"),
+        ("NO_OBJECT_WEIGHT", -0.1, "a weight of 0 or more"),
+        ("CLASS_WEIGHT", -2.0, "a weight of 0 or more"),
+        ("MASK_WEIGHT", math.nan, "a weight of 0 or more"),
+        ("DICE_WEIGHT", math.inf, "a weight of 0 or more"),
+    ],
+)
+def test_a_key_of_the_loss_outside_its_range_is_refused(key, value, expected):
+    with pytest.raises(ConfigError, match=f"MASK_FORMER.{key} is {value}, expected {expected}"):
+        build(**{f"MODEL.MASK_FORMER.{key}": value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("OVERSAMPLE_RATIO", 1.0),
+        ("IMPORTANCE_SAMPLE_RATIO", 0.0),
+        ("IMPORTANCE_SAMPLE_RATIO", 1.0),
+        ("TRAIN_NUM_POINTS", 1),
+    ],
+)
+def test_the_ends_of_the_ranges_train(key, value):
+    model = build(**{f"MODEL.MASK_FORMER.{key}": value, "MODEL.MASK_FORMER.DEC_LAYERS": 2})
+    losses = train(model, [mapped(), mapped(num=0, seed=1)])
+    assert all(math.isfinite(loss) for loss in losses.values())
+
+
+def test_no_ground_truth_trains_though_no_object_has_no_weight():
+    model = build(**{"MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": 0.0})
+    losses = train(model, [mapped(num=0), mapped(num=0, seed=1)])
+    assert set(losses.values()) == {0.0}
+    grads = [parameter.grad for parameter in model.parameters()]
+    assert all(grad is not None and not grad.any() for grad in grads)
+
+
 @pytest.mark.parametrize("deep", [False, True])
 def test_unequal_weights_reach_matcher_and_losses(deep):
     weights = {"CLASS_WEIGHT": 3.0, "MASK_WEIGHT": 0.5, "DICE_WEIGHT": 7.0}

@@ -20,6 +20,7 @@ from fvcore.common.checkpoint import _strip_prefix_if_present
 from torch import nn
 
 from panoptic_ext.atomic import remove_leftovers, write_atomic
+from panoptic_ext.engine.weight_names import add_backbone_prefix, has_caffe2_names
 from panoptic_ext.engine.weights_io import check_hash, load_pickle, load_torch
 from panoptic_ext.errors import CheckpointError
 
@@ -185,6 +186,7 @@ class Checkpointer(DetectionCheckpointer):
         path, checkpoint = self._read_for_all(read)
         if heuristics:
             checkpoint["matching_heuristics"] = True
+        self._prepare_names(path, checkpoint)
         incompatible = self._load_model(checkpoint)
         self._report(path, incompatible, strict)
         for key in self.checkpointables if checkpointables is None else checkpointables:
@@ -276,9 +278,11 @@ class Checkpointer(DetectionCheckpointer):
             self._check_mapping(filename, loaded)
             if "model" in loaded and "__author__" in loaded:
                 return loaded
-            blobs = loaded.get("blobs", loaded)  # Caffe2 and Detectron1
-            blobs = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
-            return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+            weights = loaded.get("blobs", loaded.get("model", loaded))
+            if "blobs" in loaded or has_caffe2_names(weights):  # Caffe2 and Detectron1
+                blobs = {k: v for k, v in weights.items() if not k.endswith("_momentum")}
+                return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+            return loaded if "model" in loaded else {"model": loaded}
         loaded = load_torch(filename, allow_pickle=self.allow_pickle)
         self._check_mapping(filename, loaded)
         if filename.endswith(".pyth") and "model_state" in loaded:  # pycls
@@ -299,16 +303,24 @@ class Checkpointer(DetectionCheckpointer):
                 "tensors by parameter name (or one under the key 'model')"
             )
 
-    def _load_model(self, checkpoint: Any) -> Any:
+    def _prepare_names(self, path: str, checkpoint: dict[str, Any]) -> None:
+        """Turn names of the file into the model's, before names and shapes are compared.
+
+        As torch loads would be too late.
+        """
         weights = checkpoint["model"]
-        # Before names and shapes are compared, not as torch loads, which would be too late.
         _strip_prefix_if_present(weights, "module.")
-        for name, module in self.model.named_modules():
-            if hasattr(module, "rename_old_parameters"):
-                module.rename_old_parameters(weights, f"{name}." if name else "")
         for name in [n for n, v in weights.items() if not hasattr(v, "shape")]:
             self.logger.warning("Ignoring %s of the checkpoint: no tensor", name)
             del weights[name]
+        if not checkpoint.get("matching_heuristics"):
+            weights = add_backbone_prefix(path, weights, self.model.state_dict())
+            checkpoint["model"] = weights
+        for name, module in self.model.named_modules():
+            if hasattr(module, "rename_old_parameters"):
+                module.rename_old_parameters(weights, f"{name}." if name else "")
+
+    def _load_model(self, checkpoint: Any) -> Any:
         incompatible = super()._load_model(checkpoint)
         missing = incompatible.missing_keys
         missing[:] = [k for k in missing if not k.endswith(_COUNTER)]

@@ -44,11 +44,13 @@ def ms_deform_attn(
         sampling_locations: (B, Lq, M, L, P, 2) float, (x, y) in [0, 1] from the left upper to the
             right lower border of the level; anything outside is allowed.
         attention_weights: (B, Lq, M, L, P) float.
-        backend: "auto" (by device), "reference" (grid_sample), "cpu" (one gather, gradients of its
-            own) or "triton" (CUDA kernels; falls back with one logged line where it cannot run).
+        backend: "auto" (by device and type), "reference" (grid_sample), "cpu" (one gather,
+            gradients of its own) or "triton" (CUDA kernels with float32 sums; falls back with one
+            logged line where it cannot run, and for float64 values).
 
     Returns:
-        (B, Lq, M * D) in the type of `value`. Half types are accumulated in float32.
+        (B, Lq, M * D) in the type of `value`. Half types are accumulated in float32. A location
+        that is no number makes its query's head NaN.
 
     Raises:
         ConfigError: unknown backend, or "cpu" for tensors elsewhere.
@@ -56,7 +58,7 @@ def ms_deform_attn(
     """
     shapes = tuple((int(h), int(w)) for h, w in spatial_shapes)
     _check_shapes(value, shapes, sampling_locations, attention_weights)
-    chosen = _choose_backend(backend, value.device)
+    chosen = _choose_backend(backend, value.device, value.dtype)
     compute = torch.float32 if value.dtype in (torch.float16, torch.bfloat16) else value.dtype
     with torch.autocast(value.device.type, enabled=False):
         locations = sampling_locations.to(compute)
@@ -120,7 +122,7 @@ def _check_shapes(
         )
 
 
-def _choose_backend(backend: str, device: torch.device) -> str:
+def _choose_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
     if backend not in MS_DEFORM_ATTN_BACKENDS:
         raise ConfigError(
             f"unknown ms_deform_attn backend {backend!r}, expected one of "
@@ -134,18 +136,20 @@ def _choose_backend(backend: str, device: torch.device) -> str:
         )
     if backend in ("reference", "cpu"):
         return backend
-    if backend == "auto" and device.type != "cuda":
-        return "cpu" if on_cpu else "reference"
-    reason = _why_no_triton(device.type)
+    fallback = "cpu" if on_cpu else "reference"
+    if backend == "auto" and (device.type != "cuda" or dtype == torch.float64):
+        return fallback
+    reason = _why_no_triton(device.type, dtype)
     if reason is None:
         return "triton"
-    fallback = "cpu" if on_cpu else "reference"
     _log_fallback(reason, fallback)
     return fallback
 
 
-def _why_no_triton(device_type: str) -> str | None:
+def _why_no_triton(device_type: str, dtype: torch.dtype) -> str | None:
     """None where the kernels can run: on CUDA, or anywhere under Triton's interpreter."""
+    if dtype == torch.float64:
+        return "Triton kernels compute in float32, values are float64"
     if not _triton_installed():
         return "Triton is not installed (pip install triton)"
     from .ms_deform_attn_triton import runs_interpreted

@@ -1,5 +1,7 @@
 """Multi-scale deformable attention as Triton kernels: fp32, fp16 or bf16 values, fp32 sums.
 
+float64 values are not for these kernels: `ms_deform_attn` sends them to another backend.
+
 One program works on ROWS (query, head) pairs and all D channels of a head: for each of the L * P
 samples it reads four rows of `value`. Nothing of size Lq x L x P x D is written. Backward reads the
 rows again and adds to the value gradient with atomics (float32), so that gradient's last bits
@@ -37,7 +39,7 @@ _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 def ms_deform_attn_triton(
     value: Tensor, spatial_shapes: Shapes, sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """As `ms_deform_attn`; locations and weights in float32, values in any float type."""
+    """As `ms_deform_attn`; locations and weights in float32, values in float32 or a half type."""
     table = _level_table(spatial_shapes, value.device)
     return _MSDeformAttn.apply(value, table, sampling_locations, attention_weights)
 
@@ -116,9 +118,12 @@ def _launch(value: Tensor, locations: Tensor) -> tuple[tuple[int], dict[str, int
 def _axis(place, size):
     """Of samples at `place` in [0, 1]: first corner's index and the share of the second corner."""
     # Samples a pixel or more outside read nothing; the clamp keeps their index representable.
-    pixel = tl.minimum(tl.maximum(place * size - 0.5, -2.0), size + 1.0)
+    # A place that is no number lies outside too, but its share is none and spoils the sum.
+    known = place == place
+    pixel = tl.where(known, place * size - 0.5, -2.0)
+    pixel = tl.minimum(tl.maximum(pixel, -2.0), size + 1.0)
     corner = tl.floor(pixel)
-    return corner.to(tl.int32), pixel - corner
+    return corner.to(tl.int32), tl.where(known, pixel - corner, place)
 
 
 @triton.jit

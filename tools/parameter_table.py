@@ -3,8 +3,12 @@
 
     python tools/parameter_table.py configs/cityscapes/efficientps/efficientps_B*.yaml
     python tools/parameter_table.py configs/shapes/*/*_R18_shapes.yaml --opts MODEL.DEVICE cpu
+    python tools/parameter_table.py --tensors configs/shapes/mask2former/*_R18_shapes.yaml
 
-Pretrained weights are not fetched. Exit code: 0, or 2 where a config cannot be read or built.
+With `--tensors`, list instead each tensor of the state dict and its shape, and their number: what a
+checkpoint for the model has to hold, key for key. Pretrained weights are not fetched.
+
+Exit code: 0, or 2 where a config cannot be read or built.
 """
 
 from __future__ import annotations
@@ -48,22 +52,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("configs", nargs="+", help="YAML files")
+    parser.add_argument(
+        "--tensors", action="store_true", help="list names and shapes of the state dict instead"
+    )
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     args = parser.parse_args(argv)
-    rows = []
+    rows, lists = [], []
     try:
         for path in args.configs:
             options = ["MODEL.DEVICE", "cpu", "MODEL.TIMM.PRETRAINED", "False", *args.opts]
-            counts = count_parameters(build_model(load_cfg(path, options)))
+            model = build_model(load_cfg(path, options))
+            counts = count_parameters(model)
             millions = {part: f"{count / 1e6:.3f}" for part, count in counts.items()}
             rows.append({"config": Path(path).stem, **millions})
+            lists.append(f"{Path(path).stem}\n\n{list_tensors(model)}")
     except PanopticExtError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(
-        tabulate(rows, headers="keys", tablefmt="github", stralign="right", disable_numparse=True)
+    table = tabulate(
+        rows, headers="keys", tablefmt="github", stralign="right", disable_numparse=True
     )
+    print("\n\n".join(lists) if args.tensors else table)
     return 0
+
+
+def list_tensors(model: nn.Module) -> str:
+    """A table of the names and shapes in the model's state dict, and their number below it."""
+    rows = [
+        (name, " x ".join(map(str, value.shape)) or "scalar")
+        for name, value in model.state_dict().items()
+    ]
+    table = tabulate(rows, headers=("tensor", "shape"), tablefmt="github", disable_numparse=True)
+    return f"{table}\n\n{len(rows)} tensors"
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:

@@ -21,6 +21,28 @@ def affine(name, *shape):
     return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
 
 
+def convolution(name, out_channels, in_channels, size):
+    """A convolution without bias and its frozen norm."""
+    names = {f"{name}.weight": (out_channels, in_channels, size, size)}
+    statistics = ("weight", "bias", "running_mean", "running_var")
+    return names | {f"{name}.norm.{own}": (out_channels,) for own in statistics}
+
+
+def resnet50():
+    """Bottlenecks 1x1, 3x3, 1x1; the first of a stage has a shortcut of other channels."""
+    names, inside = convolution("stem.conv1", 64, 3, 7), 64
+    for stage, (blocks, narrow) in enumerate(((3, 64), (4, 128), (6, 256), (3, 512)), start=2):
+        for i in range(blocks):
+            block = f"res{stage}.{i}"
+            if i == 0:
+                names |= convolution(f"{block}.shortcut", 4 * narrow, inside, 1)
+            names |= convolution(f"{block}.conv1", narrow, inside, 1)
+            names |= convolution(f"{block}.conv2", narrow, narrow, 3)
+            names |= convolution(f"{block}.conv3", 4 * narrow, narrow, 1)
+            inside = 4 * narrow
+    return names
+
+
 def pixel_decoder():
     names = {"transformer.level_embed": (3, 256)}
     for i, channels in enumerate((2048, 1024, 512)):
@@ -57,10 +79,15 @@ def predictor():
     return names
 
 
-def head():
-    parts = {"pixel_decoder": pixel_decoder(), "predictor": predictor()}
-    names = {f"sem_seg_head.{p}.{n}": shape for p, ns in parts.items() for n, shape in ns.items()}
-    return names | {"criterion.empty_weight": (134,)}
+def published():
+    """Every name of the published checkpoint and its shape."""
+    parts = {
+        "backbone": resnet50(),
+        "sem_seg_head.pixel_decoder": pixel_decoder(),
+        "sem_seg_head.predictor": predictor(),
+        "criterion": {"empty_weight": (134,)},
+    }
+    return {f"{part}.{name}": shape for part, own in parts.items() for name, shape in own.items()}
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +105,13 @@ def model():
 
 def test_key_for_key(model):
     found = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    backbone = {name for name in found if name.startswith("backbone.")}
-    assert {name: found[name] for name in found if name not in backbone} == head()
-    assert backbone == {f"backbone.{n}" for n in model.backbone.state_dict()}
-    assert len(found) == 558
-    assert len(pixel_decoder()) == 117 and len(predictor()) == 175
+    assert found == published()
+
+
+def test_the_numbers_of_tensors_are_those_of_the_spec():
+    parts = (resnet50(), pixel_decoder(), predictor())
+    assert [len(part) for part in parts] == [265, 117, 175]
+    assert len(published()) == 558
 
 
 def test_numbers_of_parameters_in_millions(model):

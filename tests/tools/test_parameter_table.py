@@ -1,11 +1,13 @@
-"""Parameters of EfficientPS agree with the paper, part by part."""
+"""Parameters of EfficientPS agree with the paper, tensors of Mask2Former with its checkpoint."""
 
 from __future__ import annotations
 
 import pytest
 from detectron2.modeling import build_model
+from torch import nn
 
 from panoptic_ext.engine.setup import load_cfg
+from tests.modeling.test_mask2former_state_dict import published
 from tools import parameter_table
 
 FOLDER = "configs/cityscapes/efficientps"
@@ -69,6 +71,24 @@ def test_the_tool_prints_a_row_for_each_config(capsys):
     assert parameter_table.main([path, other]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "FPN" in lines[0] and "efficientps_R18_shapes" in lines[2] and len(lines) == 4
+
+
+def test_the_tensors_of_the_published_model_key_for_key(capsys):
+    path = "configs/coco/mask2former/mask2former_R50_bs16_50ep.yaml"
+    assert parameter_table.main(["--tensors", path]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "mask2former_R50_bs16_50ep" and lines[-1] == "558 tensors"
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
+    assert rows[0] == ["tensor", "shape"]
+    found = {name: tuple(map(int, shape.split(" x "))) for name, shape in rows[2:]}
+    assert found == published()
+
+
+def test_a_scalar_has_a_row_too():
+    listed = parameter_table.list_tensors(nn.BatchNorm2d(3))
+    assert listed.splitlines()[-1] == "5 tensors"
+    row = next(line for line in listed.splitlines() if "num_batches_tracked" in line)
+    assert row.split("|")[2].strip() == "scalar"
 
 
 def test_a_missing_config_is_an_error(capsys):

@@ -49,7 +49,7 @@ def _mask_former_keys() -> CN:
     keys.TRANSFORMER_IN_FEATURE = "multi_scale_pixel_decoder"  # the only one that it can take
     keys.HIDDEN_DIM = 256  # channels of a query
     keys.NUM_OBJECT_QUERIES = 100
-    keys.NHEADS = 8
+    keys.NHEADS = 8  # also the pixel decoder's, unless its own N_HEADS is given
     keys.DROPOUT = 0.0
     keys.DIM_FEEDFORWARD = 2048
     keys.ENC_LAYERS = 0  # encoder layers in front of it: it has none, so only 0
@@ -80,7 +80,8 @@ def _add_pixel_decoder_keys(keys: CN) -> None:
     keys.TRANSFORMER_ENC_LAYERS = 6  # layers of deformable attention in the pixel decoder
     keys.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = ["res3", "res4", "res5"]
     keys.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4  # samples of a head in a level
-    keys.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 8
+    # 0: as MODEL.MASK_FORMER.NHEADS, which alone counts in the published code.
+    keys.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 0
     keys.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD = 1024
     # Who computes deformable attention: "auto" (by device), "reference", "cpu" or "triton".
     keys.DEFORMABLE_TRANSFORMER_ENCODER_BACKEND = "auto"

@@ -110,7 +110,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             "mask_dim": keys.MASK_DIM,
             "norm": keys.NORM,
             "encoder_layers": keys.TRANSFORMER_ENC_LAYERS,
-            "heads": keys[f"{encoder}_N_HEADS"],
+            "heads": keys[f"{encoder}_N_HEADS"] or cfg.MODEL.MASK_FORMER.NHEADS,
             "points": keys[f"{encoder}_N_POINTS"],
             "width": keys[f"{encoder}_DIM_FEEDFORWARD"],
             "dropout": cfg.MODEL.MASK_FORMER.DROPOUT,

@@ -122,6 +122,28 @@ def test_encoder_keys_are_read(key, value, tensor, shape):
     assert tuple(state[f"transformer.encoder.layers.0.{tensor}"].shape) == shape
 
 
+@pytest.mark.parametrize(("own", "heads"), [(None, 4), (0, 4), (2, 2), (8, 8)])
+def test_heads_are_those_of_the_transformer_decoder_unless_given(own, heads):
+    cfg = published_config()
+    cfg.MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS = 1
+    cfg.MODEL.MASK_FORMER.NHEADS = 4
+    if own is not None:
+        cfg.MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = own
+    state = build_pixel_decoder(cfg, shapes_of()).state_dict()
+    layer = "transformer.encoder.layers.0.self_attn"
+    assert len(state[f"{layer}.attention_weights.bias"]) == heads * 3 * 4
+    assert len(state[f"{layer}.sampling_offsets.bias"]) == heads * 3 * 4 * 2
+
+
+def test_small_configs_keep_the_heads_of_their_trained_weights():
+    cfg = get_cfg()
+    add_panoptic_ext_config(cfg)
+    cfg.merge_from_file("configs/common/mask2former/Base-Mask2Former-Small.yaml")
+    state = build_pixel_decoder(cfg, shapes_of()).state_dict()
+    bias = state["transformer.encoder.layers.1.self_attn.attention_weights.bias"]
+    assert len(bias) == 8 * 3 * 4 and cfg.MODEL.MASK_FORMER.NHEADS == 4
+
+
 def test_backend_key_is_read():
     cfg = published_config()
     cfg.MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_BACKEND = "reference"

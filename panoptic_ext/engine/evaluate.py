@@ -12,6 +12,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
+from detectron2.utils.logger import log_first_n
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,6 +24,12 @@ from panoptic_ext.engine.rng import preserved_rng
 __all__ = ["build_evaluator", "evaluate", "result_folder"]
 
 logger = logging.getLogger(__name__)
+
+_NO_AUGMENTATION = (
+    "TEST.AUG.ENABLED is True, but test-time augmentation is not there: each image is evaluated "
+    "once, at its test size and unflipped, so results are those without it. TEST.AUG.ENABLED False "
+    "silences this"
+)
 
 
 def result_folder(cfg: CfgNode, dataset_name: str) -> str:
@@ -42,7 +49,8 @@ def evaluate(
 ) -> OrderedDict[str, Any] | dict[str, Any]:
     """Run a model over DATASETS.TEST.
 
-    It draws no number from the random generators that training uses.
+    It draws no number from the random generators that training uses. Images are evaluated once,
+    without test-time augmentation; where TEST.AUG asks for it, a warning says so.
 
     Args:
         trainer: class with `build_test_loader` and `build_evaluator`.
@@ -57,6 +65,8 @@ def evaluate(
         evaluators = [evaluators]
     if isinstance(model, DistributedDataParallel):
         model = model.module
+    if cfg.TEST.AUG.ENABLED and cfg.DATASETS.TEST and comm.is_main_process():
+        log_first_n(logging.WARNING, _NO_AUGMENTATION, name=__name__, key="message")
     results: OrderedDict[str, Any] = OrderedDict()
     with preserved_rng():
         for i, name in enumerate(cfg.DATASETS.TEST):

@@ -1,0 +1,74 @@
+"""Evaluation: what a config asks for and evaluation does not do is said once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import logger
+from torch import nn
+
+from panoptic_ext.engine.evaluate import evaluate
+from panoptic_ext.engine.setup import load_cfg
+from tests.engine.tiny import tiny_cfg
+
+PUBLISHED = Path(__file__).parents[1] / "modeling/published_yaml/cityscapes_panoptic_swin_tiny.yaml"
+
+
+class Count(DatasetEvaluator):
+    def reset(self) -> None:
+        self.images = 0
+
+    def process(self, inputs: Any, outputs: Any) -> None:
+        self.images += len(inputs)
+
+    def evaluate(self) -> dict[str, Any]:
+        return {"count": {"images": self.images}}
+
+
+class Double(nn.Module):
+    def forward(self, batch: list[dict[str, Any]]) -> list[torch.Tensor]:
+        return [2 * d["x"] for d in batch]
+
+
+class FakeTrainer:
+    @staticmethod
+    def build_test_loader(cfg: CfgNode, name: str) -> list[list[dict[str, Any]]]:
+        return [[{"x": torch.ones(1)}], [{"x": torch.ones(1)}]]
+
+    @staticmethod
+    def build_evaluator(cfg: CfgNode, name: str) -> Count:
+        return Count()
+
+
+def warnings_of(cfg: CfgNode, caplog: pytest.LogCaptureFixture) -> list[str]:
+    with caplog.at_level("WARNING", "panoptic_ext"):
+        for _ in range(2):
+            assert evaluate(FakeTrainer, cfg, Double()) == {"count": {"images": 2}}
+    return [r.getMessage() for r in caplog.records if r.name.startswith("panoptic_ext")]
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_augmentation_that_is_not_done_is_said_once(
+    tmp_path: Path,
+    enabled: bool,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logger, "_LOG_COUNTER", Counter())
+    cfg = tiny_cfg(tmp_path)
+    cfg.DATASETS.TEST = ("some",)
+    cfg.TEST.AUG.ENABLED = enabled
+    found = warnings_of(cfg, caplog)
+    assert len(found) == int(enabled)
+    assert not enabled or "TEST.AUG.ENABLED is True, but test-time augmentation is not" in found[0]
+
+
+def test_a_published_file_that_asks_for_it_still_loads() -> None:
+    cfg = load_cfg(str(PUBLISHED), ["TEST.AUG.ENABLED", "True"], use_data=False)
+    assert cfg.TEST.AUG.ENABLED

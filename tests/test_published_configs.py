@@ -1,0 +1,271 @@
+"""Mask2Former's shipped configs have the published values: a table, and the published files.
+
+Numbers of classes are not looked at here: they come from the data set (see test_configs.py). No
+model is built and no data is read.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from detectron2.config import CfgNode
+
+from panoptic_ext.engine.setup import load_cfg
+
+ROOT = Path(__file__).resolve().parents[1]
+PUBLISHED = Path(__file__).parent / "modeling" / "published_yaml"
+
+# The depth of a ResNet, or the values of these keys below MODEL.SWIN.
+SWIN_KEYS = ("EMBED_DIM", "DEPTHS", "NUM_HEADS", "WINDOW_SIZE", "PRETRAIN_IMG_SIZE")
+BACKBONES: dict[str, int | tuple[Any, ...]] = {
+    "R50": 50,
+    "R101": 101,
+    "swin_tiny": (96, [2, 2, 6, 2], [3, 6, 12, 24], 7, 224),
+    "swin_small": (96, [2, 2, 18, 2], [3, 6, 12, 24], 7, 224),
+    "swin_base_384": (128, [2, 2, 18, 2], [4, 8, 16, 32], 12, 384),
+    "swin_base_IN21k_384": (128, [2, 2, 18, 2], [4, 8, 16, 32], 12, 384),
+    "swin_large_IN21k_384": (192, [2, 2, 18, 2], [6, 12, 24, 48], 12, 384),
+}
+TASKS = {"": "panoptic", "instance_": "instance", "semantic_": "semantic"}
+SCHEDULES = {
+    "50ep": (368750, (327778, 355092)),
+    "100ep": (737500, (655556, 710184)),
+    "90k": (90000, None),
+    "160k": (160000, None),
+    "300k": (300000, None),
+}
+SCHEDULE_OF = {"cityscapes": "90k", "ade20k": "160k", "mapillary_vistas": "300k"}
+
+EVERYWHERE = {
+    "MODEL.META_ARCHITECTURE": "PanopticExtMaskFormer",
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+    "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "MSDeformAttnPixelDecoder",
+    "MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES": ["res3", "res4", "res5"],
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": 4,
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": 0,  # as MASK_FORMER.NHEADS, 8
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD": 1024,
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 6,
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 256,
+    "MODEL.SEM_SEG_HEAD.MASK_DIM": 256,
+    "MODEL.SEM_SEG_HEAD.NORM": "GN",
+    "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": 4,
+    "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "MultiScaleMaskedTransformerDecoder",
+    "MODEL.MASK_FORMER.DEEP_SUPERVISION": True,
+    "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": 0.1,
+    "MODEL.MASK_FORMER.CLASS_WEIGHT": 2.0,
+    "MODEL.MASK_FORMER.MASK_WEIGHT": 5.0,
+    "MODEL.MASK_FORMER.DICE_WEIGHT": 5.0,
+    "MODEL.MASK_FORMER.HIDDEN_DIM": 256,
+    "MODEL.MASK_FORMER.NHEADS": 8,
+    "MODEL.MASK_FORMER.DROPOUT": 0.0,
+    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 2048,
+    "MODEL.MASK_FORMER.DEC_LAYERS": 10,
+    "MODEL.MASK_FORMER.PRE_NORM": False,
+    "MODEL.MASK_FORMER.SIZE_DIVISIBILITY": 32,
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 12544,
+    "MODEL.MASK_FORMER.OVERSAMPLE_RATIO": 3.0,
+    "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO": 0.75,
+    "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": 0.8,
+    "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": 0.8,
+    "SOLVER.OPTIMIZER": "ADAMW",
+    "SOLVER.BASE_LR": 1e-4,
+    "SOLVER.IMS_PER_BATCH": 16,
+    "SOLVER.WEIGHT_DECAY": 0.05,
+    "SOLVER.WEIGHT_DECAY_NORM": 0.0,
+    "SOLVER.WEIGHT_DECAY_EMBED": 0.0,
+    "SOLVER.BACKBONE_MULTIPLIER": 0.1,
+    "SOLVER.CLIP_GRADIENTS.ENABLED": True,
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "full_model",
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": 0.01,
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": 2.0,
+    "SOLVER.AMP.ENABLED": True,
+    "INPUT.FORMAT": "RGB",
+}
+LSJ = {
+    "INPUT.AUGMENTATION": "lsj",
+    "INPUT.IMAGE_SIZE": 1024,
+    "INPUT.MIN_SCALE": 0.1,
+    "INPUT.MAX_SCALE": 2.0,
+    "INPUT.COLOR_AUG_SSD": False,
+    "INPUT.CROP.ENABLED": False,
+}
+# What differs between published file and shipped config of the same model, and why it may.
+DIFFERENT = {
+    "OUTPUT_DIR": "each shipped config has a folder of its own",
+    "INPUT.DATASET_MAPPER_NAME": "read for AUGMENTATION and PANOPTIC_TARGETS, which are equal",
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": "left out in ours: the data set has it",
+    "SOLVER.STEPS": "Detectron2's default; polynomial decay has no steps",
+    "TEST.AUG.MIN_SIZES": "Detectron2's default; TEST.AUG is off",
+    "TEST.AUG.MAX_SIZE": "Detectron2's default; TEST.AUG is off",
+}
+VISTAS_DIFFERENT = {
+    "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": "left out in ours: the data set has it",
+    **{
+        f"INPUT.{key}": "left out in the file kept here; the table has it"
+        for key in ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST")
+    },
+}
+
+
+def scales(shortest: int) -> tuple[int, ...]:
+    """0.5 to 2 times a length in steps of 0.1."""
+    return tuple(shortest * tenth // 10 for tenth in range(5, 21))
+
+
+def cropped(
+    shortest: int, crop: tuple[int, int], max_train: int, max_test: int, divisible: int
+) -> dict[str, Any]:
+    """Random scales around `shortest`, crops of a fixed size, images of `shortest` in tests."""
+    return {
+        "INPUT.AUGMENTATION": "shortest_edge",
+        "INPUT.MIN_SIZE_TRAIN": scales(shortest),
+        "INPUT.MIN_SIZE_TRAIN_SAMPLING": "choice",
+        "INPUT.MAX_SIZE_TRAIN": max_train,
+        "INPUT.MIN_SIZE_TEST": shortest,
+        "INPUT.MAX_SIZE_TEST": max_test,
+        "INPUT.COLOR_AUG_SSD": True,
+        "INPUT.SIZE_DIVISIBILITY": divisible,
+        "INPUT.CROP.ENABLED": True,
+        "INPUT.CROP.TYPE": "absolute",
+        "INPUT.CROP.SIZE": list(crop),
+        "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": 1.0,
+    }
+
+
+def expected_input(data: str, task: str, backbone: str) -> dict[str, Any]:
+    if data == "coco":
+        return LSJ
+    if data == "cityscapes":
+        return cropped(1024, (512, 1024), 4096, 2048, 0)
+    if data == "mapillary_vistas":
+        return cropped(2048, (1024, 1024), 8192, 2048, 1024)
+    if task == "semantic" and "IN21k" not in backbone:
+        return cropped(512, (512, 512), 2048, 2048, 512)
+    return cropped(640, (640, 640), 2560, 2560, 640)
+
+
+def expected_values(data: str, task: str, backbone: str, schedule: str) -> dict[str, Any]:
+    iterations, steps = SCHEDULES[schedule]
+    size = BACKBONES[backbone]
+    targets = {"panoptic": [], "instance": ["instances"], "semantic": ["sem_seg"]}
+    values = {
+        **EVERYWHERE,
+        **expected_input(data, task, backbone),
+        "DATASETS.TRAIN": (f"{data}_panoptic_train",),
+        "DATASETS.TEST": (f"{data}_panoptic_val",),
+        "INPUT.PANOPTIC_TARGETS": targets[task],
+        "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 200 if "large" in backbone else 100,
+        "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": task == "panoptic",
+        "MODEL.MASK_FORMER.TEST.INSTANCE_ON": task != "semantic",
+        "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": task != "instance",
+        "SOLVER.MAX_ITER": iterations,
+        "SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR" if steps else "WarmupPolyLR",
+        "SOLVER.WARMUP_ITERS": 10,
+        "SOLVER.WARMUP_FACTOR": 1.0,
+    }
+    if steps:
+        values |= {"SOLVER.STEPS": steps, "SOLVER.GAMMA": 0.1}
+    if isinstance(size, int):
+        values["MODEL.BACKBONE.NAME"] = "build_resnet_backbone"
+        values["MODEL.RESNETS.DEPTH"] = size
+        values["MODEL.RESNETS.STRIDE_IN_1X1"] = False
+        values["MODEL.RESNETS.NORM"] = "FrozenBN"
+    else:
+        values["MODEL.BACKBONE.NAME"] = "PanopticExtSwinTransformer"
+        values |= {f"MODEL.SWIN.{k}": v for k, v in zip(SWIN_KEYS, size, strict=True)}
+        values |= {"MODEL.SWIN.DROP_PATH_RATE": 0.3, "MODEL.SWIN.APE": False}
+        values["MODEL.SWIN.PATCH_NORM"] = True
+    return values
+
+
+def leaves() -> dict[str, tuple[str, str, str, str]]:
+    """Path below configs -> data set, task, backbone, schedule, of every published model."""
+    found = {}
+    for data in ("coco", *SCHEDULE_OF):
+        for prefix, task in TASKS.items():
+            for backbone in BACKBONES:
+                if data != "coco" and backbone == "swin_base_384":
+                    continue
+                schedule = SCHEDULE_OF.get(data, "100ep" if "large" in backbone else "50ep")
+                name = f"mask2former_{prefix}{backbone}_bs16_{schedule}"
+                found[f"{data}/mask2former/{name}.yaml"] = (data, task, backbone, schedule)
+    return found
+
+
+@cache
+def load(path: Path) -> dict[str, Any]:
+    """Every key of a resolved config as one flat table."""
+    return dict(flat(load_cfg(str(path), use_data=False)))
+
+
+def flat(node: CfgNode, prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in node.items():
+        name = prefix + key
+        rows += flat(value, f"{name}.") if isinstance(value, CfgNode) else [(name, value)]
+    return rows
+
+
+def test_the_leaves_are_those_of_the_table():
+    shipped = {
+        path.relative_to(ROOT / "configs").as_posix()
+        for data in ("coco", *SCHEDULE_OF)
+        for path in ROOT.glob(f"configs/{data}/mask2former/*.yaml")
+        if not path.name.startswith("Base-")
+    }
+    assert shipped == set(leaves())
+
+
+@pytest.mark.parametrize(("leaf", "kind"), leaves().items(), ids=list(leaves()))
+def test_a_config_has_the_published_values(leaf, kind):
+    cfg = load(ROOT / "configs" / leaf)
+    differ = {
+        key: f"is {cfg[key]!r}, published {value!r}"
+        for key, value in expected_values(*kind).items()
+        if cfg[key] != value
+    }
+    assert not differ
+
+
+@pytest.mark.parametrize(
+    ("published", "leaf"),
+    [
+        ("coco_panoptic_R50", "coco/mask2former/mask2former_R50_bs16_50ep"),
+        ("coco_instance_R50", "coco/mask2former/mask2former_instance_R50_bs16_50ep"),
+        ("ade20k_semantic_R50", "ade20k/mask2former/mask2former_semantic_R50_bs16_160k"),
+        (
+            "cityscapes_panoptic_swin_tiny",
+            "cityscapes/mask2former/mask2former_swin_tiny_bs16_90k",
+        ),
+        (
+            "mapillary_vistas_panoptic_R50",
+            "mapillary_vistas/mask2former/mask2former_R50_bs16_300k",
+        ),
+    ],
+)
+def test_a_published_file_means_what_ours_means(published, leaf):
+    theirs = load(PUBLISHED / f"{published}.yaml")
+    ours = load(ROOT / "configs" / f"{leaf}.yaml")
+    allowed = DIFFERENT | (VISTAS_DIFFERENT if "vistas" in leaf else {})
+    assert theirs.keys() == ours.keys()
+    differ = {key: (value, ours[key]) for key, value in theirs.items() if value != ours[key]}
+    assert not {key: values for key, values in differ.items() if key not in allowed}
+
+
+def test_no_exception_is_left_over():
+    """Every key that may differ does so somewhere."""
+    vistas = load(ROOT / "configs/mapillary_vistas/mask2former/mask2former_R50_bs16_300k.yaml")
+    cityscapes = load(ROOT / "configs/cityscapes/mask2former/mask2former_swin_tiny_bs16_90k.yaml")
+    theirs = load(PUBLISHED / "mapillary_vistas_panoptic_R50.yaml")
+    for key in VISTAS_DIFFERENT:
+        assert theirs[key] != vistas[key], key
+    theirs = load(PUBLISHED / "cityscapes_panoptic_swin_tiny.yaml")
+    for key in DIFFERENT:
+        assert theirs[key] != cityscapes[key], key
+    assert not theirs["TEST.AUG.ENABLED"] and not cityscapes["TEST.AUG.ENABLED"]

@@ -13,6 +13,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import pytest
 import torch
 
+from .shared_data import shared_data_folder
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -31,8 +33,7 @@ def repository() -> Path:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder with the real data sets (facade, nuclei): $PANOPTIC_EXT_SHARED or ../shared/data."""
-    given = os.environ.get("PANOPTIC_EXT_SHARED")
-    folder = Path(given) if given else ROOT.parent / "shared" / "data"
+    folder = shared_data_folder()
     if not folder.is_dir():
         pytest.skip(f"no real data: {folder} is missing (PANOPTIC_EXT_SHARED names another folder)")
     return folder

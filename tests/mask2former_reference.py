@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "mask2former_reference"
+from .shared_data import shared_data_folder
+
+FOLDER = shared_data_folder() / "mask2former_reference"
 
 needs_reference = pytest.mark.skipif(
-    not FOLDER.is_dir(), reason="needs ../shared/data/mask2former_reference"
+    not FOLDER.is_dir(),
+    reason=f"{FOLDER} is missing (PANOPTIC_EXT_SHARED names another folder than its parent)",
 )
 
 

@@ -160,14 +160,14 @@ def ties(logits, masks):
     return (best[0] - best[1] < 1e-5) | on_border
 
 
-def photographs(repository):
-    folder = repository.parent / "shared" / "data" / "facade" / "images"
-    files = sorted(folder.rglob("*.jpg")) + sorted(folder.rglob("*.png"))
-    for file in files[:2]:
-        image = torch.from_numpy(read_image(str(file), "RGB").copy())
-        yield image.permute(2, 0, 1)
+def photographs(shared_data):
+    """Two of the facades, (3, H, W) uint8 each."""
+    folder = shared_data / "facade" / "images"
+    files = sorted(folder.rglob("*.jpg"))[:2]
     if not files:
-        yield shapes_image((150, 210))
+        pytest.skip(f"no photographs: {folder} has no .jpg")
+    images = [torch.from_numpy(read_image(str(file), "RGB").copy()) for file in files]
+    return [image.permute(2, 0, 1) for image in images]
 
 
 def shapes_image(size):
@@ -244,11 +244,24 @@ def test_unreadable_sources(monkeypatch, tmp_path):
         load_from_transformers(nn.Linear(1, 1), str(tmp_path))
 
 
-@pytest.mark.slow
-def test_r50_on_photographs(repository):
+@pytest.fixture(scope="module")
+def r50_pair():
+    """The peer and ours in the published size."""
     theirs = peer(transformers.ResNetConfig(out_features=STAGES))
     with ours(lambda cfg: None) as model:
         load_from_transformers(model, theirs)
-        for image in photographs(repository):
-            segments, ties = compare(theirs, model, image)
-            assert segments > 1 and ties <= 50
+        yield theirs, model
+
+
+@pytest.mark.slow
+def test_r50_on_photographs(r50_pair, shared_data):
+    for image in photographs(shared_data):
+        segments, ties = compare(*r50_pair, image)
+        assert segments > 1 and ties <= 50
+
+
+@pytest.mark.slow
+def test_r50_on_a_drawn_image(r50_pair):
+    """The published size where there are no photographs."""
+    segments, ties = compare(*r50_pair, shapes_image((150, 210)))
+    assert segments > 1 and ties <= 50

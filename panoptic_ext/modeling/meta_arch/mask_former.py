@@ -199,12 +199,14 @@ class PanopticExtMaskFormer(nn.Module):
 
         Called by panoptic_ext's checkpointer. Inference does not use it, so nothing is missing.
         """
+        of_head = any(name.startswith(f"{prefix}sem_seg_head.") for name in weights)
         prefix = f"{prefix}semantic_classifier."
         own = self.semantic_classifier.state_dict() if self.semantic_classifier is not None else {}
         for name in [n for n in weights if n.startswith(prefix) and n[len(prefix) :] not in own]:
             del weights[name]
-        for name, value in own.items():
-            weights.setdefault(prefix + name, value)
+        if of_head:  # else they would hide that nothing of a foreign file fits
+            for name, value in own.items():
+                weights.setdefault(prefix + name, value)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalised images, padded with 0 to one size; on a CPU in channels_last layout.

@@ -327,3 +327,6 @@ def test_weights_of_another_model_are_refused_with_a_report(model, tmp_path):
         Checkpointer(build()).load(saved(tmp_path, {"model": weights}), strict=True)
     with pytest.raises(CheckpointError, match="do not fit the model"):
         Checkpointer(build()).load(saved(tmp_path, {"model": {"x.weight": torch.zeros(2)}}))
+    learning = build(**{"MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT": 1.0})
+    with pytest.raises(CheckpointError, match="do not fit the model"):
+        Checkpointer(learning).load(saved(tmp_path, {"model": {"x.weight": torch.zeros(2)}}))

@@ -26,10 +26,11 @@ __all__ = ["MaskPredictions", "QueryMasks", "mask_logits", "masks_at_points", "m
 def mask_logits(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
     """Dot product of (B, Q, D) embeddings with (B, D, h, w) features -> (B, Q, h, w)."""
     if mask_features.device.type == "cpu" and not torch.compiler.is_compiling():
-        # A 1x1 convolution of each image by its embeddings; see `modeling.linear`.
+        # A 1x1 convolution of each image by its embeddings; see `modeling.linear`. Split keeps the
+        # layout of the features, so that they are not copied.
         each = [
-            F.conv2d(features[None], embed[:, :, None, None])
-            for features, embed in zip(mask_features, mask_embed, strict=True)
+            F.conv2d(features, embed[:, :, None, None])
+            for features, embed in zip(mask_features.split(1), mask_embed, strict=True)
         ]
         return (each[0] if len(each) == 1 else torch.cat(each)).contiguous()
     return torch.bmm(mask_embed, mask_features.flatten(2)).unflatten(-1, mask_features.shape[-2:])
@@ -94,7 +95,7 @@ def matched_masks(
     if not isinstance(every[0], QueryMasks):
         return [_rows(masks, rows).float() for masks, rows in zip(every, queries, strict=True)]
     pieces: list[list[Tensor]] = [[] for _ in every]
-    for image, features in enumerate(every[0].features):
+    for image, features in enumerate(every[0].features.split(1)):
         # One product for all outputs: their gradients meet in it, not in maps of D channels.
         rows = [rows[image] for rows in queries]
         chosen = [masks.embed[image][own] for masks, own in zip(every, rows, strict=True)]
@@ -110,8 +111,8 @@ def _rows(masks: Tensor, queries: Sequence[Tensor]) -> Tensor:
 
 
 def _product(embed: Tensor, features: Tensor) -> Tensor:
-    """(M, D) with (D, h, w) -> (M, h, w); a convolution cannot have no output channel."""
+    """(M, D) with (1, D, h, w) -> (M, h, w); a convolution cannot have no output channel."""
     features = features.to(embed.dtype)  # autocast, which would do so, is off in the loss
     if len(embed) == 0:
-        return (embed @ features.flatten(1)).view(0, *features.shape[-2:])
-    return mask_logits(embed[None], features[None])[0]
+        return (embed @ features[0].flatten(1)).view(0, *features.shape[-2:])
+    return mask_logits(embed[None], features)[0]

@@ -138,7 +138,10 @@ class MSDeformAttnPixelDecoder(nn.Module):
             above = F.interpolate(
                 levels[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False
             )
-            levels.append(self.get_submodule(f"layer_{i}")(lateral + above))
+            # Into the fresh map where the types agree: these are the largest maps of all.
+            above = above.add_(lateral) if above.dtype == lateral.dtype else above + lateral
+            del lateral
+            levels.append(self.get_submodule(f"layer_{i}")(above))
         return self.mask_features(levels[-1]), levels[:NUM_SCALES]
 
 

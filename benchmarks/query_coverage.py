@@ -31,7 +31,6 @@ from panoptic_ext.engine.setup import choose_device, load_cfg
 from panoptic_ext.engine.trainer import Trainer
 from panoptic_ext.errors import ConfigError, PanopticExtError
 from panoptic_ext.modeling.meta_arch.mask_former import PanopticExtMaskFormer
-from panoptic_ext.modeling.meta_arch.mask_targets import build_mask_targets
 from panoptic_ext.modeling.point_sampling import MaskTargets
 
 COVERED = 0.5  # IoU from which panoptic quality counts a segment as found
@@ -58,17 +57,7 @@ def look_at(model: PanopticExtMaskFormer, batch: list[dict[str, Any]]) -> list[t
     is right, for the targets that are matched; (M,) each."""
     images = model.preprocess_image(batch)
     outputs = model.sem_seg_head(model.backbone(images.tensor), aux=False)
-    targets = [
-        build_mask_targets(
-            inputs,
-            task=model.task,
-            padded_size=(images.tensor.shape[-2], images.tensor.shape[-1]),
-            device=model.device,
-            class_index=model.class_index,
-            ignore_value=model.ignore_value,
-        )
-        for inputs in batch
-    ]
+    targets = model.mask_targets(images, batch)
     found = []
     for image, (queries, rows) in enumerate(model.criterion.matcher([outputs], targets)[0]):
         masks, target = outputs["pred_masks"][image], targets[image]

@@ -24,6 +24,7 @@ from ..backbone.folded_norm import fold_norms
 from ..criterion import SetCriterion
 from ..losses import semantic_loss
 from ..matcher import HungarianMatcher
+from ..point_sampling import MaskTargets
 from .mask_former_head import takes_dense
 from .mask_targets import TASKS, build_mask_targets
 from .panoptic_fpn import thing_ids_of_dataset
@@ -220,11 +221,11 @@ class PanopticExtMaskFormer(nn.Module):
             batch.tensor = batch.tensor.contiguous(memory_format=torch.channels_last)
         return batch
 
-    def losses(
-        self, outputs: dict[str, Any], images: ImageList, batched_inputs: list[dict[str, Any]]
-    ) -> dict[str, Tensor]:
-        """Weighted losses of the head's outputs, by name."""
-        targets = [
+    def mask_targets(
+        self, images: ImageList, batched_inputs: list[dict[str, Any]]
+    ) -> list[MaskTargets]:
+        """Ground truth of each image at the padded size of the batch; see `build_mask_targets`."""
+        return [
             build_mask_targets(
                 inputs,
                 task=self.task,
@@ -235,6 +236,12 @@ class PanopticExtMaskFormer(nn.Module):
             )
             for inputs in batched_inputs
         ]
+
+    def losses(
+        self, outputs: dict[str, Any], images: ImageList, batched_inputs: list[dict[str, Any]]
+    ) -> dict[str, Tensor]:
+        """Weighted losses of the head's outputs, by name."""
+        targets = self.mask_targets(images, batched_inputs)
         weights = self.criterion.weight_dict
         losses = self.criterion(outputs, targets)
         losses = {name: loss * weights[name] for name, loss in losses.items() if name in weights}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from datetime import timedelta
 
@@ -67,6 +68,14 @@ def make_local_group(local_size: int) -> None:
 
 
 def leave() -> None:
-    """Leave the process group, if there is one."""
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+    """Leave the process group, if there is one, and end its threads.
+
+    Detectron2 keeps the groups in module variables, so destroying them is not enough: a gloo
+    thread that lets go of its last tensor while the interpreter shuts down aborts the process.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    dist.destroy_process_group()
+    comm._get_global_gloo_group.cache_clear()
+    comm._LOCAL_PROCESS_GROUP = None
+    gc.collect()  # what the trainer and its model still hold in cycles

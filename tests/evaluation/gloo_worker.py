@@ -8,6 +8,7 @@ from pathlib import Path
 import torch.distributed as dist
 from detectron2.utils import comm
 
+from panoptic_ext.engine import distributed
 from panoptic_ext.evaluation import PanopticEvaluator
 
 from . import toy
@@ -33,6 +34,7 @@ def main(root: str, rank: int, size: int) -> None:
     if rank == 0:
         losses = [(i["image_id"], i["pq"].hex(), i["loss"].hex()) for i in evaluator.per_image]
         print({k: v.hex() for k, v in results["panoptic_seg"].items()}, losses)
+    distributed.leave()
 
 
 if __name__ == "__main__":

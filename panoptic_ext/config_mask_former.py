@@ -46,6 +46,10 @@ def _mask_former_keys() -> CN:
 
     # Transformer decoder.
     keys.TRANSFORMER_DECODER_NAME = "MultiScaleMaskedTransformerDecoder"
+    # PlacedQueryTransformerDecoder (ours) only: queries at centres of objects that it finds in the
+    # image, beside the learned ones; and the weight of the loss that teaches it the centres.
+    keys.NUM_PLACED_QUERIES = 100
+    keys.CENTRE_LOSS_WEIGHT = 5.0
     keys.TRANSFORMER_IN_FEATURE = "multi_scale_pixel_decoder"  # the only one that it can take
     keys.HIDDEN_DIM = 256  # channels of a query
     keys.NUM_OBJECT_QUERIES = 100

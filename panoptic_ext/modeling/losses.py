@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
+    "centre_loss",
     "class_cost",
     "classification_loss",
     "mask_costs",
@@ -80,6 +81,22 @@ def semantic_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """
     total = F.cross_entropy(logits.float(), labels, ignore_index=-1, reduction="sum")
     return total / (labels >= 0).sum().clamp(min=1)
+
+
+def centre_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Quality focal loss (Li et al., NeurIPS 2020) of a map of object centres.
+
+    Args:
+        logits: (B, 1, h, w).
+        targets: (B, 1, h, w), 1 at the centre of an object, falling to 0.
+
+    Returns:
+        Scalar float32: the sum of |s(x) - t|^2 BCE(x, t) over the sum of t, which is at least 1.
+    """
+    logits = logits.float()
+    entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    weight = (logits.sigmoid() - targets).square()
+    return (weight * entropy).sum() / targets.sum().clamp(min=1)
 
 
 def class_cost(logits: Tensor, labels: Tensor) -> Tensor:

@@ -17,10 +17,12 @@ from .losses import class_cost, mask_costs
 from .point_sampling import MaskTargets, common_points
 from .query_masks import masks_at_points
 
-__all__ = ["HungarianMatcher", "Match"]
+__all__ = ["HungarianMatcher", "Match", "placement_penalty"]
 
 Match = tuple[Tensor, Tensor]
 """Matched queries and targets of one image: two (M,) int64 tensors on the CPU."""
+
+OUT_OF_PLACE = 100.0  # more than all other terms of a cost together
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +58,8 @@ class HungarianMatcher(nn.Module):
 
         Args:
             outputs: of each decoder output `pred_logits` (B, Q, K + 1) and `pred_masks`
-                (B, Q, h, w), or all of them `QueryMasks`.
+                (B, Q, h, w), or all of them `QueryMasks`. The first may have "match_penalty", for
+                each image a (Q, N) float32 that is added to the costs of all outputs.
             targets: of each image.
 
         Returns:
@@ -94,13 +97,14 @@ class HungarianMatcher(nn.Module):
         """Costs (Q, N) on the outputs' device, output by output, images within."""
         points = [common_points(t, self.num_points, self.box_sample_ratio) for t in targets]
         sampled = [target.sample(p) for target, p in zip(targets, points, strict=True)]
+        penalties = outputs[0].get("match_penalty", [0.0] * len(targets))
         costs: dict[tuple[int, int], Tensor] = {}
         for image, target in enumerate(targets):
             at_points = masks_at_points(outputs, image, points[image])
             for number, (output, masks) in enumerate(zip(outputs, at_points, strict=True)):
                 logits = output["pred_logits"][image]
                 terms = self._terms(logits, masks, target.labels, sampled[image])
-                costs[number, image] = sum(terms)
+                costs[number, image] = sum(terms, start=penalties[image])
         return [costs[key] for key in sorted(costs)]
 
     def _terms(
@@ -172,6 +176,28 @@ class HungarianMatcher(nn.Module):
                     len(target) - num_queries,
                 )
                 return
+
+
+def placement_penalty(
+    num_queries: int, places: Tensor, target: MaskTargets, is_thing: Tensor
+) -> Tensor:
+    """Keeps queries that have a place to the thing they lie in, and the others to stuff.
+
+    The location cost of FastInst (He et al., CVPR 2023). It is finite: a thing in which no query
+    lies is still matched.
+
+    Args:
+        num_queries: Q.
+        places: (P, 2) x and y in [0, 1] of the last P queries.
+        target: N targets of the image.
+        is_thing: (N,) bool.
+
+    Returns:
+        (Q, N) float32, 0 or `OUT_OF_PLACE`.
+    """
+    allowed = (~is_thing).expand(num_queries, -1).clone()
+    allowed[num_queries - len(places) :] = (target.sample(places).t() >= 0.5) & is_thing
+    return OUT_OF_PLACE * (~allowed).float()
 
 
 def _name(target: MaskTargets, image: int) -> str:

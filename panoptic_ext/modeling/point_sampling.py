@@ -94,6 +94,12 @@ class MaskTargets:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def _device(self) -> torch.device:
+        planes = self.id_map if self.masks is None else self.masks
+        assert planes is not None
+        return planes.device
+
     def label_map(self, size: tuple[int, int]) -> Tensor:
         """Class of the pixel nearest to each cell's centre; of overlapping masks the first's.
 
@@ -102,6 +108,18 @@ class MaskTargets:
 
         Returns:
             (h, w) int64, -1 for void.
+        """
+        table = F.pad(self.labels.to(self._device), (1, 0), value=-1)
+        return table[self.owner_map(size)]
+
+    def owner_map(self, size: tuple[int, int]) -> Tensor:
+        """Target of the pixel nearest to each cell's centre; of overlapping masks the first.
+
+        Args:
+            size: h, w of the map.
+
+        Returns:
+            (h, w) int64, i for target i - 1 and 0 for void.
         """
         planes = self.id_map if self.masks is None else self.masks
         assert planes is not None
@@ -114,8 +132,36 @@ class MaskTargets:
             first = torch.arange(len(self), 0, -1, device=planes.device)[:, None, None] * cells
             best = first.amax(0) if len(self) else first.sum(0)
             cells = torch.where(best > 0, len(self) + 1 - best, 0)
-        table = F.pad(self.labels.to(planes.device), (1, 0), value=-1)
-        return table[cells.long()]
+        return cells.long()
+
+    def centre_map(self, size: tuple[int, int], things: Tensor) -> Tensor:
+        """How near each cell is to the middle of the object it lies in.
+
+        exp(-2 |d|^2) with d in sides of half the object's box, over its greatest value in
+        the object: 1 at the best cell of each object that has a cell, also where the middle of
+        the box lies outside of it.
+
+        Args:
+            size: h, w of the map.
+            things: (N,) bool, targets that have a centre.
+
+        Returns:
+            (h, w) float32, 0 outside of things.
+        """
+        owner = self.owner_map(size)
+        height, width = size
+        boxes = self.boxes()
+        middle, half = (boxes[:, 2:] + boxes[:, :2]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+        table = F.pad(torch.cat((middle, half), 1), (0, 0, 1, 0), value=1.0)[owner]
+        y = (torch.arange(height, device=owner.device) + 0.5)[:, None] / height
+        x = (torch.arange(width, device=owner.device) + 0.5)[None] / width
+        distance = ((x - table[..., 0]) / table[..., 2]) ** 2 + (
+            (y - table[..., 1]) / table[..., 3]
+        ) ** 2
+        near = torch.exp(-2 * distance) * F.pad(things.to(owner.device), (1, 0))[owner]
+        best = near.new_zeros(len(self) + 1)
+        best.scatter_reduce_(0, owner.reshape(-1), near.reshape(-1), "amax")
+        return near / best.clamp(min=torch.finfo(near.dtype).tiny)[owner]
 
     def sample(self, points: Tensor) -> Tensor:
         """Every target at points common to all.

@@ -22,8 +22,8 @@ from ...errors import ConfigError
 from ...postprocessing import instance_inference, panoptic_inference, semantic_inference
 from ..backbone.folded_norm import fold_norms
 from ..criterion import SetCriterion
-from ..losses import semantic_loss
-from ..matcher import HungarianMatcher
+from ..losses import centre_loss, semantic_loss
+from ..matcher import HungarianMatcher, placement_penalty
 from ..point_sampling import MaskTargets
 from .mask_former_head import takes_dense
 from .mask_targets import TASKS, build_mask_targets
@@ -65,6 +65,7 @@ class PanopticExtMaskFormer(nn.Module):
         deep_supervision: bool = True,
         semantic_classifier: nn.Module | None = None,
         semantic_loss_weight: float = 1.0,
+        centre_loss_weight: float = 1.0,
         semantic_on: bool = False,
         instance_on: bool = False,
         panoptic_on: bool = True,
@@ -89,6 +90,7 @@ class PanopticExtMaskFormer(nn.Module):
         semantic_classifier: mask_features -> logits of an auxiliary semantic loss in training;
             None: no such loss.
         semantic_loss_weight: its weight.
+        centre_loss_weight: weight of the loss of object centres, where the head looks for them.
         semantic_on, instance_on, panoptic_on: outputs of inference.
         object_mask_threshold, overlap_threshold: see `panoptic_inference`.
         resize_before_semantic: resize masks to the output before classes are summed up; else
@@ -110,6 +112,7 @@ class PanopticExtMaskFormer(nn.Module):
         predictor = getattr(sem_seg_head, "predictor", None)
         self.find_unused_parameters = getattr(predictor, "num_layers", 3) < 3
         self.semantic_loss_weight = semantic_loss_weight
+        self.centre_loss_weight = centre_loss_weight
         self.semantic_on = semantic_on
         self.instance_on = instance_on
         self.panoptic_on = panoptic_on
@@ -145,6 +148,7 @@ class PanopticExtMaskFormer(nn.Module):
             "deep_supervision": keys.DEEP_SUPERVISION,
             "semantic_classifier": _build_semantic_classifier(cfg),
             "semantic_loss_weight": keys.SEMANTIC_LOSS_WEIGHT,
+            "centre_loss_weight": keys.CENTRE_LOSS_WEIGHT,
             "semantic_on": keys.TEST.SEMANTIC_ON,
             "instance_on": keys.TEST.INSTANCE_ON,
             "panoptic_on": keys.TEST.PANOPTIC_ON,
@@ -243,6 +247,13 @@ class PanopticExtMaskFormer(nn.Module):
         """Weighted losses of the head's outputs, by name."""
         targets = self.mask_targets(images, batched_inputs)
         weights = self.criterion.weight_dict
+        if "places" in outputs:
+            outputs["match_penalty"] = [
+                placement_penalty(len(logits), places, target, self.is_thing(target))
+                for logits, places, target in zip(
+                    outputs["pred_logits"], outputs["places"], targets, strict=True
+                )
+            ]
         losses = self.criterion(outputs, targets)
         losses = {name: loss * weights[name] for name, loss in losses.items() if name in weights}
         if self.semantic_classifier is not None:
@@ -250,7 +261,22 @@ class PanopticExtMaskFormer(nn.Module):
             labels = [target.label_map(tuple(logits.shape[-2:])) for target in targets]
             loss = semantic_loss(logits, torch.stack(labels))
             losses["loss_sem_seg"] = loss * self.semantic_loss_weight
+        if "place_logits" in outputs:
+            losses["loss_centre"] = self.centre_loss(outputs["place_logits"], targets)
         return losses
+
+    def is_thing(self, target: MaskTargets) -> Tensor:
+        """(N,) bool: which targets are objects of their own; none in the semantic task."""
+        things = torch.tensor(
+            [i in self.thing_classes for i in range(len(self.class_ids))], device=self.device
+        )
+        return things[target.labels] & (self.task != "semantic")
+
+    def centre_loss(self, logits: Tensor, targets: Sequence[MaskTargets]) -> Tensor:
+        """Weighted loss of the (B, 1, h, w) map of thing centres."""
+        size = tuple(logits.shape[-2:])
+        maps = [target.centre_map(size, self.is_thing(target)) for target in targets]
+        return centre_loss(logits, torch.stack(maps)[:, None]) * self.centre_loss_weight
 
     def postprocess_one(
         self,
@@ -308,6 +334,7 @@ _LOSS_KEYS = {
     "DICE_WEIGHT": (0, math.inf, "a weight of 0 or more"),
     "NO_OBJECT_WEIGHT": (0, math.inf, "a weight of 0 or more (published: 0.1)"),
     "SEMANTIC_LOSS_WEIGHT": (0, math.inf, "0 (no such loss) or more"),
+    "CENTRE_LOSS_WEIGHT": (0, math.inf, "a weight of 0 or more"),
     "TRAIN_NUM_POINTS": (1, math.inf, "1 point a mask or more (published: 12544)"),
     "OVERSAMPLE_RATIO": (1, math.inf, "1 candidate for each point or more (published: 3)"),
     "IMPORTANCE_SAMPLE_RATIO": (0, 1, "a share of the points from 0 to 1 (published: 0.75)"),

@@ -77,8 +77,9 @@ class PanopticExtMaskFormerHead(nn.Module):
             return self.predictor(multi_scale_features, mask_features, aux=aux)
         if takes_dense(self.predictor):
             outputs = self.predictor(multi_scale_features, mask_features, aux=aux, dense=False)
+            features_of_masks = outputs.get("mask_features", mask_features)
             for output in [outputs, *outputs["aux_outputs"]]:
-                output["pred_masks"] = QueryMasks(output.pop("mask_embed"), mask_features)
+                output["pred_masks"] = QueryMasks(output.pop("mask_embed"), features_of_masks)
         else:
             outputs = self.predictor(multi_scale_features, mask_features, aux=aux)
         return {**outputs, "mask_features": mask_features}

@@ -16,7 +16,11 @@ TRANSFORMER_DECODER_REGISTRY.__doc__ = """
 Classes called as `decoder(cfg, in_channels)`, whose `forward(multi_scale_features, mask_features,
 *, aux)` returns "pred_logits", "pred_masks" and "aux_outputs". One whose `forward` has the keyword
 `dense` is called in training with `dense=False` and returns "mask_embed" (B, Q, mask_dim) instead
-of "pred_masks": the loss then computes what it needs of the masks.
+of "pred_masks": the loss then computes what it needs of the masks. It may also return
+"mask_features", where masks are a product with others than it was given; "place_logits"
+(B, 1, h, w), which asks for the loss of object centres (`losses.centre_loss`); and "places"
+(B, P, 2), which keeps its last P queries to the things they lie in
+(`matcher.placement_penalty`).
 """
 
 

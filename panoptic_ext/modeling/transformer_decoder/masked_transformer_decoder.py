@@ -11,6 +11,7 @@ resized once for each level. In evaluation full mask logits are computed once, a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import fvcore.nn.weight_init as weight_init
@@ -26,7 +27,7 @@ from ..query_masks import mask_logits
 from .build import TRANSFORMER_DECODER_REGISTRY
 from .layers import MLP, CrossAttentionLayer, FeedForwardLayer, SelfAttentionLayer
 
-__all__ = ["MultiScaleMaskedTransformerDecoder", "attention_mask"]
+__all__ = ["MultiScaleMaskedTransformerDecoder", "Queries", "attention_mask"]
 
 NUM_LEVELS = 3
 
@@ -49,6 +50,25 @@ def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+@dataclass
+class Queries:
+    """Queries before the first layer, and what their masks are made of.
+
+    Attributes:
+        features: (B, Q, C).
+        embed: (B or 1, Q, C), added to them in attention.
+        mask_features: (B, D, h, w).
+        places: (B, P, 2) of the last P queries, those that have a place in the image.
+        extra: joins the outputs of the decoder.
+    """
+
+    features: Tensor
+    embed: Tensor
+    mask_features: Tensor
+    places: Tensor | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
 
 @TRANSFORMER_DECODER_REGISTRY.register()
@@ -167,21 +187,34 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             )
         sizes = [tuple(level.shape[-2:]) for level in multi_scale_features]
         memory = [self._keys_and_values(i, x) for i, x in enumerate(multi_scale_features)]
+        queries = self._first_queries(mask_features)
+        x, query_embed = queries.features, queries.embed
+        mask_features = queries.mask_features
         resized = [_resize(mask_features.detach(), size) for size in sizes]
-        batch = mask_features.shape[0]
-        query_embed = self.query_embed.weight[None]
-        x = self.query_feat.weight[None].expand(batch, -1, -1)
         outputs: list[dict[str, Tensor]] = []
         for i in range(self.num_layers):
             level = i % NUM_LEVELS
             embed = self.decoder_norm(x)
             if aux:
-                outputs.append(self._predict(embed, mask_features if dense else None))
+                outputs.append(self._predict(embed, queries, dense))
             with torch.no_grad():
-                logits = mask_logits(self.mask_embed(embed), resized[level])
+                logits = self._mask_logits(self._mask_embed(embed, queries), resized[level])
             x = self._run_layer(i, x, query_embed, *memory[level], attention_mask(logits))
-        final = self._predict(self.decoder_norm(x), mask_features if dense else None)
-        return {**final, "aux_outputs": outputs}
+        final = self._predict(self.decoder_norm(x), queries, dense)
+        return {**final, "aux_outputs": outputs, **queries.extra}
+
+    def _first_queries(self, mask_features: Tensor) -> Queries:
+        """What enters the first layer; a subclass may find it in the image."""
+        features = self.query_feat.weight[None].expand(mask_features.shape[0], -1, -1)
+        return Queries(features, self.query_embed.weight[None], mask_features)
+
+    def _mask_embed(self, x: Tensor, queries: Queries) -> Tensor:
+        """(B, Q, C) normalised queries -> (B, Q, D), whose product with `queries.mask_features`
+        (B, D, h, w) the masks are."""
+        return self.mask_embed(x)
+
+    def _mask_logits(self, embed: Tensor, mask_features: Tensor) -> Tensor:
+        return mask_logits(embed, mask_features)
 
     def _keys_and_values(self, level: int, features: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S_l, C) keys (with the position) and values of one level."""
@@ -192,13 +225,13 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         value = value + self.level_embed.weight[level]
         return value + position.flatten(2).mT, value
 
-    def _predict(self, x: Tensor, mask_features: Tensor | None) -> dict[str, Tensor]:
+    def _predict(self, x: Tensor, queries: Queries, dense: bool) -> dict[str, Tensor]:
         """Class logits of (B, Q, C) normalised queries, and their masks or embeddings."""
         predictions = {"pred_logits": self.class_embed(x)}
-        embed = self.mask_embed(x)
-        if mask_features is None:
+        embed = self._mask_embed(x, queries)
+        if not dense:
             return {**predictions, "mask_embed": embed}
-        return {**predictions, "pred_masks": mask_logits(embed, mask_features)}
+        return {**predictions, "pred_masks": self._mask_logits(embed, queries.mask_features)}
 
     def _run_layer(self, i: int, *args: Tensor) -> Tensor:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():

@@ -1,0 +1,161 @@
+"""Queries that begin at places of the image, beside the learned ones of Mask2Former.
+
+Learned queries have to agree during training on who takes which object, which short trainings on
+few images do not reach: on objects of one class every query's mask covers all of them. A placed
+query starts at a peak of a learned map of object centres, with the feature found there (as in
+FastInst, He et al., CVPR 2023, and Mask DINO, Li et al., CVPR 2023), and its mask carries a window
+around the place: a paraboloid whose centre and size it predicts, added to the mask logits. Relative
+coordinates do the same in CondInst (Tian et al., ECCV 2020).
+
+The paraboloid is a polynomial in the pixel's position, thus the product of five coefficients of the
+query with five maps. These are further channels of embedding and features: whatever works on masks
+as products works on these, too.
+
+Shapes: B images, P placed queries, D channels of mask_features, C channels of a query, h x w mask
+resolution.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from detectron2.config import configurable
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...errors import ConfigError
+from ..position_encoding import sine_position_embedding
+from ..query_masks import mask_logits
+from .build import TRANSFORMER_DECODER_REGISTRY
+from .masked_transformer_decoder import MultiScaleMaskedTransformerDecoder, Queries
+
+__all__ = ["PlacedQueryTransformerDecoder", "coordinate_maps", "peaks", "window_coefficients"]
+
+CELLS = 32  # unit of coordinates: so many cells of the mask resolution
+RADIUS = 0.2  # of a window at the beginning, in that unit
+HEIGHT = 2.0  # a window's logit in its middle; 0 at its radius
+LEAST_RADIUS, GREATEST_RADIUS = 0.02, 50.0
+PRIOR = 0.05  # what the map of centres says at the beginning
+
+
+def coordinate_maps(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
+    """(5, height, width) float32: 1, x, y, x^2, y^2 at the middle of each cell, in units of `CELLS`
+    from the middle of the map."""
+    y = (torch.arange(height, dtype=torch.float32, device=device) + (0.5 - height / 2)) / CELLS
+    x = (torch.arange(width, dtype=torch.float32, device=device) + (0.5 - width / 2)) / CELLS
+    y, x = y[:, None].expand(height, width), x[None].expand(height, width)
+    return torch.stack((torch.ones_like(x), x, y, x * x, y * y))
+
+
+def window_coefficients(middle: Tensor, radius: Tensor) -> Tensor:
+    """Coefficients of HEIGHT * (1 - |(p - middle) / radius|^2) for `coordinate_maps`.
+
+    Args:
+        middle, radius: (..., 2) float32, x and y.
+
+    Returns:
+        (..., 5).
+    """
+    squares = -HEIGHT / radius.square()
+    linear = -2 * squares * middle
+    constant = HEIGHT + (squares * middle.square()).sum(-1, keepdim=True)
+    return torch.cat((constant, linear, squares), dim=-1)
+
+
+def peaks(heat: Tensor, count: int) -> Tensor:
+    """The highest of the cells that none of their eight neighbours exceeds.
+
+    Where there are too few of them, the lowest of the other cells follow: those next to a peak
+    would only repeat it.
+
+    Args:
+        heat: (B, 1, h, w).
+        count: P; fewer where the map has fewer cells.
+
+    Returns:
+        (B, P) int64 flat positions, best first.
+    """
+    heat = heat.detach().float()
+    is_peak = F.max_pool2d(heat, kernel_size=3, stride=1, padding=1) == heat
+    flat = torch.where(is_peak, 1 + heat.sigmoid(), -heat.sigmoid()).flatten(1)
+    return flat.topk(min(count, flat.shape[1]), dim=1).indices
+
+
+@TRANSFORMER_DECODER_REGISTRY.register()
+class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
+    """The decoder of Mask2Former with queries at centres of objects beside its learned ones."""
+
+    @configurable
+    def __init__(self, *, num_placed_queries: int, **kwargs: Any) -> None:
+        """Args (all by keyword):
+
+        num_placed_queries: P; no parameter depends on it, so that it may be changed for inference.
+        kwargs: of `MultiScaleMaskedTransformerDecoder`; `num_queries` counts the learned queries.
+        """
+        super().__init__(**kwargs)
+        dim, mask_dim = kwargs["hidden_dim"], kwargs["mask_dim"]
+        self.num_placed_queries = num_placed_queries
+        self.place_head = nn.Sequential(
+            nn.Conv2d(mask_dim, mask_dim, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(mask_dim, 1, kernel_size=1),
+        )
+        nn.init.constant_(self.place_head[-1].bias, math.log(PRIOR / (1 - PRIOR)))
+        self.place_feat = nn.Sequential(nn.Linear(mask_dim, dim), nn.LayerNorm(dim))
+        self.place_embed = nn.Embedding(1, dim)
+        self.window_embed = nn.Linear(dim, 4)
+        nn.init.zeros_(self.window_embed.weight)
+        nn.init.zeros_(self.window_embed.bias)
+
+    @classmethod
+    def from_config(cls, cfg: Any, in_channels: int) -> dict[str, Any]:
+        count = cfg.MODEL.MASK_FORMER.NUM_PLACED_QUERIES
+        if count < 1:
+            raise ConfigError(
+                f"MODEL.MASK_FORMER.NUM_PLACED_QUERIES is {count}, expected 1 or more; without "
+                "placed queries set TRANSFORMER_DECODER_NAME MultiScaleMaskedTransformerDecoder"
+            )
+        return {**super().from_config(cfg, in_channels), "num_placed_queries": count}
+
+    def _first_queries(self, mask_features: Tensor) -> Queries:
+        learned = super()._first_queries(mask_features)
+        batch, _, height, width = mask_features.shape
+        heat = self.place_head(mask_features)
+        chosen = peaks(heat, self.num_placed_queries)
+        found = mask_features.flatten(2).gather(
+            2, chosen[:, None].expand(-1, mask_features.shape[1], -1)
+        )
+        features = self.place_feat(found.mT).to(learned.features.dtype)
+        position = sine_position_embedding(
+            height, width, features.shape[-1], mask_features.device
+        ).flatten(2)[0]
+        embed = position[:, chosen].permute(1, 2, 0) + self.place_embed.weight
+        maps = coordinate_maps(height, width, mask_features.device)
+        extended = torch.cat((mask_features.float(), maps[None].expand(batch, -1, -1, -1)), dim=1)
+        scale = torch.tensor([width / CELLS, height / CELLS], device=mask_features.device)
+        places = maps[1:3].flatten(1)[:, chosen].permute(1, 2, 0) / scale
+        return Queries(
+            features=torch.cat((learned.features, features), dim=1),
+            embed=torch.cat((learned.embed.expand(batch, -1, -1), embed), dim=1),
+            mask_features=extended,
+            places=places * scale,
+            extra={"place_logits": heat, "mask_features": extended, "places": places + 0.5},
+        )
+
+    def _mask_embed(self, x: Tensor, queries: Queries) -> Tensor:
+        assert queries.places is not None
+        embed = super()._mask_embed(x, queries)
+        placed = queries.places.shape[1]
+        shift, growth = self.window_embed(x[:, -placed:]).float().chunk(2, dim=-1)
+        low, high = math.log(LEAST_RADIUS / RADIUS), math.log(GREATEST_RADIUS / RADIUS)
+        radius = RADIUS * growth.clamp(low, high).exp()
+        window = window_coefficients(queries.places + RADIUS * shift, radius)
+        window = F.pad(window, (0, 0, x.shape[1] - placed, 0))  # learned queries have none
+        return torch.cat((embed.float(), window), dim=-1)
+
+    def _mask_logits(self, embed: Tensor, mask_features: Tensor) -> Tensor:
+        # Far from the middle the terms of a window are large and nearly cancel: only in float32.
+        with torch.autocast(embed.device.type, enabled=False):
+            return mask_logits(embed.float(), mask_features.float())

@@ -1,0 +1,81 @@
+"""Mask2Former with PlacedQueryTransformerDecoder: trains, predicts, and keeps twins apart."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from panoptic_ext.engine.checkpoint import Checkpointer
+from panoptic_ext.errors import ConfigError
+
+from .tiny_mask_former import build, mapped, predict, train
+
+PLACED = {
+    "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "PlacedQueryTransformerDecoder",
+    "MODEL.MASK_FORMER.NUM_PLACED_QUERIES": 6,
+}
+TASKS = {
+    "panoptic": {},
+    "instance": {
+        "INPUT.PANOPTIC_TARGETS": ("instances",),
+        "MODEL.MASK_FORMER.TEST.INSTANCE_ON": True,
+    },
+    "semantic": {
+        "INPUT.PANOPTIC_TARGETS": ("sem_seg",),
+        "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": True,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build(**PLACED)
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_every_task_trains_with_a_gradient_everywhere_and_predicts(task):
+    model = build(**PLACED, **TASKS[task])
+    losses = train(model, [mapped(), mapped((50, 70), seed=1)])
+    assert all(map(math.isfinite, losses.values()))
+    assert (losses["loss_centre"] > 0) and len(losses) == 3 * 4 + 1
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    result = predict(model, [mapped()])[0]
+    assert result["panoptic_seg"][0].shape == (64, 96)
+
+
+@pytest.mark.parametrize("nums", [(0,), (0, 2), (20, 1), (375,)])
+def test_no_object_and_more_objects_than_queries_train(model, nums):
+    losses = train(model, [mapped(num=num, seed=i) for i, num in enumerate(nums)])
+    assert all(map(math.isfinite, losses.values()))
+
+
+def test_one_pixel(model):
+    assert all(map(math.isfinite, train(model, [mapped((1, 1), num=1), mapped()]).values()))
+    assert predict(model, [mapped((1, 1), num=1)])[0]["panoptic_seg"][0].shape == (1, 1)
+
+
+def test_training_in_bfloat16(model):
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = train(model, [mapped()])
+    exact = train(model, [mapped()])
+    assert all(map(math.isfinite, losses.values()))
+    assert losses["loss_centre"] == pytest.approx(exact["loss_centre"], rel=0.05)
+
+
+def test_the_weight_of_the_centres_counts():
+    key = "MODEL.MASK_FORMER.CENTRE_LOSS_WEIGHT"
+    one, three = (train(build(**PLACED, **{key: w}), [mapped()])["loss_centre"] for w in (1.0, 3.0))
+    assert three == pytest.approx(3 * one, rel=1e-5)
+    with pytest.raises(ConfigError, match="CENTRE_LOSS_WEIGHT is -1"):
+        build(**PLACED, **{key: -1.0})
+
+
+def test_more_places_at_inference_load_the_same_weights(model, tmp_path):
+    Checkpointer(model, str(tmp_path)).save("model")
+    more = build(**{**PLACED, "MODEL.MASK_FORMER.NUM_PLACED_QUERIES": 40})
+    report = Checkpointer(more).load(str(tmp_path / "model.pth"))
+    assert report is not None
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, more.state_dict()[name])

@@ -1,0 +1,124 @@
+"""What placed queries learn from: the map of centres, its loss, and the penalty in the matching."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from panoptic_ext.modeling.losses import centre_loss
+from panoptic_ext.modeling.matcher import OUT_OF_PLACE, HungarianMatcher, placement_penalty
+from panoptic_ext.modeling.point_sampling import MaskTargets
+
+from .test_point_sampling import planes, random_id_map
+
+
+def naive_centre_map(masks, things, size):
+    """By loops over cells and objects; the first of overlapping masks owns a cell."""
+    height, width = masks.shape[1:]
+    found = torch.zeros(size)
+    owners = torch.full(size, -1)
+    for row in range(size[0]):
+        for column in range(size[1]):
+            y, x = (row + 0.5) / size[0], (column + 0.5) / size[1]
+            inside = masks[:, int(y * height), int(x * width)].nonzero()
+            if not len(inside):
+                continue
+            i = int(inside[0])
+            owners[row, column] = i
+            rows, columns = masks[i].nonzero(as_tuple=True)
+            top, bottom = rows.min() / height, (rows.max() + 1) / height
+            left, right = columns.min() / width, (columns.max() + 1) / width
+            dy = (y - (top + bottom) / 2) / ((bottom - top) / 2)
+            dx = (x - (left + right) / 2) / ((right - left) / 2)
+            found[row, column] = math.exp(-2 * (dx**2 + dy**2)) * bool(things[i])
+    for i in range(len(masks)):
+        if things[i] and (owners == i).any():
+            found[owners == i] /= found[owners == i].max()
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    *(st.integers(2, 14), st.integers(2, 14), st.integers(0, 5), st.integers(0, 99)),
+    *(st.booleans(), st.integers(1, 9), st.integers(1, 9)),
+)
+def test_centre_map_equals_naive_one(height, width, count, seed, overlapping, rows, columns):
+    generator = torch.Generator().manual_seed(seed)
+    id_map = random_id_map(height, width, count, seed)
+    masks, labels = planes(id_map, count), torch.zeros(count, dtype=torch.int64)
+    if overlapping:
+        masks = masks | masks.roll(1, -1)
+        target = MaskTargets.from_masks(masks, labels)
+    else:
+        target = MaskTargets(labels, id_map)
+    things = torch.rand(count, generator=generator) < 0.7
+    found = target.centre_map((rows, columns), things)
+    torch.testing.assert_close(found, naive_centre_map(masks > 0, things, (rows, columns)))
+
+
+def test_an_object_around_a_hole_has_its_best_cell_on_itself():
+    id_map = torch.zeros(40, 40, dtype=torch.int32)
+    id_map[4:36, 4:36] = 1
+    id_map[10:30, 10:30] = 2
+    things = torch.tensor([True, False])
+    found = MaskTargets(torch.tensor([0, 1]), id_map).centre_map((40, 40), things)
+    assert found.max() == 1
+    assert not found[id_map != 1].any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 99))
+def test_centre_loss_equals_naive_one(height, width, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 4 * torch.randn(2, 1, height, width, generator=generator)
+    targets = torch.rand(2, 1, height, width, generator=generator)
+    total = 0.0
+    for x, t in zip(logits.flatten().tolist(), targets.flatten().tolist(), strict=True):
+        p = 1 / (1 + math.exp(-x))
+        total -= (p - t) ** 2 * (t * math.log(p) + (1 - t) * math.log(1 - p))
+    expected = total / max(targets.sum().item(), 1.0)
+    assert math.isclose(centre_loss(logits, targets).item(), expected, rel_tol=1e-4)
+
+
+def test_centre_loss_without_any_object_is_finite_and_has_a_gradient():
+    logits = torch.zeros(1, 1, 3, 3, requires_grad=True)
+    centre_loss(logits, torch.zeros(1, 1, 3, 3)).backward()
+    assert logits.grad.abs().min() > 0
+
+
+def two_things_and_ground():
+    """Ground with things on the left and on the right, 20 x 40."""
+    id_map = torch.full((20, 40), 1, dtype=torch.int32)
+    id_map[5:15, 2:12], id_map[5:15, 28:38] = 2, 3
+    return MaskTargets(torch.tensor([0, 1, 1]), id_map), torch.tensor([False, True, True])
+
+
+PLACES = torch.tensor([[0.8, 0.5], [0.2, 0.5], [0.5, 0.1]])  # right, left, on the ground
+
+
+def test_penalty_keeps_placed_queries_to_their_thing_and_learned_ones_to_stuff():
+    target, is_thing = two_things_and_ground()
+    penalty = placement_penalty(5, PLACES, target, is_thing)
+    assert (penalty == 0).tolist() == [
+        [True, False, False],
+        [True, False, False],
+        [False, False, True],
+        [False, True, False],
+        [False, False, False],
+    ]
+    assert set(penalty.flatten().tolist()) == {0.0, OUT_OF_PLACE}
+
+
+def test_the_matcher_follows_the_penalty_but_leaves_no_thing_out():
+    target, is_thing = two_things_and_ground()
+    outputs = {"pred_logits": torch.zeros(1, 5, 3), "pred_masks": torch.zeros(1, 5, 5, 10)}
+    outputs["match_penalty"] = [placement_penalty(5, PLACES, target, is_thing)]
+    queries, targets = HungarianMatcher(num_points=50)([outputs], [target])[0][0]
+    assert dict(zip(targets.tolist(), queries.tolist(), strict=True))[1] == 3
+    assert dict(zip(targets.tolist(), queries.tolist(), strict=True))[2] == 2
+    nowhere = PLACES[2:].expand(3, -1)
+    outputs["match_penalty"] = [placement_penalty(5, nowhere, target, is_thing)]
+    assert len(HungarianMatcher(num_points=50)([outputs], [target])[0][0][0]) == 3

@@ -1,0 +1,162 @@
+"""PlacedQueryTransformerDecoder: its windows, places, parameters, and that it tells twins apart."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from panoptic_ext import add_panoptic_ext_config
+from panoptic_ext.errors import ConfigError
+from panoptic_ext.modeling.query_masks import QueryMasks
+from panoptic_ext.modeling.transformer_decoder import (
+    MultiScaleMaskedTransformerDecoder,
+    PlacedQueryTransformerDecoder,
+    build_transformer_decoder,
+)
+from panoptic_ext.modeling.transformer_decoder.placed_query_decoder import (
+    CELLS,
+    HEIGHT,
+    RADIUS,
+    coordinate_maps,
+    peaks,
+    window_coefficients,
+)
+
+from .test_masked_transformer_decoder import SMALL, features
+
+PLACED = 7
+OWN = ("place_head", "place_feat", "place_embed", "window_embed")
+
+
+def decoder(**changes):
+    torch.manual_seed(0)
+    return PlacedQueryTransformerDecoder(**{**SMALL, "num_placed_queries": PLACED, **changes})
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 300), st.integers(0, 99))
+def test_a_window_is_the_paraboloid_it_says(height, width, seed):
+    generator = torch.Generator().manual_seed(seed)
+    middle = torch.randn(2, generator=generator) * torch.tensor([width, height]) / CELLS / 2
+    radius = 0.1 + torch.rand(2, generator=generator) * 3
+    maps = coordinate_maps(height, width)
+    window = torch.einsum("c,chw->hw", window_coefficients(middle, radius), maps)
+    for row, column in {(0, 0), (height - 1, width - 1), (height // 2, width // 3)}:
+        x = (column + 0.5 - width / 2) / CELLS
+        y = (row + 0.5 - height / 2) / CELLS
+        distance = ((x - middle[0]) / radius[0]) ** 2 + ((y - middle[1]) / radius[1]) ** 2
+        expected = HEIGHT * (1 - distance)
+        torch.testing.assert_close(window[row, column], expected, rtol=1e-4, atol=1e-2)
+
+
+def naive_peaks(heat, count):
+    height, width = heat.shape
+    ranked = []
+    for row in range(height):
+        for column in range(width):
+            around = heat[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
+            value = float(heat[row, column])
+            below = value < float(around.max())
+            ranked.append((below, value if below else -value, row * width + column))
+    return [position for *_, position in sorted(ranked)[:count]]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 30), st.integers(0, 99))
+def test_peaks_equal_naive_ones(height, width, count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    heat = torch.randn(2, 1, height, width, generator=generator)
+    found = peaks(heat, count)
+    assert found.tolist() == [naive_peaks(image[0], count) for image in heat]
+
+
+def test_shapes_and_what_aux_adds():
+    model = decoder()
+    outputs = model(*features(), aux=True)
+    every = SMALL["num_queries"] + PLACED
+    assert outputs["pred_logits"].shape == (2, every, SMALL["num_classes"] + 1)
+    assert outputs["pred_masks"].shape == (2, every, 21, 25)
+    assert outputs["place_logits"].shape == (2, 1, 21, 25)
+    assert len(outputs["aux_outputs"]) == SMALL["num_layers"]
+
+
+def test_masks_as_products_are_the_dense_ones():
+    model = decoder().eval()
+    dense = model(*features(), aux=True)
+    lazy = model(*features(), aux=True, dense=False)
+    pairs = [(dense, lazy), *zip(dense["aux_outputs"], lazy["aux_outputs"], strict=True)]
+    for expected, found in pairs:
+        masks = QueryMasks(found["mask_embed"], lazy["mask_features"]).dense()
+        torch.testing.assert_close(masks, expected["pred_masks"])
+
+
+def test_windows_begin_around_the_peaks_and_learned_queries_have_none():
+    model = decoder().eval()
+    torch.nn.init.zeros_(model.mask_embed.layers[-1].weight)
+    torch.nn.init.zeros_(model.mask_embed.layers[-1].bias)  # leaves the windows alone in the masks
+    levels, mask_features = features()
+    first = model(levels, mask_features, aux=True)["aux_outputs"][0]["pred_masks"]
+    learned, placed = first.split([SMALL["num_queries"], PLACED], dim=1)
+    assert not learned.any()
+    chosen = peaks(model.place_head(mask_features), PLACED)
+    assert torch.equal(placed.flatten(2).argmax(-1), chosen)
+    # The area of an ellipse, as far as it lies inside of the map.
+    assert (placed > 0).sum((2, 3)).max() <= 1.2 * torch.pi * (RADIUS * CELLS) ** 2
+
+
+def test_their_number_is_no_parameter_and_small_maps_have_fewer():
+    few, many = decoder(), decoder(num_placed_queries=500)
+    many.load_state_dict(few.state_dict())
+    few, many = few.eval()(*features(), aux=False), many.eval()(*features(), aux=False)
+    assert few["pred_logits"].shape[1] == SMALL["num_queries"] + PLACED
+    assert many["pred_logits"].shape[1] == SMALL["num_queries"] + 500
+    levels, mask_features = features()
+    small = decoder(num_placed_queries=500)(levels, mask_features[..., :4, :5], aux=False)
+    assert small["pred_logits"].shape[1] == SMALL["num_queries"] + 20
+
+
+def test_parameters_are_those_of_the_published_decoder_and_its_own():
+    names = set(decoder().state_dict())
+    published = set(MultiScaleMaskedTransformerDecoder(**SMALL).state_dict())
+    assert published < names
+    assert all(name.startswith(OWN) for name in names - published)
+
+
+def test_gradient_reaches_every_parameter():
+    model = decoder(in_channels=7, num_layers=3)
+    levels, mask_features = features(channels=7)
+    outputs = model(levels, mask_features, aux=True)
+    total = sum(o[k].sum() for o in [outputs, *outputs["aux_outputs"]] for k in o if "pred" in k)
+    (total + outputs["place_logits"].sum()).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    assert model.window_embed.weight.grad.any()
+
+
+def test_bf16_keeps_the_windows_of_a_large_map():
+    model = decoder().eval()
+    levels, _ = features(batch=1)
+    mask_features = torch.randn(1, 10, 200, 320, generator=torch.Generator().manual_seed(2))
+    torch.nn.init.zeros_(model.mask_embed.layers[-1].weight)
+    torch.nn.init.zeros_(model.mask_embed.layers[-1].bias)
+    torch.nn.init.zeros_(model.place_head[0].weight)  # the same places in both
+    exact = model(levels, mask_features, aux=False)["pred_masks"]
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(levels, mask_features, aux=False)["pred_masks"]
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, exact, rtol=1e-3, atol=0.1)
+
+
+def test_config_builds_it_and_refuses_no_placed_query():
+    cfg = get_cfg()
+    add_panoptic_ext_config(cfg)
+    cfg.merge_from_file("configs/common/mask2former/Base-Mask2Former-Small.yaml")
+    keys = cfg.MODEL.MASK_FORMER
+    keys.TRANSFORMER_DECODER_NAME = "PlacedQueryTransformerDecoder"
+    keys.NUM_PLACED_QUERIES = 3
+    assert build_transformer_decoder(cfg, 64).num_placed_queries == 3
+    keys.NUM_PLACED_QUERIES = 0
+    with pytest.raises(ConfigError, match=r"NUM_PLACED_QUERIES is 0.*Multi"):
+        build_transformer_decoder(cfg, 64)

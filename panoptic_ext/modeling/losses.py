@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
+    "box_loss",
     "centre_loss",
     "class_cost",
     "classification_loss",
@@ -97,6 +98,23 @@ def centre_loss(logits: Tensor, targets: Tensor) -> Tensor:
     entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     weight = (logits.sigmoid() - targets).square()
     return (weight * entropy).sum() / targets.sum().clamp(min=1)
+
+
+def box_loss(boxes: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Relative error of the boxes that the cells of a map predict.
+
+    Args:
+        boxes, targets: (B, 4, h, w), middle x and y and half width and height, in [0, 1].
+        weights: (B, 1, h, w), 0 where a cell has no box.
+
+    Returns:
+        Scalar float32: the weighted mean over cells of |difference of middles| / half sides and
+        |log of the quotient of half sides|, summed over x and y.
+    """
+    middle, half = boxes.chunk(2, dim=1)
+    true_middle, true_half = targets.chunk(2, dim=1)
+    error = (middle - true_middle).abs() / true_half + (half / true_half).log().abs()
+    return (weights * error).sum() / weights.sum().clamp(min=1)
 
 
 def class_cost(logits: Tensor, labels: Tensor) -> Tensor:

@@ -134,11 +134,11 @@ class MaskTargets:
             cells = torch.where(best > 0, len(self) + 1 - best, 0)
         return cells.long()
 
-    def centre_map(self, size: tuple[int, int], things: Tensor) -> Tensor:
-        """How near each cell is to the middle of the object it lies in.
+    def centre_map(self, size: tuple[int, int], things: Tensor) -> tuple[Tensor, Tensor]:
+        """How near each cell is to the middle of the object it lies in, and that object's box.
 
-        exp(-2 |d|^2) with d in sides of half the object's box, over its greatest value in
-        the object: 1 at the best cell of each object that has a cell, also where the middle of
+        Nearness is exp(-2 |d|^2) with d in half sides of the object's box, over its greatest value
+        in the object: 1 at the best cell of each object that has a cell, also where the middle of
         the box lies outside of it.
 
         Args:
@@ -146,7 +146,8 @@ class MaskTargets:
             things: (N,) bool, targets that have a centre.
 
         Returns:
-            (h, w) float32, 0 outside of things.
+            (h, w) float32, 0 outside of things; (4, h, w) float32 in [0, 1], middle x and y and
+            half width and height, anything outside of things.
         """
         owner = self.owner_map(size)
         height, width = size
@@ -161,7 +162,8 @@ class MaskTargets:
         near = torch.exp(-2 * distance) * F.pad(things.to(owner.device), (1, 0))[owner]
         best = near.new_zeros(len(self) + 1)
         best.scatter_reduce_(0, owner.reshape(-1), near.reshape(-1), "amax")
-        return near / best.clamp(min=torch.finfo(near.dtype).tiny)[owner]
+        near = near / best.clamp(min=torch.finfo(near.dtype).tiny)[owner]
+        return near, table.permute(2, 0, 1)
 
     def sample(self, points: Tensor) -> Tensor:
         """Every target at points common to all.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panoptic_ext.modeling.losses import centre_loss
+from panoptic_ext.modeling.losses import box_loss, centre_loss
 from panoptic_ext.modeling.matcher import OUT_OF_PLACE, HungarianMatcher, placement_penalty
 from panoptic_ext.modeling.point_sampling import MaskTargets
 
@@ -18,7 +19,7 @@ from .test_point_sampling import planes, random_id_map
 def naive_centre_map(masks, things, size):
     """By loops over cells and objects; the first of overlapping masks owns a cell."""
     height, width = masks.shape[1:]
-    found = torch.zeros(size)
+    found, boxes = torch.zeros(size), torch.ones(4, *size)
     owners = torch.full(size, -1)
     for row in range(size[0]):
         for column in range(size[1]):
@@ -31,13 +32,15 @@ def naive_centre_map(masks, things, size):
             rows, columns = masks[i].nonzero(as_tuple=True)
             top, bottom = rows.min() / height, (rows.max() + 1) / height
             left, right = columns.min() / width, (columns.max() + 1) / width
+            sides = (left + right) / 2, (top + bottom) / 2, (right - left) / 2, (bottom - top) / 2
+            boxes[:, row, column] = torch.stack(sides)
             dy = (y - (top + bottom) / 2) / ((bottom - top) / 2)
             dx = (x - (left + right) / 2) / ((right - left) / 2)
             found[row, column] = math.exp(-2 * (dx**2 + dy**2)) * bool(things[i])
     for i in range(len(masks)):
         if things[i] and (owners == i).any():
             found[owners == i] /= found[owners == i].max()
-    return found
+    return found, boxes
 
 
 @settings(max_examples=60, deadline=None)
@@ -55,8 +58,10 @@ def test_centre_map_equals_naive_one(height, width, count, seed, overlapping, ro
     else:
         target = MaskTargets(labels, id_map)
     things = torch.rand(count, generator=generator) < 0.7
-    found = target.centre_map((rows, columns), things)
-    torch.testing.assert_close(found, naive_centre_map(masks > 0, things, (rows, columns)))
+    found, boxes = target.centre_map((rows, columns), things)
+    expected, expected_boxes = naive_centre_map(masks > 0, things, (rows, columns))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(boxes, expected_boxes)
 
 
 def test_an_object_around_a_hole_has_its_best_cell_on_itself():
@@ -64,7 +69,7 @@ def test_an_object_around_a_hole_has_its_best_cell_on_itself():
     id_map[4:36, 4:36] = 1
     id_map[10:30, 10:30] = 2
     things = torch.tensor([True, False])
-    found = MaskTargets(torch.tensor([0, 1]), id_map).centre_map((40, 40), things)
+    found, _ = MaskTargets(torch.tensor([0, 1]), id_map).centre_map((40, 40), things)
     assert found.max() == 1
     assert not found[id_map != 1].any()
 
@@ -81,6 +86,15 @@ def test_centre_loss_equals_naive_one(height, width, seed):
         total -= (p - t) ** 2 * (t * math.log(p) + (1 - t) * math.log(1 - p))
     expected = total / max(targets.sum().item(), 1.0)
     assert math.isclose(centre_loss(logits, targets).item(), expected, rel_tol=1e-4)
+
+
+def test_box_loss_is_the_relative_error_of_cells_with_a_weight():
+    truth = torch.tensor([0.5, 0.4, 0.1, 0.2])[None, :, None, None].expand(1, 4, 1, 2)
+    wrong = torch.tensor([0.55, 0.4, 0.1, 0.2 * math.e])[None, :, None, None].expand(1, 4, 1, 2)
+    weights = torch.tensor([[[[1.0, 0.0]]]])
+    boxes = torch.cat((wrong[..., :1], torch.full((1, 4, 1, 1), 9.0)), dim=-1)
+    assert box_loss(boxes, truth, weights).item() == pytest.approx(0.5 + 1.0, rel=1e-5)
+    assert box_loss(boxes, truth, torch.zeros(1, 1, 1, 2)).item() == 0
 
 
 def test_centre_loss_without_any_object_is_finite_and_has_a_gradient():

@@ -22,7 +22,7 @@ from ...errors import ConfigError
 from ...postprocessing import instance_inference, panoptic_inference, semantic_inference
 from ..backbone.folded_norm import fold_norms
 from ..criterion import SetCriterion
-from ..losses import centre_loss, semantic_loss
+from ..losses import box_loss, centre_loss, semantic_loss
 from ..matcher import HungarianMatcher, placement_penalty
 from ..point_sampling import MaskTargets
 from .mask_former_head import takes_dense
@@ -262,7 +262,7 @@ class PanopticExtMaskFormer(nn.Module):
             loss = semantic_loss(logits, torch.stack(labels))
             losses["loss_sem_seg"] = loss * self.semantic_loss_weight
         if "place_logits" in outputs:
-            losses["loss_centre"] = self.centre_loss(outputs["place_logits"], targets)
+            losses.update(self.centre_losses(outputs, targets))
         return losses
 
     def is_thing(self, target: MaskTargets) -> Tensor:
@@ -272,11 +272,19 @@ class PanopticExtMaskFormer(nn.Module):
         )
         return things[target.labels] & (self.task != "semantic")
 
-    def centre_loss(self, logits: Tensor, targets: Sequence[MaskTargets]) -> Tensor:
-        """Weighted loss of the (B, 1, h, w) map of thing centres."""
-        size = tuple(logits.shape[-2:])
+    def centre_losses(
+        self, outputs: dict[str, Any], targets: Sequence[MaskTargets]
+    ) -> dict[str, Tensor]:
+        """Weighted losses of the map of thing centres and of the boxes around them."""
+        size = tuple(outputs["place_logits"].shape[-2:])
         maps = [target.centre_map(size, self.is_thing(target)) for target in targets]
-        return centre_loss(logits, torch.stack(maps)[:, None]) * self.centre_loss_weight
+        heat = torch.stack([heat for heat, _ in maps])[:, None]
+        boxes = torch.stack([boxes for _, boxes in maps])
+        weight = self.centre_loss_weight
+        return {
+            "loss_centre": weight * centre_loss(outputs["place_logits"], heat),
+            "loss_box": weight * box_loss(outputs["place_boxes"], boxes, heat),
+        }
 
     def postprocess_one(
         self,

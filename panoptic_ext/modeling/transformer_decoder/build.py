@@ -18,9 +18,9 @@ Classes called as `decoder(cfg, in_channels)`, whose `forward(multi_scale_featur
 `dense` is called in training with `dense=False` and returns "mask_embed" (B, Q, mask_dim) instead
 of "pred_masks": the loss then computes what it needs of the masks. It may also return
 "mask_features", where masks are a product with others than it was given; "place_logits"
-(B, 1, h, w), which asks for the loss of object centres (`losses.centre_loss`); and "places"
-(B, P, 2), which keeps its last P queries to the things they lie in
-(`matcher.placement_penalty`).
+(B, 1, h, w) and "place_boxes" (B, 4, h, w), which ask for the loss of object centres
+(`losses.centre_loss`, `losses.box_loss`); and "places" (B, P, 2), which keeps its last P queries
+to the things they lie in (`matcher.placement_penalty`).
 """
 
 

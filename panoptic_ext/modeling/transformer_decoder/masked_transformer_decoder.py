@@ -60,14 +60,14 @@ class Queries:
         features: (B, Q, C).
         embed: (B or 1, Q, C), added to them in attention.
         mask_features: (B, D, h, w).
-        places: (B, P, 2) of the last P queries, those that have a place in the image.
+        boxes: (B, P, 4) of the last P queries, those that have a place in the image.
         extra: joins the outputs of the decoder.
     """
 
     features: Tensor
     embed: Tensor
     mask_features: Tensor
-    places: Tensor | None = None
+    boxes: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
 
 

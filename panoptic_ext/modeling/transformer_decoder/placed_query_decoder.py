@@ -4,8 +4,9 @@ Learned queries have to agree during training on who takes which object, which s
 few images do not reach: on objects of one class every query's mask covers all of them. A placed
 query starts at a peak of a learned map of object centres, with the feature found there (as in
 FastInst, He et al., CVPR 2023, and Mask DINO, Li et al., CVPR 2023), and its mask carries a window
-around the place: a paraboloid whose centre and size it predicts, added to the mask logits. Relative
-coordinates do the same in CondInst (Tian et al., ECCV 2020).
+around the place: a paraboloid added to the mask logits, as large as the box that is learned with
+the centres (CenterNet, Zhou et al., 2019) and corrected by every layer. Relative coordinates serve
+the same end in CondInst (Tian et al., ECCV 2020).
 
 The paraboloid is a polynomial in the pixel's position, thus the product of five coefficients of the
 query with five maps. These are further channels of embedding and features: whatever works on masks
@@ -34,9 +35,10 @@ from .masked_transformer_decoder import MultiScaleMaskedTransformerDecoder, Quer
 __all__ = ["PlacedQueryTransformerDecoder", "coordinate_maps", "peaks", "window_coefficients"]
 
 CELLS = 32  # unit of coordinates: so many cells of the mask resolution
-RADIUS = 0.2  # of a window at the beginning, in that unit
+SIDE = 0.2  # half the side of a box at the beginning, in that unit
+MARGIN = 1.2  # radius of a window in half sides of its box: between the ellipses in and around it
 HEIGHT = 2.0  # a window's logit in its middle; 0 at its radius
-LEAST_RADIUS, GREATEST_RADIUS = 0.02, 50.0
+LEAST_SIDE, GREATEST_SIDE = 0.02, 50.0
 PRIOR = 0.05  # what the map of centres says at the beginning
 
 
@@ -83,6 +85,15 @@ def peaks(heat: Tensor, count: int) -> Tensor:
     return flat.topk(min(count, flat.shape[1]), dim=1).indices
 
 
+def _bounded(growth: Tensor) -> Tensor:
+    return growth.clamp(math.log(LEAST_SIDE / SIDE), math.log(GREATEST_SIDE / SIDE))
+
+
+def _at(maps: Tensor, positions: Tensor) -> Tensor:
+    """(B, D, h, w) at (B, P) flat positions -> (B, P, D)."""
+    return maps.flatten(2).gather(2, positions[:, None].expand(-1, maps.shape[1], -1)).mT
+
+
 @TRANSFORMER_DECODER_REGISTRY.register()
 class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
     """The decoder of Mask2Former with queries at centres of objects beside its learned ones."""
@@ -100,9 +111,12 @@ class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
         self.place_head = nn.Sequential(
             nn.Conv2d(mask_dim, mask_dim, kernel_size=3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(mask_dim, 1, kernel_size=1),
+            nn.Conv2d(mask_dim, 5, kernel_size=1),
         )
-        nn.init.constant_(self.place_head[-1].bias, math.log(PRIOR / (1 - PRIOR)))
+        last = self.place_head[-1]
+        nn.init.zeros_(last.weight[1:])
+        nn.init.zeros_(last.bias)
+        nn.init.constant_(last.bias[:1], math.log(PRIOR / (1 - PRIOR)))
         self.place_feat = nn.Sequential(nn.Linear(mask_dim, dim), nn.LayerNorm(dim))
         self.place_embed = nn.Embedding(1, dim)
         self.window_embed = nn.Linear(dim, 4)
@@ -122,36 +136,40 @@ class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
     def _first_queries(self, mask_features: Tensor) -> Queries:
         learned = super()._first_queries(mask_features)
         batch, _, height, width = mask_features.shape
-        heat = self.place_head(mask_features)
+        heat, shift, growth = self.place_head(mask_features).float().split([1, 2, 2], dim=1)
+        maps = coordinate_maps(height, width, mask_features.device)
+        middle = maps[1:3] + SIDE * shift
+        side = SIDE * _bounded(growth).exp()
         chosen = peaks(heat, self.num_placed_queries)
-        found = mask_features.flatten(2).gather(
-            2, chosen[:, None].expand(-1, mask_features.shape[1], -1)
-        )
-        features = self.place_feat(found.mT).to(learned.features.dtype)
+
+        features = self.place_feat(_at(mask_features, chosen)).to(learned.features.dtype)
         position = sine_position_embedding(
             height, width, features.shape[-1], mask_features.device
         ).flatten(2)[0]
         embed = position[:, chosen].permute(1, 2, 0) + self.place_embed.weight
-        maps = coordinate_maps(height, width, mask_features.device)
         extended = torch.cat((mask_features.float(), maps[None].expand(batch, -1, -1, -1)), dim=1)
-        scale = torch.tensor([width / CELLS, height / CELLS], device=mask_features.device)
-        places = maps[1:3].flatten(1)[:, chosen].permute(1, 2, 0) / scale
+        scale = maps.new_tensor([width / CELLS, height / CELLS])[:, None, None]
+        boxes = torch.cat((middle / scale + 0.5, side / scale), dim=1)
+        places = maps[1:3].flatten(1)[:, chosen].permute(1, 2, 0) / scale[:, 0, 0] + 0.5
         return Queries(
             features=torch.cat((learned.features, features), dim=1),
             embed=torch.cat((learned.embed.expand(batch, -1, -1), embed), dim=1),
             mask_features=extended,
-            places=places * scale,
-            extra={"place_logits": heat, "mask_features": extended, "places": places + 0.5},
+            boxes=_at(torch.cat((middle, side), dim=1).detach(), chosen),
+            extra={
+                **{"mask_features": extended, "places": places},
+                **{"place_logits": heat, "place_boxes": boxes},
+            },
         )
 
     def _mask_embed(self, x: Tensor, queries: Queries) -> Tensor:
-        assert queries.places is not None
+        assert queries.boxes is not None
         embed = super()._mask_embed(x, queries)
-        placed = queries.places.shape[1]
+        middle, side = queries.boxes.chunk(2, dim=-1)
+        placed = middle.shape[1]
         shift, growth = self.window_embed(x[:, -placed:]).float().chunk(2, dim=-1)
-        low, high = math.log(LEAST_RADIUS / RADIUS), math.log(GREATEST_RADIUS / RADIUS)
-        radius = RADIUS * growth.clamp(low, high).exp()
-        window = window_coefficients(queries.places + RADIUS * shift, radius)
+        radius = MARGIN * side * _bounded(growth).exp()
+        window = window_coefficients(middle + side * shift, radius)
         window = F.pad(window, (0, 0, x.shape[1] - placed, 0))  # learned queries have none
         return torch.cat((embed.float(), window), dim=-1)
 

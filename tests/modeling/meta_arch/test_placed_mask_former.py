@@ -39,7 +39,7 @@ def test_every_task_trains_with_a_gradient_everywhere_and_predicts(task):
     model = build(**PLACED, **TASKS[task])
     losses = train(model, [mapped(), mapped((50, 70), seed=1)])
     assert all(map(math.isfinite, losses.values()))
-    assert (losses["loss_centre"] > 0) and len(losses) == 3 * 4 + 1
+    assert losses["loss_centre"] > 0 and len(losses) == 3 * 4 + 2
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
     result = predict(model, [mapped()])[0]
     assert result["panoptic_seg"][0].shape == (64, 96)

@@ -19,7 +19,8 @@ from panoptic_ext.modeling.transformer_decoder import (
 from panoptic_ext.modeling.transformer_decoder.placed_query_decoder import (
     CELLS,
     HEIGHT,
-    RADIUS,
+    MARGIN,
+    SIDE,
     coordinate_maps,
     peaks,
     window_coefficients,
@@ -80,6 +81,8 @@ def test_shapes_and_what_aux_adds():
     assert outputs["pred_logits"].shape == (2, every, SMALL["num_classes"] + 1)
     assert outputs["pred_masks"].shape == (2, every, 21, 25)
     assert outputs["place_logits"].shape == (2, 1, 21, 25)
+    assert outputs["place_boxes"].shape == (2, 4, 21, 25)
+    assert outputs["places"].shape == (2, PLACED, 2)
     assert len(outputs["aux_outputs"]) == SMALL["num_layers"]
 
 
@@ -101,10 +104,10 @@ def test_windows_begin_around_the_peaks_and_learned_queries_have_none():
     first = model(levels, mask_features, aux=True)["aux_outputs"][0]["pred_masks"]
     learned, placed = first.split([SMALL["num_queries"], PLACED], dim=1)
     assert not learned.any()
-    chosen = peaks(model.place_head(mask_features), PLACED)
+    chosen = peaks(model.place_head(mask_features)[:, :1], PLACED)
     assert torch.equal(placed.flatten(2).argmax(-1), chosen)
     # The area of an ellipse, as far as it lies inside of the map.
-    assert (placed > 0).sum((2, 3)).max() <= 1.2 * torch.pi * (RADIUS * CELLS) ** 2
+    assert (placed > 0).sum((2, 3)).max() <= 1.2 * torch.pi * (MARGIN * SIDE * CELLS) ** 2
 
 
 def test_their_number_is_no_parameter_and_small_maps_have_fewer():
@@ -130,7 +133,7 @@ def test_gradient_reaches_every_parameter():
     levels, mask_features = features(channels=7)
     outputs = model(levels, mask_features, aux=True)
     total = sum(o[k].sum() for o in [outputs, *outputs["aux_outputs"]] for k in o if "pred" in k)
-    (total + outputs["place_logits"].sum()).backward()
+    (total + outputs["place_logits"].sum() + outputs["place_boxes"].sum()).backward()
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
     assert model.window_embed.weight.grad.any()
 

@@ -109,12 +109,12 @@ def box_loss(boxes: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
 
     Returns:
         Scalar float32: the weighted mean over cells of |difference of middles| / half sides and
-        |log of the quotient of half sides|, summed over x and y.
+        |log of the quotient of half sides|, averaged over these four.
     """
     middle, half = boxes.chunk(2, dim=1)
     true_middle, true_half = targets.chunk(2, dim=1)
     error = (middle - true_middle).abs() / true_half + (half / true_half).log().abs()
-    return (weights * error).sum() / weights.sum().clamp(min=1)
+    return (weights * error).sum() / (4 * weights.sum().clamp(min=1))
 
 
 def class_cost(logits: Tensor, labels: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def test_box_loss_is_the_relative_error_of_cells_with_a_weight():
     wrong = torch.tensor([0.55, 0.4, 0.1, 0.2 * math.e])[None, :, None, None].expand(1, 4, 1, 2)
     weights = torch.tensor([[[[1.0, 0.0]]]])
     boxes = torch.cat((wrong[..., :1], torch.full((1, 4, 1, 1), 9.0)), dim=-1)
-    assert box_loss(boxes, truth, weights).item() == pytest.approx(0.5 + 1.0, rel=1e-5)
+    assert box_loss(boxes, truth, weights).item() == pytest.approx((0.5 + 1.0) / 4, rel=1e-5)
     assert box_loss(boxes, truth, torch.zeros(1, 1, 1, 2)).item() == 0
 
 

@@ -39,9 +39,9 @@ def _mask_former_keys() -> CN:
     keys.TRAIN_NUM_POINTS = 12544
     keys.OVERSAMPLE_RATIO = 3.0
     keys.IMPORTANCE_SAMPLE_RATIO = 0.75
-    # Share of the points in each target's own box, enlarged by half, in loss and matching (ours);
-    # the published rule draws the rest. For images with many small objects, which points drawn
-    # anywhere hardly meet. 0: none.
+    # Share of the points in loss and matching that is drawn in each target's own box, three times
+    # enlarged (ours); the published rule draws the rest. For images with many small objects, which
+    # points drawn anywhere hardly meet. 0: none.
     keys.BOX_SAMPLE_RATIO = 0.0
 
     # Transformer decoder.

@@ -58,11 +58,11 @@ def test_points_lie_in_the_enlarged_box_and_in_the_image():
     points = points_in_boxes(boxes, 4000)
     assert points.shape == (2, 4000, 2)
     low, high = points.amin(1), points.amax(1)
-    torch.testing.assert_close(low[0], torch.tensor([0.35, 0.175]), atol=2e-3, rtol=0)
-    torch.testing.assert_close(high[0], torch.tensor([0.65, 0.325]), atol=2e-3, rtol=0)
+    torch.testing.assert_close(low[0], torch.tensor([0.2, 0.1]), atol=2e-3, rtol=0)
+    torch.testing.assert_close(high[0], torch.tensor([0.8, 0.4]), atol=2e-3, rtol=0)
     assert low.min() >= 0 and high.max() <= 1
     inside = ((points[0] >= boxes[0, :2]) & (points[0] < boxes[0, 2:])).all(-1)
-    assert abs(inside.float().mean().item() - 1 / 1.5**2) < 0.03
+    assert abs(inside.float().mean().item() - 1 / 3**2) < 0.03
 
 
 @pytest.mark.parametrize("ratio", [0.5, 1.0])
@@ -85,7 +85,7 @@ def test_common_points_share_themselves_out():
     target = small_and_large()
     torch.manual_seed(0)
     hits = target.sample(common_points(target, 1000, 0.5))[0] >= 0.5
-    assert abs(int(hits.sum()) - 250 / 1.5**2) < 30  # a quarter of the points is drawn around it
+    assert abs(int(hits.sum()) - 250 / 3**2) < 30  # a quarter of the points is drawn around it
     assert int((target.sample(common_points(target, 1000, 0.0))[0] >= 0.5).sum()) < 5
     assert len(common_points(target, 7, 0.5)) == 7
     nothing = MaskTargets(torch.zeros(0, dtype=torch.int64), torch.zeros(4, 4, dtype=torch.int32))
@@ -118,7 +118,7 @@ def test_losses_train_with_points_in_boxes(ratio, counts):
 
 
 def test_a_small_target_that_nothing_covers_costs_its_full_dice():
-    """With points anywhere the smoothing forgives it: hardly one of 64 meets its four pixels."""
+    """With points anywhere the smoothing forgives it: hardly one of 256 meets its four pixels."""
     target = small_and_large()
     logits = torch.full((1, 2, CLASSES + 1), -9.0)
     logits[0, [0, 1], [0, 1]] = 9.0
@@ -127,7 +127,7 @@ def test_a_small_target_that_nothing_covers_costs_its_full_dice():
 
     def dice(ratio: float) -> float:
         torch.manual_seed(0)
-        return box_criterion(ratio)(outputs, [target])["loss_dice"].item()
+        return box_criterion(ratio, 256)(outputs, [target])["loss_dice"].item()
 
     assert dice(0.5) > 0.4  # the mean of nearly 1 and nearly 0
     assert dice(0.0) < 0.2

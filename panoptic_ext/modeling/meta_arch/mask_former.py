@@ -6,7 +6,6 @@ unified ids outside; an instance-only model may count its things alone, from 0 (
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,8 +22,9 @@ from ...postprocessing import instance_inference, panoptic_inference, semantic_i
 from ..backbone.folded_norm import fold_norms
 from ..criterion import SetCriterion
 from ..losses import box_loss, centre_loss, semantic_loss
-from ..matcher import HungarianMatcher, placement_penalty
+from ..matcher import placement_penalty
 from ..point_sampling import MaskTargets
+from .mask_former_criterion import build_criterion, build_semantic_classifier
 from .mask_former_head import takes_dense
 from .mask_targets import TASKS, build_mask_targets
 from .panoptic_fpn import thing_ids_of_dataset
@@ -138,7 +138,7 @@ class PanopticExtMaskFormer(nn.Module):
         return {
             "backbone": backbone,
             "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
-            "criterion": _build_criterion(cfg),
+            "criterion": build_criterion(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "size_divisibility": divisibility if divisibility >= 0 else backbone.size_divisibility,
@@ -146,7 +146,7 @@ class PanopticExtMaskFormer(nn.Module):
             "task": task_of(cfg),
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "deep_supervision": keys.DEEP_SUPERVISION,
-            "semantic_classifier": _build_semantic_classifier(cfg),
+            "semantic_classifier": build_semantic_classifier(cfg),
             "semantic_loss_weight": keys.SEMANTIC_LOSS_WEIGHT,
             "centre_loss_weight": keys.CENTRE_LOSS_WEIGHT,
             "semantic_on": keys.TEST.SEMANTIC_ON,
@@ -247,13 +247,7 @@ class PanopticExtMaskFormer(nn.Module):
         """Weighted losses of the head's outputs, by name."""
         targets = self.mask_targets(images, batched_inputs)
         weights = self.criterion.weight_dict
-        if "places" in outputs:
-            outputs["match_penalty"] = [
-                placement_penalty(len(logits), places, target, self.is_thing(target))
-                for logits, places, target in zip(
-                    outputs["pred_logits"], outputs["places"], targets, strict=True
-                )
-            ]
+        self.add_match_penalty(outputs, targets)
         losses = self.criterion(outputs, targets)
         losses = {name: loss * weights[name] for name, loss in losses.items() if name in weights}
         if self.semantic_classifier is not None:
@@ -264,6 +258,17 @@ class PanopticExtMaskFormer(nn.Module):
         if "place_logits" in outputs:
             losses.update(self.centre_losses(outputs, targets))
         return losses
+
+    def add_match_penalty(self, outputs: dict[str, Any], targets: Sequence[MaskTargets]) -> None:
+        """Tell the matcher which queries belong to which targets, where they have places."""
+        if "places" not in outputs:
+            return
+        outputs["match_penalty"] = [
+            placement_penalty(len(logits), places, target, self.is_thing(target))
+            for logits, places, target in zip(
+                outputs["pred_logits"], outputs["places"], targets, strict=True
+            )
+        ]
 
     def is_thing(self, target: MaskTargets) -> Tensor:
         """(N,) bool: which targets are objects of their own; none in the semantic task."""
@@ -333,66 +338,6 @@ class PanopticExtMaskFormer(nn.Module):
 
 def _column(values: Sequence[float]) -> Tensor:
     return torch.as_tensor(list(values), dtype=torch.float32).view(-1, 1, 1)
-
-
-# Least and greatest value of the loss's keys, and what is expected.
-_LOSS_KEYS = {
-    "CLASS_WEIGHT": (0, math.inf, "a weight of 0 or more"),
-    "MASK_WEIGHT": (0, math.inf, "a weight of 0 or more"),
-    "DICE_WEIGHT": (0, math.inf, "a weight of 0 or more"),
-    "NO_OBJECT_WEIGHT": (0, math.inf, "a weight of 0 or more (published: 0.1)"),
-    "SEMANTIC_LOSS_WEIGHT": (0, math.inf, "0 (no such loss) or more"),
-    "CENTRE_LOSS_WEIGHT": (0, math.inf, "a weight of 0 or more"),
-    "TRAIN_NUM_POINTS": (1, math.inf, "1 point a mask or more (published: 12544)"),
-    "OVERSAMPLE_RATIO": (1, math.inf, "1 candidate for each point or more (published: 3)"),
-    "IMPORTANCE_SAMPLE_RATIO": (0, 1, "a share of the points from 0 to 1 (published: 0.75)"),
-    "BOX_SAMPLE_RATIO": (0, 1, "a share of the points from 0 (the published sampling) to 1"),
-}
-
-
-def _check_loss_keys(keys: Any) -> None:
-    for key, (least, most, expected) in _LOSS_KEYS.items():
-        value = keys[key]
-        if not (math.isfinite(value) and least <= value <= most):
-            raise ConfigError(f"MODEL.MASK_FORMER.{key} is {value}, expected {expected}")
-
-
-def _build_semantic_classifier(cfg: Any) -> nn.Module | None:
-    if not cfg.MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT:
-        return None
-    head = cfg.MODEL.SEM_SEG_HEAD
-    return nn.Conv2d(head.MASK_DIM, head.NUM_CLASSES, kernel_size=1)
-
-
-def _build_criterion(cfg: Any) -> SetCriterion:
-    keys = cfg.MODEL.MASK_FORMER
-    _check_loss_keys(keys)
-    weights = {
-        "loss_ce": keys.CLASS_WEIGHT,
-        "loss_mask": keys.MASK_WEIGHT,
-        "loss_dice": keys.DICE_WEIGHT,
-    }
-    if keys.DEEP_SUPERVISION:
-        final = dict(weights)
-        for i in range(keys.DEC_LAYERS - 1):
-            weights.update({f"{name}_{i}": weight for name, weight in final.items()})
-    matcher = HungarianMatcher(
-        class_weight=keys.CLASS_WEIGHT,
-        mask_weight=keys.MASK_WEIGHT,
-        dice_weight=keys.DICE_WEIGHT,
-        num_points=keys.TRAIN_NUM_POINTS,
-        box_sample_ratio=keys.BOX_SAMPLE_RATIO,
-    )
-    return SetCriterion(
-        num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-        matcher=matcher,
-        weight_dict=weights,
-        no_object_weight=keys.NO_OBJECT_WEIGHT,
-        num_points=keys.TRAIN_NUM_POINTS,
-        oversample_ratio=keys.OVERSAMPLE_RATIO,
-        importance_sample_ratio=keys.IMPORTANCE_SAMPLE_RATIO,
-        box_sample_ratio=keys.BOX_SAMPLE_RATIO,
-    )
 
 
 def _classes_of_dataset(cfg: Any) -> dict[str, Any]:

@@ -89,6 +89,13 @@ def _bounded(growth: Tensor) -> Tensor:
     return growth.clamp(math.log(LEAST_SIDE / SIDE), math.log(GREATEST_SIDE / SIDE))
 
 
+def _convolutions(channels: int, count: int) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for _ in range(count):
+        layers += [nn.Conv2d(channels, channels, kernel_size=3, padding=1), nn.ReLU()]
+    return layers
+
+
 def _at(maps: Tensor, positions: Tensor) -> Tensor:
     """(B, D, h, w) at (B, P) flat positions -> (B, P, D)."""
     return maps.flatten(2).gather(2, positions[:, None].expand(-1, maps.shape[1], -1)).mT
@@ -109,14 +116,14 @@ class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
         dim, mask_dim = kwargs["hidden_dim"], kwargs["mask_dim"]
         self.num_placed_queries = num_placed_queries
         self.place_head = nn.Sequential(
-            nn.Conv2d(mask_dim, mask_dim, kernel_size=3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(mask_dim, 5, kernel_size=1),
+            *_convolutions(mask_dim, 1), nn.Conv2d(mask_dim, 1, kernel_size=1)
         )
-        last = self.place_head[-1]
-        nn.init.zeros_(last.weight[1:])
-        nn.init.zeros_(last.bias)
-        nn.init.constant_(last.bias[:1], math.log(PRIOR / (1 - PRIOR)))
+        nn.init.constant_(self.place_head[-1].bias, math.log(PRIOR / (1 - PRIOR)))
+        self.box_head = nn.Sequential(
+            *_convolutions(mask_dim, 2), nn.Conv2d(mask_dim, 4, kernel_size=1)
+        )
+        nn.init.zeros_(self.box_head[-1].weight)
+        nn.init.zeros_(self.box_head[-1].bias)
         self.place_feat = nn.Sequential(nn.Linear(mask_dim, dim), nn.LayerNorm(dim))
         self.place_embed = nn.Embedding(1, dim)
         self.window_embed = nn.Linear(dim, 4)
@@ -136,7 +143,8 @@ class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
     def _first_queries(self, mask_features: Tensor) -> Queries:
         learned = super()._first_queries(mask_features)
         batch, _, height, width = mask_features.shape
-        heat, shift, growth = self.place_head(mask_features).float().split([1, 2, 2], dim=1)
+        heat = self.place_head(mask_features)
+        shift, growth = self.box_head(mask_features).float().chunk(2, dim=1)
         maps = coordinate_maps(height, width, mask_features.device)
         middle = maps[1:3] + SIDE * shift
         side = SIDE * _bounded(growth).exp()

@@ -29,7 +29,7 @@ from panoptic_ext.modeling.transformer_decoder.placed_query_decoder import (
 from .test_masked_transformer_decoder import SMALL, features
 
 PLACED = 7
-OWN = ("place_head", "place_feat", "place_embed", "window_embed")
+OWN = ("place_head", "box_head", "place_feat", "place_embed", "window_embed")
 
 
 def decoder(**changes):
@@ -104,7 +104,7 @@ def test_windows_begin_around_the_peaks_and_learned_queries_have_none():
     first = model(levels, mask_features, aux=True)["aux_outputs"][0]["pred_masks"]
     learned, placed = first.split([SMALL["num_queries"], PLACED], dim=1)
     assert not learned.any()
-    chosen = peaks(model.place_head(mask_features)[:, :1], PLACED)
+    chosen = peaks(model.place_head(mask_features), PLACED)
     assert torch.equal(placed.flatten(2).argmax(-1), chosen)
     # The area of an ellipse, as far as it lies inside of the map.
     assert (placed > 0).sum((2, 3)).max() <= 1.2 * torch.pi * (MARGIN * SIDE * CELLS) ** 2

@@ -58,7 +58,7 @@ def look_at(model: PanopticExtMaskFormer, batch: list[dict[str, Any]]) -> list[t
     images = model.preprocess_image(batch)
     outputs = model.sem_seg_head(model.backbone(images.tensor), aux=False)
     targets = model.mask_targets(images, batch)
-    model.add_match_penalty(outputs, targets)
+    model.mark_out_of_place(outputs, targets)
     found = []
     for image, (queries, rows) in enumerate(model.criterion.matcher([outputs], targets)[0]):
         masks, target = outputs["pred_masks"][image], targets[image]

@@ -171,8 +171,15 @@ def to_transformers(state_dict: Mapping[str, Tensor], names: Iterable[str]) -> d
             so load the result with `strict=False` and look at what it reports.
 
     Raises:
-        CheckpointError: an unknown name, or one whose tensor `state_dict` lacks.
+        CheckpointError: an unknown name, one whose tensor `state_dict` lacks, or placed queries,
+            which their model does not have.
     """
+    placed = [name for name in state_dict if ".place_head." in name]
+    if placed:
+        raise CheckpointError(
+            f"the state dict has {placed[0]!r}, but transformers' Mask2Former has no placed queries; "
+            "set MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME MultiScaleMaskedTransformerDecoder"
+        )
     theirs: dict[str, Tensor] = {}
     for name in names:
         target = our_name(name)

@@ -17,12 +17,10 @@ from .losses import class_cost, mask_costs
 from .point_sampling import MaskTargets, common_points
 from .query_masks import masks_at_points
 
-__all__ = ["HungarianMatcher", "Match", "placement_penalty"]
+__all__ = ["HungarianMatcher", "Match", "out_of_place"]
 
 Match = tuple[Tensor, Tensor]
 """Matched queries and targets of one image: two (M,) int64 tensors on the CPU."""
-
-OUT_OF_PLACE = 100.0  # more than all other terms of a cost together
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +56,8 @@ class HungarianMatcher(nn.Module):
 
         Args:
             outputs: of each decoder output `pred_logits` (B, Q, K + 1) and `pred_masks`
-                (B, Q, h, w), or all of them `QueryMasks`. The first may have "match_penalty", for
-                each image a (Q, N) float32 that is added to the costs of all outputs.
+                (B, Q, h, w), or all of them `QueryMasks`. The first may have "out_of_place", for
+                each image a (Q, N) bool: pairs that are matched only where no others are left.
             targets: of each image.
 
         Returns:
@@ -97,14 +95,14 @@ class HungarianMatcher(nn.Module):
         """Costs (Q, N) on the outputs' device, output by output, images within."""
         points = [common_points(t, self.num_points, self.box_sample_ratio) for t in targets]
         sampled = [target.sample(p) for target, p in zip(targets, points, strict=True)]
-        penalties = outputs[0].get("match_penalty", [0.0] * len(targets))
+        last = outputs[0].get("out_of_place", [None] * len(targets))
         costs: dict[tuple[int, int], Tensor] = {}
         for image, target in enumerate(targets):
             at_points = masks_at_points(outputs, image, points[image])
             for number, (output, masks) in enumerate(zip(outputs, at_points, strict=True)):
                 logits = output["pred_logits"][image]
                 terms = self._terms(logits, masks, target.labels, sampled[image])
-                costs[number, image] = sum(terms, start=penalties[image])
+                costs[number, image] = _last_resort(sum(terms), last[image])
         return [costs[key] for key in sorted(costs)]
 
     def _terms(
@@ -178,13 +176,10 @@ class HungarianMatcher(nn.Module):
                 return
 
 
-def placement_penalty(
-    num_queries: int, places: Tensor, target: MaskTargets, is_thing: Tensor
-) -> Tensor:
+def out_of_place(num_queries: int, places: Tensor, target: MaskTargets, is_thing: Tensor) -> Tensor:
     """Keeps queries that have a place to the thing they lie in, and the others to stuff.
 
-    The location cost of FastInst (He et al., CVPR 2023). It is finite: a thing in which no query
-    lies is still matched.
+    The location cost of FastInst (He et al., CVPR 2023).
 
     Args:
         num_queries: Q.
@@ -193,11 +188,18 @@ def placement_penalty(
         is_thing: (N,) bool.
 
     Returns:
-        (Q, N) float32, 0 or `OUT_OF_PLACE`.
+        (Q, N) bool, true for a pair that does not belong together.
     """
     allowed = (~is_thing).expand(num_queries, -1).clone()
-    allowed[num_queries - len(places) :] = (target.sample(places).t() >= 0.5) & is_thing
-    return OUT_OF_PLACE * (~allowed).float()
+    allowed[num_queries - len(places) :] = target.covers(places).t() & is_thing
+    return ~allowed
+
+
+def _last_resort(cost: Tensor, wrong: Tensor | None) -> Tensor:
+    """Raise the cost of wrong pairs so far that any assignment with fewer of them is cheaper."""
+    if wrong is None or not cost.numel():
+        return cost
+    return cost + wrong * ((cost.max() - cost.min() + 1) * min(cost.shape))
 
 
 def _name(target: MaskTargets, image: int) -> str:

@@ -141,7 +141,8 @@ class MaskTargets:
 
         Nearness is exp(-2 |d|^2) with d in half sides of the object's box, over its greatest value
         in the object: 1 at the best cell of each object that has a cell, also where the middle of
-        the box lies outside of it.
+        the box lies outside of it. Of overlapping masks the smallest has a cell. Void has no
+        object, like stuff and padding: what is not labelled there is learnt to be none.
 
         Args:
             size: h, w of the map.
@@ -151,6 +152,13 @@ class MaskTargets:
             (h, w) float32, 0 outside of things; (4, h, w) float32 in [0, 1], middle x and y and
             half width and height, anything outside of things.
         """
+        if self.masks is not None:  # what lies on a larger object has cells, too
+            order = self.masks.flatten(1).sum(1).argsort()
+            smallest_first = MaskTargets(self.labels[order], masks=self.masks[order])
+            return smallest_first._centre_map(size, things.to(order.device)[order])
+        return self._centre_map(size, things)
+
+    def _centre_map(self, size: tuple[int, int], things: Tensor) -> tuple[Tensor, Tensor]:
         owner = self.owner_map(size)
         height, width = size
         boxes = self.boxes()
@@ -193,6 +201,25 @@ class MaskTargets:
         for corner_ids, corner_weights in zip(ids, weights, strict=True):
             sampled.scatter_add_(0, corner_ids * num_points + columns, corner_weights)
         return sampled.view(count + 1, num_points)[1:]
+
+    def covers(self, points: Tensor) -> Tensor:
+        """Which targets the pixel of each point belongs to.
+
+        Args:
+            points: (P, 2) float, x and y in [0, 1).
+
+        Returns:
+            (N, P) bool.
+        """
+        planes = self.id_map if self.masks is None else self.masks
+        assert planes is not None
+        size = points.new_tensor([planes.shape[-1], planes.shape[-2]])
+        columns, rows = (points * size).long().unbind(-1)
+        if self.masks is not None:
+            return self.masks[:, rows, columns]
+        return (
+            planes[rows, columns] == torch.arange(1, len(self) + 1, device=planes.device)[:, None]
+        )
 
     def sample_each(self, rows: Tensor, points: Tensor) -> Tensor:
         """Chosen targets, each at points of its own.

@@ -1,4 +1,4 @@
-"""What placed queries learn from: the map of centres, its loss, and the penalty in the matching."""
+"""What placed queries learn from: the map of centres, its loss, and who may be matched to whom."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panoptic_ext.modeling.losses import box_loss, centre_loss
-from panoptic_ext.modeling.matcher import OUT_OF_PLACE, HungarianMatcher, placement_penalty
+from panoptic_ext.modeling.matcher import HungarianMatcher, out_of_place
 from panoptic_ext.modeling.point_sampling import MaskTargets
 
 from .test_point_sampling import planes, random_id_map
 
 
 def naive_centre_map(masks, things, size):
-    """By loops over cells and objects; the first of overlapping masks owns a cell."""
+    """By loops over cells and objects; the smallest of overlapping masks owns a cell."""
+    order = masks.flatten(1).sum(1).argsort(stable=True)
+    masks, things = masks[order], things[order]
     height, width = masks.shape[1:]
     found, boxes = torch.zeros(size), torch.ones(4, *size)
     owners = torch.full(size, -1)
@@ -113,26 +115,53 @@ def two_things_and_ground():
 PLACES = torch.tensor([[0.8, 0.5], [0.2, 0.5], [0.5, 0.1]])  # right, left, on the ground
 
 
-def test_penalty_keeps_placed_queries_to_their_thing_and_learned_ones_to_stuff():
+def test_placed_queries_are_kept_to_their_thing_and_learned_ones_to_stuff():
     target, is_thing = two_things_and_ground()
-    penalty = placement_penalty(5, PLACES, target, is_thing)
-    assert (penalty == 0).tolist() == [
+    wrong = out_of_place(5, PLACES, target, is_thing)
+    assert (~wrong).tolist() == [
         [True, False, False],
         [True, False, False],
         [False, False, True],
         [False, True, False],
         [False, False, False],
     ]
-    assert set(penalty.flatten().tolist()) == {0.0, OUT_OF_PLACE}
+    assert torch.equal(wrong, out_of_place(5, PLACES, as_masks(target), is_thing))
 
 
-def test_the_matcher_follows_the_penalty_but_leaves_no_thing_out():
+def as_masks(target):
+    masks = torch.stack([target.id_map == i + 1 for i in range(len(target))])
+    return MaskTargets.from_masks(masks, target.labels)
+
+
+def matched(outputs, target):
+    queries, targets = HungarianMatcher(num_points=500)([outputs], [target])[0][0]
+    return dict(zip(targets.tolist(), queries.tolist(), strict=True))
+
+
+def test_the_matcher_follows_the_places_but_leaves_no_thing_out():
     target, is_thing = two_things_and_ground()
     outputs = {"pred_logits": torch.zeros(1, 5, 3), "pred_masks": torch.zeros(1, 5, 5, 10)}
-    outputs["match_penalty"] = [placement_penalty(5, PLACES, target, is_thing)]
-    queries, targets = HungarianMatcher(num_points=50)([outputs], [target])[0][0]
-    assert dict(zip(targets.tolist(), queries.tolist(), strict=True))[1] == 3
-    assert dict(zip(targets.tolist(), queries.tolist(), strict=True))[2] == 2
+    outputs["out_of_place"] = [out_of_place(5, PLACES, target, is_thing)]
+    found = matched(outputs, target)
+    assert (found[1], found[2]) == (3, 2)
     nowhere = PLACES[2:].expand(3, -1)
-    outputs["match_penalty"] = [placement_penalty(5, nowhere, target, is_thing)]
-    assert len(HungarianMatcher(num_points=50)([outputs], [target])[0][0][0]) == 3
+    outputs["out_of_place"] = [out_of_place(5, nowhere, target, is_thing)]
+    assert len(matched(outputs, target)) == 3
+
+
+def test_a_place_decides_however_much_its_mask_costs():
+    """The window of a query in a large thing is far too small at first: logits of -1000."""
+    target, is_thing = two_things_and_ground()
+    outputs = {"pred_logits": torch.zeros(1, 5, 3), "pred_masks": torch.zeros(1, 5, 5, 10)}
+    outputs["pred_masks"][0, 2:] = -1000.0
+    outputs["out_of_place"] = [out_of_place(5, PLACES, target, is_thing)]
+    found = matched(outputs, target)
+    assert (found[1], found[2]) == (3, 2)
+
+
+def test_an_object_on_a_larger_one_has_a_centre():
+    masks = torch.zeros(2, 40, 40, dtype=torch.bool)
+    masks[0, 2:38, 2:38] = masks[1, 10:20, 10:20] = True
+    target = MaskTargets.from_masks(masks, torch.zeros(2, dtype=torch.int64))
+    found, _ = target.centre_map((40, 40), torch.ones(2, dtype=torch.bool))
+    assert found[masks[1]].max() == 1 and found[masks[0] & ~masks[1]].max() == 1

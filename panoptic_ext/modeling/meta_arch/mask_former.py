@@ -6,6 +6,7 @@ unified ids outside; an instance-only model may count its things alone, from 0 (
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from ...postprocessing import instance_inference, panoptic_inference, semantic_i
 from ..backbone.folded_norm import fold_norms
 from ..criterion import SetCriterion
 from ..losses import box_loss, centre_loss, semantic_loss
-from ..matcher import placement_penalty
+from ..matcher import out_of_place
 from ..point_sampling import MaskTargets
 from .mask_former_criterion import build_criterion, build_semantic_classifier
 from .mask_former_head import takes_dense
@@ -30,6 +31,8 @@ from .mask_targets import TASKS, build_mask_targets
 from .panoptic_fpn import thing_ids_of_dataset
 
 __all__ = ["PanopticExtMaskFormer", "task_of"]
+
+logger = logging.getLogger(__name__)
 
 
 def task_of(cfg: Any) -> str:
@@ -105,6 +108,7 @@ class PanopticExtMaskFormer(nn.Module):
         self.criterion = criterion
         self.size_divisibility = size_divisibility
         self.task = task
+        self._told_of_surplus = False
         self.ignore_value = ignore_value
         self.deep_supervision = deep_supervision
         self.semantic_classifier = semantic_classifier
@@ -247,7 +251,7 @@ class PanopticExtMaskFormer(nn.Module):
         """Weighted losses of the head's outputs, by name."""
         targets = self.mask_targets(images, batched_inputs)
         weights = self.criterion.weight_dict
-        self.add_match_penalty(outputs, targets)
+        self.mark_out_of_place(outputs, targets)
         losses = self.criterion(outputs, targets)
         losses = {name: loss * weights[name] for name, loss in losses.items() if name in weights}
         if self.semantic_classifier is not None:
@@ -259,16 +263,32 @@ class PanopticExtMaskFormer(nn.Module):
             losses.update(self.centre_losses(outputs, targets))
         return losses
 
-    def add_match_penalty(self, outputs: dict[str, Any], targets: Sequence[MaskTargets]) -> None:
+    def mark_out_of_place(self, outputs: dict[str, Any], targets: Sequence[MaskTargets]) -> None:
         """Tell the matcher which queries belong to which targets, where they have places."""
         if "places" not in outputs:
             return
-        outputs["match_penalty"] = [
-            placement_penalty(len(logits), places, target, self.is_thing(target))
-            for logits, places, target in zip(
-                outputs["pred_logits"], outputs["places"], targets, strict=True
-            )
-        ]
+        outputs["out_of_place"] = []
+        for logits, places, target in zip(
+            outputs["pred_logits"], outputs["places"], targets, strict=True
+        ):
+            is_thing = self.is_thing(target)
+            if len(target) > len(places):  # else there is no need to wait for the device
+                self._warn_of_surplus(int(is_thing.sum()), len(places), target)
+            outputs["out_of_place"].append(out_of_place(len(logits), places, target, is_thing))
+
+    def _warn_of_surplus(self, things: int, places: int, target: MaskTargets) -> None:
+        if things <= places or self._told_of_surplus:
+            return
+        self._told_of_surplus = True
+        logger.warning(
+            "image %s has %d things but the model %d placed queries: %d of them are learnt by "
+            "queries that are meant for stuff. Raise MODEL.MASK_FORMER.NUM_PLACED_QUERIES; further "
+            "images are not reported",
+            target.image,
+            things,
+            places,
+            things - places,
+        )
 
     def is_thing(self, target: MaskTargets) -> Tensor:
         """(N,) bool: which targets are objects of their own; none in the semantic task."""

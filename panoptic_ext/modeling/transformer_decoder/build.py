@@ -20,7 +20,7 @@ of "pred_masks": the loss then computes what it needs of the masks. It may also 
 "mask_features", where masks are a product with others than it was given; "place_logits"
 (B, 1, h, w) and "place_boxes" (B, 4, h, w), which ask for the loss of object centres
 (`losses.centre_loss`, `losses.box_loss`); and "places" (B, P, 2), which keeps its last P queries
-to the things they lie in (`matcher.placement_penalty`).
+to the things they lie in (`matcher.out_of_place`).
 """
 
 

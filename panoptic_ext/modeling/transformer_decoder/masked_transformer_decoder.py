@@ -179,7 +179,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         Returns:
             "pred_logits" (B, Q, K + 1), the last one "no object"; "pred_masks" (B, Q, h, w)
             logits, or without `dense` "mask_embed" (B, Q, mask_dim); "aux_outputs", a list of
-            dicts of these two, empty without `aux`.
+            dicts of these two, empty without `aux`. A subclass whose masks are products with
+            other features gives these as "mask_features", and "mask_embed" has their channels.
         """
         if len(multi_scale_features) != NUM_LEVELS:
             raise ValueError(

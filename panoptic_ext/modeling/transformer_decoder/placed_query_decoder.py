@@ -138,12 +138,23 @@ class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
                 f"MODEL.MASK_FORMER.NUM_PLACED_QUERIES is {count}, expected 1 or more; without "
                 "placed queries set TRANSFORMER_DECODER_NAME MultiScaleMaskedTransformerDecoder"
             )
+        if tuple(cfg.INPUT.PANOPTIC_TARGETS) == ("sem_seg",):
+            raise ConfigError(
+                "INPUT.PANOPTIC_TARGETS is ['sem_seg'], without objects to place queries on; set "
+                "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME MultiScaleMaskedTransformerDecoder, as "
+                "Base-Semantic-Small.yaml does"
+            )
+        if cfg.get("FLOAT32_PRECISION", "") in ("high", "medium"):
+            raise ConfigError(
+                f"FLOAT32_PRECISION is {cfg.FLOAT32_PRECISION!r}, but windows of placed queries "
+                "are differences of large numbers; set it to '' or highest"
+            )
         return {**super().from_config(cfg, in_channels), "num_placed_queries": count}
 
     def _first_queries(self, mask_features: Tensor) -> Queries:
         learned = super()._first_queries(mask_features)
         batch, _, height, width = mask_features.shape
-        heat = self.place_head(mask_features)
+        heat = self._heat(mask_features)
         shift, growth = self.box_head(mask_features).float().chunk(2, dim=1)
         maps = coordinate_maps(height, width, mask_features.device)
         middle = maps[1:3] + SIDE * shift
@@ -169,6 +180,13 @@ class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
                 **{"place_logits": heat, "place_boxes": boxes},
             },
         )
+
+    def _heat(self, mask_features: Tensor) -> Tensor:
+        """(B, 1, h, w) logits of centres, no neighbours equal as bfloat16 would make them."""
+        last = self.place_head[-1]
+        hidden = self.place_head[:-1](mask_features)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return last(hidden.to(last.weight.dtype))
 
     def _mask_embed(self, x: Tensor, queries: Queries) -> Tensor:
         assert queries.boxes is not None

@@ -10,7 +10,7 @@ import torch
 from panoptic_ext.engine.checkpoint import Checkpointer
 from panoptic_ext.errors import ConfigError
 
-from .tiny_mask_former import build, mapped, predict, train
+from .tiny_mask_former import THINGS, build, mapped, predict, train
 
 PLACED = {
     "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "PlacedQueryTransformerDecoder",
@@ -21,10 +21,6 @@ TASKS = {
     "instance": {
         "INPUT.PANOPTIC_TARGETS": ("instances",),
         "MODEL.MASK_FORMER.TEST.INSTANCE_ON": True,
-    },
-    "semantic": {
-        "INPUT.PANOPTIC_TARGETS": ("sem_seg",),
-        "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": True,
     },
 }
 
@@ -64,6 +60,22 @@ def test_training_in_bfloat16(model):
     assert losses["loss_centre"] == pytest.approx(exact["loss_centre"], rel=0.05)
 
 
+def test_the_semantic_task_has_nothing_to_place_queries_on():
+    with pytest.raises(ConfigError, match="Base-Semantic-Small"):
+        build(**PLACED, **{"INPUT.PANOPTIC_TARGETS": ("sem_seg",)})
+
+
+def test_more_things_than_places_are_told_once(caplog):
+    model = build(**PLACED)
+    crowd = mapped(num=20)
+    crowd["segments"].gt_classes = torch.full((20,), THINGS[0])
+    crowd["segments"].gt_isthing = torch.ones(20, dtype=torch.bool)
+    for _ in range(2):
+        train(model, [crowd])
+    told = [r.getMessage() for r in caplog.records if "NUM_PLACED_QUERIES" in r.getMessage()]
+    assert len(told) == 1 and "20 things but the model 6 placed queries: 14" in told[0]
+
+
 def test_the_weight_of_the_centres_counts():
     key = "MODEL.MASK_FORMER.CENTRE_LOSS_WEIGHT"
     one, three = (train(build(**PLACED, **{key: w}), [mapped()])["loss_centre"] for w in (1.0, 3.0))
@@ -72,7 +84,11 @@ def test_the_weight_of_the_centres_counts():
         build(**PLACED, **{key: -1.0})
 
 
-def test_more_places_at_inference_load_the_same_weights(model, tmp_path):
+def test_more_places_at_inference_load_the_same_weights(tmp_path):
+    model = build(**PLACED)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
     Checkpointer(model, str(tmp_path)).save("model")
     more = build(**{**PLACED, "MODEL.MASK_FORMER.NUM_PLACED_QUERIES": 40})
     report = Checkpointer(more).load(str(tmp_path / "model.pth"))

@@ -110,6 +110,41 @@ def test_windows_begin_around_the_peaks_and_learned_queries_have_none():
     assert (placed > 0).sum((2, 3)).max() <= 1.2 * torch.pi * (MARGIN * SIDE * CELLS) ** 2
 
 
+def test_places_and_boxes_are_where_they_are_said_to_be():
+    model = decoder()
+    torch.nn.init.normal_(model.box_head[-1].weight)
+    levels, mask_features = features()
+    outputs = model(levels, mask_features, aux=False)
+    height, width = mask_features.shape[-2:]
+    chosen = peaks(outputs["place_logits"], PLACED)
+    for image, places in enumerate(outputs["places"].tolist()):
+        for position, (x, y) in zip(chosen[image].tolist(), places, strict=True):
+            assert x == pytest.approx((position % width + 0.5) / width, abs=1e-6)
+            assert y == pytest.approx((position // width + 0.5) / height, abs=1e-6)
+    shift, growth = model.box_head(mask_features).chunk(2, dim=1)
+    row, column = 3, 20
+    boxes = outputs["place_boxes"][1, :, row, column].tolist()
+    dx, dy = (CELLS * SIDE * shift[1, :, row, column]).tolist()
+    half_x, half_y = (CELLS * SIDE * growth[1, :, row, column].exp()).tolist()
+    expected = [(column + 0.5 + dx) / width, (row + 0.5 + dy) / height]
+    expected += [half_x / width, half_y / height]
+    assert boxes == pytest.approx(expected, rel=1e-4)
+
+
+def test_bf16_makes_no_neighbours_of_peaks():
+    model = decoder().eval()
+    levels, _ = features(batch=1)
+    mask_features = torch.randn(1, 10, 80, 80, generator=torch.Generator().manual_seed(2))
+    smooth = torch.nn.functional.avg_pool2d(mask_features, 9, 1, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        heat = model(levels, smooth, aux=False)["place_logits"]
+    assert heat.dtype == torch.float32
+    found = torch.nn.functional.max_pool2d(heat, 3, 1, 1) == heat
+    exact = model(levels, smooth, aux=False)["place_logits"]
+    expected = torch.nn.functional.max_pool2d(exact, 3, 1, 1) == exact
+    assert found.sum() < 1.5 * expected.sum()
+
+
 def test_their_number_is_no_parameter_and_small_maps_have_fewer():
     few, many = decoder(), decoder(num_placed_queries=500)
     many.load_state_dict(few.state_dict())
@@ -162,4 +197,8 @@ def test_config_builds_it_and_refuses_no_placed_query():
     assert build_transformer_decoder(cfg, 64).num_placed_queries == 3
     keys.NUM_PLACED_QUERIES = 0
     with pytest.raises(ConfigError, match=r"NUM_PLACED_QUERIES is 0.*Multi"):
+        build_transformer_decoder(cfg, 64)
+    keys.NUM_PLACED_QUERIES = 3
+    cfg.FLOAT32_PRECISION = "high"
+    with pytest.raises(ConfigError, match=r"FLOAT32_PRECISION is 'high'.*highest"):
         build_transformer_decoder(cfg, 64)

@@ -177,7 +177,7 @@ def to_transformers(state_dict: Mapping[str, Tensor], names: Iterable[str]) -> d
     placed = [name for name in state_dict if ".place_head." in name]
     if placed:
         raise CheckpointError(
-            f"the state dict has {placed[0]!r}, but transformers' Mask2Former has no placed queries; "
+            f"the state dict has {placed[0]!r}, but transformers' model has no placed queries; "
             "set MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME MultiScaleMaskedTransformerDecoder"
         )
     theirs: dict[str, Tensor] = {}

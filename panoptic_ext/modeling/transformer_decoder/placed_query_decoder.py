@@ -32,13 +32,21 @@ from ..query_masks import mask_logits
 from .build import TRANSFORMER_DECODER_REGISTRY
 from .masked_transformer_decoder import MultiScaleMaskedTransformerDecoder, Queries
 
-__all__ = ["PlacedQueryTransformerDecoder", "coordinate_maps", "peaks", "window_coefficients"]
+__all__ = [
+    "PlacedQueryTransformerDecoder",
+    "coordinate_maps",
+    "distinct_first",
+    "peaks",
+    "window_coefficients",
+]
 
 CELLS = 32  # unit of coordinates: so many cells of the mask resolution
 SIDE = 0.2  # half the side of a box at the beginning, in that unit
 MARGIN = 1.2  # radius of a window in half sides of its box: between the ellipses in and around it
 HEIGHT = 2.0  # a window's logit in its middle; 0 at its radius
 LEAST_SIDE, GREATEST_SIDE = 0.02, 50.0
+REACH = 1.0  # a place so near the middle of a better one's box, in half sides, means its object
+CANDIDATES = 2  # peaks looked at for each placed query
 PRIOR = 0.05  # what the map of centres says at the beginning
 
 
@@ -83,6 +91,31 @@ def peaks(heat: Tensor, count: int) -> Tensor:
     is_peak = F.max_pool2d(heat, kernel_size=3, stride=1, padding=1) == heat
     flat = torch.where(is_peak, 1 + heat.sigmoid(), -heat.sigmoid()).flatten(1)
     return flat.topk(min(count, flat.shape[1]), dim=1).indices
+
+
+def distinct_first(positions: Tensor, places: Tensor, boxes: Tensor, count: int) -> Tensor:
+    """The first positions that do not lie in the box of an earlier one.
+
+    Large objects have several peaks. As in Fast NMS (YOLACT, Bolya et al., ICCV 2019) all pairs are
+    compared at once, so that a place which is ruled out may rule out others. Where too few are
+    left, the last of those follow.
+
+    Args:
+        positions: (B, N) int64, best first.
+        places: (B, N, 2), where each of them is.
+        boxes: (B, N, 4), middle and half sides of the box of each, in the same unit. Within the
+            ellipse that fills it is in it: a neighbour may lie in its corner.
+        count: P.
+
+    Returns:
+        (B, P) of the positions.
+    """
+    middle, half = boxes[:, :, None].chunk(2, dim=-1)
+    inside = ((places[:, None] - middle) / half).square().sum(-1) < REACH**2
+    repeats = inside.triu(diagonal=1).any(dim=1)
+    place = torch.arange(positions.shape[1], device=positions.device)
+    rank = torch.where(repeats, 2 * len(place) - place, place)
+    return positions.gather(1, rank.argsort(dim=1)[:, :count])
 
 
 def _bounded(growth: Tensor) -> Tensor:
@@ -159,7 +192,12 @@ class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
         maps = coordinate_maps(height, width, mask_features.device)
         middle = maps[1:3] + SIDE * shift
         side = SIDE * _bounded(growth).exp()
-        chosen = peaks(heat, self.num_placed_queries)
+        found = torch.cat((middle, side), dim=1).detach()
+        chosen = peaks(heat, CANDIDATES * self.num_placed_queries)
+        here = maps[1:3].expand(batch, -1, -1, -1)
+        chosen = distinct_first(
+            chosen, _at(here, chosen), _at(found, chosen), self.num_placed_queries
+        )
 
         features = self.place_feat(_at(mask_features, chosen)).to(learned.features.dtype)
         position = sine_position_embedding(
@@ -169,12 +207,12 @@ class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
         extended = torch.cat((mask_features.float(), maps[None].expand(batch, -1, -1, -1)), dim=1)
         scale = maps.new_tensor([width / CELLS, height / CELLS])[:, None, None]
         boxes = torch.cat((middle / scale + 0.5, side / scale), dim=1)
-        places = maps[1:3].flatten(1)[:, chosen].permute(1, 2, 0) / scale[:, 0, 0] + 0.5
+        places = _at(here, chosen) / scale[:, 0, 0] + 0.5
         return Queries(
             features=torch.cat((learned.features, features), dim=1),
             embed=torch.cat((learned.embed.expand(batch, -1, -1), embed), dim=1),
             mask_features=extended,
-            boxes=_at(torch.cat((middle, side), dim=1).detach(), chosen),
+            boxes=_at(found, chosen),
             extra={
                 **{"mask_features": extended, "places": places},
                 **{"place_logits": heat, "place_boxes": boxes},

@@ -17,11 +17,14 @@ from panoptic_ext.modeling.transformer_decoder import (
     build_transformer_decoder,
 )
 from panoptic_ext.modeling.transformer_decoder.placed_query_decoder import (
+    CANDIDATES,
     CELLS,
     HEIGHT,
     MARGIN,
+    REACH,
     SIDE,
     coordinate_maps,
+    distinct_first,
     peaks,
     window_coefficients,
 )
@@ -74,6 +77,37 @@ def test_peaks_equal_naive_ones(height, width, count, seed):
     assert found.tolist() == [naive_peaks(image[0], count) for image in heat]
 
 
+def naive_distinct_first(positions, places, boxes, count):
+    kept, repeated = [], []
+    for j, (x, y) in enumerate(places):
+        inside = [
+            ((x - mx) / hx) ** 2 + ((y - my) / hy) ** 2 < REACH**2 for mx, my, hx, hy in boxes[:j]
+        ]
+        (repeated if any(inside) else kept).append(positions[j])
+    return [*kept, *reversed(repeated)][:count]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 99))
+def test_distinct_first_equals_naive_one(number, count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    positions = torch.stack([torch.randperm(50, generator=generator)[:number] for _ in range(2)])
+    places = torch.rand(2, number, 2, generator=generator)
+    boxes = torch.cat((places, 0.05 + 0.3 * torch.rand(2, number, 2, generator=generator)), -1)
+    found = distinct_first(positions, places, boxes, count)
+    for image in range(2):
+        lists = [x[image].tolist() for x in (positions, places, boxes)]
+        assert found[image].tolist() == naive_distinct_first(*lists, count)
+
+
+def test_two_peaks_of_a_large_object_give_one_query_and_neighbours_two():
+    positions = torch.tensor([[0, 1, 2]])
+    places = torch.tensor([[[0.0, 0.0], [0.5, 0.3], [1.1, 0.0]]])
+    boxes = torch.tensor([[[0.1, 0.0, 0.9, 0.9], [0.4, 0.2, 0.9, 0.9], [2.0, 0.0, 0.9, 0.9]]])
+    assert distinct_first(positions, places, boxes, 2).tolist() == [[0, 2]]
+    assert distinct_first(positions, places, boxes, 3).tolist() == [[0, 2, 1]]
+
+
 def test_shapes_and_what_aux_adds():
     model = decoder()
     outputs = model(*features(), aux=True)
@@ -96,6 +130,15 @@ def test_masks_as_products_are_the_dense_ones():
         torch.testing.assert_close(masks, expected["pred_masks"])
 
 
+def chosen_positions(outputs):
+    heat, boxes = outputs["place_logits"], outputs["place_boxes"].flatten(2)
+    height, width = heat.shape[-2:]
+    candidates = peaks(heat, CANDIDATES * PLACED)
+    x, y = (candidates % width + 0.5) / width, (candidates // width + 0.5) / height
+    boxes = torch.stack([boxes[i, :, own].t() for i, own in enumerate(candidates)])
+    return distinct_first(candidates, torch.stack((x, y), -1), boxes, PLACED)
+
+
 def test_windows_begin_around_the_peaks_and_learned_queries_have_none():
     model = decoder().eval()
     torch.nn.init.zeros_(model.mask_embed.layers[-1].weight)
@@ -104,7 +147,7 @@ def test_windows_begin_around_the_peaks_and_learned_queries_have_none():
     first = model(levels, mask_features, aux=True)["aux_outputs"][0]["pred_masks"]
     learned, placed = first.split([SMALL["num_queries"], PLACED], dim=1)
     assert not learned.any()
-    chosen = peaks(model.place_head(mask_features), PLACED)
+    chosen = chosen_positions(model(levels, mask_features, aux=False))
     assert torch.equal(placed.flatten(2).argmax(-1), chosen)
     # The area of an ellipse, as far as it lies inside of the map.
     assert (placed > 0).sum((2, 3)).max() <= 1.2 * torch.pi * (MARGIN * SIDE * CELLS) ** 2
@@ -116,7 +159,7 @@ def test_places_and_boxes_are_where_they_are_said_to_be():
     levels, mask_features = features()
     outputs = model(levels, mask_features, aux=False)
     height, width = mask_features.shape[-2:]
-    chosen = peaks(outputs["place_logits"], PLACED)
+    chosen = chosen_positions(outputs)
     for image, places in enumerate(outputs["places"].tolist()):
         for position, (x, y) in zip(chosen[image].tolist(), places, strict=True):
             assert x == pytest.approx((position % width + 0.5) / width, abs=1e-6)

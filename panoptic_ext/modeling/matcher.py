@@ -166,8 +166,8 @@ class HungarianMatcher(nn.Module):
                 self._told_of_surplus = True
                 logger.warning(
                     "image %s has %d objects but the model %d queries: %d of them are not "
-                    "learnt. Raise MODEL.MASK_FORMER.NUM_OBJECT_QUERIES; further images are not "
-                    "reported",
+                    "learnt. Raise MODEL.MASK_FORMER.NUM_OBJECT_QUERIES (NUM_PLACED_QUERIES for "
+                    "things, where there are any); further images are not reported",
                     _name(target, image),
                     len(target),
                     num_queries,

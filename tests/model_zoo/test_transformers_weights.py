@@ -265,3 +265,8 @@ def test_r50_on_a_drawn_image(r50_pair):
     """The published size where there are no photographs."""
     segments, ties = compare(*r50_pair, shapes_image((150, 210)))
     assert segments > 1 and ties <= 50
+
+
+def test_placed_queries_are_not_lost_in_silence():
+    with pytest.raises(CheckpointError, match="no placed queries; set MODEL"):
+        to_transformers({"sem_seg_head.predictor.place_head.0.weight": torch.zeros(1)}, [])

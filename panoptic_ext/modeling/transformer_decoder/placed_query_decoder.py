@@ -169,13 +169,14 @@ class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
         if count < 1:
             raise ConfigError(
                 f"MODEL.MASK_FORMER.NUM_PLACED_QUERIES is {count}, expected 1 or more; without "
-                "placed queries set TRANSFORMER_DECODER_NAME MultiScaleMaskedTransformerDecoder"
+                "placed queries set MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME "
+                "MultiScaleMaskedTransformerDecoder"
             )
         if tuple(cfg.INPUT.PANOPTIC_TARGETS) == ("sem_seg",):
             raise ConfigError(
                 "INPUT.PANOPTIC_TARGETS is ['sem_seg'], without objects to place queries on; set "
                 "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME MultiScaleMaskedTransformerDecoder, as "
-                "Base-Semantic-Small.yaml does"
+                "configs/common/mask2former/Base-Semantic-Small.yaml does"
             )
         if cfg.get("FLOAT32_PRECISION", "") in ("high", "medium"):
             raise ConfigError(

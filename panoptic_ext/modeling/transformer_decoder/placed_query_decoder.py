@@ -215,8 +215,10 @@ class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
             mask_features=extended,
             boxes=_at(found, chosen),
             extra={
-                **{"mask_features": extended, "places": places},
-                **{"place_logits": heat, "place_boxes": boxes},
+                "mask_features": extended,
+                "places": places,
+                "place_logits": heat,
+                "place_boxes": boxes,
             },
         )
 

@@ -57,8 +57,7 @@ def look_at(model: PanopticExtMaskFormer, batch: list[dict[str, Any]]) -> list[t
     is right, for the targets that are matched; (M,) each."""
     images = model.preprocess_image(batch)
     outputs = model.sem_seg_head(model.backbone(images.tensor), aux=False)
-    targets = model.mask_targets(images, batch)
-    model.mark_out_of_place(outputs, targets)
+    targets = model.query_targets(outputs, images, batch)
     found = []
     for image, (queries, rows) in enumerate(model.criterion.matcher([outputs], targets)[0]):
         masks, target = outputs["pred_masks"][image], targets[image]

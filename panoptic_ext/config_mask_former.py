@@ -33,6 +33,7 @@ def _mask_former_keys() -> CN:
     keys.DICE_WEIGHT = 5.0
     # Weight of an auxiliary semantic loss on mask_features, a 1x1 convolution in training only
     # (kMaX-DeepLab, Yu et al., ECCV 2022): without pretrained weights they learn faster. 0: none.
+    # PlacedQueryTransformerDecoder learns its stuff from it.
     keys.SEMANTIC_LOSS_WEIGHT = 0.0
     # Points at which masks are compared: their number, candidates per kept point, and the share
     # that is chosen for its uncertainty (PointRend's k and beta).
@@ -46,9 +47,8 @@ def _mask_former_keys() -> CN:
 
     # Transformer decoder.
     keys.TRANSFORMER_DECODER_NAME = "MultiScaleMaskedTransformerDecoder"
-    # PlacedQueryTransformerDecoder (ours) only: queries at centres of objects that it finds in the
-    # image, beside the learned ones; and the weight of the loss that teaches it the centres.
-    keys.NUM_PLACED_QUERIES = 100
+    # PlacedQueryTransformerDecoder (ours) only, whose queries begin at centres of things that it
+    # finds in the image: weight of the loss that teaches it the centres.
     keys.CENTRE_LOSS_WEIGHT = 5.0
     keys.TRANSFORMER_IN_FEATURE = "multi_scale_pixel_decoder"  # the only one that it can take
     keys.HIDDEN_DIM = 256  # channels of a query

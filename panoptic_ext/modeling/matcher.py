@@ -166,8 +166,8 @@ class HungarianMatcher(nn.Module):
                 self._told_of_surplus = True
                 logger.warning(
                     "image %s has %d objects but the model %d queries: %d of them are not "
-                    "learnt. Raise MODEL.MASK_FORMER.NUM_OBJECT_QUERIES (NUM_PLACED_QUERIES for "
-                    "things, where there are any); further images are not reported",
+                    "learnt. Raise MODEL.MASK_FORMER.NUM_OBJECT_QUERIES; further images are not "
+                    "reported",
                     _name(target, image),
                     len(target),
                     num_queries,
@@ -176,23 +176,19 @@ class HungarianMatcher(nn.Module):
                 return
 
 
-def out_of_place(num_queries: int, places: Tensor, target: MaskTargets, is_thing: Tensor) -> Tensor:
-    """Keeps queries that have a place to the thing they lie in, and the others to stuff.
+def out_of_place(places: Tensor, target: MaskTargets) -> Tensor:
+    """Keeps queries that have a place to the thing they lie in.
 
     The location cost of FastInst (He et al., CVPR 2023).
 
     Args:
-        num_queries: Q.
-        places: (P, 2) x and y in [0, 1] of the last P queries.
-        target: N targets of the image.
-        is_thing: (N,) bool.
+        places: (Q, 2) x and y in [0, 1].
+        target: N things of the image.
 
     Returns:
         (Q, N) bool, true for a pair that does not belong together.
     """
-    allowed = (~is_thing).expand(num_queries, -1).clone()
-    allowed[num_queries - len(places) :] = target.covers(places).t() & is_thing
-    return ~allowed
+    return ~target.covers(places).t()
 
 
 def _last_resort(cost: Tensor, wrong: Tensor | None) -> Tensor:

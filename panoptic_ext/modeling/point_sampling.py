@@ -136,29 +136,28 @@ class MaskTargets:
             cells = torch.where(best > 0, len(self) + 1 - best, 0)
         return cells.long()
 
-    def centre_map(self, size: tuple[int, int], things: Tensor) -> tuple[Tensor, Tensor]:
+    def centre_map(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """How near each cell is to the middle of the object it lies in, and that object's box.
 
         Nearness is exp(-2 |d|^2) with d in half sides of the object's box, over its greatest value
         in the object: 1 at the best cell of each object that has a cell, also where the middle of
         the box lies outside of it. Of overlapping masks the smallest has a cell. Void has no
-        object, like stuff and padding: what is not labelled there is learnt to be none.
+        object, like padding: what is not labelled there is learnt to be none.
 
         Args:
             size: h, w of the map.
-            things: (N,) bool, targets that have a centre.
 
         Returns:
-            (h, w) float32, 0 outside of things; (4, h, w) float32 in [0, 1], middle x and y and
-            half width and height, anything outside of things.
+            (h, w) float32, 0 outside of objects; (4, h, w) float32 in [0, 1], middle x and y and
+            half width and height, anything outside of objects.
         """
         if self.masks is not None:  # what lies on a larger object has cells, too
             order = self.masks.flatten(1).sum(1).argsort()
             smallest_first = MaskTargets(self.labels[order], masks=self.masks[order])
-            return smallest_first._centre_map(size, things.to(order.device)[order])
-        return self._centre_map(size, things)
+            return smallest_first._centre_map(size)
+        return self._centre_map(size)
 
-    def _centre_map(self, size: tuple[int, int], things: Tensor) -> tuple[Tensor, Tensor]:
+    def _centre_map(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         owner = self.owner_map(size)
         height, width = size
         boxes = self.boxes()
@@ -169,7 +168,7 @@ class MaskTargets:
         distance = ((x - table[..., 0]) / table[..., 2]) ** 2 + (
             (y - table[..., 1]) / table[..., 3]
         ) ** 2
-        near = torch.exp(-2 * distance) * F.pad(things.to(owner.device), (1, 0))[owner]
+        near = torch.exp(-2 * distance) * (owner > 0)
         best = near.new_zeros(len(self) + 1)
         best.scatter_reduce_(0, owner.reshape(-1), near.reshape(-1), "amax")
         near = near / best.clamp(min=torch.finfo(near.dtype).tiny)[owner]

@@ -16,10 +16,10 @@ from panoptic_ext.modeling.point_sampling import MaskTargets
 from .test_point_sampling import planes, random_id_map
 
 
-def naive_centre_map(masks, things, size):
+def naive_centre_map(masks, size):
     """By loops over cells and objects; the smallest of overlapping masks owns a cell."""
     order = masks.flatten(1).sum(1).argsort(stable=True)
-    masks, things = masks[order], things[order]
+    masks = masks[order]
     height, width = masks.shape[1:]
     found, boxes = torch.zeros(size), torch.ones(4, *size)
     owners = torch.full(size, -1)
@@ -38,9 +38,9 @@ def naive_centre_map(masks, things, size):
             boxes[:, row, column] = torch.stack(sides)
             dy = (y - (top + bottom) / 2) / ((bottom - top) / 2)
             dx = (x - (left + right) / 2) / ((right - left) / 2)
-            found[row, column] = math.exp(-2 * (dx**2 + dy**2)) * bool(things[i])
+            found[row, column] = math.exp(-2 * (dx**2 + dy**2))
     for i in range(len(masks)):
-        if things[i] and (owners == i).any():
+        if (owners == i).any():
             found[owners == i] /= found[owners == i].max()
     return found, boxes
 
@@ -51,7 +51,6 @@ def naive_centre_map(masks, things, size):
     *(st.booleans(), st.integers(1, 9), st.integers(1, 9)),
 )
 def test_centre_map_equals_naive_one(height, width, count, seed, overlapping, rows, columns):
-    generator = torch.Generator().manual_seed(seed)
     id_map = random_id_map(height, width, count, seed)
     masks, labels = planes(id_map, count), torch.zeros(count, dtype=torch.int64)
     if overlapping:
@@ -59,9 +58,8 @@ def test_centre_map_equals_naive_one(height, width, count, seed, overlapping, ro
         target = MaskTargets.from_masks(masks, labels)
     else:
         target = MaskTargets(labels, id_map)
-    things = torch.rand(count, generator=generator) < 0.7
-    found, boxes = target.centre_map((rows, columns), things)
-    expected, expected_boxes = naive_centre_map(masks > 0, things, (rows, columns))
+    found, boxes = target.centre_map((rows, columns))
+    expected, expected_boxes = naive_centre_map(masks > 0, (rows, columns))
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(boxes, expected_boxes)
 
@@ -69,9 +67,8 @@ def test_centre_map_equals_naive_one(height, width, count, seed, overlapping, ro
 def test_an_object_around_a_hole_has_its_best_cell_on_itself():
     id_map = torch.zeros(40, 40, dtype=torch.int32)
     id_map[4:36, 4:36] = 1
-    id_map[10:30, 10:30] = 2
-    things = torch.tensor([True, False])
-    found, _ = MaskTargets(torch.tensor([0, 1]), id_map).centre_map((40, 40), things)
+    id_map[10:30, 10:30] = 0
+    found, _ = MaskTargets(torch.tensor([0]), id_map).centre_map((40, 40))
     assert found.max() == 1
     assert not found[id_map != 1].any()
 
@@ -105,27 +102,21 @@ def test_centre_loss_without_any_object_is_finite_and_has_a_gradient():
     assert logits.grad.abs().min() > 0
 
 
-def two_things_and_ground():
-    """Ground with things on the left and on the right, 20 x 40."""
-    id_map = torch.full((20, 40), 1, dtype=torch.int32)
-    id_map[5:15, 2:12], id_map[5:15, 28:38] = 2, 3
-    return MaskTargets(torch.tensor([0, 1, 1]), id_map), torch.tensor([False, True, True])
+def two_things():
+    """Things on the left and on the right, 20 x 40."""
+    id_map = torch.zeros(20, 40, dtype=torch.int32)
+    id_map[5:15, 2:12], id_map[5:15, 28:38] = 1, 2
+    return MaskTargets(torch.tensor([1, 1]), id_map)
 
 
 PLACES = torch.tensor([[0.8, 0.5], [0.2, 0.5], [0.5, 0.1]])  # right, left, on the ground
 
 
-def test_placed_queries_are_kept_to_their_thing_and_learned_ones_to_stuff():
-    target, is_thing = two_things_and_ground()
-    wrong = out_of_place(5, PLACES, target, is_thing)
-    assert (~wrong).tolist() == [
-        [True, False, False],
-        [True, False, False],
-        [False, False, True],
-        [False, True, False],
-        [False, False, False],
-    ]
-    assert torch.equal(wrong, out_of_place(5, PLACES, as_masks(target), is_thing))
+def test_placed_queries_are_kept_to_their_thing():
+    target = two_things()
+    wrong = out_of_place(PLACES, target)
+    assert (~wrong).tolist() == [[False, True], [True, False], [False, False]]
+    assert torch.equal(wrong, out_of_place(PLACES, as_masks(target)))
 
 
 def as_masks(target):
@@ -139,29 +130,29 @@ def matched(outputs, target):
 
 
 def test_the_matcher_follows_the_places_but_leaves_no_thing_out():
-    target, is_thing = two_things_and_ground()
-    outputs = {"pred_logits": torch.zeros(1, 5, 3), "pred_masks": torch.zeros(1, 5, 5, 10)}
-    outputs["out_of_place"] = [out_of_place(5, PLACES, target, is_thing)]
+    target = two_things()
+    outputs = {"pred_logits": torch.zeros(1, 3, 3), "pred_masks": torch.zeros(1, 3, 5, 10)}
+    outputs["out_of_place"] = [out_of_place(PLACES, target)]
     found = matched(outputs, target)
-    assert (found[1], found[2]) == (3, 2)
+    assert (found[0], found[1]) == (1, 0)
     nowhere = PLACES[2:].expand(3, -1)
-    outputs["out_of_place"] = [out_of_place(5, nowhere, target, is_thing)]
-    assert len(matched(outputs, target)) == 3
+    outputs["out_of_place"] = [out_of_place(nowhere, target)]
+    assert len(matched(outputs, target)) == 2
 
 
 def test_a_place_decides_however_much_its_mask_costs():
     """The window of a query in a large thing is far too small at first: logits of -1000."""
-    target, is_thing = two_things_and_ground()
-    outputs = {"pred_logits": torch.zeros(1, 5, 3), "pred_masks": torch.zeros(1, 5, 5, 10)}
-    outputs["pred_masks"][0, 2:] = -1000.0
-    outputs["out_of_place"] = [out_of_place(5, PLACES, target, is_thing)]
+    target = two_things()
+    outputs = {"pred_logits": torch.zeros(1, 3, 3), "pred_masks": torch.zeros(1, 3, 5, 10)}
+    outputs["pred_masks"][0, :2] = -1000.0
+    outputs["out_of_place"] = [out_of_place(PLACES, target)]
     found = matched(outputs, target)
-    assert (found[1], found[2]) == (3, 2)
+    assert (found[0], found[1]) == (1, 0)
 
 
 def test_an_object_on_a_larger_one_has_a_centre():
     masks = torch.zeros(2, 40, 40, dtype=torch.bool)
     masks[0, 2:38, 2:38] = masks[1, 10:20, 10:20] = True
     target = MaskTargets.from_masks(masks, torch.zeros(2, dtype=torch.int64))
-    found, _ = target.centre_map((40, 40), torch.ones(2, dtype=torch.bool))
+    found, _ = target.centre_map((40, 40))
     assert found[masks[1]].max() == 1 and found[masks[0] & ~masks[1]].max() == 1

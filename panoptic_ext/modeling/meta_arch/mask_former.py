@@ -6,7 +6,6 @@ unified ids outside; an instance-only model may count its things alone, from 0 (
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,14 +24,13 @@ from ..criterion import SetCriterion
 from ..losses import box_loss, centre_loss, semantic_loss
 from ..matcher import out_of_place
 from ..point_sampling import MaskTargets
+from ..query_masks import stuff_as_queries
 from .mask_former_criterion import build_criterion, build_semantic_classifier
 from .mask_former_head import takes_dense
 from .mask_targets import TASKS, build_mask_targets
 from .panoptic_fpn import thing_ids_of_dataset
 
 __all__ = ["PanopticExtMaskFormer", "task_of"]
-
-logger = logging.getLogger(__name__)
 
 
 def task_of(cfg: Any) -> str:
@@ -49,6 +47,7 @@ class PanopticExtMaskFormer(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
     class_ids: Tensor
+    stuff_classes: Tensor
 
     @configurable
     def __init__(
@@ -108,7 +107,6 @@ class PanopticExtMaskFormer(nn.Module):
         self.criterion = criterion
         self.size_divisibility = size_divisibility
         self.task = task
-        self._told_of_surplus = False
         self.ignore_value = ignore_value
         self.deep_supervision = deep_supervision
         self.semantic_classifier = semantic_classifier
@@ -133,24 +131,30 @@ class PanopticExtMaskFormer(nn.Module):
         self.register_buffer("class_ids", ids, persistent=False)
         things = set(thing_ids)
         self.thing_classes = {i for i, unified in enumerate(class_ids) if unified in things}
+        stuff = [i for i in range(len(ids)) if i not in self.thing_classes and task != "instance"]
+        self.register_buffer("stuff_classes", torch.tensor(stuff, dtype=torch.int64), False)
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
         backbone = fold_norms(build_backbone(cfg))
         keys = cfg.MODEL.MASK_FORMER
         divisibility = keys.SIZE_DIVISIBILITY
+        head = build_sem_seg_head(cfg, backbone.output_shape())
+        classes = _classes_of_dataset(cfg)
+        has_stuff = len(classes["class_ids"]) > len(classes["thing_ids"])
+        has_stuff &= task_of(cfg) != "instance"
         return {
             "backbone": backbone,
-            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
+            "sem_seg_head": head,
             "criterion": build_criterion(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "size_divisibility": divisibility if divisibility >= 0 else backbone.size_divisibility,
-            **_classes_of_dataset(cfg),
+            **classes,
             "task": task_of(cfg),
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "deep_supervision": keys.DEEP_SUPERVISION,
-            "semantic_classifier": build_semantic_classifier(cfg),
+            "semantic_classifier": build_semantic_classifier(cfg, head, has_stuff),
             "semantic_loss_weight": keys.SEMANTIC_LOSS_WEIGHT,
             "centre_loss_weight": keys.CENTRE_LOSS_WEIGHT,
             "semantic_on": keys.TEST.SEMANTIC_ON,
@@ -192,6 +196,10 @@ class PanopticExtMaskFormer(nn.Module):
         if self.training:
             return self.losses(outputs, images, batched_inputs)
         padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
+        if "semantic_logits" in outputs:
+            logits, masks = stuff_as_queries(outputs["semantic_logits"], self.stuff_classes)
+            outputs["pred_logits"] = torch.cat((outputs["pred_logits"], logits), dim=1)
+            outputs["pred_masks"] = torch.cat((outputs["pred_masks"], masks), dim=1)
         return [
             self.postprocess_one(logits, masks, image_size, padded_size, inputs)
             for logits, masks, image_size, inputs in zip(
@@ -230,13 +238,14 @@ class PanopticExtMaskFormer(nn.Module):
         return batch
 
     def mask_targets(
-        self, images: ImageList, batched_inputs: list[dict[str, Any]]
+        self, images: ImageList, batched_inputs: list[dict[str, Any]], task: str = ""
     ) -> list[MaskTargets]:
-        """Ground truth of each image at the padded size of the batch; see `build_mask_targets`."""
+        """Ground truth of each image at the padded size of the batch; see `build_mask_targets`,
+        for `task` if this is not the model's own."""
         return [
             build_mask_targets(
                 inputs,
-                task=self.task,
+                task=task or self.task,
                 padded_size=(images.tensor.shape[-2], images.tensor.shape[-1]),
                 device=self.device,
                 class_index=self.class_index,
@@ -249,60 +258,40 @@ class PanopticExtMaskFormer(nn.Module):
         self, outputs: dict[str, Any], images: ImageList, batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor]:
         """Weighted losses of the head's outputs, by name."""
-        targets = self.mask_targets(images, batched_inputs)
-        weights = self.criterion.weight_dict
-        self.mark_out_of_place(outputs, targets)
+        targets = self.query_targets(outputs, images, batched_inputs)
         losses = self.criterion(outputs, targets)
+        weights = self.criterion.weight_dict
         losses = {name: loss * weights[name] for name, loss in losses.items() if name in weights}
+        logits = outputs.get("semantic_logits")
         if self.semantic_classifier is not None:
             logits = self.semantic_classifier(outputs["mask_features"])
-            labels = [target.label_map(tuple(logits.shape[-2:])) for target in targets]
+        if logits is not None:
+            every = self.mask_targets(images, batched_inputs)
+            labels = [target.label_map(tuple(logits.shape[-2:])) for target in every]
             loss = semantic_loss(logits, torch.stack(labels))
             losses["loss_sem_seg"] = loss * self.semantic_loss_weight
         if "place_logits" in outputs:
             losses.update(self.centre_losses(outputs, targets))
         return losses
 
-    def mark_out_of_place(self, outputs: dict[str, Any], targets: Sequence[MaskTargets]) -> None:
-        """Tell the matcher which queries belong to which targets, where they have places."""
+    def query_targets(
+        self, outputs: dict[str, Any], images: ImageList, batched_inputs: list[dict[str, Any]]
+    ) -> list[MaskTargets]:
+        """What the queries have to find. Where they have places these are the things, and the
+        outputs learn which queries belong to which of them."""
         if "places" not in outputs:
-            return
-        outputs["out_of_place"] = []
-        for logits, places, target in zip(
-            outputs["pred_logits"], outputs["places"], targets, strict=True
-        ):
-            is_thing = self.is_thing(target)
-            if len(target) > len(places):  # else there is no need to wait for the device
-                self._warn_of_surplus(int(is_thing.sum()), len(places), target)
-            outputs["out_of_place"].append(out_of_place(len(logits), places, target, is_thing))
-
-    def _warn_of_surplus(self, things: int, places: int, target: MaskTargets) -> None:
-        if things <= places or self._told_of_surplus:
-            return
-        self._told_of_surplus = True
-        logger.warning(
-            "image %s has %d things but the model %d placed queries: %d of them are learnt by "
-            "queries that are meant for stuff. Raise MODEL.MASK_FORMER.NUM_PLACED_QUERIES; further "
-            "images are not reported",
-            target.image,
-            things,
-            places,
-            things - places,
-        )
-
-    def is_thing(self, target: MaskTargets) -> Tensor:
-        """(N,) bool: which targets are objects of their own; none in the semantic task."""
-        things = torch.tensor(
-            [i in self.thing_classes for i in range(len(self.class_ids))], device=self.device
-        )
-        return things[target.labels] & (self.task != "semantic")
+            return self.mask_targets(images, batched_inputs)
+        things = self.mask_targets(images, batched_inputs, "instance")
+        pairs = zip(outputs["places"], things, strict=True)
+        outputs["out_of_place"] = [out_of_place(places, target) for places, target in pairs]
+        return things
 
     def centre_losses(
         self, outputs: dict[str, Any], targets: Sequence[MaskTargets]
     ) -> dict[str, Tensor]:
         """Weighted losses of the map of thing centres and of the boxes around them."""
         size = tuple(outputs["place_logits"].shape[-2:])
-        maps = [target.centre_map(size, self.is_thing(target)) for target in targets]
+        maps = [target.centre_map(size) for target in targets]
         heat = torch.stack([heat for heat, _ in maps])[:, None]
         boxes = torch.stack([boxes for _, boxes in maps])
         weight = self.centre_loss_weight

@@ -35,12 +35,28 @@ def _check_loss_keys(keys: Any) -> None:
             raise ConfigError(f"MODEL.MASK_FORMER.{key} is {value}, expected {expected}")
 
 
-def build_semantic_classifier(cfg: Any) -> nn.Module | None:
-    """mask_features -> class logits of the auxiliary semantic loss; None where it has no weight."""
-    if not cfg.MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT:
+def build_semantic_classifier(cfg: Any, head: nn.Module, has_stuff: bool) -> nn.Module | None:
+    """mask_features -> class logits of the auxiliary semantic loss.
+
+    Returns:
+        None where it has no weight, or the head's predictor gives such logits itself.
+
+    Raises:
+        ConfigError: it has no weight although the predictor finds stuff by it.
+    """
+    weight = cfg.MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT
+    if hasattr(getattr(head, "predictor", None), "semantic_head"):
+        if has_stuff and not weight:
+            raise ConfigError(
+                "MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT is 0, but "
+                f"{cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME} finds stuff in the classes of "
+                "the pixels, which this loss teaches; set it above 0 (the small configs have 5.0)"
+            )
         return None
-    head = cfg.MODEL.SEM_SEG_HEAD
-    return nn.Conv2d(head.MASK_DIM, head.NUM_CLASSES, kernel_size=1)
+    if not weight:
+        return None
+    keys = cfg.MODEL.SEM_SEG_HEAD
+    return nn.Conv2d(keys.MASK_DIM, keys.NUM_CLASSES, kernel_size=1)
 
 
 def build_criterion(cfg: Any) -> SetCriterion:

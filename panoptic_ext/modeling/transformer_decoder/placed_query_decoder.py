@@ -1,4 +1,4 @@
-"""Queries that begin at places of the image, beside the learned ones of Mask2Former.
+"""Queries that begin at places of the image instead of Mask2Former's learned ones.
 
 Learned queries have to agree during training on who takes which object, which short trainings on
 few images do not reach: on objects of one class every query's mask covers all of them. A placed
@@ -12,8 +12,11 @@ The paraboloid is a polynomial in the pixel's position, thus the product of five
 query with five maps. These are further channels of embedding and features: whatever works on masks
 as products works on these, too.
 
-Shapes: B images, P placed queries, D channels of mask_features, C channels of a query, h x w mask
-resolution.
+Queries are for things. Stuff has one segment for each class at most, which needs no query: the
+class of every pixel, from mask_features, tells (as in Panoptic FPN, Kirillov et al., CVPR 2019).
+
+Shapes: B images, Q queries, K classes, D channels of mask_features, C channels of a query, h x w
+mask resolution.
 """
 
 from __future__ import annotations
@@ -82,10 +85,10 @@ def peaks(heat: Tensor, count: int) -> Tensor:
 
     Args:
         heat: (B, 1, h, w).
-        count: P; fewer where the map has fewer cells.
+        count: Q; fewer where the map has fewer cells.
 
     Returns:
-        (B, P) int64 flat positions, best first.
+        (B, Q) int64 flat positions, best first.
     """
     heat = heat.detach().float()
     is_peak = F.max_pool2d(heat, kernel_size=3, stride=1, padding=1) == heat
@@ -105,10 +108,10 @@ def distinct_first(positions: Tensor, places: Tensor, boxes: Tensor, count: int)
         places: (B, N, 2), where each of them is.
         boxes: (B, N, 4), middle and half sides of the box of each, in the same unit. Within the
             ellipse that fills it is in it: a neighbour may lie in its corner.
-        count: P.
+        count: Q.
 
     Returns:
-        (B, P) of the positions.
+        (B, Q) of the positions.
     """
     middle, half = boxes[:, :, None].chunk(2, dim=-1)
     inside = ((places[:, None] - middle) / half).square().sum(-1) < REACH**2
@@ -130,24 +133,33 @@ def _convolutions(channels: int, count: int) -> list[nn.Module]:
 
 
 def _at(maps: Tensor, positions: Tensor) -> Tensor:
-    """(B, D, h, w) at (B, P) flat positions -> (B, P, D)."""
+    """(B, D, h, w) at (B, Q) flat positions -> (B, Q, D)."""
     return maps.flatten(2).gather(2, positions[:, None].expand(-1, maps.shape[1], -1)).mT
 
 
 @TRANSFORMER_DECODER_REGISTRY.register()
 class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
-    """The decoder of Mask2Former with queries at centres of objects beside its learned ones."""
+    """The decoder of Mask2Former with queries at centres of things, and the class of every pixel.
+
+    Its outputs have besides "places" (B, Q, 2), where the queries are; "place_logits" (B, 1, h, w),
+    the map of centres; "place_boxes" (B, 4, h, w), middle x and y and half width and height of the
+    thing that each cell lies in, in shares of the image; "semantic_logits" (B, K, h, w).
+    """
 
     @configurable
-    def __init__(self, *, num_placed_queries: int, **kwargs: Any) -> None:
+    def __init__(self, *, num_queries: int, **kwargs: Any) -> None:
         """Args (all by keyword):
 
-        num_placed_queries: P; no parameter depends on it, so that it may be changed for inference.
-        kwargs: of `MultiScaleMaskedTransformerDecoder`; `num_queries` counts the learned queries.
+        num_queries: Q; no parameter depends on it, so that it may be changed for inference.
+        kwargs: of `MultiScaleMaskedTransformerDecoder`.
         """
-        super().__init__(**kwargs)
+        super().__init__(num_queries=1, **kwargs)
+        del self.query_feat, self.query_embed
         dim, mask_dim = kwargs["hidden_dim"], kwargs["mask_dim"]
-        self.num_placed_queries = num_placed_queries
+        self.num_queries = num_queries
+        self.semantic_head = nn.Sequential(
+            *_convolutions(mask_dim, 1), nn.Conv2d(mask_dim, kwargs["num_classes"], kernel_size=1)
+        )
         self.place_head = nn.Sequential(
             *_convolutions(mask_dim, 1), nn.Conv2d(mask_dim, 1, kernel_size=1)
         )
@@ -165,13 +177,6 @@ class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
 
     @classmethod
     def from_config(cls, cfg: Any, in_channels: int) -> dict[str, Any]:
-        count = cfg.MODEL.MASK_FORMER.NUM_PLACED_QUERIES
-        if count < 1:
-            raise ConfigError(
-                f"MODEL.MASK_FORMER.NUM_PLACED_QUERIES is {count}, expected 1 or more; without "
-                "placed queries set MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME "
-                "MultiScaleMaskedTransformerDecoder"
-            )
         if tuple(cfg.INPUT.PANOPTIC_TARGETS) == ("sem_seg",):
             raise ConfigError(
                 "INPUT.PANOPTIC_TARGETS is ['sem_seg'], without objects to place queries on; set "
@@ -183,10 +188,9 @@ class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
                 f"FLOAT32_PRECISION is {cfg.FLOAT32_PRECISION!r}, but windows of placed queries "
                 "are differences of large numbers; set it to '' or highest"
             )
-        return {**super().from_config(cfg, in_channels), "num_placed_queries": count}
+        return super().from_config(cfg, in_channels)
 
     def _first_queries(self, mask_features: Tensor) -> Queries:
-        learned = super()._first_queries(mask_features)
         batch, _, height, width = mask_features.shape
         heat = self._heat(mask_features)
         shift, growth = self.box_head(mask_features).float().chunk(2, dim=1)
@@ -194,24 +198,19 @@ class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
         middle = maps[1:3] + SIDE * shift
         side = SIDE * _bounded(growth).exp()
         found = torch.cat((middle, side), dim=1).detach()
-        chosen = peaks(heat, CANDIDATES * self.num_placed_queries)
+        chosen = peaks(heat, CANDIDATES * self.num_queries)
         here = maps[1:3].expand(batch, -1, -1, -1)
-        chosen = distinct_first(
-            chosen, _at(here, chosen), _at(found, chosen), self.num_placed_queries
-        )
+        chosen = distinct_first(chosen, _at(here, chosen), _at(found, chosen), self.num_queries)
 
-        features = self.place_feat(_at(mask_features, chosen)).to(learned.features.dtype)
-        position = sine_position_embedding(
-            height, width, features.shape[-1], mask_features.device
-        ).flatten(2)[0]
-        embed = position[:, chosen].permute(1, 2, 0) + self.place_embed.weight
+        dim = self.place_embed.embedding_dim
+        position = sine_position_embedding(height, width, dim, mask_features.device).flatten(2)[0]
         extended = torch.cat((mask_features.float(), maps[None].expand(batch, -1, -1, -1)), dim=1)
         scale = maps.new_tensor([width / CELLS, height / CELLS])[:, None, None]
         boxes = torch.cat((middle / scale + 0.5, side / scale), dim=1)
         places = _at(here, chosen) / scale[:, 0, 0] + 0.5
         return Queries(
-            features=torch.cat((learned.features, features), dim=1),
-            embed=torch.cat((learned.embed.expand(batch, -1, -1), embed), dim=1),
+            features=self.place_feat(_at(mask_features, chosen)).to(self.place_embed.weight.dtype),
+            embed=position[:, chosen].permute(1, 2, 0) + self.place_embed.weight,
             mask_features=extended,
             boxes=_at(found, chosen),
             extra={
@@ -219,6 +218,7 @@ class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
                 "places": places,
                 "place_logits": heat,
                 "place_boxes": boxes,
+                "semantic_logits": self.semantic_head(mask_features).float(),
             },
         )
 
@@ -233,11 +233,9 @@ class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
         assert queries.boxes is not None
         embed = super()._mask_embed(x, queries)
         middle, side = queries.boxes.chunk(2, dim=-1)
-        placed = middle.shape[1]
-        shift, growth = self.window_embed(x[:, -placed:]).float().chunk(2, dim=-1)
+        shift, growth = self.window_embed(x).float().chunk(2, dim=-1)
         radius = MARGIN * side * _bounded(growth).exp()
         window = window_coefficients(middle + side * shift, radius)
-        window = F.pad(window, (0, 0, x.shape[1] - placed, 0))  # learned queries have none
         return torch.cat((embed.float(), window), dim=-1)
 
     def _mask_logits(self, embed: Tensor, mask_features: Tensor) -> Tensor:

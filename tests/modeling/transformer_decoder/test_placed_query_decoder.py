@@ -31,13 +31,14 @@ from panoptic_ext.modeling.transformer_decoder.placed_query_decoder import (
 
 from .test_masked_transformer_decoder import SMALL, features
 
-PLACED = 7
-OWN = ("place_head", "box_head", "place_feat", "place_embed", "window_embed")
+OWN = ("semantic_head", "place_head", "box_head", "place_feat", "place_embed", "window_embed")
+PLACED = SMALL["num_queries"]
+LEARNED = {"query_feat.weight", "query_embed.weight"}
 
 
 def decoder(**changes):
     torch.manual_seed(0)
-    return PlacedQueryTransformerDecoder(**{**SMALL, "num_placed_queries": PLACED, **changes})
+    return PlacedQueryTransformerDecoder(**{**SMALL, **changes})
 
 
 @settings(max_examples=50, deadline=None)
@@ -111,9 +112,9 @@ def test_two_peaks_of_a_large_object_give_one_query_and_neighbours_two():
 def test_shapes_and_what_aux_adds():
     model = decoder()
     outputs = model(*features(), aux=True)
-    every = SMALL["num_queries"] + PLACED
-    assert outputs["pred_logits"].shape == (2, every, SMALL["num_classes"] + 1)
-    assert outputs["pred_masks"].shape == (2, every, 21, 25)
+    assert outputs["pred_logits"].shape == (2, PLACED, SMALL["num_classes"] + 1)
+    assert outputs["pred_masks"].shape == (2, PLACED, 21, 25)
+    assert outputs["semantic_logits"].shape == (2, SMALL["num_classes"], 21, 25)
     assert outputs["place_logits"].shape == (2, 1, 21, 25)
     assert outputs["place_boxes"].shape == (2, 4, 21, 25)
     assert outputs["places"].shape == (2, PLACED, 2)
@@ -139,18 +140,16 @@ def chosen_positions(outputs):
     return distinct_first(candidates, torch.stack((x, y), -1), boxes, PLACED)
 
 
-def test_windows_begin_around_the_peaks_and_learned_queries_have_none():
+def test_windows_begin_around_the_peaks():
     model = decoder().eval()
     torch.nn.init.zeros_(model.mask_embed.layers[-1].weight)
     torch.nn.init.zeros_(model.mask_embed.layers[-1].bias)  # leaves the windows alone in the masks
     levels, mask_features = features()
     first = model(levels, mask_features, aux=True)["aux_outputs"][0]["pred_masks"]
-    learned, placed = first.split([SMALL["num_queries"], PLACED], dim=1)
-    assert not learned.any()
     chosen = chosen_positions(model(levels, mask_features, aux=False))
-    assert torch.equal(placed.flatten(2).argmax(-1), chosen)
+    assert torch.equal(first.flatten(2).argmax(-1), chosen)
     # The area of an ellipse, as far as it lies inside of the map.
-    assert (placed > 0).sum((2, 3)).max() <= 1.2 * torch.pi * (MARGIN * SIDE * CELLS) ** 2
+    assert (first > 0).sum((2, 3)).max() <= 1.2 * torch.pi * (MARGIN * SIDE * CELLS) ** 2
 
 
 def test_places_and_boxes_are_where_they_are_said_to_be():
@@ -189,20 +188,20 @@ def test_bf16_makes_no_neighbours_of_peaks():
 
 
 def test_their_number_is_no_parameter_and_small_maps_have_fewer():
-    few, many = decoder(), decoder(num_placed_queries=500)
+    few, many = decoder(), decoder(num_queries=500)
     many.load_state_dict(few.state_dict())
     few, many = few.eval()(*features(), aux=False), many.eval()(*features(), aux=False)
-    assert few["pred_logits"].shape[1] == SMALL["num_queries"] + PLACED
-    assert many["pred_logits"].shape[1] == SMALL["num_queries"] + 500
+    assert few["pred_logits"].shape[1] == PLACED
+    assert many["pred_logits"].shape[1] == 500
     levels, mask_features = features()
-    small = decoder(num_placed_queries=500)(levels, mask_features[..., :4, :5], aux=False)
-    assert small["pred_logits"].shape[1] == SMALL["num_queries"] + 20
+    small = decoder(num_queries=500)(levels, mask_features[..., :4, :5], aux=False)
+    assert small["pred_logits"].shape[1] == 20
 
 
 def test_parameters_are_those_of_the_published_decoder_and_its_own():
     names = set(decoder().state_dict())
     published = set(MultiScaleMaskedTransformerDecoder(**SMALL).state_dict())
-    assert published < names
+    assert published - names == LEARNED
     assert all(name.startswith(OWN) for name in names - published)
 
 
@@ -211,7 +210,8 @@ def test_gradient_reaches_every_parameter():
     levels, mask_features = features(channels=7)
     outputs = model(levels, mask_features, aux=True)
     total = sum(o[k].sum() for o in [outputs, *outputs["aux_outputs"]] for k in o if "pred" in k)
-    (total + outputs["place_logits"].sum() + outputs["place_boxes"].sum()).backward()
+    maps = ("place_logits", "place_boxes", "semantic_logits")
+    (total + sum(outputs[name].sum() for name in maps)).backward()
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
     assert model.window_embed.weight.grad.any()
 
@@ -230,18 +230,14 @@ def test_bf16_keeps_the_windows_of_a_large_map():
     torch.testing.assert_close(rounded, exact, rtol=1e-3, atol=0.1)
 
 
-def test_config_builds_it_and_refuses_no_placed_query():
+def test_config_builds_it_and_refuses_rounded_products():
     cfg = get_cfg()
     add_panoptic_ext_config(cfg)
     cfg.merge_from_file("configs/common/mask2former/Base-Mask2Former-Small.yaml")
     keys = cfg.MODEL.MASK_FORMER
     keys.TRANSFORMER_DECODER_NAME = "PlacedQueryTransformerDecoder"
-    keys.NUM_PLACED_QUERIES = 3
-    assert build_transformer_decoder(cfg, 64).num_placed_queries == 3
-    keys.NUM_PLACED_QUERIES = 0
-    with pytest.raises(ConfigError, match=r"NUM_PLACED_QUERIES is 0.*Multi"):
-        build_transformer_decoder(cfg, 64)
-    keys.NUM_PLACED_QUERIES = 3
+    keys.NUM_OBJECT_QUERIES = 3
+    assert build_transformer_decoder(cfg, 64).num_queries == 3
     cfg.FLOAT32_PRECISION = "high"
     with pytest.raises(ConfigError, match=r"FLOAT32_PRECISION is 'high'.*highest"):
         build_transformer_decoder(cfg, 64)

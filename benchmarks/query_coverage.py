@@ -7,7 +7,8 @@ For each class of the ground truth, over batches of the training pipeline on DAT
 segments there are and how large (median share of the image, and how many of TRAIN_NUM_POINTS
 uniform points fall on one), how many of them some query's mask covers with an IoU above 0.5, how
 many the query that the matcher assigns to them covers, and how often that query's class is right.
-Weights default to the last checkpoint of OUTPUT_DIR.
+Placed queries are for things alone, so that stuff is left out there. Weights default to the last
+checkpoint of OUTPUT_DIR.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ def _mask_former_keys() -> CN:
     keys.DICE_WEIGHT = 5.0
     # Weight of an auxiliary semantic loss on mask_features, a 1x1 convolution in training only
     # (kMaX-DeepLab, Yu et al., ECCV 2022): without pretrained weights they learn faster. 0: none.
-    # PlacedQueryTransformerDecoder learns its stuff from it.
+    # PlacedQueryTransformerDecoder finds stuff by a head of its own that learns from this loss,
+    # and drops it below MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT pixels as Panoptic FPN does.
     keys.SEMANTIC_LOSS_WEIGHT = 0.0
     # Points at which masks are compared: their number, candidates per kept point, and the share
     # that is chosen for its uncertainty (PointRend's k and beta).

@@ -5,7 +5,7 @@ points, and sampling is linear: sample(embed . features) = embed . sample(featur
 for all queries and decoder outputs. The mask loss needs whole masks of the matched queries only,
 and only these carry a gradient.
 
-Shapes: B images, Q queries, K classes, D channels, P points, h x w mask resolution.
+Shapes: B images, Q queries, D channels, P points, h x w mask resolution.
 """
 
 from __future__ import annotations
@@ -20,16 +20,7 @@ from torch.nn import functional as F
 from .linear import linear
 from .point_sampling import sample_at_common_points
 
-__all__ = [
-    "MaskPredictions",
-    "QueryMasks",
-    "mask_logits",
-    "masks_at_points",
-    "matched_masks",
-    "stuff_as_queries",
-]
-
-CERTAIN = 30.0  # a class logit whose softmax is 1 beside zeros, however many classes there are
+__all__ = ["MaskPredictions", "QueryMasks", "mask_logits", "masks_at_points", "matched_masks"]
 
 
 def mask_logits(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
@@ -43,26 +34,6 @@ def mask_logits(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
         ]
         return (each[0] if len(each) == 1 else torch.cat(each)).contiguous()
     return torch.bmm(mask_embed, mask_features.flatten(2)).unflatten(-1, mask_features.shape[-2:])
-
-
-def stuff_as_queries(semantic_logits: Tensor, stuff_classes: Tensor) -> tuple[Tensor, Tensor]:
-    """The stuff that a semantic map shows, as queries that are sure of their class.
-
-    Args:
-        semantic_logits: (B, K, h, w).
-        stuff_classes: (S,) int64.
-
-    Returns:
-        (B, S, K + 1) class logits, and (B, S, h, w) mask logits: by how much the class exceeds the
-        best of all others, so that each mask is on where its class is the likeliest.
-    """
-    batch, num_classes = semantic_logits.shape[:2]
-    certain = F.one_hot(stuff_classes, num_classes + 1) * CERTAIN
-    best = semantic_logits.topk(min(2, num_classes), dim=1).values
-    first, second = best[:, :1], best[:, -1:]
-    stuff = semantic_logits[:, stuff_classes]
-    masks = stuff - torch.where(stuff == first, second, first)
-    return certain.to(semantic_logits).expand(batch, -1, -1), masks
 
 
 class QueryMasks:

@@ -18,13 +18,18 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from ...errors import ConfigError
-from ...postprocessing import instance_inference, panoptic_inference, semantic_inference
+from ...postprocessing import (
+    instance_inference,
+    panoptic_inference,
+    panoptic_with_stuff,
+    semantic_inference,
+    semantic_scores,
+)
 from ..backbone.folded_norm import fold_norms
 from ..criterion import SetCriterion
 from ..losses import box_loss, centre_loss, semantic_loss
 from ..matcher import out_of_place
 from ..point_sampling import MaskTargets
-from ..query_masks import stuff_as_queries
 from .mask_former_criterion import build_criterion, build_semantic_classifier
 from .mask_former_head import takes_dense
 from .mask_targets import TASKS, build_mask_targets
@@ -47,7 +52,6 @@ class PanopticExtMaskFormer(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
     class_ids: Tensor
-    stuff_classes: Tensor
 
     @configurable
     def __init__(
@@ -75,11 +79,13 @@ class PanopticExtMaskFormer(nn.Module):
         overlap_threshold: float = 0.8,
         resize_before_semantic: bool = False,
         max_instances: int = 100,
+        stuff_area_threshold: float = 0,
     ) -> None:
         """Args (all by keyword):
 
         backbone: image (B, 3, h, w) -> features by name.
-        sem_seg_head: features -> "pred_logits", "pred_masks", "aux_outputs".
+        sem_seg_head: features -> "pred_logits", "pred_masks", "aux_outputs", and what else
+            `TRANSFORMER_DECODER_REGISTRY` names.
         criterion: losses, and in `weight_dict` what each counts.
         pixel_mean, pixel_std: of each channel, grey levels.
         size_divisibility: batches are padded to a multiple of this many pixels.
@@ -90,7 +96,7 @@ class PanopticExtMaskFormer(nn.Module):
         ignore_value: void in the ground truth "sem_seg".
         deep_supervision: also apply the losses to the predictions before the last layer.
         semantic_classifier: mask_features -> logits of an auxiliary semantic loss in training;
-            None: no such loss.
+            None: no such loss, unless the head gives "semantic_logits".
         semantic_loss_weight: its weight.
         centre_loss_weight: weight of the loss of object centres, where the head looks for them.
         semantic_on, instance_on, panoptic_on: outputs of inference.
@@ -98,6 +104,7 @@ class PanopticExtMaskFormer(nn.Module):
         resize_before_semantic: resize masks to the output before classes are summed up; else
             after, as far as no other output needs them.
         max_instances: best instances that are kept of an image.
+        stuff_area_threshold: see `panoptic_with_stuff`; of heads that give "semantic_logits".
         """
         super().__init__()
         if task not in TASKS:
@@ -122,6 +129,7 @@ class PanopticExtMaskFormer(nn.Module):
         self.overlap_threshold = overlap_threshold
         self.resize_before_semantic = resize_before_semantic or instance_on or panoptic_on
         self.max_instances = max_instances
+        self.stuff_area_threshold = stuff_area_threshold
         self.register_buffer("pixel_mean", _column(pixel_mean), persistent=False)
         self.register_buffer("pixel_std", _column(pixel_std), persistent=False)
         ids = torch.as_tensor(list(class_ids), dtype=torch.int64)
@@ -131,8 +139,6 @@ class PanopticExtMaskFormer(nn.Module):
         self.register_buffer("class_ids", ids, persistent=False)
         things = set(thing_ids)
         self.thing_classes = {i for i, unified in enumerate(class_ids) if unified in things}
-        stuff = [i for i in range(len(ids)) if i not in self.thing_classes and task != "instance"]
-        self.register_buffer("stuff_classes", torch.tensor(stuff, dtype=torch.int64), False)
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
@@ -164,6 +170,7 @@ class PanopticExtMaskFormer(nn.Module):
             "overlap_threshold": keys.TEST.OVERLAP_THRESHOLD,
             "resize_before_semantic": keys.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
             "max_instances": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "stuff_area_threshold": cfg.MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT,
         }
 
     @staticmethod
@@ -196,17 +203,15 @@ class PanopticExtMaskFormer(nn.Module):
         if self.training:
             return self.losses(outputs, images, batched_inputs)
         padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
-        if "semantic_logits" in outputs:
-            logits, masks = stuff_as_queries(outputs["semantic_logits"], self.stuff_classes)
-            outputs["pred_logits"] = torch.cat((outputs["pred_logits"], logits), dim=1)
-            outputs["pred_masks"] = torch.cat((outputs["pred_masks"], masks), dim=1)
+        semantic = outputs.get("semantic_logits", [None] * len(images.image_sizes))
         return [
-            self.postprocess_one(logits, masks, image_size, padded_size, inputs)
-            for logits, masks, image_size, inputs in zip(
+            self.postprocess_one(logits, masks, image_size, padded_size, inputs, semantic_logits)
+            for logits, masks, image_size, inputs, semantic_logits in zip(
                 outputs["pred_logits"],
                 outputs["pred_masks"],
                 images.image_sizes,
                 batched_inputs,
+                semantic,
                 strict=True,
             )
         ]
@@ -266,7 +271,8 @@ class PanopticExtMaskFormer(nn.Module):
         if self.semantic_classifier is not None:
             logits = self.semantic_classifier(outputs["mask_features"])
         if logits is not None:
-            every = self.mask_targets(images, batched_inputs)
+            things_only = "semantic_logits" in outputs and self.task == "panoptic"
+            every = self.mask_targets(images, batched_inputs) if things_only else targets
             labels = [target.label_map(tuple(logits.shape[-2:])) for target in every]
             loss = semantic_loss(logits, torch.stack(labels))
             losses["loss_sem_seg"] = loss * self.semantic_loss_weight
@@ -277,14 +283,15 @@ class PanopticExtMaskFormer(nn.Module):
     def query_targets(
         self, outputs: dict[str, Any], images: ImageList, batched_inputs: list[dict[str, Any]]
     ) -> list[MaskTargets]:
-        """What the queries have to find. Where they have places these are the things, and the
-        outputs learn which queries belong to which of them."""
-        if "places" not in outputs:
-            return self.mask_targets(images, batched_inputs)
-        things = self.mask_targets(images, batched_inputs, "instance")
-        pairs = zip(outputs["places"], things, strict=True)
-        outputs["out_of_place"] = [out_of_place(places, target) for places, target in pairs]
-        return things
+        """What the queries have to find: things alone where stuff is found in the semantic map.
+        Where queries have places, `outputs` learn to which targets each belongs."""
+        things_only = "semantic_logits" in outputs and self.task == "panoptic"
+        task = "instance" if things_only else self.task
+        targets = self.mask_targets(images, batched_inputs, task)
+        if "places" in outputs:
+            pairs = zip(outputs["places"], targets, strict=True)
+            outputs["out_of_place"] = [out_of_place(places, target) for places, target in pairs]
+        return targets
 
     def centre_losses(
         self, outputs: dict[str, Any], targets: Sequence[MaskTargets]
@@ -307,6 +314,7 @@ class PanopticExtMaskFormer(nn.Module):
         image_size: tuple[int, int],
         padded_size: tuple[int, int],
         inputs: dict[str, Any],
+        semantic_logits: Tensor | None = None,
     ) -> dict[str, Any]:
         """The outputs of one image from its (Q, K + 1) class and (Q, h, w) mask logits.
 
@@ -314,6 +322,7 @@ class PanopticExtMaskFormer(nn.Module):
             image_size: height and width without padding, pixels.
             padded_size: of the batch, pixels.
             inputs: the image's input; "height" and "width" give the output size.
+            semantic_logits: (K, h, w) of a decoder whose queries are for things alone.
         """
         output_size = inputs.get("height", image_size[0]), inputs.get("width", image_size[1])
         sizes = {
@@ -322,19 +331,28 @@ class PanopticExtMaskFormer(nn.Module):
             "output_size": output_size,
         }
         result: dict[str, Any] = {}
-        if self.semantic_on:
+        if self.semantic_on and semantic_logits is not None:
+            result["sem_seg"] = semantic_scores(semantic_logits, **sizes)
+        elif self.semantic_on:
             result["sem_seg"] = semantic_inference(
                 mask_cls, mask_pred, **sizes, resize_first=self.resize_before_semantic
             )
-        if self.panoptic_on:
-            result["panoptic_seg"] = panoptic_inference(
+        options = {
+            **sizes,
+            "thing_ids": self.thing_classes,
+            "object_mask_threshold": self.object_mask_threshold,
+            "overlap_threshold": self.overlap_threshold,
+        }
+        if self.panoptic_on and semantic_logits is not None and self.task == "panoptic":
+            result["panoptic_seg"] = panoptic_with_stuff(
                 mask_cls,
                 mask_pred,
-                **sizes,
-                thing_ids=self.thing_classes,
-                object_mask_threshold=self.object_mask_threshold,
-                overlap_threshold=self.overlap_threshold,
+                semantic_logits,
+                **options,
+                stuff_area_threshold=self.stuff_area_threshold,
             )
+        elif self.panoptic_on:
+            result["panoptic_seg"] = panoptic_inference(mask_cls, mask_pred, **options)
         if self.instance_on:
             instances = instance_inference(
                 mask_cls, mask_pred, **sizes, thing_ids=self.thing_classes, top_k=self.max_instances

@@ -45,7 +45,7 @@ def build_semantic_classifier(cfg: Any, head: nn.Module, has_stuff: bool) -> nn.
         ConfigError: it has no weight although the predictor finds stuff by it.
     """
     weight = cfg.MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT
-    if hasattr(getattr(head, "predictor", None), "semantic_head"):
+    if getattr(getattr(head, "predictor", None), "gives_semantic_logits", False):
         if has_stuff and not weight:
             raise ConfigError(
                 "MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT is 0, but "

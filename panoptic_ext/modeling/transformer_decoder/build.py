@@ -19,8 +19,10 @@ Classes called as `decoder(cfg, in_channels)`, whose `forward(multi_scale_featur
 of "pred_masks": the loss then computes what it needs of the masks. It may also return
 "mask_features", where masks are a product with others than it was given; "place_logits"
 (B, 1, h, w) and "place_boxes" (B, 4, h, w), which ask for the loss of object centres
-(`losses.centre_loss`, `losses.box_loss`); and "places" (B, P, 2), which keeps its last P queries
-to the things they lie in (`matcher.out_of_place`).
+(`losses.centre_loss`, `losses.box_loss`); "places" (B, Q, 2), which keeps each query to the targets
+that it lies in (`matcher.out_of_place`); and "semantic_logits" (B, K, h, w), which stuff and
+semantic segmentation come from: its queries then learn things alone. A class that gives these says
+so by `gives_semantic_logits = True`.
 """
 
 

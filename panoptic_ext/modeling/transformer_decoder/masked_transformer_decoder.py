@@ -60,7 +60,7 @@ class Queries:
         features: (B, Q, C).
         embed: (B or 1, Q, C), added to them in attention.
         mask_features: (B, D, h, w).
-        boxes: (B, Q, 4), where they have a place in the image.
+        boxes: (B, Q, 4), where they have a place in the image; else None.
         extra: joins the outputs of the decoder.
     """
 

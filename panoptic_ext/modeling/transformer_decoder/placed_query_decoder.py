@@ -146,6 +146,8 @@ class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
     thing that each cell lies in, in shares of the image; "semantic_logits" (B, K, h, w).
     """
 
+    gives_semantic_logits = True
+
     @configurable
     def __init__(self, *, num_queries: int, **kwargs: Any) -> None:
         """Args (all by keyword):
@@ -177,6 +179,11 @@ class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
 
     @classmethod
     def from_config(cls, cfg: Any, in_channels: int) -> dict[str, Any]:
+        count = cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
+        if count < 1:
+            raise ConfigError(
+                f"MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is {count}, expected 1 or more"
+            )
         if tuple(cfg.INPUT.PANOPTIC_TARGETS) == ("sem_seg",):
             raise ConfigError(
                 "INPUT.PANOPTIC_TARGETS is ['sem_seg'], without objects to place queries on; set "

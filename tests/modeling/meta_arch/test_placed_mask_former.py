@@ -6,12 +6,11 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from panoptic_ext.engine.checkpoint import Checkpointer
 from panoptic_ext.errors import ConfigError
-from panoptic_ext.modeling.query_masks import stuff_as_queries
+from panoptic_ext.modeling.losses import semantic_loss
+from panoptic_ext.modeling.meta_arch import mask_former
 from tests.fakes import IS_THING
 
 from .tiny_mask_former import THINGS, build, mapped, predict, train
@@ -20,7 +19,9 @@ PLACED = {
     "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "PlacedQueryTransformerDecoder",
     "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 6,
     "MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT": 5.0,
+    "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": 0,
 }
+STUFF = [i for i in range(len(IS_THING)) if i not in THINGS]
 TASKS = {
     "panoptic": {},
     "instance": {
@@ -81,35 +82,82 @@ def test_more_things_than_places_are_told_once(caplog):
     assert len(told) == 1 and "12 objects but the model 6 queries: 6 of them" in told[0]
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 5), st.integers(0, 99))
-def test_stuff_masks_are_on_where_the_semantic_map_says_so(classes, height, width, seed):
-    generator = torch.Generator().manual_seed(seed)
-    semantic = torch.randn(2, classes, height, width, generator=generator)
-    stuff = torch.randperm(classes, generator=generator)[: (classes + 1) // 2]
-    logits, masks = stuff_as_queries(semantic, stuff)
-    assert logits.shape == (2, len(stuff), classes + 1) and masks.shape[:2] == logits.shape[:2]
-    assert torch.equal(logits.softmax(-1).argmax(-1), stuff.expand(2, -1))
-    assert logits.softmax(-1).max(-1).values.min() > 0.999
-    for row, own in enumerate(stuff.tolist()):
-        others = [i for i in range(classes) if i != own]
-        if others:
-            margin = semantic[:, own] - semantic[:, others].amax(1)
-            torch.testing.assert_close(masks[:, row], margin)
-            assert torch.equal(masks[:, row] > 0, semantic.argmax(1) == own)
-
-
-def test_stuff_comes_from_the_semantic_map_and_things_from_queries(model):
-    stuff = [i for i in range(len(IS_THING)) if i not in THINGS]
-    learning = build(**PLACED)
+def sees_only(model, label):
+    """Make the semantic map of a model say one class everywhere, and no query find anything."""
     with torch.no_grad():
-        last = learning.sem_seg_head.predictor.semantic_head[-1]
+        last = model.sem_seg_head.predictor.semantic_head[-1]
         last.weight.zero_()
-        last.bias.copy_(torch.nn.functional.one_hot(torch.tensor(stuff[-1]), len(IS_THING)) * 9.0)
-        learning.sem_seg_head.predictor.class_embed.bias[-1] = 50.0  # no query finds anything
-    ids, segments = predict(learning, [mapped()])[0]["panoptic_seg"]
-    assert [(s["category_id"], s["isthing"]) for s in segments] == [(stuff[-1], False)]
-    assert bool((ids == segments[0]["id"]).all())
+        last.bias.copy_(torch.nn.functional.one_hot(torch.tensor(label), len(IS_THING)) * 9.0)
+        model.sem_seg_head.predictor.class_embed.weight.zero_()
+        model.sem_seg_head.predictor.class_embed.bias.zero_()
+        model.sem_seg_head.predictor.class_embed.bias[-1] = 50.0
+    return model
+
+
+def test_stuff_comes_from_the_semantic_map():
+    model = sees_only(build(**PLACED), STUFF[-1])
+    ids, segments = predict(model, [mapped()])[0]["panoptic_seg"]
+    assert [(s["category_id"], s["isthing"], s["area"]) for s in segments] == [
+        (STUFF[-1], False, 64 * 96)
+    ]
+    assert segments[0]["score"] > 0.99 and bool((ids == segments[0]["id"]).all())
+
+
+def test_a_thing_in_the_semantic_map_alone_is_void():
+    ids, segments = predict(sees_only(build(**PLACED), THINGS[0]), [mapped()])[0]["panoptic_seg"]
+    assert segments == [] and not ids.any()
+
+
+def test_things_come_from_queries_and_lie_on_stuff():
+    model = sees_only(build(**PLACED), STUFF[0])
+    with torch.no_grad():
+        predictor = model.sem_seg_head.predictor
+        predictor.class_embed.bias[-1] = 0.0
+        predictor.class_embed.bias[THINGS[0]] = 50.0
+        predictor.semantic_head[-1].bias.mul_(0.05)  # less sure than the windows of queries
+    ids, segments = predict(model, [mapped()])[0]["panoptic_seg"]
+    assert segments[0]["category_id"] == THINGS[0] and segments[-1]["category_id"] == STUFF[0]
+    assert [s["area"] for s in segments] == [int((ids == s["id"]).sum()) for s in segments]
+    assert sum(s["area"] for s in segments) == ids.numel()
+
+
+def test_small_stuff_is_dropped():
+    cfg = {**PLACED, "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": 64 * 96 + 1}
+    assert predict(sees_only(build(**cfg), STUFF[0]), [mapped()])[0]["panoptic_seg"][1] == []
+
+
+def test_all_outputs_at_once_and_stuff_takes_no_place_of_an_instance():
+    on = dict.fromkeys(("SEMANTIC_ON", "INSTANCE_ON", "PANOPTIC_ON"), True)
+    keys = {f"MODEL.MASK_FORMER.TEST.{name}": value for name, value in on.items()}
+    model = build(**PLACED, **keys, **{"TEST.DETECTIONS_PER_IMAGE": 2})
+    with torch.no_grad():
+        model.sem_seg_head.predictor.class_embed.bias[THINGS[0]] = 50.0
+    result = predict(model, [mapped()])[0]
+    assert result["instances"].pred_classes.tolist() == [THINGS[0]] * 2
+    assert result["sem_seg"].shape == (len(IS_THING), 64, 96)
+    torch.testing.assert_close(result["sem_seg"].sum(0), torch.ones(64, 96))
+
+
+def test_queries_learn_things_and_the_semantic_map_every_class(model, monkeypatch):
+    seen = {}
+    image = mapped(num=len(IS_THING))
+    image["segments"].gt_classes = torch.arange(len(IS_THING))
+    image["segments"].gt_isthing = torch.tensor(IS_THING, dtype=torch.bool)
+
+    def semantic(logits, labels):
+        seen["labels"] = labels.unique().tolist()
+        return semantic_loss(logits, labels)
+
+    monkeypatch.setattr(mask_former, "semantic_loss", semantic)
+    model.criterion.register_forward_pre_hook(lambda _, args: seen.update(targets=args[1]))
+    train(model, [image])
+    assert [target.labels.tolist() for target in seen["targets"]] == [THINGS]
+    assert seen["labels"] == [-1, *range(len(IS_THING))]
+
+
+def test_no_query_is_refused():
+    with pytest.raises(ConfigError, match="NUM_OBJECT_QUERIES is 0, expected 1 or more"):
+        build(**{**PLACED, "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 0})
 
 
 def test_stuff_without_its_loss_is_refused():

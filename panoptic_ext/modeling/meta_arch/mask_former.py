@@ -203,7 +203,9 @@ class PanopticExtMaskFormer(nn.Module):
         if self.training:
             return self.losses(outputs, images, batched_inputs)
         padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
-        semantic = outputs.get("semantic_logits", [None] * len(images.image_sizes))
+        stuff_maps = [None] * len(batched_inputs)
+        if self.finds_stuff_in_map(outputs):
+            stuff_maps = outputs["semantic_logits"]
         return [
             self.postprocess_one(logits, masks, image_size, padded_size, inputs, semantic_logits)
             for logits, masks, image_size, inputs, semantic_logits in zip(
@@ -211,7 +213,7 @@ class PanopticExtMaskFormer(nn.Module):
                 outputs["pred_masks"],
                 images.image_sizes,
                 batched_inputs,
-                semantic,
+                stuff_maps,
                 strict=True,
             )
         ]
@@ -271,8 +273,9 @@ class PanopticExtMaskFormer(nn.Module):
         if self.semantic_classifier is not None:
             logits = self.semantic_classifier(outputs["mask_features"])
         if logits is not None:
-            things_only = "semantic_logits" in outputs and self.task == "panoptic"
-            every = self.mask_targets(images, batched_inputs) if things_only else targets
+            every = targets
+            if self.finds_stuff_in_map(outputs):
+                every = self.mask_targets(images, batched_inputs)
             labels = [target.label_map(tuple(logits.shape[-2:])) for target in every]
             loss = semantic_loss(logits, torch.stack(labels))
             losses["loss_sem_seg"] = loss * self.semantic_loss_weight
@@ -280,13 +283,16 @@ class PanopticExtMaskFormer(nn.Module):
             losses.update(self.centre_losses(outputs, targets))
         return losses
 
+    def finds_stuff_in_map(self, outputs: dict[str, Any]) -> bool:
+        """Whether the queries are for things alone. The map of an instance model saw no stuff."""
+        return "semantic_logits" in outputs and self.task == "panoptic"
+
     def query_targets(
         self, outputs: dict[str, Any], images: ImageList, batched_inputs: list[dict[str, Any]]
     ) -> list[MaskTargets]:
         """What the queries have to find: things alone where stuff is found in the semantic map.
         Where queries have places, `outputs` learn to which targets each belongs."""
-        things_only = "semantic_logits" in outputs and self.task == "panoptic"
-        task = "instance" if things_only else self.task
+        task = "instance" if self.finds_stuff_in_map(outputs) else self.task
         targets = self.mask_targets(images, batched_inputs, task)
         if "places" in outputs:
             pairs = zip(outputs["places"], targets, strict=True)
@@ -343,7 +349,7 @@ class PanopticExtMaskFormer(nn.Module):
             "object_mask_threshold": self.object_mask_threshold,
             "overlap_threshold": self.overlap_threshold,
         }
-        if self.panoptic_on and semantic_logits is not None and self.task == "panoptic":
+        if self.panoptic_on and semantic_logits is not None:
             result["panoptic_seg"] = panoptic_with_stuff(
                 mask_cls,
                 mask_pred,

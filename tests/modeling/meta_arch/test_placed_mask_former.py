@@ -155,6 +155,13 @@ def test_queries_learn_things_and_the_semantic_map_every_class(model, monkeypatc
     assert seen["labels"] == [-1, *range(len(IS_THING))]
 
 
+def test_the_map_of_an_instance_model_gives_neither_stuff_nor_scores():
+    keys = {**TASKS["instance"], "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": True}
+    result = predict(sees_only(build(**PLACED, **keys), STUFF[0]), [mapped()])[0]
+    assert result["panoptic_seg"][1] == []
+    assert result["sem_seg"].max() < 1e-3
+
+
 def test_no_query_is_refused():
     with pytest.raises(ConfigError, match="NUM_OBJECT_QUERIES is 0, expected 1 or more"):
         build(**{**PLACED, "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 0})

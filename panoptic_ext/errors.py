@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = [
     "CheckpointError",
@@ -14,7 +16,14 @@ __all__ = [
     "PanopticExtError",
     "UnreadableFileError",
     "nearest",
+    "quoted",
+    "shortened",
 ]
+
+_MAX_DEPTH = 4
+_MAX_ITEMS = 8
+_MAX_DIGITS = 40
+_BRACKETS: dict[type, tuple[str, str]] = {list: ("[", "]"), tuple: ("(", ")"), dict: ("{", "}")}
 
 
 class PanopticExtError(ValueError):
@@ -61,3 +70,56 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
         lowered.setdefault(candidate.lower(), candidate)
     found = difflib.get_close_matches(str(name).lower(), list(lowered), n=1, cutoff=0.5)
     return f"; did you mean {lowered[found[0]]!r}?" if found else ""
+
+
+def quoted(value: Any, most: int = 80) -> str:
+    """`repr` of a user's value for an error message, bounded whatever the value is.
+
+    A value out of a file can be a list nested a thousand deep, text of a megabyte or an integer of
+    thousands of digits, of which `repr` itself fails.
+
+    Args:
+        value: of any kind.
+        most: characters of the result.
+
+    Returns:
+        The same as `repr` where that is short; else the beginning and end of it, with "..." for
+        what is left out.
+    """
+    return shortened(_bounded_repr(value, most, _MAX_DEPTH), most)
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """`text` of at most `most` characters; "..." stands for what its middle loses."""
+    if len(text) <= most:
+        return text
+    head = (most - 3 + 1) // 2
+    return f"{text[:head]}...{text[len(text) - (most - 3 - head) :]}"
+
+
+def _bounded_repr(value: Any, most: int, depth: int) -> str:
+    if isinstance(value, (str, bytes)):
+        ends = value if len(value) <= most else value[:most] + value[-most:]
+        return repr(ends)
+    if type(value) is int and value.bit_length() > 3 * _MAX_DIGITS:
+        return f"<an integer of {value.bit_length()} bits>"
+    if type(value) in _BRACKETS:
+        opening, closing = _BRACKETS[type(value)]
+        if depth == 0 and value:
+            return f"{opening}...{closing}"
+        items = itertools.islice(value.items() if type(value) is dict else value, _MAX_ITEMS)
+        parts = [_bounded_item(item, type(value) is dict, most, depth - 1) for item in items]
+        parts += ["..."] * (len(value) > _MAX_ITEMS)
+        comma = "," if type(value) is tuple and len(value) == 1 else ""
+        return f"{opening}{', '.join(parts)}{comma}{closing}"
+    try:
+        return repr(value)
+    except Exception:  # a repr of another's class can raise anything, and must not hide the error
+        return f"<{type(value).__name__}>"
+
+
+def _bounded_item(item: Any, is_pair: bool, most: int, depth: int) -> str:
+    if not is_pair:
+        return _bounded_repr(item, most, depth)
+    key, value = item
+    return f"{_bounded_repr(key, most, depth)}: {_bounded_repr(value, most, depth)}"

@@ -1,0 +1,154 @@
+"""Whether a path is a regular file of a sensible size, asked before anything opens it.
+
+Opening a named pipe waits for ever, /dev/zero never ends, and a sparse file may claim a hundred
+gigabytes: the file system's entry tells all of this without opening the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass
+
+from panoptic_ext.errors import PanopticExtError, UnreadableFileError, shortened
+
+__all__ = [
+    "CHECKPOINT",
+    "CONFIG_FILE",
+    "IMAGE",
+    "JSON_FILE",
+    "LABEL_MAP",
+    "LOG_FILE",
+    "METADATA",
+    "PREDICTIONS_JSON",
+    "SMALL_JSON",
+    "TAG_FILE",
+    "VIDEO",
+    "FileKind",
+    "check_regular_file",
+    "file_problem",
+    "readable_size",
+]
+
+_KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """A kind of file, as its readers expect it.
+
+    Attributes:
+        name: what messages call it.
+        most_bytes: more than any real one has.
+        missing: how to mend it where there is no such file.
+        bad: how to mend it where there is something else, or too much.
+        may_be_empty: whether a file of 0 bytes is one.
+    """
+
+    name: str
+    most_bytes: int
+    missing: str = "check the path"
+    bad: str = "copy or make it again"
+    may_be_empty: bool = False
+
+
+IMAGE = FileKind("image", 4 * _GIB, "check the path or the image root")
+LABEL_MAP = FileKind("label map", _GIB, "check the PNG root")
+# COCO's largest panoptic JSON has 0.4 GB; instance predictions of its test images some GB.
+JSON_FILE = FileKind("JSON", 8 * _GIB, "check the path")
+PREDICTIONS_JSON = FileKind("predictions", 16 * _GIB)
+METADATA = FileKind("metadata file", 64 * _MIB, "training writes it into its output folder")
+SMALL_JSON = FileKind("JSON", 16 * _MIB)
+CONFIG_FILE = FileKind("config file", 4 * _MIB, "check the path")
+# A model of 7 billion parameters with its optimizer has 90 GB.
+CHECKPOINT = FileKind("checkpoint", 256 * _GIB, "check MODEL.WEIGHTS", "fetch or copy it again")
+TAG_FILE = FileKind("file", 4 * _KIB, "training writes it")
+LOG_FILE = FileKind("log", 4 * _GIB, "training writes it", may_be_empty=True)
+VIDEO = FileKind("video", 1024 * _GIB)
+
+_OTHER_FILES = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe, which may never end"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+_NO_FILE = {
+    errno.ENOENT: "does not exist",
+    errno.ENOTDIR: "does not exist (a folder in its path is a file)",
+    errno.ELOOP: "is a link that leads round in a circle",
+    errno.ENAMETOOLONG: "has a name that is too long for a file",
+    errno.EACCES: "is in a folder that this user may not enter",
+}
+
+
+def check_regular_file(
+    path: str | os.PathLike,
+    kind: FileKind,
+    *,
+    error: type[PanopticExtError] = UnreadableFileError,
+    prefix: str = "",
+) -> int:
+    """Check, without opening it, that a file is there and can be read to its end.
+
+    Args:
+        path: of the file; a link to a regular file is one.
+        kind: what it should be.
+        error: the class to raise.
+        prefix: of the message, such as "image id 7: ".
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        `error`: see `file_problem`.
+    """
+    problem = file_problem(path, kind)
+    if problem:
+        raise error(f"{prefix}{kind.name} {shortened(os.fsdecode(path), 300)} {problem}")
+    return os.stat(path).st_size
+
+
+def file_problem(path: str | os.PathLike, kind: FileKind) -> str:
+    """What hinders reading a file, and how to mend it; "" where nothing does.
+
+    Found are: no such file, a link to none, a folder, a pipe, a socket, a device, no permission,
+    no content, and more than `kind` can have. The text goes on from the file's path:
+    "is empty (0 bytes); copy or make it again".
+    """
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        return f"{_why_no_file(path, error)}; {kind.missing}"
+    for is_kind, description in _OTHER_FILES:
+        if is_kind(status.st_mode):
+            return f"is {description}, expected a regular file; {kind.bad}"
+    if not os.access(path, os.R_OK):
+        return "may not be read by this user (permission denied); change its permissions"
+    if status.st_size == 0 and not kind.may_be_empty:
+        return f"is empty (0 bytes); {kind.bad}"
+    if status.st_size > kind.most_bytes:
+        return (
+            f"has {readable_size(status.st_size)}, expected at most"
+            f" {readable_size(kind.most_bytes)}: damaged, or another kind of file; {kind.bad}"
+        )
+    return ""
+
+
+def readable_size(size: int) -> str:
+    """Bytes in the unit that gives 1 to 1000 of it: "3.2 MB"."""
+    if size < 1000:
+        return f"{size} bytes"
+    units = ("kB", "MB", "GB", "TB", "PB", "EB")
+    power = next((p for p in range(1, len(units)) if size / 1000**p < 999.95), len(units))
+    return f"{size / 1000**power:.1f} {units[power - 1]}"
+
+
+def _why_no_file(path: str | os.PathLike, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError) and os.path.islink(path):
+        return "is a link to a file that does not exist"
+    number = getattr(error, "errno", None)
+    if number in _NO_FILE:
+        return _NO_FILE[number]
+    return f"cannot be read ({getattr(error, 'strerror', None) or error})"

@@ -35,7 +35,7 @@ def _nested(depth: int) -> list:
         10**6000,
         list(range(10**5)),
         [[["y" * 10**6] * 9] * 9] * 9,
-        {i: {j: "z" * 99 for j in range(99)} for i in range(99)},
+        {i: dict.fromkeys(range(99), "z" * 99) for i in range(99)},
         set(range(10**4)),
         np.arange(10**4),
     ],

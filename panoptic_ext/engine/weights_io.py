@@ -17,7 +17,9 @@ from typing import Any, BinaryIO
 
 import torch
 
+from panoptic_ext.engine.archive_size import check_archive_size
 from panoptic_ext.errors import CheckpointError
+from panoptic_ext.regular_files import CHECKPOINT, check_regular_file
 
 __all__ = ["check_file", "check_hash", "load_pickle", "load_torch"]
 
@@ -47,15 +49,12 @@ def check_file(path: str) -> None:
     """Look at a file before reading it, to say what it is where it is no checkpoint.
 
     Raises:
-        CheckpointError: missing or empty file, HTML page, truncated archive, Git LFS pointer.
+        CheckpointError: no regular file with content, HTML page, Git LFS pointer, archive that is
+            truncated or unpacks to far more than its size.
     """
-    if not os.path.isfile(path):
-        raise CheckpointError(f"checkpoint {path} does not exist; check MODEL.WEIGHTS")
+    size = check_regular_file(path, CHECKPOINT, error=CheckpointError)
     with open(path, "rb") as stream:
         head = stream.read(512)
-    size = os.path.getsize(path)
-    if not head:
-        raise CheckpointError(f"checkpoint {path} is empty (0 bytes); fetch or copy it again")
     text = head.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise CheckpointError(
@@ -69,6 +68,7 @@ def check_file(path: str) -> None:
             f"checkpoint {path} is truncated ({size} bytes, the end of the archive is missing); "
             "fetch or copy it again"
         )
+    check_archive_size(path)
 
 
 def check_hash(path: str, url: str) -> None:

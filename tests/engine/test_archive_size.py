@@ -1,0 +1,78 @@
+"""Archives that unpack to far more than they are, refused before they are unpacked (case 24)."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from panoptic_ext.engine import archive_size
+from panoptic_ext.engine.archive_size import check_archive_size
+from panoptic_ext.engine.weights_io import load_torch
+from panoptic_ext.errors import CheckpointError
+
+
+def _packed_again(path: Path, target: Path, *, zeros: int = 0) -> None:
+    """Copy a torch file with its members compressed, its storages replaced by so many zeros."""
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            content = bytes(zeros) if zeros and "/data/" in name else old.read(name)
+            new.writestr(name, content)
+
+
+def test_a_storage_that_inflates_a_thousandfold_is_refused_with_the_sizes(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(10)}, tmp_path / "a.pth")
+    _packed_again(tmp_path / "a.pth", tmp_path / "bomb.pth", zeros=100_000_000)
+    assert (tmp_path / "bomb.pth").stat().st_size < 200_000
+
+    with pytest.raises(CheckpointError, match=r"has \d+\.\d kB, but .* unpacks to 100\.0 MB") as e:
+        load_torch(str(tmp_path / "bomb.pth"))
+    assert len(str(e.value)) < 500 + len(str(tmp_path))
+
+
+def test_members_that_share_their_bytes_are_counted_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_size, "_ALWAYS_FINE", 1000)
+    path = tmp_path / "overlapping.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("m/data/0", bytes(1000))
+        (member,) = archive.filelist
+        archive.filelist += [member] * 99
+
+    with pytest.raises(CheckpointError, match=r"unpacks to 100\.0 kB"):
+        check_archive_size(str(path))
+
+
+def test_npz_is_looked_at_in_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive_size, "_ALWAYS_FINE", 1000)
+    np.savez_compressed(tmp_path / "bomb.npz", a=np.zeros(10**6))
+
+    with pytest.raises(CheckpointError, match=r"unpacks to 8\.0 MB"):
+        load_torch(str(tmp_path / "bomb.npz"))
+
+
+def test_weights_packed_again_are_still_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_size, "_ALWAYS_FINE", 0)
+    weights = {"a": torch.randn(10_000), "b": torch.zeros(5_000)}
+    torch.save(weights, tmp_path / "a.pth")
+    _packed_again(tmp_path / "a.pth", tmp_path / "packed.pth")
+
+    for name in ("a.pth", "packed.pth"):
+        loaded = load_torch(str(tmp_path / name))
+        assert all(torch.equal(loaded[k], v) for k, v in weights.items())
+
+
+def test_a_damaged_directory_is_said_to_be(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(10)}, tmp_path / "a.pth")
+    content = bytearray((tmp_path / "a.pth").read_bytes())
+    content[content.index(b"PK\x01\x02")] = 0
+    (tmp_path / "damaged.pth").write_bytes(content)
+
+    with pytest.raises(CheckpointError, match="directory of its archive cannot be read"):
+        check_archive_size(str(tmp_path / "damaged.pth"))

@@ -69,7 +69,8 @@ def _add_input_keys(cfg: CN) -> None:
     # A crop is drawn again (ten times at most) while one category covers more than this share.
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
     cfg.INPUT.COLOR_AUG_SSD = False  # brightness, contrast, saturation, hue as in SSD
-    # Pad image (pixel mean) and ground truth (void) to a multiple of this; 0 leaves them.
+    # Pad image (grey, 128) and ground truth (void) to a multiple of this; 0 leaves them. Unlike
+    # the published Mask2Former, nothing of a larger image is cut off: INPUT.CROP is for that.
     cfg.INPUT.SIZE_DIVISIBILITY = 0
 
     # In training, go on when an image or label file is missing or damaged; each is named once and

@@ -1,7 +1,7 @@
 """Augmentations that are injected into the mapper, built from a config.
 
 Geometry acts on the image (H, W, 3) and the id map alike; wherever pixels are added the id map
-gets 0 (void) and the image its mean pixel, whatever Detectron2's version does by itself.
+gets 0 (void) and the image grey, whatever Detectron2's version does by itself.
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ __all__ = [
 
 _KINDS = ("shortest_edge", "lsj")
 _FLIPS = ("horizontal", "vertical", "none")
+
+# What Detectron2's FixedSizeCrop and the published mappers of Mask2Former pad with. Batches are
+# padded later, with the mean pixel.
+_PADDING = (128.0, 128.0, 128.0)
 
 
 class AugmentationInput:
@@ -167,7 +171,9 @@ class LargeScaleJitter(T.Augmentation):
     """Large-scale jitter (Ghiasi et al., CVPR 2021): scale at random, then cut out at random.
 
     The image is scaled to fit a square of `size` times a random factor, keeping its shape, and a
-    window of at most `size` x `size` is kept. Padding is left to PadToSize.
+    window of at most `size` x `size` is kept. The result is that of Detectron2's ResizeScale and
+    FixedSizeCrop: one number places the window along both axes, so that its centre lies on the
+    diagonal (a flip before it brings in the other one). Padding is left to PadToSize.
     """
 
     def __init__(self, size: int, min_scale: float, max_scale: float):
@@ -179,8 +185,8 @@ class LargeScaleJitter(T.Augmentation):
         scale = self.size * self._rand_range(self.min_scale, self.max_scale) / max(h, w)
         new_h, new_w = max(round(h * scale), 1), max(round(w * scale), 1)
         crop_h, crop_w = min(new_h, self.size), min(new_w, self.size)
-        y0 = np.random.randint(new_h - crop_h + 1)
-        x0 = np.random.randint(new_w - crop_w + 1)
+        place = self._rand_range()
+        y0, x0 = round((new_h - crop_h) * place), round((new_w - crop_w) * place)
         return ResizeCropTransform(h, w, new_h, new_w, x0, y0, crop_w, crop_h)
 
 
@@ -213,7 +219,7 @@ class ColorTransform(Transform):
     """Brightness, contrast, saturation and hue; geometry is left alone.
 
     Attributes:
-        brightness: added, in grey levels.
+        brightness: added first, in grey levels.
         contrast, saturation: factors. Contrast comes before the colour changes or after them.
         hue: added, in degrees.
     """
@@ -231,10 +237,9 @@ class ColorTransform(Transform):
         self._set_attributes(locals())
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
+        img = self._linear(img, 1.0, self.brightness)
         if self.contrast_first:
-            img = self._linear(img, self.contrast, self.brightness)
-        else:
-            img = self._linear(img, 1.0, self.brightness)
+            img = self._linear(img, self.contrast, 0.0)
         if self.saturation != 1.0 or self.hue != 0.0:
             img = self._color(img)
         return img if self.contrast_first else self._linear(img, self.contrast, 0.0)
@@ -263,7 +268,11 @@ class ColorTransform(Transform):
 
 
 class ColorJitter(T.Augmentation):
-    """Photometric distortion of SSD (Liu et al., ECCV 2016, section 3.6), each with chance 1/2."""
+    """Photometric distortion of SSD (Liu et al., ECCV 2016, section 3.6), each with chance 1/2.
+
+    Ranges and order are those of PointRend's ColorAugSSDTransform, which the published Mask2Former
+    uses. Its 18 steps of hue are OpenCV's, 180 to the circle: 36 degrees.
+    """
 
     def __init__(
         self,
@@ -271,7 +280,7 @@ class ColorJitter(T.Augmentation):
         brightness: float = 32.0,
         contrast: tuple[float, float] = (0.5, 1.5),
         saturation: tuple[float, float] = (0.5, 1.5),
-        hue: float = 18.0,
+        hue: float = 36.0,
     ):
         super().__init__()
         self._init(locals())
@@ -308,18 +317,19 @@ def build_augmentations(cfg: Any, is_train: bool, ignore_label: int = 255) -> li
     flip = cfg.INPUT.RANDOM_FLIP
     check_choice("INPUT.RANDOM_FLIP", flip, _FLIPS)
     check_lsj_keys(cfg.INPUT) if kind == "lsj" else check_shortest_edge_keys(cfg.INPUT)
-    augmentations = _lsj(cfg) if kind == "lsj" else _shortest_edge(cfg, ignore_label)
+    flips: list[T.Augmentation] = []
     if flip != "none":
-        augmentations.append(
-            T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical")
-        )
+        flips.append(T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical"))
+    if kind == "lsj":
+        augmentations = [*flips, *_lsj(cfg)]
+    else:
+        augmentations = [*_shortest_edge(cfg, ignore_label), *flips]
     if cfg.INPUT.COLOR_AUG_SSD:
         augmentations.append(ColorJitter(bgr=cfg.INPUT.FORMAT == "BGR"))
-    color = tuple(cfg.MODEL.PIXEL_MEAN)
     if kind == "lsj":
-        augmentations.append(PadToSize(cfg.INPUT.IMAGE_SIZE, cfg.INPUT.IMAGE_SIZE, color))
+        augmentations.append(PadToSize(cfg.INPUT.IMAGE_SIZE, cfg.INPUT.IMAGE_SIZE, _PADDING))
     if cfg.INPUT.SIZE_DIVISIBILITY > 0:
-        augmentations.append(PadToDivisor(cfg.INPUT.SIZE_DIVISIBILITY, color))
+        augmentations.append(PadToDivisor(cfg.INPUT.SIZE_DIVISIBILITY, _PADDING))
     return augmentations
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import nn
 from panoptic_ext.errors import ConfigError, nearest
 
 __all__ = ["build_lr_scheduler", "build_optimizer", "param_groups"]
+
+logger = logging.getLogger(__name__)
 
 _OPTIMIZERS = ("SGD", "ADAMW")
 
@@ -70,10 +73,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """SGD or AdamW by SOLVER.OPTIMIZER, with gradient clipping where enabled.
 
     SOLVER.CLIP_GRADIENTS.CLIP_TYPE may be "full_model" (one norm over all gradients) beside
-    Detectron2's "value" and "norm" (of each parameter).
+    Detectron2's "value" and "norm" (of each parameter). CLIP_VALUE 0 switches clipping off, as in
+    the published Mask2Former: clipped to 0, nothing would be learnt.
 
     Raises:
-        ConfigError: unknown optimizer or clip type, or no parameter to train.
+        ConfigError: unknown optimizer or clip type, a CLIP_VALUE below 0, or no parameter to train.
     """
     solver = cfg.SOLVER
     groups = param_groups(
@@ -135,16 +139,12 @@ def _with_clipping(
     cfg: CfgNode, kind: type[torch.optim.Optimizer], groups: list, options: dict[str, Any]
 ) -> torch.optim.Optimizer:
     clip = cfg.SOLVER.CLIP_GRADIENTS
-    if not clip.ENABLED:
+    if clip.ENABLED:
+        _check_clipping(clip)
+    if not clip.ENABLED or clip.CLIP_VALUE == 0:
         return kind(groups, **options)
     if clip.CLIP_TYPE in ("value", "norm"):
         return maybe_add_gradient_clipping(cfg, kind)(groups, **options)
-    if clip.CLIP_TYPE != "full_model":
-        known = ["value", "norm", "full_model"]
-        raise ConfigError(
-            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE = {clip.CLIP_TYPE!r} is unknown"
-            f"{nearest(clip.CLIP_TYPE, known)}; known: {', '.join(known)}"
-        )
     max_norm, norm_type = clip.CLIP_VALUE, clip.NORM_TYPE
 
     def clip_all(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -155,3 +155,19 @@ def _with_clipping(
     optimizer = kind(groups, **options)
     optimizer.register_step_pre_hook(clip_all)
     return optimizer
+
+
+def _check_clipping(clip: CfgNode) -> None:
+    known = ["value", "norm", "full_model"]
+    if clip.CLIP_TYPE not in known:
+        raise ConfigError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE = {clip.CLIP_TYPE!r} is unknown"
+            f"{nearest(clip.CLIP_TYPE, known)}; known: {', '.join(known)}"
+        )
+    if not clip.CLIP_VALUE >= 0:
+        raise ConfigError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_VALUE = {clip.CLIP_VALUE}, expected more than 0, or 0 for "
+            "no clipping"
+        )
+    if clip.CLIP_VALUE == 0:
+        logger.info("SOLVER.CLIP_GRADIENTS.CLIP_VALUE is 0: gradients are not clipped")

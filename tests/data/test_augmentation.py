@@ -87,6 +87,29 @@ def test_resizing_and_cropping_at_once_equals_one_after_the_other(seed: int) -> 
     assert np.allclose(both.apply_coords(corners), expected)
 
 
+# Case 34: the published LSJ mappers are Detectron2's flip, ResizeScale and FixedSizeCrop.
+@pytest.mark.parametrize("seed", range(12))
+def test_lsj_is_that_of_the_published_mapper(seed: int) -> None:
+    cfg = config(AUGMENTATION="lsj", IMAGE_SIZE=64, MIN_SCALE=0.3, MAX_SCALE=3.0)
+    published = [T.RandomFlip(), T.ResizeScale(0.3, 3.0, 64, 64), T.FixedSizeCrop((64, 64))]
+    found, expected = sample(), T.AugInput(sample().image)
+    np.random.seed(seed)
+    T.AugmentationList(build_augmentations(cfg, True))(found)
+    np.random.seed(seed)
+    T.AugmentationList(published)(expected)
+    difference = np.abs(found.image.astype(int) - expected.image)
+    assert difference.max() <= 3  # rounding of the filter's weights
+    assert (difference > 1).mean() < 1e-3
+
+
+def test_padding_to_a_divisor_is_the_published_grey() -> None:
+    found = sample(20, 30)
+    cfg = config(MIN_SIZE_TRAIN=(20,), RANDOM_FLIP="none", SIZE_DIVISIBILITY=64)
+    T.AugmentationList(build_augmentations(cfg, True))(found)
+    assert found.image.shape == (64, 64, 3)
+    assert (found.image[20:] == 128).all() and (found.image[:, 30:] == 128).all()
+
+
 @pytest.mark.parametrize("scale", [0.001, 0.5, 1.0, 2.0])
 def test_jitter_fits_the_longer_side(scale: float) -> None:
     step = LargeScaleJitter(64, scale, scale).get_transform(np.zeros((50, 70, 3), np.uint8))
@@ -103,7 +126,7 @@ def test_lsj_gives_squares_padded_with_void(seed: int, top: int) -> None:
     T.AugmentationList(build_augmentations(cfg, True))(found)
     assert found.image.shape == (64, 64, 3)
     assert found.id_map.shape == (64, 64)
-    padding = (found.image == np.round(cfg.MODEL.PIXEL_MEAN)).all(axis=2)
+    padding = (found.image == 128).all(axis=2)
     corner = padding[-1].all()
     assert not corner or (not found.id_map[-1].any() and (found.sem_seg[-1] == 255).all())
 
@@ -199,7 +222,10 @@ def test_colour_by_hand() -> None:
     assert doubled.tolist() == [[[0, 200, 255], [100, 100, 100]]]
     first = ColorTransform(brightness=10, contrast=2.0, contrast_first=True).apply_image(image)
     last = ColorTransform(brightness=10, contrast=2.0, contrast_first=False).apply_image(image)
-    assert (first[0, 1, 0], last[0, 1, 0]) == (110, 120)
+    assert (first[0, 1, 0], last[0, 1, 0]) == (120, 120)  # (50 + 10) * 2 in both
+    grey = np.full((1, 1, 3), 250, np.uint8)  # clipped between the two, as in the published code
+    dimmed = ColorTransform(brightness=30, contrast=0.5).apply_image(grey)
+    assert dimmed[0, 0, 0] == 128
     gray = ColorTransform(saturation=0.0).apply_image(image)
     assert gray[0, 0].tolist() == [200, 200, 200]
 
@@ -209,6 +235,14 @@ def test_hue_turns_red_into_green(bgr: bool) -> None:
     red, green = ([0, 0, 255], [0, 255, 0]) if bgr else ([255, 0, 0], [0, 255, 0])
     turned = ColorTransform(hue=120, bgr=bgr).apply_image(np.array([[red]], np.uint8))[0, 0]
     assert np.abs(turned.astype(int) - green).max() <= 8
+
+
+# Case 34: the published 18 are OpenCV's steps of 2 degrees.
+def test_hue_spans_36_degrees_each_way() -> None:
+    np.random.seed(0)
+    image = np.zeros((1, 1, 3), np.uint8)
+    hues = np.array([ColorJitter().get_transform(image).hue for _ in range(400)])
+    assert 34 < hues.max() <= 36 and -36 <= hues.min() < -34
 
 
 @given(st.integers(0, 2**32 - 1))

@@ -71,6 +71,32 @@ def test_clipping(tmp_path: Path, kind: str) -> None:
         assert whole.abs().max().item() == pytest.approx(0.01, rel=1e-3)
 
 
+# Case 34: as the published code, which clips where CLIP_VALUE > 0.
+@pytest.mark.parametrize("kind", ["full_model", "norm", "value"])
+def test_clip_value_0_switches_clipping_off(tmp_path: Path, kind: str) -> None:
+    cfg = tiny_cfg(tmp_path, BASE_LR=1.0, MOMENTUM=0.0, WEIGHT_DECAY=0.0)
+    cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE = True, kind, 0.0
+    model = PanopticExtTestTiny()
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = build_optimizer(cfg, model)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 2.0)
+    optimizer.step()
+    for parameter, value in zip(model.parameters(), before, strict=True):
+        torch.testing.assert_close(parameter.detach(), value - 2.0)
+
+
+@pytest.mark.parametrize("value", [-0.01, float("nan")])
+def test_a_clip_value_that_clips_nothing_sensible_is_refused(tmp_path: Path, value: float) -> None:
+    cfg = tiny_cfg(tmp_path)
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = value
+    with pytest.raises(ConfigError, match=r"CLIP_VALUE = .*, expected more than 0, or 0 for no"):
+        build_optimizer(cfg, PanopticExtTestTiny())
+
+
 def test_poly_schedule_reaches_zero(tmp_path: Path) -> None:
     cfg = tiny_cfg(tmp_path, LR_SCHEDULER_NAME="WarmupPolyLR", BASE_LR=1.0)
     optimizer = build_optimizer(cfg, PanopticExtTestTiny())

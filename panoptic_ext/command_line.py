@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 
 from detectron2.config import CfgNode, get_cfg
 
+from panoptic_ext.config_detectron2_main import MAIN_DEFAULTS
+
 __all__ = ["count", "explain_os_error", "split_options"]
 
 _DOTTED_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.\w+)*\.[A-Z0-9_]+")
@@ -40,6 +42,7 @@ def split_options(
         The values in front of the first config key; that key and all after it, then `opts`.
     """
     top_level = {key for key, value in get_cfg().items() if not isinstance(value, CfgNode)}
+    top_level.update(key for key in MAIN_DEFAULTS if "." not in key)
     for at, word in enumerate(values):
         if (_DOTTED_KEY.fullmatch(word) or word in top_level) and not is_value(word):
             return list(values[:at]), [*values[at:], *opts]

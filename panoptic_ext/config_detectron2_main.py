@@ -10,7 +10,7 @@ from typing import Any
 
 from detectron2.config import CfgNode as CN
 
-from panoptic_ext.errors import ConfigError
+from panoptic_ext.errors import ConfigError, quoted
 
 __all__ = ["MAIN_DEFAULTS", "check_main_default", "lacks"]
 

@@ -12,6 +12,8 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+from panoptic_ext.config_detectron2_main import MAIN_DEFAULTS
+
 __all__ = ["compare_runs", "run_fingerprint"]
 
 logger = logging.getLogger(__name__)
@@ -49,7 +51,8 @@ def compare_runs(saved: dict[str, Any], cfg: CfgNode) -> list[str]:
     new_config = dict(_flat(yaml.safe_load(now["config"]), ""))
     lines = []
     for key in sorted(old_config.keys() | new_config.keys()):
-        old, new = old_config.get(key, "not there"), new_config.get(key, "not there")
+        absent = MAIN_DEFAULTS.get(key, "not there")  # v0.6 works as main does at its defaults
+        old, new = old_config.get(key, absent), new_config.get(key, absent)
         if old != new and not key.startswith(("TEST.", *_HARMLESS)):
             lines.append(f"{key}: {old} in the checkpoint, {new} now")
     for name, new in now["versions"].items():

@@ -7,6 +7,7 @@ known key where one is unknown.
 
 from __future__ import annotations
 
+import logging
 import os
 from ast import literal_eval
 from collections.abc import Iterator, Sequence
@@ -15,9 +16,12 @@ from typing import Any, NamedTuple
 import yaml
 from detectron2.config import CfgNode as CN
 
+from panoptic_ext.config_detectron2_main import check_main_default, lacks
 from panoptic_ext.errors import ConfigError, nearest
 
 __all__ = ["Setting", "merge_settings", "read_file", "read_opts"]
+
+logger = logging.getLogger(__name__)
 
 BASE_KEY = "_BASE_"
 
@@ -80,10 +84,25 @@ def merge_settings(cfg: CN, settings: Sequence[Setting]) -> dict[str, str]:
     Raises:
         ConfigError: unknown key or wrong type.
     """
+    settings = _without_main_keys(cfg, settings)
     optional = {key for key, value in _all_items(cfg, "") if value is None}
     for setting in settings:
         _merge_one(cfg, setting, optional)
     return {setting.key: setting.source for setting in settings}
+
+
+def _without_main_keys(cfg: CN, settings: Sequence[Setting]) -> list[Setting]:
+    """Leave out what Detectron2 main's configs have and v0.6's lack, where it changes nothing."""
+    main_keys = {s.key: s for s in settings if lacks(cfg, s.key)}
+    for setting in main_keys.values():  # the last of each key, which wins
+        check_main_default(setting.key, _decode(setting.value), setting.source)
+    if main_keys:
+        logger.warning(
+            "Left out %d keys of Detectron2 main, which are at its defaults and v0.6 lacks: %s",
+            len(main_keys),
+            ", ".join(main_keys),
+        )
+    return [setting for setting in settings if setting.key not in main_keys]
 
 
 def _read_chain(path: str, above: tuple[str, ...]) -> list[Setting]:

@@ -16,6 +16,7 @@ from panoptic_ext.command_line import explain_os_error, split_options
         (["a", "MODEL.DEVICE", "cpu"], ["SEED", "3"],
          (["a"], ["MODEL.DEVICE", "cpu", "SEED", "3"])),
         (["a", "SEED", "3"], [], (["a"], ["SEED", "3"])),
+        (["a", "FLOAT32_PRECISION", "high"], [], (["a"], ["FLOAT32_PRECISION", "high"])),
         (["a", "DATASETS.PANOPTIC.my_set.JSON", "x"], [],
          (["a"], ["DATASETS.PANOPTIC.my_set.JSON", "x"])),
         (["IMAGE.JPG", "MODEL.DEVICE", "cpu"], [], (["IMAGE.JPG"], ["MODEL.DEVICE", "cpu"])),

@@ -45,6 +45,9 @@ def _mask_former_keys() -> CN:
     # enlarged (ours); the published rule draws the rest. For images with many small objects, which
     # points drawn anywhere hardly meet. 0: none.
     keys.BOX_SAMPLE_RATIO = 0.0
+    # Draw the points of matching once for all outputs of the decoder (ours, as random and cheaper)
+    # instead of anew for each (published).
+    keys.SHARED_MATCHING_POINTS = False
 
     # Transformer decoder.
     keys.TRANSFORMER_DECODER_NAME = "MultiScaleMaskedTransformerDecoder"

@@ -29,8 +29,10 @@ class HungarianMatcher(nn.Module):
     """The cheapest one-to-one assignment of queries to targets.
 
     The cost of a pair is `class_weight * -p(class) + mask_weight * BCE + dice_weight * Dice`, the
-    latter two on `num_points` random points common to an image and to all outputs of the decoder,
-    of which the share `box_sample_ratio` lies in the targets' boxes.
+    latter two on `num_points` random points of an image, of which the share `box_sample_ratio` lies
+    in the targets' boxes. Each output of the decoder draws its own, as in the published code. With
+    `shared_points` one draw serves all of them: the cost of each output is as random as before,
+    but a mask is matched alike in more of them, and the features are sampled once.
     """
 
     def __init__(
@@ -41,11 +43,13 @@ class HungarianMatcher(nn.Module):
         dice_weight: float = 5.0,
         num_points: int = 12544,
         box_sample_ratio: float = 0.0,
+        shared_points: bool = False,
     ) -> None:
         super().__init__()
         self.weights = (class_weight, mask_weight, dice_weight)
         self.num_points = num_points
         self.box_sample_ratio = box_sample_ratio
+        self.shared_points = shared_points
         self._told_of_surplus = False
 
     @torch.no_grad()
@@ -93,17 +97,26 @@ class HungarianMatcher(nn.Module):
         self, outputs: Sequence[dict[str, Any]], targets: Sequence[MaskTargets]
     ) -> list[Tensor]:
         """Costs (Q, N) on the outputs' device, output by output, images within."""
-        points = [common_points(t, self.num_points, self.box_sample_ratio) for t in targets]
-        sampled = [target.sample(p) for target, p in zip(targets, points, strict=True)]
         last = outputs[0].get("out_of_place", [None] * len(targets))
         costs: dict[tuple[int, int], Tensor] = {}
         for image, target in enumerate(targets):
-            at_points = masks_at_points(outputs, image, points[image])
-            for number, (output, masks) in enumerate(zip(outputs, at_points, strict=True)):
-                logits = output["pred_logits"][image]
-                terms = self._terms(logits, masks, target.labels, sampled[image])
+            at_points = self._at_points(outputs, image, target)
+            for number, (output, pair) in enumerate(zip(outputs, at_points, strict=True)):
+                terms = self._terms(output["pred_logits"][image], pair[0], target.labels, pair[1])
                 costs[number, image] = _last_resort(sum(terms), last[image])
         return [costs[key] for key in sorted(costs)]
+
+    def _at_points(
+        self, outputs: Sequence[dict[str, Any]], image: int, target: MaskTargets
+    ) -> list[tuple[Tensor, Tensor]]:
+        """For each output its masks (Q, P) and the targets (N, P) at random points."""
+        draws = 1 if self.shared_points else len(outputs)
+        points = [
+            common_points(target, self.num_points, self.box_sample_ratio) for _ in range(draws)
+        ]
+        sampled = [target.sample(own) for own in points] * (len(outputs) // draws)
+        masks = masks_at_points(outputs, image, points)
+        return list(zip(masks, sampled, strict=True))
 
     def _terms(
         self, logits: Tensor, at_points: Tensor, labels: Tensor, sampled: Tensor
@@ -133,7 +146,7 @@ class HungarianMatcher(nn.Module):
         target, output = targets[image], outputs[number]
         points = common_points(target, self.num_points, self.box_sample_ratio)
         with torch.autocast(points.device.type, enabled=False):
-            at_points = masks_at_points([output], image, points)[0]
+            at_points = masks_at_points([output], image, [points])[0]
             sampled = target.sample(points)
             terms = self._terms(output["pred_logits"][image], at_points, target.labels, sampled)
         named = zip(("classification", "mask (BCE)", "Dice"), terms, strict=True)

@@ -61,22 +61,33 @@ MaskPredictions = Tensor | QueryMasks
 """Mask logits of one decoder output: (B, Q, h, w), or what computes them."""
 
 
-def masks_at_points(outputs: Sequence[dict[str, Any]], image: int, points: Tensor) -> list[Tensor]:
-    """Mask logits of one image at common points, without gradient.
+def masks_at_points(
+    outputs: Sequence[dict[str, Any]], image: int, points: Sequence[Tensor]
+) -> list[Tensor]:
+    """Mask logits of one image at points common to its queries, without gradient.
 
     Args:
         outputs: of a decoder, each with "pred_masks": all tensors, or all `QueryMasks`.
         image: which one of the batch.
-        points: (P, 2), see `point_sampling`.
+        points: (P, 2) of each output, or one for all of them; see `point_sampling`.
 
     Returns:
         (Q, P) float32 for each output.
     """
     every = [output["pred_masks"] for output in outputs]
+    turns = len(every) // len(points)
     if not isinstance(every[0], QueryMasks):
-        return [sample_at_common_points(masks[image].float(), points) for masks in every]
-    features = sample_at_common_points(every[0].features[image].float(), points).t().contiguous()
-    return [linear(features, masks.embed[image].detach().float()).t() for masks in every]
+        return [
+            sample_at_common_points(masks[image].float(), own)
+            for masks, own in zip(every, [*points] * turns, strict=True)
+        ]
+    # One sampling for all points: on a CPU it begins with a copy of the features.
+    features = sample_at_common_points(every[0].features[image].float(), torch.cat([*points]))
+    rows = features.t().contiguous().split([len(own) for own in points])
+    return [
+        linear(own, masks.embed[image].detach().float()).t()
+        for masks, own in zip(every, [*rows] * turns, strict=True)
+    ]
 
 
 def matched_masks(

@@ -110,6 +110,16 @@ def test_non_finite_cost_names_the_term_and_the_output(bad, key, term):
         HungarianMatcher(num_points=20)([good, broken], [stripes(2, image="a.jpg")])
 
 
+# Case 34: the published matcher draws anew for each output.
+@pytest.mark.parametrize("shared", [False, True])
+def test_outputs_share_their_points_only_where_asked_to(shared):
+    target = stripes(3)
+    output = {"pred_logits": torch.randn(1, 4, 6), "pred_masks": torch.randn(1, 4, 8, 16)}
+    matcher = HungarianMatcher(num_points=20, shared_points=shared)
+    first, second = matcher._costs([output, output], [target])
+    assert torch.equal(first, second) == shared
+
+
 def test_half_precision_predictions_match_as_well():
     target = stripes(2)
     output = {k: v.to(torch.bfloat16) for k, v in outputs_like(target, [1, 0]).items()}

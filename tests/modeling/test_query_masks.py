@@ -81,13 +81,16 @@ def test_losses_and_gradients_are_those_of_dense_masks(batch, queries, size, out
         torch.testing.assert_close(got, wanted, rtol=2e-3, atol=2e-4)
 
 
-def test_sampled_and_matched_masks():
+@pytest.mark.parametrize("draws", [1, 2])
+def test_sampled_and_matched_masks(draws):
     (dense, _), (lazy, _) = make(2, 5, (6, 8), 2, 3)
-    points = torch.rand(30, 2)
+    points = list(torch.rand(draws, 30, 2))
     every = [dense, *dense["aux_outputs"]]
     found = masks_at_points([lazy, *lazy["aux_outputs"]], 1, points)
-    for got, output in zip(found, every, strict=True):
-        wanted = sample_at_common_points(output["pred_masks"][1], points)
+    also = masks_at_points(every, 1, points)
+    for number, (got, output) in enumerate(zip(found, every, strict=True)):
+        wanted = sample_at_common_points(output["pred_masks"][1], points[number % draws])
+        torch.testing.assert_close(also[number], wanted)
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
         assert got.shape == (5, 30) and not got.requires_grad
     rows = [[torch.tensor([4, 0]), torch.tensor([2])], [torch.tensor([], dtype=int)] * 2]

@@ -82,6 +82,7 @@ def build_criterion(cfg: Any) -> SetCriterion:
         dice_weight=keys.DICE_WEIGHT,
         num_points=keys.TRAIN_NUM_POINTS,
         box_sample_ratio=keys.BOX_SAMPLE_RATIO,
+        shared_points=keys.SHARED_MATCHING_POINTS,
     )
     return SetCriterion(
         num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,

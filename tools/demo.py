@@ -88,9 +88,9 @@ class Steps:
 
     def _write(self) -> None:
         text = json.dumps({"made_with": self._made_with, "done": self._done})
-        aside = self._marks.with_suffix(".tmp")
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(self._marks)
+        from panoptic_ext.atomic import write_atomic
+
+        write_atomic(str(self._marks), lambda stream: stream.write(text.encode()))
 
 
 def validation_images(config: Path) -> list[str]:

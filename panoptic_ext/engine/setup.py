@@ -13,6 +13,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 
+from panoptic_ext.atomic import TemporaryFile, remove_leftovers
 from panoptic_ext.config import add_panoptic_ext_config
 from panoptic_ext.engine.precision import check_precision, unusable_float16
 from panoptic_ext.engine.yaml_config import merge_settings, read_file, read_opts
@@ -268,17 +269,17 @@ def _all_names(cfg: CfgNode) -> list[str]:
 
 
 def prepare_output(folder: str) -> None:
-    """Make the output folder and try to write into it.
+    """Make the output folder and try to write into it; leftovers of killed runs are removed.
 
     Raises:
         ConfigError: it cannot be made or written.
     """
-    probe = os.path.join(folder, f".write-test-{os.getpid()}")
     try:
         os.makedirs(folder, exist_ok=True)
-        with open(probe, "wb") as stream:
-            stream.write(b"x" * 4096)
-        os.remove(probe)
+        remove_leftovers(folder)
+        with TemporaryFile(os.path.join(folder, ".write-test")) as probe:
+            probe.stream.write(b"x" * 4096)
+            probe.stream.flush()
     except OSError as error:
         raise ConfigError(
             f"OUTPUT_DIR {folder} cannot be written: {error.strerror or error}. Free space, mend "

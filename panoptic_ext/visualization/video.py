@@ -9,6 +9,7 @@ from types import TracebackType
 import cv2
 import numpy as np
 
+from panoptic_ext.atomic import TemporaryFile
 from panoptic_ext.errors import PanopticExtError
 
 __all__ = ["VideoReader", "VideoWriter"]
@@ -65,10 +66,9 @@ class VideoWriter:
     """
 
     def __init__(self, path: str, fps: float) -> None:
-        folder, name = os.path.split(os.path.abspath(path))
-        os.makedirs(folder, exist_ok=True)
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         self._path, self._fps = path, fps
-        self._aside = os.path.join(folder, f".{os.getpid()}.{name}")
+        self._aside = TemporaryFile(path, kind=".mp4")
         self._writer: cv2.VideoWriter | None = None
         self._size = (0, 0)
 
@@ -77,7 +77,7 @@ class VideoWriter:
         if self._writer is None:
             self._size = (frame.shape[1], frame.shape[0])
             codec = cv2.VideoWriter.fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(self._aside, codec, self._fps, self._size)
+            self._writer = cv2.VideoWriter(self._aside.path, codec, self._fps, self._size)
             if not self._writer.isOpened():
                 raise PanopticExtError(
                     f"OpenCV cannot write the video {self._path}: its mp4v encoder is missing or "
@@ -90,7 +90,7 @@ class VideoWriter:
     def commit(self) -> None:
         """Finish the file and rename it."""
         self._release()
-        os.replace(self._aside, self._path)
+        self._aside.commit()
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -102,8 +102,7 @@ class VideoWriter:
         trace: TracebackType | None,
     ) -> None:
         self._release()
-        if os.path.exists(self._aside):
-            os.remove(self._aside)
+        self._aside.__exit__(kind, error, trace)
 
     def _release(self) -> None:
         if self._writer is not None:

@@ -73,6 +73,10 @@ def _add_input_keys(cfg: CN) -> None:
     # the published Mask2Former, nothing of a larger image is cut off: INPUT.CROP is for that.
     cfg.INPUT.SIZE_DIVISIBILITY = 0
 
+    # Keep segments that a crop leaves without a pixel, as targets with empty masks: most published
+    # mappers of Mask2Former do (docs/mask2former.md). None: no, or as INPUT.DATASET_MAPPER_NAME.
+    cfg.INPUT.KEEP_EMPTY_SEGMENTS = None
+
     # In training, go on when an image or label file is missing or damaged; each is named once and
     # counted at the end. Files that can be read but are wrong stay errors. Evaluation never skips.
     cfg.DATALOADER.SKIP_CORRUPT = False

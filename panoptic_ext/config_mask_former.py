@@ -17,9 +17,9 @@ def add_mask_former_keys(cfg: CN) -> None:
     _add_pixel_decoder_keys(cfg.MODEL.SEM_SEG_HEAD)
     cfg.MODEL.SWIN = _swin_keys()
     _add_deeplab_keys(cfg)
-    # A published mapper, which stands for INPUT.AUGMENTATION and INPUT.PANOPTIC_TARGETS:
-    # coco_panoptic_lsj, coco_instance_lsj, mask_former_panoptic, mask_former_instance or
-    # mask_former_semantic. "" leaves those two keys as they are.
+    # A published mapper, which stands for INPUT.AUGMENTATION and INPUT.PANOPTIC_TARGETS, and for
+    # INPUT.KEEP_EMPTY_SEGMENTS where that is None: coco_panoptic_lsj, coco_instance_lsj,
+    # mask_former_panoptic, mask_former_instance or mask_former_semantic. "" leaves the keys alone.
     cfg.INPUT.DATASET_MAPPER_NAME = ""
 
 
@@ -85,6 +85,9 @@ def _mask_former_keys() -> CN:
 def _add_pixel_decoder_keys(keys: CN) -> None:
     keys.MASK_DIM = 256  # channels of mask_features and of the mask embedding
     keys.PIXEL_DECODER_NAME = "BasePixelDecoder"  # or MSDeformAttnPixelDecoder
+    # Under mixed precision MSDeformAttnPixelDecoder stays in float32 (published). False: the half
+    # type there as well, for less time and memory (docs/mask2former.md has both measured).
+    keys.PIXEL_DECODER_FULL_PRECISION = True
     keys.TRANSFORMER_ENC_LAYERS = 6  # layers of deformable attention in the pixel decoder
     keys.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = ["res3", "res4", "res5"]
     keys.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4  # samples of a head in a level

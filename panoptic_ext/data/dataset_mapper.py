@@ -44,7 +44,7 @@ class PanopticDatasetMapper:
     - image: (3, H, W) uint8;
     - panoptic_ids: (H, W) int32; 0 is void, i is row i - 1 of `segments`;
     - segments: Instances of N rows with gt_classes (int64, contiguous), gt_isthing, gt_iscrowd
-      (bool);
+      (bool). Those that a crop leaves without pixels are left out, unless `keep_empty`;
     - instances (when asked for): things that are no crowd, with gt_boxes (tight), gt_classes
       (contiguous), gt_masks (IdMapMasks);
     - sem_seg (when asked for): (H, W) int64 contiguous ids, `ignore_label` where void.
@@ -64,6 +64,7 @@ class PanopticDatasetMapper:
         targets: Sequence[str] = _TARGETS,
         ignore_label: int = 255,
         skip_corrupt: bool = False,
+        keep_empty: bool = False,
     ):
         """
         Args:
@@ -74,6 +75,9 @@ class PanopticDatasetMapper:
             ignore_label: value of void pixels in `sem_seg`.
             skip_corrupt: return None, and log the file once, for a sample of which a file is
                 missing or damaged.
+            keep_empty: keep the rows of `segments` that augmentation leaves without pixels, as the
+                published panoptic mappers of Mask2Former do: its queries then learn to predict
+                classes of the image that cannot be seen, with empty masks. `instances` has none.
         """
         check_choice("INPUT.FORMAT", image_format, _FORMATS)
         for target in targets:
@@ -88,6 +92,7 @@ class PanopticDatasetMapper:
         self.targets = tuple(targets)
         self.ignore_label = ignore_label
         self.skip_corrupt = skip_corrupt
+        self.keep_empty = keep_empty
         logger.info("augmentations in %s: %s", "training" if is_train else "test", augmentations)
 
     @classmethod
@@ -102,6 +107,7 @@ class PanopticDatasetMapper:
             "targets": cfg.INPUT.PANOPTIC_TARGETS,
             "ignore_label": ignore_label,
             "skip_corrupt": is_train and cfg.DATALOADER.SKIP_CORRUPT,
+            "keep_empty": bool(cfg.INPUT.KEEP_EMPTY_SEGMENTS),
         }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any] | None:
@@ -136,12 +142,12 @@ class PanopticDatasetMapper:
             self._augment(aug_input, record)
             out["image"] = _to_tensor(aug_input.image)
             return out
-        local, segments = _read_segments(record, image.shape[:2])
+        local, segments, present = _read_segments(record, image.shape[:2])
         categories = np.array([self.ignore_label] + [s["category_id"] for s in segments])
         aug_input = AugmentationInput(image, local, categories)
         self._augment(aug_input, record)
         out["image"] = _to_tensor(aug_input.image)
-        out.update(self._targets(aug_input.id_map, segments))
+        out.update(self._targets(aug_input.id_map, segments, present))
         return out
 
     def _read_image(self, record: dict[str, Any]) -> np.ndarray:
@@ -180,10 +186,14 @@ class PanopticDatasetMapper:
                 "INPUT.CROP.SIZE and INPUT.MIN_SIZE_TRAIN larger"
             )
 
-    def _targets(self, local: np.ndarray, segments: list[dict[str, Any]]) -> dict[str, Any]:
-        """Tensors from the augmented map of local ids and the table it was made with."""
+    def _targets(
+        self, local: np.ndarray, segments: list[dict[str, Any]], present: np.ndarray
+    ) -> dict[str, Any]:
+        """Tensors from the augmented map of local ids and the table it was made with, of which
+        the (N,) bool `present` are in the label map."""
         runs = find_runs(local, split_rows=True)
-        kept = np.flatnonzero(np.bincount(runs.values, minlength=len(segments) + 1)[1:])
+        visible = np.bincount(runs.values, minlength=len(segments) + 1)[1:]
+        kept = np.flatnonzero(present if self.keep_empty else visible)
         renumber = np.zeros(len(segments) + 1, np.int32)
         renumber[kept + 1] = np.arange(1, len(kept) + 1)
         table = np.array(
@@ -214,8 +224,9 @@ _GROUND_TRUTH = ("segments_info", "pan_seg_file_name", "pan_seg_encoding", "anno
 
 
 def _instances(ids: torch.Tensor, rows: Instances, boxes: torch.Tensor) -> Instances:
-    """Things that are no crowd, with boxes and masks; `boxes` are those of all rows."""
-    keep = (rows.gt_isthing & ~rows.gt_iscrowd).nonzero()[:, 0]
+    """Visible things that are no crowd, with boxes and masks; `boxes` are those of all rows."""
+    visible = boxes[:, 2] > boxes[:, 0]
+    keep = (rows.gt_isthing & ~rows.gt_iscrowd & visible).nonzero()[:, 0]
     instances = Instances(rows.image_size)
     instances.gt_boxes = Boxes(boxes[keep].to(torch.float32))
     instances.gt_classes = rows.gt_classes[keep]
@@ -225,8 +236,8 @@ def _instances(ids: torch.Tensor, rows: Instances, boxes: torch.Tensor) -> Insta
 
 def _read_segments(
     record: dict[str, Any], size: tuple[int, ...]
-) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """(H, W) map of local ids 0..N and the segments_info entries of 1..N."""
+) -> tuple[np.ndarray, list[dict[str, Any]], np.ndarray]:
+    """(H, W) map of local ids 0..N, the segments_info entries of 1..N, and which of them occur."""
     path = record["pan_seg_file_name"]
     where = f"image id {record.get('image_id')!r}"
     try:
@@ -255,7 +266,7 @@ def _read_segments(
             n=1,
             name=__name__,
         )
-    return local, segments
+    return local, segments, present
 
 
 def _listed(values: list[int], limit: int = 10) -> str:

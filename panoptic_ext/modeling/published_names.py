@@ -18,13 +18,13 @@ META_ARCH = {"MaskFormer": "PanopticExtMaskFormer"}
 HEADS = {"MaskFormerHead": "PanopticExtMaskFormerHead"}
 BACKBONES = {"D2SwinTransformer": "PanopticExtSwinTransformer"}
 
-# Mapper -> INPUT.AUGMENTATION, INPUT.PANOPTIC_TARGETS.
-MAPPERS: dict[str, tuple[str, list[str]]] = {
-    "coco_panoptic_lsj": ("lsj", []),
-    "coco_instance_lsj": ("lsj", ["instances"]),
-    "mask_former_panoptic": ("shortest_edge", []),
-    "mask_former_instance": ("shortest_edge", ["instances"]),
-    "mask_former_semantic": ("shortest_edge", ["sem_seg"]),
+# Mapper -> INPUT.AUGMENTATION, INPUT.PANOPTIC_TARGETS, INPUT.KEEP_EMPTY_SEGMENTS.
+MAPPERS: dict[str, tuple[str, list[str], bool]] = {
+    "coco_panoptic_lsj": ("lsj", [], True),
+    "coco_instance_lsj": ("lsj", ["instances"], False),
+    "mask_former_panoptic": ("shortest_edge", [], True),
+    "mask_former_instance": ("shortest_edge", ["instances"], True),
+    "mask_former_semantic": ("shortest_edge", ["sem_seg"], False),
 }
 
 # All tasks are trained from the panoptic ground truth of a data set.
@@ -55,9 +55,9 @@ def resolve_published_names(cfg: Any) -> None:
 
     A config of another model is left as it is, and so is one whose MODEL.META_ARCHITECTURE is
     registered by somebody else under the published name. What changes otherwise: the names of
-    model, head and backbone; data sets; INPUT.DATASET_MAPPER_NAME becomes INPUT.AUGMENTATION and
-    INPUT.PANOPTIC_TARGETS; TEST.EVALUATORS loses outputs that are off; embeddings get no weight
-    decay unless SOLVER.WEIGHT_DECAY_EMBED says so.
+    model, head and backbone; data sets; INPUT.DATASET_MAPPER_NAME becomes INPUT.AUGMENTATION,
+    INPUT.PANOPTIC_TARGETS and, where it is None, INPUT.KEEP_EMPTY_SEGMENTS; TEST.EVALUATORS loses
+    outputs that are off; embeddings get no weight decay unless SOLVER.WEIGHT_DECAY_EMBED says so.
 
     Args:
         cfg: unfrozen, with the keys of `add_panoptic_ext_config`. Doing it twice changes nothing.
@@ -110,5 +110,7 @@ def _resolve_mapper(keys: Any) -> None:
             f"INPUT.DATASET_MAPPER_NAME is {name!r}; expected one of {', '.join(MAPPERS)}, or "
             f'"" with INPUT.AUGMENTATION and INPUT.PANOPTIC_TARGETS{nearest(name, MAPPERS)}'
         )
-    keys.AUGMENTATION, targets = MAPPERS[name]
+    keys.AUGMENTATION, targets, keep_empty = MAPPERS[name]
     keys.PANOPTIC_TARGETS = list(targets)
+    if keys.KEEP_EMPTY_SEGMENTS is None:
+        keys.KEEP_EMPTY_SEGMENTS = keep_empty

@@ -401,3 +401,22 @@ def test_skipping_corrupt_samples_is_an_option(
         assert careful(bad) is None
     assert caplog.text.count("skipped a sample: image id 2") == 1
     assert careful(good) is not None
+
+
+# Case 33: the published panoptic mappers keep what a crop has left without pixels.
+def test_segments_without_pixels_are_kept_only_where_asked_for(tiny: TinyDataset) -> None:
+    record, cut = tiny.load()[1], T.CropTransform(0, 0, 6, 10)  # of road and car, no crowd
+    dropped, kept = mapper(cut)(record), mapper(cut, keep_empty=True)(record)
+    assert dropped["segments"].gt_classes.tolist() == [0, 1]
+    assert kept["segments"].gt_classes.tolist() == [0, 1, 2]
+    assert kept["panoptic_ids"].unique().tolist() == [0, 1, 2]
+    nothing = mapper(T.CropTransform(0, 0, 6, 3), keep_empty=True)(record)
+    assert (len(nothing["segments"]), len(nothing["instances"])) == (3, 0)
+
+
+def test_a_segment_that_the_label_map_lacks_is_never_kept(tiny: TinyDataset) -> None:
+    record = tiny.load()[0]
+    classes = [s["category_id"] for s in record["segments_info"]]
+    extra = {"id": 77, "category_id": 2, "isthing": True, "iscrowd": 0, "area": 1}
+    found = mapper(keep_empty=True)({**record, "segments_info": [extra, *record["segments_info"]]})
+    assert found["segments"].gt_classes.tolist() == classes

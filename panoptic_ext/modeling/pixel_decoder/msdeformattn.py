@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import fvcore.nn.weight_init as weight_init
+import torch
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, ShapeSpec
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         dropout: float = 0.0,
         common_stride: int = 4,
         backend: str = "auto",
+        full_precision: bool = True,
     ) -> None:
         """Args:
         input_shape: the features to use, by name, with channels and stride.
@@ -52,8 +54,10 @@ class MSDeformAttnPixelDecoder(nn.Module):
         encoder_layers, heads, points, width, dropout, backend: see `DeformableEncoder`.
         common_stride: stride of mask_features; features from here up to the encoder's finest one
             are added by the FPN.
+        full_precision: stay in float32 under autocast, as the published decoder does.
         """
         super().__init__()
+        self.full_precision = full_precision
         by_stride = sorted(input_shape, key=lambda name: input_shape[name].stride)
         self.encoder_features = [n for n in reversed(by_stride) if n in encoder_in_features]
         finest = input_shape[self.encoder_features[-1]].stride
@@ -116,6 +120,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             "dropout": cfg.MODEL.MASK_FORMER.DROPOUT,
             "common_stride": keys.COMMON_STRIDE,
             "backend": keys[f"{encoder}_BACKEND"],
+            "full_precision": keys.PIXEL_DECODER_FULL_PRECISION,
         }
 
     def forward(self, features: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -125,6 +130,13 @@ class MSDeformAttnPixelDecoder(nn.Module):
             mask_features (B, mask_dim, h, w) at the common stride, and three maps (B, conv_dim,
             h_i, w_i), coarse to fine.
         """
+        device_type = features[self.encoder_features[0]].device.type
+        if self.full_precision and torch.is_autocast_enabled(device_type):
+            with torch.autocast(device_type, enabled=False):
+                return self._decode({name: feature.float() for name, feature in features.items()})
+        return self._decode(features)
+
+    def _decode(self, features: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
         maps = [
             project(features[name])
             for name, project in zip(self.encoder_features, self.input_proj, strict=True)

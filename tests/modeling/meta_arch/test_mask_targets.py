@@ -8,6 +8,7 @@ from detectron2.structures import BitMasks, Instances, PolygonMasks
 
 from panoptic_ext.data import IdMapMasks
 from panoptic_ext.errors import DatasetError
+from panoptic_ext.modeling.criterion import MaskTargets
 from panoptic_ext.modeling.meta_arch.mask_targets import build_mask_targets
 
 CPU = torch.device("cpu")
@@ -53,6 +54,19 @@ def test_semantic_targets_join_the_segments_of_a_class():
     targets = targets_of(mapped(), "semantic")
     assert targets.labels.tolist() == [2, 3, 4]
     assert targets.id_map.tolist() == [[2, 2, 1, 0], [1, 1, 3, 3]]
+
+
+# Case 33: with INPUT.KEEP_EMPTY_SEGMENTS, as the zero masks of the published panoptic mappers.
+def test_a_segment_without_pixels_is_a_target_with_an_empty_mask():
+    inputs = mapped()
+    inputs["panoptic_ids"][inputs["panoptic_ids"] == 1] = 0
+    targets = targets_of(inputs, "panoptic")
+    assert targets.labels.tolist() == [3, 2, 2]
+    points = torch.rand(50, 2)
+    masks = torch.stack([targets.id_map == row for row in (1, 2, 3)])
+    dense = MaskTargets.from_masks(masks, targets.labels)
+    torch.testing.assert_close(targets.sample(points), dense.sample(points))
+    assert not targets.sample(points)[0].any()
 
 
 def test_padding_is_void():

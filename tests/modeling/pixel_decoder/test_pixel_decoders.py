@@ -144,6 +144,13 @@ def test_small_configs_keep_the_heads_of_their_trained_weights():
     assert len(bias) == 8 * 3 * 4 and cfg.MODEL.MASK_FORMER.NHEADS == 4
 
 
+def test_the_published_files_mean_full_precision_and_the_key_is_read():
+    cfg = published_config()
+    assert build_pixel_decoder(cfg, shapes_of()).full_precision
+    cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_FULL_PRECISION = False
+    assert not build_pixel_decoder(cfg, shapes_of()).full_precision
+
+
 def test_backend_key_is_read():
     cfg = published_config()
     cfg.MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_BACKEND = "reference"
@@ -293,12 +300,26 @@ def test_dropout_is_random_in_training_only():
     assert torch.equal(decoder(features)[0], decoder(features)[0])
 
 
+# Case 32: under mixed precision the published decoder computes in float32.
+def test_full_precision_is_that_of_the_published_decoder():
+    input_shape = shapes_of()
+    decoder, features = make_deformable(input_shape), features_of(input_shape)
+    halved = {name: feature.bfloat16() for name, feature in features.items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        found, multi_scale = decoder(halved)
+    expected, _ = decoder({name: feature.float() for name, feature in halved.items()})
+    assert {x.dtype for x in (found, *multi_scale)} == {torch.float32}
+    assert torch.equal(found, expected)
+
+
 def test_bfloat16_autocast_stays_near_float32():
     decoder, features = make_deformable().eval(), features_of(shapes_of())
+    decoder.full_precision = False
     with torch.no_grad():
         expected = decoder(features)[0]
         with torch.autocast("cpu", torch.bfloat16):
             found = decoder(features)[0]
+    assert found.dtype == torch.bfloat16
     assert (found.float() - expected).abs().mean() < 0.05 * expected.abs().mean()
 
 

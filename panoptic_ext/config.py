@@ -102,6 +102,10 @@ def _add_run_keys(cfg: CN) -> None:
     cfg.TEST.WRITE_PREDICTIONS = False  # also write predictions as COCO panoptic JSON + PNG
     cfg.TEST.CONTACT_SHEET = 4  # images by worst and by best PQ in the contact sheet; 0: no sheet
 
+    # The model is small enough to train on a CPU: where there is no CUDA, MODEL.DEVICE cuda falls
+    # back to the CPU without a warning.
+    cfg.MODEL.MADE_FOR_CPU = False
+
     # Unpickle checkpoints that hold more than tensors, arrays and plain values. Such a file can
     # run any code when it is read: only for files whose author you trust.
     cfg.MODEL.ALLOW_PICKLE = False

@@ -80,7 +80,8 @@ def load_cfg(config_file: str, opts: Sequence[str] = (), *, use_data: bool = Tru
 def choose_device(cfg: CfgNode) -> None:
     """Fall back, in place, to the CPU where CUDA is not there, and from float16 without CUDA.
 
-    bfloat16 is kept: it works on a CPU too.
+    bfloat16 is kept: it works on a CPU too. The fall-back to the CPU is a warning, for a model that
+    is made for the CPU (MODEL.MADE_FOR_CPU) an info line.
     """
     wanted = cfg.MODEL.DEVICE
     fall_back = wanted.startswith("cuda") and not torch.cuda.is_available()
@@ -91,7 +92,10 @@ def choose_device(cfg: CfgNode) -> None:
         _set(cfg.SOLVER.AMP, "ENABLED", False)
     if "TEST.AMP_DTYPE" in full:
         _set(cfg.TEST, "AMP_DTYPE", "")
-    if fall_back:
+    if fall_back and cfg.MODEL.MADE_FOR_CPU:
+        in_full = ", in full precision: float16 is for CUDA" if full else ""
+        logger.info("Running on the CPU, which this model is made for%s", in_full)
+    elif fall_back:
         logger.warning(
             "MODEL.DEVICE is %s, but CUDA is not available: running on the CPU instead, %smuch "
             "slower (MODEL.DEVICE cpu silences this)",

@@ -25,6 +25,8 @@ from panoptic_ext.engine.setup import (
 from panoptic_ext.errors import ConfigError, PanopticExtError
 from tests.engine.tiny import NAME, tiny_cfg
 
+ROOT = Path(__file__).resolve().parents[2]
+
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
 
@@ -190,6 +192,34 @@ def test_cuda_falls_back_with_one_warning(
     caplog.clear()
     choose_device(cfg)
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("model", "warns"),
+    [
+        ("panoptic_fpn/Base-PanopticFPN-Small", False),
+        ("efficientps/Base-EfficientPS-Small", False),
+        ("mask2former/Base-Mask2Former-Small", False),
+        ("panoptic_fpn/Base-PanopticFPN", True),
+        ("mask2former/Base-Mask2Former", True),
+    ],
+)
+def test_a_model_made_for_the_cpu_takes_it_without_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, model: str, warns: bool
+) -> None:
+    """Case 13; a full-size model keeps the warning."""
+    monkeypatch.setattr(logging.getLogger("panoptic_ext"), "propagate", True)
+    caplog.set_level(logging.INFO, "panoptic_ext")
+    path = f"{ROOT}/configs/common/{model}.yaml"
+    for has_cuda, device in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda has_cuda=has_cuda: has_cuda)
+        cfg = load_cfg(path, use_data=False)
+        caplog.clear()
+        choose_device(cfg)
+        assert cfg.MODEL.DEVICE == device
+        levels = [record.levelno for record in caplog.records]
+        assert levels == ([] if has_cuda else [logging.WARNING if warns else logging.INFO])
+    assert ("much slower" in caplog.text) is warns
 
 
 def test_output_folder_that_cannot_be_made(tmp_path: Path) -> None:

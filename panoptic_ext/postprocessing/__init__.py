@@ -3,6 +3,7 @@
 from .hadamard_fusion import hadamard_fusion
 from .heuristic_fusion import combine_masks, heuristic_fusion, heuristic_fusion_detectron2
 from .mask_inference import instance_inference, panoptic_inference, semantic_inference
+from .segment_extents import with_extents
 from .semantic_stuff import panoptic_with_stuff, semantic_scores
 from .upsnet_fusion import upsnet_fusion
 
@@ -17,4 +18,5 @@ __all__ = [
     "semantic_inference",
     "semantic_scores",
     "upsnet_fusion",
+    "with_extents",
 ]

@@ -216,7 +216,7 @@ def test_a_model_made_for_the_cpu_takes_it_without_a_warning(
         cfg = load_cfg(path, use_data=False)
         caplog.clear()
         choose_device(cfg)
-        assert cfg.MODEL.DEVICE == device
+        assert device == cfg.MODEL.DEVICE
         levels = [record.levelno for record in caplog.records]
         assert levels == ([] if has_cuda else [logging.WARNING if warns else logging.INFO])
     assert ("much slower" in caplog.text) is warns

@@ -20,6 +20,7 @@ from panoptic_ext.errors import ConfigError
 from panoptic_ext.modeling.meta_arch.panoptic_fpn import thing_ids_of_dataset
 from panoptic_ext.modeling.semantic_head import VoidSafeSemSegFPNHead
 from tests.fakes import IS_THING, fake_input, fake_metadata
+from tests.postprocessing.naive_extents import check_extents
 
 NAME = "fake_unified_panoptic"
 THINGS = [i for i, thing in enumerate(IS_THING) if thing]
@@ -118,6 +119,18 @@ def test_outputs_are_unified_and_at_the_asked_size(model):
     assert set(output["instances"].pred_classes.tolist()) <= set(THINGS)
     for segment in segments:
         assert segment["isthing"] == IS_THING[segment["category_id"]]
+
+
+def test_things_and_stuff_have_area_and_box(model):
+    found = Instances((24, 32), pred_boxes=Boxes(torch.tensor([[2.0, 3, 12, 15], [20, 0, 32, 9]])))
+    found.scores, found.pred_classes = torch.tensor([0.9, 0.8]), torch.tensor([0, 2])
+    found.pred_masks = torch.ones(2, 1, 28, 28)
+    sem_seg = torch.zeros(len(IS_THING), 24, 32)
+    sem_seg[IS_THING.index(False)] = 1
+    output = model.postprocess_one(found, sem_seg, {"height": 48, "width": 64})
+    panoptic, segments = output["panoptic_seg"]
+    assert [s["isthing"] for s in segments] == [True, True, False]
+    check_extents(panoptic, segments)
 
 
 def naive_combine(masks, scores, classes, labels, overlap, area, score_thresh):

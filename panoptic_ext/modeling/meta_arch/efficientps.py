@@ -22,6 +22,7 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from ...errors import ConfigError
+from ...postprocessing import with_extents
 from ..backbone.folded_norm import fold_norms
 from ..fusion import PanopticFusion, build_panoptic_fusion
 from ..roi_heads import KeepsMaskLogits
@@ -137,7 +138,7 @@ class EfficientPS(UnifiedPanopticFPN):
         return {
             "sem_seg": sem_seg,
             "instances": detector_postprocess(Instances(size, **kept), height, width),
-            "panoptic_seg": panoptic_seg,
+            "panoptic_seg": with_extents(*panoptic_seg),
         }
 
     def rename_old_parameters(self, weights: dict[str, Tensor], prefix: str) -> None:

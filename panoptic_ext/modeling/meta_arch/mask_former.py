@@ -24,6 +24,7 @@ from ...postprocessing import (
     panoptic_with_stuff,
     semantic_inference,
     semantic_scores,
+    with_extents,
 )
 from ..backbone.folded_norm import fold_norms
 from ..criterion import SetCriterion
@@ -192,8 +193,8 @@ class PanopticExtMaskFormer(nn.Module):
         Returns:
             In training a dict of weighted scalar losses; else one dict for each image with, as
             far as they are on, "panoptic_seg" ((H, W) int32 ids from 1, 0 void; list of segments
-            with unified `category_id`, `isthing`, `score`, `area`), "sem_seg" ((K, H, W) scores)
-            and "instances" (unified `pred_classes`).
+            with unified `category_id`, `isthing`, `score`, `area`, `bbox`), "sem_seg" ((K, H, W)
+            scores) and "instances" (unified `pred_classes`).
         """
         images = self.preprocess_image(batched_inputs)
         aux = self.training and self.deep_supervision
@@ -359,6 +360,8 @@ class PanopticExtMaskFormer(nn.Module):
             )
         elif self.panoptic_on:
             result["panoptic_seg"] = panoptic_inference(mask_cls, mask_pred, **options)
+        if self.panoptic_on:
+            result["panoptic_seg"] = with_extents(*result["panoptic_seg"])
         if self.instance_on:
             instances = instance_inference(
                 mask_cls, mask_pred, **sizes, thing_ids=self.thing_classes, top_k=self.max_instances

@@ -26,6 +26,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from ...errors import ConfigError
+from ...postprocessing import with_extents
 from ..backbone.folded_norm import fold_norms
 
 __all__ = ["UnifiedPanopticFPN", "thing_ids_of_dataset"]
@@ -105,7 +106,8 @@ class UnifiedPanopticFPN(PanopticFPN):
         Returns:
             In training a dict of scalar losses; else one dict per image with "sem_seg"
             ((K, H, W) logits), "instances" (pred_classes unified) and "panoptic_seg"
-            ((H, W) int32 ids from 1, 0 void; list of segments with unified category_id).
+            ((H, W) int32 ids from 1, 0 void; list of segments with unified category_id and, as
+            `with_extents` says, area and bbox).
         """
         if not self.training:
             return self.inference(batched_inputs)
@@ -146,7 +148,7 @@ class UnifiedPanopticFPN(PanopticFPN):
         return {
             "sem_seg": sem_seg,
             "instances": instances,
-            "panoptic_seg": self.combine(instances, sem_seg),
+            "panoptic_seg": with_extents(*self.combine(instances, sem_seg)),
         }
 
     def combine(self, instances: Instances, sem_seg: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:

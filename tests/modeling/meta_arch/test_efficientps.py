@@ -20,6 +20,7 @@ from panoptic_ext.errors import ConfigError
 from panoptic_ext.modeling import EfficientPSSemSegHead, UnifiedPanopticFPN
 from tests.fakes import IS_THING, fake_input, fake_metadata
 from tests.postprocessing.dense_fusion import check_consistent
+from tests.postprocessing.naive_extents import check_extents
 
 NAME = "fake_efficientps"
 THINGS = [i for i, thing in enumerate(IS_THING) if thing]
@@ -123,7 +124,7 @@ def test_inference_on_folded_norms_equals_the_layers_as_they_are(model):
     torch.testing.assert_close(folded, unfolded, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", FUSIONS)
+@pytest.mark.parametrize("name", [*FUSIONS, "spatial_ranking"])
 def test_outputs_are_unified_and_at_the_asked_size(name):
     torch.manual_seed(0)
     model = build_model(tiny_cfg(name, MODEL__PANOPTIC_FUSION__STUFF_AREA_THRESHOLD=0)).eval()
@@ -135,6 +136,7 @@ def test_outputs_are_unified_and_at_the_asked_size(name):
     assert output["sem_seg"].shape == (len(IS_THING), 61, 83)
     assert set(output["instances"].pred_classes.tolist()) <= set(THINGS)
     assert set(panoptic.unique().tolist()) - {0} == {s["id"] for s in segments}
+    check_extents(panoptic, segments)
     assert any(s["isthing"] for s in segments) and not all(s["isthing"] for s in segments)
     for segment in segments:
         assert segment["isthing"] == IS_THING[segment["category_id"]]
@@ -265,7 +267,9 @@ def check_mixed_precision(fusion, num, dtype, device):
     panoptic_seg, segments = output["panoptic_seg"]
     assert len(output["instances"]) == num and output["sem_seg"].isfinite().all()
     assert panoptic_seg.device.type == device and panoptic_seg.dtype == torch.int32
-    check_consistent(panoptic_seg.cpu(), segments)
+    check_extents(panoptic_seg, segments)
+    boxless = [{k: v for k, v in segment.items() if k != "bbox"} for segment in segments]
+    check_consistent(panoptic_seg.cpu(), boxless)
     assert all(s["instance_id"] < num for s in segments if s["isthing"])
 
 

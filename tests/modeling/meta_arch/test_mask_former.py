@@ -12,6 +12,7 @@ from panoptic_ext.errors import CheckpointError, ConfigError, DatasetError
 from panoptic_ext.modeling.transformer_decoder import masked_transformer_decoder
 from tests.fakes import IS_THING
 from tests.postprocessing import naive_mask_inference as naive
+from tests.postprocessing.naive_extents import check_extents
 
 from .tiny_mask_former import THINGS, build, mapped, predict, train
 
@@ -82,9 +83,9 @@ def test_outputs_are_unified_and_at_the_asked_size(model):
     assert len(segments) > 0 and len(output["instances"]) > 0
     assert set(output["instances"].pred_classes.tolist()) <= set(THINGS)
     for segment in segments:
-        assert set(segment) >= {"id", "isthing", "category_id", "score", "area"}
+        assert set(segment) >= {"id", "isthing", "category_id", "score", "area", "bbox"}
         assert segment["isthing"] == IS_THING[segment["category_id"]]
-        assert segment["area"] == int((panoptic == segment["id"]).sum())
+    check_extents(panoptic, segments)
 
 
 @pytest.mark.parametrize("on", ["PANOPTIC", "SEMANTIC", "INSTANCE"])

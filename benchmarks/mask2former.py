@@ -1,19 +1,21 @@
-"""Mask2Former R50 against transformers' with the same weights: time by part, and peak memory.
+"""Mask2Former R50 against a peer with the same weights: time by part, and peak memory.
 
     OMP_NUM_THREADS=2 python benchmarks/mask2former.py [--size 512x512 800x1056] [--rounds 5]
         [--only inference training memory] [--dtype fp32 bf16] [--batch 1] [--device cpu]
-        [--cpu-time]
+        [--cpu-time] [--published FOLDER] [--outputs all]
 
-133 classes, 100 queries, random weights; the class head is biased so that about 30 queries are
-kept, the same on both sides. fp16 and bf16 are autocast; fp16 needs CUDA. Both sides run in turn in
-one process, so that a busy machine slows both; printed are medians. With --cpu-time it is the
-processor time of all threads, for a busy machine (set OMP_WAIT_POLICY=passive, or waiting counts as
-work). Memory is the peak above the loaded model, each side in a process of its own. Inference goes
-from the uint8 image to the panoptic map, each side with its own post-processing, at an overlap
-threshold of 0.02, since random masks overlap much. The peer's takes a short cut: it resizes masks
-to 384 x 384 and their probabilities to the output; the published steps on the peer's logits are
-timed apart, and their map is compared with ours. The training step is forward, losses, backward and
-AdamW, on 15 segments, with fixed batch norms on both sides.
+The peer is transformers' model; with --published it is that of a checkout of the published code,
+whose attention then runs in pure PyTorch. 133 classes, 100 queries, random weights; the class head
+is biased so that about 30 queries are kept, the same on both sides. fp16 and bf16 are autocast;
+fp16 needs CUDA. Both sides run in turn in one process, so that a busy machine slows both; printed
+are medians. With --cpu-time it is the processor time of all threads, for a busy machine (set
+OMP_WAIT_POLICY=passive, or waiting counts as work). Memory is the peak above the loaded model, each
+side in a process of its own. Inference goes from the uint8 image to the panoptic map, each side
+with its own post-processing, at an overlap threshold of 0.02, since random masks overlap much; with
+--outputs all, which needs --published, also to instances and semantic scores. transformers takes a
+short cut: it resizes masks to 384 x 384 and their probabilities to the output; the published steps
+on the peer's logits are timed apart, and their map is compared with ours. The training step is
+forward, losses, backward and AdamW, on 15 segments, with fixed batch norms on both sides.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import json
 import logging
 import os
 import platform
@@ -34,7 +35,7 @@ from typing import Any
 
 import torch
 import transformers
-from mask2former_sides import CLASSES, OVERLAP, THINGS, Ours, Peer, Size, clock_of, make_sides
+from mask2former_sides import CLASSES, OVERLAP, THINGS, Ours, Size, clock_of, make_sides
 
 from tests.postprocessing import naive_mask_inference as naive
 
@@ -48,7 +49,7 @@ TARGETS = {
 }
 
 
-def run_inference(side: Peer | Ours, autocast: Callable[[], Any]) -> Any:
+def run_inference(side: Any, autocast: Callable[[], Any]) -> Any:
     side.model.eval()
     side.watch.start("total")
     with torch.inference_mode(), autocast():
@@ -57,7 +58,7 @@ def run_inference(side: Peer | Ours, autocast: Callable[[], Any]) -> Any:
     return result
 
 
-def run_training(side: Peer | Ours, autocast: Callable[[], Any]) -> None:
+def run_training(side: Any, autocast: Callable[[], Any]) -> None:
     watch = side.watch
     watch.start("total")
     side.optimizer.zero_grad()
@@ -86,7 +87,8 @@ def autocast_of(dtype: str, device: str) -> Callable[[], Any]:
 def time_work(work: str, size: Size, dtype: str, options: argparse.Namespace) -> None:
     """Print the rows of one table for one kind of work."""
     clock = clock_of(options.device, options.cpu_time)
-    both = make_sides(size, options.batch, options.device, clock)
+    choice = {"published": options.published, "outputs": options.outputs}
+    both = make_sides(size, options.batch, options.device, clock, **choice)
     run, autocast = RUNS[work], autocast_of(dtype, options.device)
     if work == "inference":
         print_agreement(*both, size, autocast)
@@ -109,16 +111,15 @@ def time_work(work: str, size: Size, dtype: str, options: argparse.Namespace) ->
     print(f"\nimages a second at batch {options.batch}: {', '.join(rates)}")
 
 
-def print_agreement(peer: Peer, ours: Ours, size: Size, autocast: Callable[[], Any]) -> None:
+def print_agreement(peer: Any, ours: Ours, size: Size, autocast: Callable[[], Any]) -> None:
     """Say how far apart the outputs are, and time the published steps on the peer's logits."""
     peer.model.eval()
     ours.model.eval()
     with torch.inference_mode(), autocast():
-        expected = peer.model(pixel_values=peer.pixels())
+        logits, masks = (output.float() for output in peer.outputs())
         features = ours.model.backbone(ours.model.preprocess_image(ours.inputs).tensor)
         found = ours.model.sem_seg_head(features, aux=False)
         panoptic, segments = ours.infer()[0]["panoptic_seg"]
-    logits, masks = expected.class_queries_logits.float(), expected.masks_queries_logits.float()
     start = peer.watch.now()
     resized = naive.resize(masks[0].cpu(), size, size, size)
     wanted, _ = naive.panoptic(logits[0].cpu(), resized, set(range(THINGS)), *THRESHOLDS.values())
@@ -145,9 +146,11 @@ def resident(field: str) -> float:
     return float("nan")
 
 
-def measure_memory(which: str, work: str, size: Size, batch: int, dtype: str, device: str) -> float:
+def measure_memory(which: str, work: str, size: Size, options: argparse.Namespace) -> float:
     """MiB by which one call raises the peak above the loaded model; training steps after one."""
-    peer, ours = make_sides(size, batch, device, time.perf_counter)
+    dtype, device = options.dtype[0], options.device
+    choice = {"published": options.published, "outputs": options.outputs}
+    peer, ours = make_sides(size, options.batch, device, time.perf_counter, **choice)
     side = peer if which == "peer" else ours
     del peer, ours
     autocast = autocast_of(dtype, device)
@@ -171,9 +174,12 @@ def print_memory(work: str, size: Size, dtype: str, options: argparse.Namespace)
     """One row, each side measured in a process of its own."""
     peaks = []
     for which in ("peer", "ours"):
-        extent = f"{size[0]}x{size[1]}"
-        given = [which, work, extent, options.batch, dtype, options.device, options.threads]
-        command = [sys.executable, __file__, "--measure", json.dumps(given)]
+        command = [sys.executable, __file__, "--measure", which, work, "--dtype", dtype]
+        command += ["--size", f"{size[0]}x{size[1]}", "--device", options.device]
+        command += ["--batch", str(options.batch), "--threads", str(options.threads)]
+        command += ["--outputs", options.outputs]
+        if options.published is not None:
+            command += ["--published", str(options.published)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks.append(float(done.stdout.split()[-1]))
     print(
@@ -186,6 +192,10 @@ def print_memory(work: str, size: Size, dtype: str, options: argparse.Namespace)
 def name_of(device: str) -> str:
     """The card's name, or the processor's kind."""
     return torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU"
+
+
+def name_of_peer(published: Path | None) -> str:
+    return "the published code" if published else f"transformers {transformers.__version__}"
 
 
 def parse_size(text: str) -> Size:
@@ -204,10 +214,14 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--cpu-time", action="store_true", help="processor time of all threads")
     works = ("inference", "training", "memory")
     parser.add_argument("--only", nargs="+", choices=works, default=works)
-    parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--published", type=Path, help="checkout of the published Mask2Former")
+    parser.add_argument("--outputs", choices=("panoptic", "all"), default="panoptic")
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.batch < 1:
         parser.error(f"--batch is {options.batch}, expected 1 or more")
+    if options.outputs == "all" and options.published is None:
+        parser.error("--outputs all needs --published FOLDER: transformers gives one output a call")
     if options.device == "cpu" and "fp16" in options.dtype:
         parser.error("--dtype fp16 needs --device cuda; a CPU has bf16")
     return options
@@ -218,15 +232,14 @@ def main() -> None:
     logging.disable(logging.WARNING)
     options = parse_options()
     if options.measure:
-        which, work, size, batch, dtype, device, threads = options.measure
-        torch.set_num_threads(threads)
-        print(measure_memory(which, work, parse_size(size), batch, dtype, device))
+        torch.set_num_threads(options.threads)
+        print(measure_memory(*options.measure, options.size[0], options))
         return
     torch.set_num_threads(options.threads)
     print(
         f"{name_of(options.device)}, {options.threads} threads"
         f"{', processor time' if options.cpu_time else ''}, torch "
-        f"{torch.__version__}, transformers {transformers.__version__}; load {os.getloadavg()[0]}"
+        f"{torch.__version__}, peer {name_of_peer(options.published)}; load {os.getloadavg()[0]}"
     )
     for size in options.size:
         for work in [w for w in RUNS if w in options.only]:

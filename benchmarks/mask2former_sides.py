@@ -1,4 +1,4 @@
-"""Both sides of benchmarks/mask2former.py: transformers' Mask2Former and ours, of equal weights.
+"""The sides of benchmarks/mask2former.py, of equal weights: transformers' Mask2Former and ours.
 
 133 classes, 100 queries, random weights; the class head is biased so that about 30 queries of the
 first image are kept. Shapes: H x W is the image.
@@ -30,14 +30,20 @@ from tests.model_zoo.random_peer import randomise
 
 __all__ = [
     "CLASSES",
+    "OUR_PARTS",
     "OVERLAP",
+    "SEGMENTS",
     "THINGS",
     "Clock",
     "Ours",
     "Peer",
     "Size",
+    "Stopwatch",
     "clock_of",
+    "make_image",
+    "make_optimizer",
     "make_sides",
+    "make_truth",
 ]
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,15 +142,16 @@ def bias_class_head(peer: nn.Module, size: Size) -> None:
     peer.class_predictor.bias[-1] = margin.topk(KEPT + 1).values[-2:].mean() - 1.5
 
 
-def make_ours(peer: nn.Module) -> nn.Module:
+def make_ours(peer: nn.Module, outputs: str) -> nn.Module:
     MetadataCatalog.get(NAME).isthing = tuple(i < THINGS for i in range(CLASSES))
     cfg = get_cfg()
     add_panoptic_ext_config(cfg)
     cfg.merge_from_file(str(ROOT / "configs/common/mask2former/Base-Mask2Former.yaml"))
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = CLASSES
-    cfg.MODEL.MASK_FORMER.TEST.SEMANTIC_ON = cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON = False
-    cfg.MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD = OVERLAP
+    test = cfg.MODEL.MASK_FORMER.TEST
+    test.SEMANTIC_ON = test.INSTANCE_ON = outputs == "all"
+    test.OVERLAP_THRESHOLD = OVERLAP
     cfg.DATASETS.TRAIN = (NAME,)
     ours = build_model(cfg).eval()
     load_from_transformers(ours, peer)
@@ -178,6 +185,11 @@ class Peer:
 
     def pixels(self) -> Tensor:
         return (self.images - self.mean) / self.std
+
+    def outputs(self) -> tuple[Tensor, Tensor]:
+        """(B, Q, K + 1) class and (B, Q, h, w) mask logits."""
+        found = self.model(pixel_values=self.pixels())
+        return found.class_queries_logits, found.masks_queries_logits
 
     def infer(self) -> Any:
         outputs = self.model(pixel_values=self.pixels())
@@ -244,7 +256,21 @@ def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-6, foreach=True)
 
 
-def make_sides(size: Size, batch: int, device: str, clock: Clock) -> tuple[Peer, Ours]:
+def make_sides(
+    size: Size,
+    batch: int,
+    device: str,
+    clock: Clock,
+    *,
+    published: Path | None = None,
+    outputs: str = "panoptic",
+) -> tuple[Any, Ours]:
+    """The peer, transformers' model or that of the `published` checkout, and ours."""
     peer = make_peer(size)
-    ours = make_ours(peer)
+    ours = make_ours(peer, outputs)
+    if published is not None:
+        from mask2former_published import Published
+
+        side = Published(published, ours, size, batch, device, clock, outputs)
+        return side, Ours(ours, size, batch, device, clock)
     return Peer(peer, ours, size, batch, device, clock), Ours(ours, size, batch, device, clock)

@@ -1,12 +1,15 @@
 """The loss of mask classification over all outputs of a decoder.
 
-Shapes: B images, Q queries, K classes, M matched masks of a batch, P points, h x w predicted masks.
+Shapes: O outputs, B images, Q queries, K classes, M matched masks, P points, h x w predicted masks.
+Losses of several outputs are computed together, see `query_masks.outputs_at_once`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from detectron2.utils import comm
 from torch import Tensor, nn
@@ -14,12 +17,12 @@ from torch import Tensor, nn
 from .losses import (
     classification_loss,
     empty_class_weight,
-    point_dice_loss,
-    point_mask_loss,
+    point_dice_losses,
+    point_mask_losses,
 )
 from .matcher import HungarianMatcher, Match
 from .point_sampling import MaskTargets, points_in_boxes, sample_masks, uncertain_points
-from .query_masks import matched_masks
+from .query_masks import matched_masks, outputs_at_once
 
 __all__ = ["MaskTargets", "SetCriterion"]
 
@@ -80,42 +83,81 @@ class SetCriterion(nn.Module):
             DatasetError, NonFiniteLossError: see `HungarianMatcher`.
         """
         every_output = [outputs, *outputs.get("aux_outputs", [])]
-        matches = _moved(self.matcher(every_output, targets), outputs["pred_masks"].device)
-        num_masks = _average_num_masks(targets, outputs["pred_masks"].device)
-        losses: dict[str, Tensor] = {}
-        with torch.autocast(outputs["pred_masks"].device.type, enabled=False):
-            queries = [[queries for queries, _ in match] for match in matches]
-            every_mask = matched_masks(every_output, queries)
-            boxes = [target.boxes() for target in targets] if self.box_sample_ratio else None
-            for number, (output, match) in enumerate(zip(every_output, matches, strict=True)):
-                suffix = f"_{number - 1}" if number else ""
-                losses["loss_ce" + suffix] = self._class_loss(output, targets, match)
-                mask_loss, dice_loss = self._mask_losses(
-                    every_mask[number], targets, match, num_masks, boxes
-                )
-                losses["loss_mask" + suffix] = mask_loss
-                losses["loss_dice" + suffix] = dice_loss
-        return losses
+        device = outputs["pred_masks"].device
+        rows = _matched_rows(
+            self.matcher(every_output, targets), outputs["pred_logits"].shape[1], targets, device
+        )
+        num_masks = _average_num_masks(targets, device)
+        with torch.autocast(device.type, enabled=False):
+            by_name = {
+                "loss_ce": self._class_losses(every_output, targets, rows),
+                **self._mask_losses(every_output, targets, rows, num_masks),
+            }
+        each = {name: losses.unbind() for name, losses in by_name.items()}
+        return {
+            f"{name}_{number - 1}" if number else name: losses[number]
+            for number in range(len(every_output))
+            for name, losses in each.items()
+        }
 
-    def _class_loss(
-        self, output: dict[str, Tensor], targets: Sequence[MaskTargets], match: list[Match]
+    def _class_losses(
+        self, outputs: Sequence[dict], targets: Sequence[MaskTargets], rows: _MatchedRows
     ) -> Tensor:
-        logits = output["pred_logits"]
-        classes = torch.full(logits.shape[:2], self.num_classes, device=logits.device)
-        for row, target, (queries, chosen) in zip(classes, targets, match, strict=True):
-            device = logits.device
-            row[queries] = target.labels.to(device)[chosen]
+        """(O,) float32."""
+        logits = torch.stack([output["pred_logits"] for output in outputs])
+        classes = torch.full(logits.shape[:-1], self.num_classes, device=logits.device)
+        labels = torch.cat([target.labels.to(logits.device) for target in targets])
+        classes.view(-1)[rows.queries] = labels[rows.labels]
         return classification_loss(logits, classes, self.empty_weight)
 
     def _mask_losses(
         self,
-        matched: Tensor,
+        outputs: Sequence[dict],
         targets: Sequence[MaskTargets],
-        match: list[Match],
-        num_masks: float,
-        boxes: Sequence[Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and Dice of the matched masks (M, h, w) at points of their own."""
+        rows: _MatchedRows,
+        num_masks: float | Tensor,
+    ) -> dict[str, Tensor]:
+        """Cross-entropy and Dice, (O,) float32 each."""
+        every_mask = matched_masks(outputs, rows.queries.split(rows.counts))
+        boxes = [target.boxes() for target in targets] if self.box_sample_ratio else None
+        chosen = rows.chosen.split(rows.counts)
+        matches = [count // len(outputs) for count in rows.counts]
+        values = int(sum(matches) * self.num_points * self.oversample_ratio)
+        sums = []
+        for block in outputs_at_once(len(outputs), values, rows.queries.device):
+            parts = [slice(block.start * count, block.stop * count) for count in matches]
+            losses = self._block_losses(
+                [masks[part] for masks, part in zip(every_mask, parts, strict=True)],
+                [every[part] for every, part in zip(chosen, parts, strict=True)],
+                targets,
+                boxes,
+            )
+            length = block.stop - block.start
+            each = losses.split([part.stop - part.start for part in parts], dim=1)
+            by_image = [
+                part.view(2, length, count).sum(2)
+                for part, count in zip(each, matches, strict=True)
+            ]
+            sums.append(sum(by_image[1:], start=by_image[0]))
+        joined = (sums[0] if len(sums) == 1 else torch.cat(sums, dim=1)) / num_masks
+        return dict(zip(("loss_mask", "loss_dice"), joined, strict=True))
+
+    def _block_losses(
+        self,
+        masks: Sequence[Tensor],
+        chosen: Sequence[Tensor],
+        targets: Sequence[MaskTargets],
+        boxes: Sequence[Tensor] | None,
+    ) -> Tensor:
+        """Cross-entropy and Dice (2, M) of matched masks at points of their own.
+
+        Args:
+            masks: of each image (m, h, w), M of all images together.
+            chosen: of each image (m,), their targets.
+            targets: of each image.
+            boxes: of the targets of each image, where points are drawn in them.
+        """
+        matched = masks[0] if len(masks) == 1 else torch.cat(list(masks))
         in_boxes = int(self.num_points * self.box_sample_ratio)
         points = uncertain_points(
             matched,
@@ -124,37 +166,59 @@ class SetCriterion(nn.Module):
             importance_sample_ratio=self.importance_sample_ratio,
         )
         if boxes is not None:
-            own = [box[chosen] for box, (_, chosen) in zip(boxes, match, strict=True)]
-            points = torch.cat((points, points_in_boxes(torch.cat(own), in_boxes)), dim=1)
-        counts = [len(queries) for queries, _ in match]
-        truth = torch.cat(
-            [
-                target.sample_each(chosen, own)
-                for target, (_, chosen), own in zip(
-                    targets, match, points.split(counts), strict=True
-                )
-            ]
-        )
+            own = torch.cat([box[rows] for box, rows in zip(boxes, chosen, strict=True)])
+            points = torch.cat((points, points_in_boxes(own, in_boxes)), dim=1)
+        each = zip(targets, chosen, points.split([len(rows) for rows in chosen]), strict=True)
+        truth = torch.cat([target.sample_each(rows, at) for target, rows, at in each])
         logits = sample_masks(matched, points)
-        return point_mask_loss(logits, truth, num_masks), point_dice_loss(logits, truth, num_masks)
+        return torch.stack((point_mask_losses(logits, truth), point_dice_losses(logits, truth)))
 
 
-def _moved(matches: list[list[Match]], device: torch.device) -> list[list[Match]]:
+@dataclass
+class _MatchedRows:
+    """Matches of all outputs, image after image, in an image output after output.
+
+    Attributes:
+        queries: (T,) int64 places in (O, B, Q).
+        labels: (T,) int64 places among the targets of all images.
+        chosen: (T,) int64 places among the targets of the image.
+        counts: of each image, how many of the T are its own.
+    """
+
+    queries: Tensor
+    labels: Tensor
+    chosen: Tensor
+    counts: list[int]
+
+
+def _matched_rows(
+    matches: Sequence[Sequence[Match]],
+    num_queries: int,
+    targets: Sequence[MaskTargets],
+    device: torch.device,
+) -> _MatchedRows:
     """All matches on the device, by one copy that the host does not wait for."""
-    flat = [part for of_output in matches for match in of_output for part in match]
-    joined = torch.cat(flat)
+    queries, labels, chosen, first = [], [], [], 0
+    for image, target in enumerate(targets):
+        for number, of_output in enumerate(matches):
+            place = (number * len(targets) + image) * num_queries
+            queries.append(of_output[image][0].numpy() + place)
+            chosen.append(of_output[image][1].numpy())
+            labels.append(chosen[-1] + first)
+        first += len(target)
+    counts = [sum(len(of_output[i][0]) for of_output in matches) for i in range(len(targets))]
+    joined = torch.from_numpy(np.stack([np.concatenate(p) for p in (queries, labels, chosen)]))
     if device.type == "cuda":
         joined = joined.pin_memory()
-    pieces = iter(joined.to(device, non_blocking=True).split([len(part) for part in flat]))
-    return [[(next(pieces), next(pieces)) for _ in of_output] for of_output in matches]
+    return _MatchedRows(*joined.to(device, non_blocking=True), counts)
 
 
-def _average_num_masks(targets: Sequence[MaskTargets], device: torch.device) -> float:
-    """Targets of the batch, averaged over the workers and at least 1."""
+def _average_num_masks(targets: Sequence[MaskTargets], device: torch.device) -> float | Tensor:
+    """Targets of the batch, averaged over the workers and at least 1; the host does not wait."""
     count = float(sum(len(target) for target in targets))
     workers = comm.get_world_size()
-    if workers > 1:
-        total = torch.tensor([count], device=device)
-        torch.distributed.all_reduce(total)
-        count = total.item() / workers
-    return max(count, 1.0)
+    if workers == 1:
+        return max(count, 1.0)
+    total = torch.tensor([count], device=device)
+    torch.distributed.all_reduce(total)
+    return (total / workers).clamp(min=1)

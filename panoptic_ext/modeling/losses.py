@@ -16,8 +16,8 @@ __all__ = [
     "class_cost",
     "classification_loss",
     "mask_costs",
-    "point_dice_loss",
-    "point_mask_loss",
+    "point_dice_losses",
+    "point_mask_losses",
     "semantic_loss",
 ]
 
@@ -26,48 +26,46 @@ def classification_loss(logits: Tensor, classes: Tensor, weight: Tensor) -> Tens
     """Weighted cross-entropy over all queries, divided by the sum of the weights.
 
     Args:
-        logits: (B, Q, K + 1).
-        classes: (B, Q) int64, K where a query has no object.
+        logits: (..., B, Q, K + 1).
+        classes: (..., B, Q) int64, K where a query has no object.
         weight: (K + 1,) float32.
 
     Returns:
-        Scalar float32; 0 with gradient where the weights sum to 0, which they do for a batch
+        (...) float32; 0 with gradient where the weights sum to 0, which they do for a batch
         without objects if "no object" has no weight.
     """
-    flat = classes.flatten()
-    total = F.cross_entropy(logits.float().flatten(0, 1), flat, weight, reduction="sum")
-    return total / weight[flat].sum().clamp(min=torch.finfo(weight.dtype).tiny)
+    logits, flat = logits.float().flatten(0, -2), classes.reshape(-1)
+    each = F.cross_entropy(logits, flat, weight, reduction="none").view(classes.shape)
+    total = weight[flat].view(classes.shape).sum((-2, -1))
+    return each.sum((-2, -1)) / total.clamp(min=torch.finfo(weight.dtype).tiny)
 
 
-def point_mask_loss(logits: Tensor, targets: Tensor, num_masks: float) -> Tensor:
-    """Binary cross-entropy at points: mean over points, sum over masks, over `num_masks`.
+def point_mask_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross-entropy at points, mean over the points of each mask.
 
     Args:
         logits: (M, P).
         targets: (M, P), 0 to 1.
-        num_masks: the divisor, at least 1.
 
     Returns:
-        Scalar float32; 0 with gradient when M is 0.
+        (M,) float32.
     """
-    loss = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
-    return loss.mean(1).sum() / num_masks
+    return F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none").mean(1)
 
 
-def point_dice_loss(logits: Tensor, targets: Tensor, num_masks: float) -> Tensor:
-    """One minus the Dice coefficient at points, smoothed by +1, summed and over `num_masks`.
+def point_dice_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """One minus the Dice coefficient at points, smoothed by +1, of each mask.
 
     Args:
         logits: (M, P).
         targets: (M, P), 0 to 1.
-        num_masks: the divisor, at least 1.
 
     Returns:
-        Scalar float32; 0 with gradient when M is 0.
+        (M,) float32.
     """
     inside = logits.float().sigmoid()
     overlap = 2 * (inside * targets).sum(1) + 1
-    return (1 - overlap / (inside.sum(1) + targets.sum(1) + 1)).sum() / num_masks
+    return 1 - overlap / (inside.sum(1) + targets.sum(1) + 1)
 
 
 def semantic_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -121,13 +119,13 @@ def class_cost(logits: Tensor, labels: Tensor) -> Tensor:
     """Minus the probability of each target's class.
 
     Args:
-        logits: (Q, K + 1).
+        logits: (..., Q, K + 1).
         labels: (N,) int64, 0 to K - 1.
 
     Returns:
-        (Q, N) float32.
+        (..., Q, N) float32.
     """
-    return -logits.float().softmax(-1)[:, labels]
+    return -logits.float().softmax(-1).index_select(-1, labels)
 
 
 def mask_costs(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,18 +135,19 @@ def mask_costs(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     is one matrix product.
 
     Args:
-        logits: (Q, P) float32.
-        targets: (N, P) float32, 0 to 1.
+        logits: (..., Q, P) float32.
+        targets: (..., N, P) float32, 0 to 1.
 
     Returns:
-        Cross-entropy (Q, N), mean over the points, and Dice cost (Q, N), +1 smoothed; float32.
+        Cross-entropy (..., Q, N), mean over the points, and Dice cost (..., Q, N), +1 smoothed;
+        float32.
     """
-    columns = targets.t()
+    columns = targets.mT
     inside = logits.sigmoid()
-    bce = (_softplus_sum(logits, inside) - logits @ columns) / logits.shape[1]
+    bce = (_softplus_sum(logits, inside) - logits @ columns) / logits.shape[-1]
     overlap = 2 * (inside @ columns) + 1
-    dice = 1 - overlap / (inside.sum(1, keepdim=True) + targets.sum(1) + 1)
-    return bce, dice
+    areas = inside.sum(-1, keepdim=True) + targets.sum(-1)[..., None, :]
+    return bce, 1 - overlap / (areas + 1)
 
 
 def _softplus_sum(logits: Tensor, inside: Tensor) -> Tensor:
@@ -158,17 +157,17 @@ def _softplus_sum(logits: Tensor, inside: Tensor) -> Tensor:
     logarithm of their product, which saves 15 of 16 slow logarithms.
 
     Args:
-        logits: (Q, P) float32.
-        inside: (Q, P), their sigmoids.
+        logits: (..., Q, P) float32.
+        inside: (..., Q, P), their sigmoids.
 
     Returns:
-        (Q, 1) float32.
+        (..., Q, 1) float32.
     """
     likelier = (inside - 0.5).abs_().add_(0.5)
-    if likelier.shape[1] % 16:
-        likelier = F.pad(likelier, (0, -likelier.shape[1] % 16), value=1.0)
-    logs = likelier.view(len(logits), 16, -1).prod(1).log()
-    return (logits.relu().sum(1) - logs.sum(1))[:, None]
+    if likelier.shape[-1] % 16:
+        likelier = F.pad(likelier, (0, -likelier.shape[-1] % 16), value=1.0)
+    logs = likelier.unflatten(-1, (16, -1)).prod(-2).log()
+    return logits.relu().sum(-1, keepdim=True) - logs.sum(-1, keepdim=True)
 
 
 def empty_class_weight(num_classes: int, no_object_weight: float) -> Tensor:

@@ -1,6 +1,7 @@
 """Bipartite matching of queries and targets.
 
-Shapes: B images, Q queries, K classes, N targets of an image, P points, h x w predicted masks.
+Shapes: O outputs of a decoder, of which o are looked at together, B images, Q queries, K classes,
+N targets of an image, P points, h x w predicted masks.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -77,57 +79,55 @@ class HungarianMatcher(nn.Module):
         with torch.autocast(outputs[0]["pred_masks"].device.type, enabled=False):
             costs = self._costs(outputs, targets)
         labels = [target.labels.to(costs[0].device, torch.float32) for target in targets]
-        host = torch.cat([cost.reshape(-1) for cost in [*costs, *labels]]).cpu()
+        host = torch.cat([part.reshape(-1) for part in [*costs, *labels]]).cpu().numpy()
         sizes = [cost.numel() for cost in costs] + [len(target) for target in targets]
-        pieces = host.split(sizes)
+        pieces = np.split(host, np.cumsum(sizes)[:-1])
         self._check_labels(pieces[len(costs) :], targets, num_logits - 1)
         self._warn_of_surplus(num_queries, targets)
+        on_host = [piece.reshape(cost.shape) for piece, cost in zip(pieces, costs, strict=False)]
         matches: list[list[Match]] = []
         for number in range(len(outputs)):
             matches.append([])
-            for image, target in enumerate(targets):
-                cost = pieces[number * len(targets) + image].view(num_queries, len(target))
-                if not torch.isfinite(cost).all():
+            for image, cost in enumerate(on_host):
+                if not np.isfinite(cost[number]).all():
                     raise self._non_finite(outputs, targets, number, image)
-                queries, rows = linear_sum_assignment(cost.numpy())
+                queries, rows = linear_sum_assignment(cost[number])
                 matches[-1].append((torch.from_numpy(queries), torch.from_numpy(rows)))
         return matches
 
     def _costs(
         self, outputs: Sequence[dict[str, Any]], targets: Sequence[MaskTargets]
     ) -> list[Tensor]:
-        """Costs (Q, N) on the outputs' device, output by output, images within."""
+        """Costs (O, Q, N) of each image, on the outputs' device."""
         last = outputs[0].get("out_of_place", [None] * len(targets))
-        costs: dict[tuple[int, int], Tensor] = {}
+        logits = torch.stack([output["pred_logits"] for output in outputs])
+        costs = []
         for image, target in enumerate(targets):
-            at_points = self._at_points(outputs, image, target)
-            for number, (output, pair) in enumerate(zip(outputs, at_points, strict=True)):
-                terms = self._terms(output["pred_logits"][image], pair[0], target.labels, pair[1])
-                costs[number, image] = _last_resort(sum(terms), last[image])
-        return [costs[key] for key in sorted(costs)]
-
-    def _at_points(
-        self, outputs: Sequence[dict[str, Any]], image: int, target: MaskTargets
-    ) -> list[tuple[Tensor, Tensor]]:
-        """For each output its masks (Q, P) and the targets (N, P) at random points."""
-        draws = 1 if self.shared_points else len(outputs)
-        points = [
-            common_points(target, self.num_points, self.box_sample_ratio) for _ in range(draws)
-        ]
-        sampled = [target.sample(own) for own in points] * (len(outputs) // draws)
-        masks = masks_at_points(outputs, image, points)
-        return list(zip(masks, sampled, strict=True))
+            draws = 1 if self.shared_points else len(outputs)
+            points = common_points(target, self.num_points, self.box_sample_ratio, draws)
+            sampled = target.sample(points.flatten(0, 1)).unflatten(1, points.shape[:2])
+            sampled = sampled.transpose(0, 1)
+            blocks, first = [], 0
+            for masks in masks_at_points(outputs, image, points):
+                block = slice(first, first + len(masks))
+                at_points = sampled[block] if draws > 1 else sampled
+                terms = self._terms(logits[block, image], masks, target.labels, at_points)
+                blocks.append(sum(terms[1:], start=terms[0]))
+                first = block.stop
+            joined = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+            costs.append(_last_resort(joined, last[image]))
+        return costs
 
     def _terms(
         self, logits: Tensor, at_points: Tensor, labels: Tensor, sampled: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The three weighted terms of the cost, (Q, N) each.
+        """The three weighted terms of the cost, (o, Q, N) each.
 
         Args:
-            logits: (Q, K + 1).
-            at_points: (Q, P) mask logits.
+            logits: (o, Q, K + 1).
+            at_points: (o, Q, P) mask logits.
             labels: (N,).
-            sampled: (N, P) targets at the same points.
+            sampled: (1 or o, N, P) targets at the same points.
         """
         bce, dice = mask_costs(at_points, sampled)
         # Labels are checked on the host; until then an index error would kill a CUDA context.
@@ -146,9 +146,10 @@ class HungarianMatcher(nn.Module):
         target, output = targets[image], outputs[number]
         points = common_points(target, self.num_points, self.box_sample_ratio)
         with torch.autocast(points.device.type, enabled=False):
-            at_points = masks_at_points([output], image, [points])[0]
-            sampled = target.sample(points)
-            terms = self._terms(output["pred_logits"][image], at_points, target.labels, sampled)
+            (at_points,) = masks_at_points([output], image, points)
+            sampled = target.sample(points[0])[None]
+            logits = output["pred_logits"][None, image]
+            terms = self._terms(logits, at_points, target.labels, sampled)
         named = zip(("classification", "mask (BCE)", "Dice"), terms, strict=True)
         bad = [name for name, term in named if not torch.isfinite(term).all()]
         bad = bad or ["mask (BCE)", "Dice"]  # a rare bad pixel, missed by these points
@@ -160,7 +161,7 @@ class HungarianMatcher(nn.Module):
         )
 
     def _check_labels(
-        self, labels: Sequence[Tensor], targets: Sequence[MaskTargets], num_classes: int
+        self, labels: Sequence[np.ndarray], targets: Sequence[MaskTargets], num_classes: int
     ) -> None:
         for image, (found, target) in enumerate(zip(labels, targets, strict=True)):
             wrong = found[(found < 0) | (found >= num_classes)]
@@ -205,10 +206,12 @@ def out_of_place(places: Tensor, target: MaskTargets) -> Tensor:
 
 
 def _last_resort(cost: Tensor, wrong: Tensor | None) -> Tensor:
-    """Raise the cost of wrong pairs so far that any assignment with fewer of them is cheaper."""
+    """Raise the cost (O, Q, N) of wrong pairs (Q, N) so far that any assignment with fewer of them
+    is cheaper."""
     if wrong is None or not cost.numel():
         return cost
-    return cost + wrong * ((cost.max() - cost.min() + 1) * min(cost.shape))
+    spread = cost.amax((1, 2), keepdim=True) - cost.amin((1, 2), keepdim=True)
+    return cost + wrong * ((spread + 1) * min(cost.shape[1:]))
 
 
 def _name(target: MaskTargets, image: int) -> str:

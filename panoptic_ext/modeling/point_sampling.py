@@ -352,23 +352,25 @@ def points_in_boxes(boxes: Tensor, count: int) -> Tensor:
     return low[:, None] + points * (high - low)[:, None]
 
 
-def common_points(target: MaskTargets, num_points: int, box_ratio: float) -> Tensor:
-    """Points (P, 2) of an image at which all its masks are compared.
+def common_points(target: MaskTargets, num_points: int, box_ratio: float, draws: int = 1) -> Tensor:
+    """Points (draws, P, 2) of an image at which all its masks are compared.
 
     Args:
         target: the image's targets.
         num_points: P.
         box_ratio: share of the points in the targets' boxes, the same number for each but for a
             remainder; the rest lies anywhere.
+        draws: how often they are drawn.
     """
     in_boxes = int(num_points * box_ratio) if len(target) else 0
     device = target.labels.device
-    anywhere = torch.rand(num_points - in_boxes, 2, device=device)
+    anywhere = torch.rand(draws, num_points - in_boxes, 2, device=device)
     if not in_boxes:
         return anywhere
     turns = -(-in_boxes // len(target))
-    focused = points_in_boxes(target.boxes(), turns).transpose(0, 1).reshape(-1, 2)
-    return torch.cat((anywhere, focused[:in_boxes]))
+    focused = points_in_boxes(target.boxes(), draws * turns).transpose(0, 1)
+    focused = focused.reshape(draws, -1, 2)[:, :in_boxes]
+    return torch.cat((anywhere, focused), dim=1)
 
 
 def uncertain_points(

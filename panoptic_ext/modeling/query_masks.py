@@ -5,7 +5,10 @@ points, and sampling is linear: sample(embed . features) = embed . sample(featur
 for all queries and decoder outputs. The mask loss needs whole masks of the matched queries only,
 and only these carry a gradient.
 
-Shapes: B images, Q queries, D channels, P points, h x w mask resolution.
+Outputs of a decoder share operations, as many as `outputs_at_once` says: for a GPU, which waits for
+the host to launch small operations, all of them; on a CPU as many as stay in its cache.
+
+Shapes: O outputs of a decoder, B images, Q queries, D channels, P points, h x w mask resolution.
 """
 
 from __future__ import annotations
@@ -20,7 +23,19 @@ from torch.nn import functional as F
 from .linear import linear
 from .point_sampling import sample_at_common_points
 
-__all__ = ["MaskPredictions", "QueryMasks", "mask_logits", "masks_at_points", "matched_masks"]
+__all__ = [
+    "MaskPredictions",
+    "QueryMasks",
+    "mask_logits",
+    "masks_at_points",
+    "matched_masks",
+    "outputs_at_once",
+]
+
+# Values of a tensor that several outputs share: on a CPU larger ones cost more by touching new
+# memory than they save, elsewhere they would cost memory.
+_CPU_VALUES = 2**20
+_OTHER_VALUES = 2**25
 
 
 def mask_logits(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
@@ -61,64 +76,86 @@ MaskPredictions = Tensor | QueryMasks
 """Mask logits of one decoder output: (B, Q, h, w), or what computes them."""
 
 
-def masks_at_points(
-    outputs: Sequence[dict[str, Any]], image: int, points: Sequence[Tensor]
-) -> list[Tensor]:
+def outputs_at_once(count: int, values: int, device: torch.device) -> list[slice]:
+    """Consecutive outputs of a decoder whose losses or costs are computed together.
+
+    Args:
+        count: O.
+        values: of the largest tensor that one of them needs.
+        device: where.
+    """
+    most = _CPU_VALUES if device.type == "cpu" else _OTHER_VALUES
+    length = min(max(most // max(values, 1), 1), count)
+    return [slice(i, min(i + length, count)) for i in range(0, count, length)]
+
+
+def masks_at_points(outputs: Sequence[dict[str, Any]], image: int, points: Tensor) -> list[Tensor]:
     """Mask logits of one image at points common to its queries, without gradient.
 
     Args:
         outputs: of a decoder, each with "pred_masks": all tensors, or all `QueryMasks`.
         image: which one of the batch.
-        points: (P, 2) of each output, or one for all of them; see `point_sampling`.
+        points: (1, P, 2) for all outputs, or (O, P, 2), for each its own; see `point_sampling`.
 
     Returns:
-        (Q, P) float32 for each output.
+        (o, Q, P) float32, the outputs in order, o of them as `outputs_at_once` joins them.
     """
     every = [output["pred_masks"] for output in outputs]
-    turns = len(every) // len(points)
+    draws, count = points.shape[:2]
     if not isinstance(every[0], QueryMasks):
-        return [
-            sample_at_common_points(masks[image].float(), own)
-            for masks, own in zip(every, [*points] * turns, strict=True)
-        ]
+        pairs = zip(every, points.expand(len(every), -1, -1), strict=True)
+        return [sample_at_common_points(masks[image].float(), own)[None] for masks, own in pairs]
     # One sampling for all points: on a CPU it begins with a copy of the features.
-    features = sample_at_common_points(every[0].features[image].float(), torch.cat([*points]))
-    rows = features.t().contiguous().split([len(own) for own in points])
-    return [
-        linear(own, masks.embed[image].detach().float()).t()
-        for masks, own in zip(every, [*rows] * turns, strict=True)
-    ]
+    features = sample_at_common_points(every[0].features[image].float(), points.flatten(0, 1))
+    rows = features.t().unflatten(0, (draws, count))
+    blocks = []
+    for block in outputs_at_once(len(every), every[0].embed.shape[1] * count, points.device):
+        embed = torch.stack([masks.embed.detach()[image] for masks in every[block]]).float()
+        blocks.append(_at_rows(embed, rows[block] if draws > 1 else rows))
+    return blocks
 
 
-def matched_masks(
-    outputs: Sequence[dict[str, Any]], queries: Sequence[Sequence[Tensor]]
-) -> list[Tensor]:
+def _at_rows(embed: Tensor, rows: Tensor) -> Tensor:
+    """(o, Q, D) embeddings with (1 or o, P, D) sampled features -> (o, Q, P)."""
+    if len(rows) == 1:
+        every = linear(rows[0].contiguous(), embed.flatten(0, 1)).t()
+        return every.unflatten(0, embed.shape[:2])
+    return embed @ rows.mT
+
+
+def matched_masks(outputs: Sequence[dict[str, Any]], rows: Sequence[Tensor]) -> list[Tensor]:
     """Masks of the matched queries, with gradient.
 
     Args:
         outputs: as in `masks_at_points`.
-        queries: of each output, of each image, (M,) int64 rows on the masks' device.
+        rows: of each image (O * M,) int64 on the masks' device, output after output: places of its
+            matched queries in (O, B, Q).
 
     Returns:
-        For each output the (sum of M, h, w) float32 logits of its matches, image after image.
+        For each image (O * M, h, w) float32 logits in the order of `rows`.
     """
     every = [output["pred_masks"] for output in outputs]
     if not isinstance(every[0], QueryMasks):
-        return [_rows(masks, rows).float() for masks, rows in zip(every, queries, strict=True)]
-    pieces: list[list[Tensor]] = [[] for _ in every]
-    for image, features in enumerate(every[0].features.split(1)):
-        # One product for all outputs: their gradients meet in it, not in maps of D channels.
-        rows = [rows[image] for rows in queries]
-        chosen = [masks.embed[image][own] for masks, own in zip(every, rows, strict=True)]
-        logits = _product(torch.cat(chosen), features).float()
-        for piece, part in zip(pieces, logits.split([len(own) for own in rows]), strict=True):
-            piece.append(part)
-    return [piece[0] if len(piece) == 1 else torch.cat(piece) for piece in pieces]
+        return _rows_of_dense(every, rows)
+    embeds = torch.stack([masks.embed for masks in every]).flatten(0, 2)
+    # One product for all outputs: their gradients meet in it, not in maps of D channels.
+    return [
+        _product(embeds.index_select(0, own), features).float()
+        for own, features in zip(rows, every[0].features.split(1), strict=True)
+    ]
 
 
-def _rows(masks: Tensor, queries: Sequence[Tensor]) -> Tensor:
-    images = torch.cat([torch.full_like(own, image) for image, own in enumerate(queries)])
-    return masks[images, torch.cat(list(queries))]
+def _rows_of_dense(every: Sequence[Tensor], rows: Sequence[Tensor]) -> list[Tensor]:
+    """As `matched_masks`, of (B, Q, h, w) masks, whose gradients are as large: one an output."""
+    size = every[0].shape[0] * every[0].shape[1]
+    by_output = [own.view(len(every), -1) for own in rows]
+    picked = [
+        masks.flatten(0, 1)
+        .index_select(0, torch.cat([own[number] for own in by_output]) - number * size)
+        .split([own.shape[1] for own in by_output])
+        for number, masks in enumerate(every)
+    ]
+    return [torch.cat(of_image).float() for of_image in zip(*picked, strict=True)]
 
 
 def _product(embed: Tensor, features: Tensor) -> Tensor:

@@ -84,12 +84,12 @@ def test_a_perfect_mask_of_the_whole_image_costs_no_more_than_published(ratio):
 def test_common_points_share_themselves_out():
     target = small_and_large()
     torch.manual_seed(0)
-    hits = target.sample(common_points(target, 1000, 0.5))[0] >= 0.5
+    hits = target.sample(common_points(target, 1000, 0.5)[0])[0] >= 0.5
     assert abs(int(hits.sum()) - 250 / 3**2) < 30  # a quarter of the points is drawn around it
-    assert int((target.sample(common_points(target, 1000, 0.0))[0] >= 0.5).sum()) < 5
-    assert len(common_points(target, 7, 0.5)) == 7
+    assert int((target.sample(common_points(target, 1000, 0.0)[0])[0] >= 0.5).sum()) < 5
+    assert common_points(target, 7, 0.5, draws=3).shape == (3, 7, 2)
     nothing = MaskTargets(torch.zeros(0, dtype=torch.int64), torch.zeros(4, 4, dtype=torch.int32))
-    assert common_points(nothing, 9, 1.0).shape == (9, 2)
+    assert common_points(nothing, 9, 1.0).shape == (1, 9, 2)
 
 
 def test_without_a_share_points_are_drawn_as_published():
@@ -97,7 +97,7 @@ def test_without_a_share_points_are_drawn_as_published():
     torch.manual_seed(3)
     expected = torch.rand(50, 2)
     torch.manual_seed(3)
-    assert torch.equal(common_points(target, 50, 0.0), expected)
+    assert torch.equal(common_points(target, 50, 0.0)[0], expected)
 
 
 def box_criterion(ratio: float, num_points: int = 64) -> SetCriterion:

@@ -14,8 +14,8 @@ from panoptic_ext.modeling.losses import (
     classification_loss,
     empty_class_weight,
     mask_costs,
-    point_dice_loss,
-    point_mask_loss,
+    point_dice_losses,
+    point_mask_losses,
 )
 
 from ..mask2former_reference import needs_reference, reference_arrays, reference_json
@@ -51,11 +51,11 @@ def test_costs_and_losses_equal_the_naive_ones(queries, count, classes, points, 
         naive.class_loss(class_logits.numpy(), every_class.numpy(), 0.1), rel=1e-5, abs=1e-6
     )
     pairs = list(zip(mask_logits[:count].numpy(), targets.numpy(), strict=False))
-    matched = (mask_logits[: len(pairs)], targets[: len(pairs)], 3.0)
-    assert point_mask_loss(*matched).item() == pytest.approx(
+    matched = (mask_logits[: len(pairs)], targets[: len(pairs)])
+    assert point_mask_losses(*matched).sum().item() / 3 == pytest.approx(
         sum(naive.mask_term(x, t) for x, t in pairs) / 3, rel=2e-5, abs=1e-6
     )
-    assert point_dice_loss(*matched).item() == pytest.approx(
+    assert point_dice_losses(*matched).sum().item() / 3 == pytest.approx(
         sum(naive.dice_term(x, t) for x, t in pairs) / 3, rel=2e-5, abs=1e-6
     )
 
@@ -78,8 +78,8 @@ def test_reference_costs_assignments_and_losses():
         weight = empty_class_weight(case["classes"], 0.1)
         found = (
             classification_loss(class_logits[None], classes[None], weight),
-            point_mask_loss(masks[queries], targets[rows], case["num_masks"]),
-            point_dice_loss(masks[queries], targets[rows], case["num_masks"]),
+            point_mask_losses(masks[queries], targets[rows]).sum() / case["num_masks"],
+            point_dice_losses(masks[queries], targets[rows]).sum() / case["num_masks"],
         )
         expected = [case[f"{name}_loss"] for name in ("class", "mask", "dice")]
         assert [loss.item() for loss in found] == pytest.approx(expected, rel=1e-5, abs=1e-5)
@@ -87,9 +87,8 @@ def test_reference_costs_assignments_and_losses():
 
 def test_no_mask_gives_zero_with_a_gradient():
     logits = torch.zeros(0, 5, requires_grad=True)
-    loss = point_mask_loss(logits, torch.zeros(0, 5), 1.0) + point_dice_loss(
-        logits, torch.zeros(0, 5), 1.0
-    )
+    targets = torch.zeros(0, 5)
+    loss = point_mask_losses(logits, targets).sum() + point_dice_losses(logits, targets).sum()
     loss.backward()
     assert loss.item() == 0
     assert logits.grad is not None

@@ -66,7 +66,7 @@ def test_assignment_is_the_cheapest_of_all(queries, count, seed):
     torch.manual_seed(seed)
     ((found,),) = matcher([output], [target])
     torch.manual_seed(seed)
-    (cost,) = matcher._costs([output], [target])
+    ((cost,),) = matcher._costs([output], [target])
     pairs = min(queries, count)
     assert len(found[0]) == len(found[1]) == pairs
     best = min(
@@ -116,7 +116,7 @@ def test_outputs_share_their_points_only_where_asked_to(shared):
     target = stripes(3)
     output = {"pred_logits": torch.randn(1, 4, 6), "pred_masks": torch.randn(1, 4, 8, 16)}
     matcher = HungarianMatcher(num_points=20, shared_points=shared)
-    first, second = matcher._costs([output, output], [target])
+    ((first, second),) = matcher._costs([output, output], [target])
     assert torch.equal(first, second) == shared
 
 

@@ -34,8 +34,7 @@ class ValuesAtPoints(MaskTargets):
         self.values = values
 
     def sample(self, points):
-        assert len(points) == self.values.shape[1]
-        return self.values
+        return self.values.repeat(1, len(points) // self.values.shape[1])
 
     def sample_each(self, rows, points):
         assert points.shape[:2] == (len(rows), self.values.shape[1])
@@ -64,10 +63,14 @@ def outputs_of(class_logits, mask_points, lazy, signs=(1,)):
     ]
 
 
+def shared_centres(_, count, __, draws=1):
+    return centres(count).expand(draws, -1, -1)
+
+
 @pytest.fixture
 def fixed_points(monkeypatch):
     """Matcher and criterion look at the pixel centres instead of random points."""
-    monkeypatch.setattr(matcher_module, "common_points", lambda _, count, __: centres(count))
+    monkeypatch.setattr(matcher_module, "common_points", shared_centres)
     monkeypatch.setattr(
         criterion_module,
         "uncertain_points",
@@ -90,7 +93,7 @@ def test_costs_equal_the_naive_ones_under_unequal_weights(fixed_points, lazy):
         class_logits, labels, masks, values = arrays
         matcher = HungarianMatcher(num_points=points, **UNEQUAL)
         target = ValuesAtPoints(labels, values)
-        found = matcher._costs(outputs_of(class_logits, masks, lazy, (1, -1)), [target])
+        (found,) = matcher._costs(outputs_of(class_logits, masks, lazy, (1, -1)), [target])
         weights = tuple(UNEQUAL.values())
         for sign, cost in zip((1, -1), found, strict=True):
             signed = (sign * class_logits, labels, sign * masks, values)
@@ -111,7 +114,7 @@ def test_reference_cases_through_matcher_and_criterion(fixed_points, lazy):
         class_logits, labels, masks, values = (arrays[f"{number}_{name}"] for name in names)
         target, (output,) = ValuesAtPoints(labels, values), outputs_of(class_logits, masks, lazy)
         matcher = HungarianMatcher(num_points=points)
-        (cost,) = matcher._costs([output], [target])
+        ((cost,),) = matcher._costs([output], [target])
         torch.testing.assert_close(cost, arrays[f"{number}_cost"], rtol=1e-5, atol=1e-5)
         (((queries, rows),),) = matcher([output], [target])
         assert queries.tolist() == arrays[f"{number}_rows"].tolist()

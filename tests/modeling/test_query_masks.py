@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from panoptic_ext.modeling import query_masks
 from panoptic_ext.modeling.criterion import SetCriterion
 from panoptic_ext.modeling.matcher import HungarianMatcher
 from panoptic_ext.modeling.point_sampling import MaskTargets, sample_at_common_points
@@ -81,23 +82,38 @@ def test_losses_and_gradients_are_those_of_dense_masks(batch, queries, size, out
         torch.testing.assert_close(got, wanted, rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.parametrize("values", [1, 2**20], ids=["one by one", "together"])
 @pytest.mark.parametrize("draws", [1, 2])
-def test_sampled_and_matched_masks(draws):
+def test_sampled_masks(monkeypatch, draws, values):
+    monkeypatch.setattr(query_masks, "_CPU_VALUES", values)
     (dense, _), (lazy, _) = make(2, 5, (6, 8), 2, 3)
-    points = list(torch.rand(draws, 30, 2))
+    points = torch.rand(draws, 30, 2)
     every = [dense, *dense["aux_outputs"]]
-    found = masks_at_points([lazy, *lazy["aux_outputs"]], 1, points)
-    also = masks_at_points(every, 1, points)
-    for number, (got, output) in enumerate(zip(found, every, strict=True)):
+    blocks = masks_at_points([lazy, *lazy["aux_outputs"]], 1, points)
+    assert len(blocks) == (2 if values == 1 else 1)
+    found, also = torch.cat(blocks), torch.cat(masks_at_points(every, 1, points))
+    for number, output in enumerate(every):
         wanted = sample_at_common_points(output["pred_masks"][1], points[number % draws])
         torch.testing.assert_close(also[number], wanted)
-        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
-        assert got.shape == (5, 30) and not got.requires_grad
-    rows = [[torch.tensor([4, 0]), torch.tensor([2])], [torch.tensor([], dtype=int)] * 2]
-    first, second = matched_masks([lazy, *lazy["aux_outputs"]], rows)
-    wanted = every[0]["pred_masks"]
-    torch.testing.assert_close(first, torch.stack([wanted[0, 4], wanted[0, 0], wanted[1, 2]]))
-    assert second.shape == (0, 6, 8) and second.requires_grad
+        torch.testing.assert_close(found[number], wanted, rtol=1e-4, atol=1e-5)
+        assert found[number].shape == (5, 30) and not found.requires_grad
+
+
+def test_matched_masks():
+    (dense, _), (lazy, _) = make(2, 5, (6, 8), 2, 3)
+    first, second = (output["pred_masks"] for output in [dense, *dense["aux_outputs"]])
+    # Two matches of the first image, one of the second; the second output begins at 2 * 5.
+    rows = [torch.tensor([4, 0, 12, 13]), torch.tensor([7, 15])]
+    wanted = [
+        torch.stack([first[0, 4], first[0, 0], second[0, 2], second[0, 3]]),
+        torch.stack([first[1, 2], second[1, 0]]),
+    ]
+    for side in (lazy, dense):
+        every = [side, *side["aux_outputs"]]
+        for got, expected in zip(matched_masks(every, rows), wanted, strict=True):
+            torch.testing.assert_close(got, expected)
+        (nothing, _) = matched_masks(every, [rows[0][:0], rows[1]])
+        assert nothing.shape == (0, 6, 8) and nothing.requires_grad
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -118,7 +134,7 @@ def test_features_and_embeddings_of_different_types(rows):
     features = torch.randn(1, CHANNELS, 4, 4, requires_grad=True)
     embed = torch.randn(1, 3, CHANNELS, dtype=torch.bfloat16, requires_grad=True)
     outputs = [{"pred_masks": QueryMasks(embed, features)}]
-    (masks,) = matched_masks(outputs, [[torch.tensor(rows, dtype=torch.int64)]])
+    (masks,) = matched_masks(outputs, [torch.tensor(rows, dtype=torch.int64)])
     assert masks.dtype == torch.float32 and masks.shape == (len(rows), 4, 4)
     masks.sum().backward()
     assert features.grad is not None and embed.grad is not None

@@ -17,13 +17,13 @@ __all__ = [
     "CHECKPOINT",
     "CONFIG_FILE",
     "IMAGE",
-    "JSON_FILE",
     "LABEL_MAP",
     "LOG_FILE",
     "METADATA",
-    "PREDICTIONS_JSON",
-    "SMALL_JSON",
-    "TAG_FILE",
+    "METRICS",
+    "PANOPTIC_JSON",
+    "RESULTS_JSON",
+    "SMALL_FILE",
     "VIDEO",
     "FileKind",
     "check_regular_file",
@@ -31,7 +31,7 @@ __all__ = [
     "readable_size",
 ]
 
-_KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
+_MIB, _GIB = 1 << 20, 1 << 30
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,28 @@ class FileKind:
 
 IMAGE = FileKind("image", 4 * _GIB, "check the path or the image root")
 LABEL_MAP = FileKind("label map", _GIB, "check the PNG root")
-# COCO's largest panoptic JSON has 0.4 GB; instance predictions of its test images some GB.
-JSON_FILE = FileKind("JSON", 8 * _GIB, "check the path")
-PREDICTIONS_JSON = FileKind("predictions", 16 * _GIB)
-METADATA = FileKind("metadata file", 64 * _MIB, "training writes it into its output folder")
-SMALL_JSON = FileKind("JSON", 16 * _MIB)
-CONFIG_FILE = FileKind("config file", 4 * _MIB, "check the path")
+# COCO's largest panoptic JSON has 0.4 GB; instance results of its test images some GB.
+PANOPTIC_JSON = FileKind(
+    "panoptic JSON",
+    8 * _GIB,
+    "put it there or correct the path",
+    "it may be an interrupted download or copy: get it again",
+)
+RESULTS_JSON = FileKind("results", 16 * _GIB, bad="write it again")
+METADATA = FileKind(
+    "metadata file",
+    64 * _MIB,
+    "expected the metadata.json that training writes into its output folder",
+    "expected the metadata.json that training writes into its output folder",
+)
+SMALL_FILE = FileKind("file", 16 * _MIB, bad="remove it: it is written again")
+CONFIG_FILE = FileKind("config file", 4 * _MIB, "check the path", may_be_empty=True)
 # A model of 7 billion parameters with its optimizer has 90 GB.
 CHECKPOINT = FileKind("checkpoint", 256 * _GIB, "check MODEL.WEIGHTS", "fetch or copy it again")
-TAG_FILE = FileKind("file", 4 * _KIB, "training writes it")
-LOG_FILE = FileKind("log", 4 * _GIB, "training writes it", may_be_empty=True)
+LOG_FILE = FileKind("log", 4 * _GIB, bad="remove it", may_be_empty=True)
+METRICS = FileKind(
+    "metrics", 4 * _GIB, *["give the OUTPUT_DIR of a training"] * 2, may_be_empty=True
+)
 VIDEO = FileKind("video", 1024 * _GIB)
 
 _OTHER_FILES = (

@@ -21,10 +21,10 @@ warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from tqdm import tqdm
 
 from panoptic_ext.command_line import count, explain_os_error
+from panoptic_ext.data.image_files import read_image
 from panoptic_ext.engine.compare_fusions import (
     compare_fusions,
     fusion_table,
@@ -67,7 +67,7 @@ def compare_run(run: str, args: argparse.Namespace, *, sheet: bool) -> dict[str,
             return
         record = records[given["image_id"]]
         first, *others = ((ids.cpu().numpy(), segments) for ids, segments in results.values())
-        image = read_image(record["file_name"], format="RGB")
+        image = read_image(record["file_name"], "RGB")
         rows.append(SheetRow(image, ground_truth_segments(record), first, others=others))
 
     found = compare_fusions(

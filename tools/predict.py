@@ -34,6 +34,7 @@ from panoptic_ext.data.id_map import READ_ERRORS
 from panoptic_ext.data.image_files import read_image
 from panoptic_ext.engine.predictor import Predictor, find_weights, load_run_cfg
 from panoptic_ext.errors import ConfigError, PanopticExtError
+from panoptic_ext.regular_files import SMALL_FILE, check_regular_file
 from panoptic_ext.visualization import draw_panoptic, readable_scale, save_picture
 from panoptic_ext.visualization.prediction_image_ids import choose_image_ids
 from panoptic_ext.visualization.prediction_inputs import PredictionInput, find_inputs
@@ -286,6 +287,7 @@ def _check_settings(output: str, cfg: Any, weights: str, *, overwrite: bool) -> 
     settings = {"weights": _file_hash(weights), "config": _config_hash(cfg)}
     path = os.path.join(output, SETTINGS_FILE)
     if os.path.exists(path) and not overwrite:
+        check_regular_file(path, SMALL_FILE, error=ConfigError)
         try:
             with open(path, encoding="utf-8") as stream:
                 before = json.load(stream)

@@ -20,6 +20,7 @@ from panoptic_ext.data.augmentation import AugmentationInput, build_augmentation
 from panoptic_ext.data.augmentation_keys import check_choice
 from panoptic_ext.data.datasets.access import get_metadata
 from panoptic_ext.data.id_map import (
+    ExpectedSize,
     Runs,
     find_runs,
     read_id_map,
@@ -154,7 +155,8 @@ class PanopticDatasetMapper:
         """(H, W, 3) image, turned as its EXIF tag says, of the size that the record gives."""
         path, where = record["file_name"], f"image id {record.get('image_id')!r}"
         try:
-            image = read_image(path, self.image_format)
+            size = record.get("height"), record.get("width")
+            image = read_image(path, self.image_format, size=None if None in size else size)
         except UnreadableFileError as error:
             raise UnreadableFileError(
                 f"{where}: {error}; copy it again, correct the image root, or set "
@@ -235,21 +237,20 @@ def _instances(ids: torch.Tensor, rows: Instances, boxes: torch.Tensor) -> Insta
 
 
 def _read_segments(
-    record: dict[str, Any], size: tuple[int, ...]
+    record: dict[str, Any], size: tuple[int, int]
 ) -> tuple[np.ndarray, list[dict[str, Any]], np.ndarray]:
     """(H, W) map of local ids 0..N, the segments_info entries of 1..N, and which of them occur."""
     path = record["pan_seg_file_name"]
     where = f"image id {record.get('image_id')!r}"
+    expected = ExpectedSize(
+        *size,
+        f"the image {record['file_name']} is",
+        "make them the same size (an EXIF tag turns an image but not its label map)",
+    )
     try:
-        ids = read_id_map(path, record.get("pan_seg_encoding", "rgb"))
+        ids = read_id_map(path, record.get("pan_seg_encoding", "rgb"), size=expected)
     except DatasetError as error:
         raise type(error)(f"{where}: {error}") from error
-    if ids.shape != tuple(size):
-        raise DatasetError(
-            f"{where}: label map {path} is {ids.shape[0]} x {ids.shape[1]} (height x width), the "
-            f"image {record['file_name']} is {size[0]} x {size[1]}; make them the same size (an "
-            "EXIF tag turns an image but not its label map)"
-        )
     segments = record["segments_info"]
     local, present, unknown = remap_ids(ids, np.array([s["id"] for s in segments], np.int64))
     if len(unknown):

@@ -8,29 +8,37 @@ category * label_divisor + instance itself, in a grey PNG of 8 or 16 bits.
 from __future__ import annotations
 
 import os
+import re
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from panoptic_ext.errors import DatasetError, UnreadableFileError, nearest
+from panoptic_ext.regular_files import LABEL_MAP, check_regular_file
 
 __all__ = [
     "ENCODINGS",
     "MAX_RGB_ID",
+    "PNG_HEADER_LENGTH",
     "READ_ERRORS",
+    "ExpectedSize",
     "Runs",
     "find_runs",
     "id_to_rgb",
+    "png_size",
     "read_id_map",
+    "read_png_size",
     "remap_ids",
     "rgb_to_id",
     "segment_boxes",
+    "too_many_pixels",
     "write_id_map",
 ]
 
 ENCODINGS = ("rgb", "divisor")
 MAX_RGB_ID = 2**24 - 1
+PNG_HEADER_LENGTH = 24  # signature, IHDR's length and name, width, height
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 """What Pillow raises for missing, truncated, foreign or absurdly large image files."""
 
@@ -44,6 +52,26 @@ class Runs(NamedTuple):
     values: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
+
+
+class ExpectedSize(NamedTuple):
+    """The size that a label map must have, and the words of the error where it has another.
+
+    The error reads: label map PATH is 1 x 2 (height x width), `who` 3 x 4; `mend`.
+    """
+
+    height: int
+    width: int
+    who: str = "the JSON says"
+    mend: str = "correct the JSON or the label map"
+
+    def check(self, path: str | os.PathLike, height: int, width: int) -> None:
+        """Raise DatasetError unless a file has this size."""
+        if (height, width) != (self.height, self.width):
+            raise DatasetError(
+                f"label map {os.fspath(path)} is {height} x {width} (height x width), {self.who} "
+                f"{self.height} x {self.width}; {self.mend}"
+            )
 
 
 def rgb_to_id(array: np.ndarray) -> np.ndarray:
@@ -72,38 +100,66 @@ def id_to_rgb(ids: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(little.view(np.uint8).reshape(*ids.shape, 4)[..., :3])
 
 
-def read_id_map(path: str | os.PathLike, encoding: str = "rgb") -> np.ndarray:
+def read_id_map(
+    path: str | os.PathLike, encoding: str = "rgb", *, size: ExpectedSize | None = None
+) -> np.ndarray:
     """Read a label PNG.
 
     Args:
         path: the PNG file.
         encoding: "rgb" or "divisor" (module docstring).
+        size: that it must have; compared with the file's header, before pixels are unpacked.
 
     Returns:
         (H, W) int32 id map; 0 is void.
 
     Raises:
-        UnreadableFileError: no such file, truncated, or not an image.
-        DatasetError: an image, but not a PNG of a mode of this encoding.
+        UnreadableFileError: no regular file with content, truncated, or not an image.
+        DatasetError: an image, but not a PNG of a mode of this encoding, or of another size.
     """
     check_encoding(encoding)
+    check_regular_file(path, LABEL_MAP)
     try:
         with Image.open(path) as image:
             _check_label_format(image, path, encoding)
+            if size is not None:
+                size.check(path, image.height, image.width)
             if encoding == "rgb":
                 # Pillow holds RGB in four bytes a pixel, so this view needs no arithmetic.
                 packed = np.asarray(image.convert("RGBA")).view("<i4")[..., 0]
                 return (packed & MAX_RGB_ID).astype(np.int32, copy=False)
             return np.asarray(image).astype(np.int32)
-    except FileNotFoundError as error:
-        raise UnreadableFileError(f"label map {path} does not exist; check the PNG root") from error
     except DatasetError:
         raise
+    except Image.DecompressionBombError as error:
+        raise UnreadableFileError(f"label map {path} {too_many_pixels(error)}") from error
     except READ_ERRORS as error:
         what = "is not an image" if isinstance(error, UnidentifiedImageError) else "is damaged"
         raise UnreadableFileError(
             f"label map {path} {what} ({error}); expected a readable PNG: copy or make it again"
         ) from error
+
+
+def read_png_size(path: str | os.PathLike) -> tuple[int, int] | None:
+    """(height, width) of a label PNG from its header alone; None for what is no PNG.
+
+    Raises:
+        UnreadableFileError: no regular file with content.
+    """
+    check_regular_file(path, LABEL_MAP)
+    try:
+        with open(path, "rb") as stream:
+            return png_size(stream.read(PNG_HEADER_LENGTH))
+    except OSError as error:
+        raise UnreadableFileError(f"label map {path} cannot be read ({error.strerror})") from error
+
+
+def png_size(head: bytes) -> tuple[int, int] | None:
+    """(height, width) from the first bytes of a PNG; None for what is no PNG."""
+    is_png = head.startswith(b"\x89PNG\r\n\x1a\n") and head[12:16] == b"IHDR"
+    if not is_png or len(head) < PNG_HEADER_LENGTH:
+        return None
+    return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
 
 
 def write_id_map(
@@ -129,6 +185,17 @@ def write_id_map(
     else:
         image = Image.fromarray(ids.astype(np.uint16))
     image.save(path, format="PNG", compress_level=1)
+
+
+def too_many_pixels(error: Image.DecompressionBombError) -> str:
+    """What to say of an image that has more pixels than Pillow reads."""
+    numbers = re.findall(r"\d+", str(error))
+    found = f"{int(numbers[0]) / 1e6:.0f} million pixels" if numbers else "too many pixels"
+    most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+    return (
+        f"has {found}, expected at most {most:.0f} million: the file is damaged, or has to be made "
+        "smaller or cut into parts"
+    )
 
 
 def check_encoding(encoding: str) -> None:

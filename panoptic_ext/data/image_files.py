@@ -8,8 +8,9 @@ import numpy as np
 from detectron2.data import detection_utils
 from PIL import Image
 
-from panoptic_ext.data.id_map import READ_ERRORS
+from panoptic_ext.data.id_map import READ_ERRORS, too_many_pixels
 from panoptic_ext.errors import DatasetError, UnreadableFileError
+from panoptic_ext.regular_files import IMAGE, check_regular_file
 
 __all__ = ["EXIF_ORIENTATION", "deep_pixels", "read_image", "turned_size"]
 
@@ -17,40 +18,43 @@ EXIF_ORIENTATION = 274
 """The EXIF tag that says how to turn an image: 1 as it is, 2 to 8 turned or mirrored."""
 
 
-def read_image(path: str | os.PathLike, image_format: str) -> np.ndarray:
+def read_image(
+    path: str | os.PathLike, image_format: str, *, size: tuple[int, int] | None = None
+) -> np.ndarray:
     """Read an image file.
 
     Args:
         path: the file.
         image_format: "RGB", "BGR" or another that `detection_utils.read_image` takes.
+        size: (height, width) that the JSON gives; a file that has another one, turned or not, is
+            refused from its header, before its pixels are unpacked.
 
     Returns:
         (H, W, C) array in that format, 0..255.
 
     Raises:
-        UnreadableFileError: no such file, empty, truncated, or not an image.
-        DatasetError: its pixels have more than 8 bits.
+        UnreadableFileError: no regular file with content, truncated, or not an image.
+        DatasetError: its pixels have more than 8 bits, or it has another size.
     """
     path = os.fspath(path)
+    check_regular_file(path, IMAGE)
     try:
-        if os.path.getsize(path) == 0:
-            raise UnreadableFileError(f"image {path} cannot be read: the file is empty")
         with Image.open(path) as image:
+            if size is not None and {image.width, image.height} != set(size):
+                raise DatasetError(
+                    f"image {path} is {image.height} x {image.width} (height x width), the JSON"
+                    f" says {size[0]} x {size[1]}; correct the JSON or the image"
+                )
             deep = deep_pixels(image)
             if not deep:
                 # Pillow turns a TIFF while it loads it, and drops the tag: so load first.
                 image.load()
                 upright = detection_utils._apply_exif_orientation(image)
                 return detection_utils.convert_PIL_to_numpy(upright, image_format)
-    except UnreadableFileError:
+    except DatasetError:
         raise
-    except FileNotFoundError as error:
-        found = (
-            "is a link to a file that does not exist"
-            if os.path.islink(path)
-            else ("does not exist")
-        )
-        raise UnreadableFileError(f"image {path} {found}") from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableFileError(f"image {path} {too_many_pixels(error)}") from error
     except READ_ERRORS as error:
         raise UnreadableFileError(f"image {path} cannot be read ({error})") from error
     raise DatasetError(f"image {path} {deep}")

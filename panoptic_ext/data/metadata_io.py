@@ -14,6 +14,7 @@ from detectron2.data.catalog import Metadata
 
 from panoptic_ext.atomic import write_atomic
 from panoptic_ext.errors import DatasetError
+from panoptic_ext.regular_files import METADATA, check_regular_file
 
 __all__ = ["METADATA_FILE", "load_metadata", "save_metadata"]
 
@@ -65,10 +66,11 @@ def load_metadata(path: str) -> Metadata:
     Raises:
         DatasetError: missing file, invalid JSON or another kind of JSON.
     """
+    check_regular_file(path, METADATA, error=DatasetError)
     try:
         with open(path, encoding="utf-8") as stream:
             content = json.load(stream)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(
             f"metadata file {path} cannot be read: {error}; expected the {METADATA_FILE} that"
             " training writes into its output folder"

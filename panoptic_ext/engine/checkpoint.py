@@ -23,6 +23,7 @@ from panoptic_ext.atomic import remove_leftovers, write_atomic
 from panoptic_ext.engine.weight_names import add_backbone_prefix, has_caffe2_names
 from panoptic_ext.engine.weights_io import check_hash, load_pickle, load_torch
 from panoptic_ext.errors import CheckpointError
+from panoptic_ext.regular_files import SMALL_FILE, file_problem
 
 __all__ = ["Checkpointer"]
 
@@ -215,8 +216,11 @@ class Checkpointer(DetectionCheckpointer):
         names = [n for n in _listdir(self.save_dir) if _TRAINING_FILE.fullmatch(n)]
         paths = [os.path.join(self.save_dir, name) for name in names]
         paths.sort(key=os.path.getmtime, reverse=True)
+        tag = os.path.join(self.save_dir, _TAG)
+        if file_problem(tag, SMALL_FILE):
+            return paths
         try:
-            with open(os.path.join(self.save_dir, _TAG), encoding="utf-8") as stream:
+            with open(tag, encoding="utf-8") as stream:
                 tagged = os.path.join(self.save_dir, os.path.basename(stream.read().strip()))
         except (OSError, UnicodeDecodeError):
             return paths

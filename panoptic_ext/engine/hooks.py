@@ -15,7 +15,8 @@ from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 
 from panoptic_ext.atomic import write_atomic
-from panoptic_ext.errors import NonFiniteLossError
+from panoptic_ext.errors import ConfigError, NonFiniteLossError
+from panoptic_ext.regular_files import LOG_FILE, check_regular_file
 
 __all__ = ["CheckpointHook", "PreciseBNHook", "WriterHook", "is_precise_bn_wanted", "trim_metrics"]
 
@@ -120,6 +121,7 @@ def trim_metrics(path: str, start_iter: int) -> None:
         os.replace(path, old)
         logger.info("%s of an earlier run is now %s", path, old)
         return
+    check_regular_file(path, LOG_FILE, error=ConfigError)
     kept = []
     with open(path, encoding="utf-8", errors="replace") as stream:
         for line in stream:

@@ -108,13 +108,13 @@ def load_run_cfg(path: str, opts: Sequence[str] = ()) -> CN:
         DatasetError: the class names can be read from neither data set nor metadata.json.
     """
     config = os.path.join(path, _CONFIG_FILE) if os.path.isdir(path) else path
-    if os.path.isdir(path) and not os.path.isfile(config):
+    if os.path.isdir(path) and not os.path.lexists(config):
         raise ConfigError(
             f"{path} has no {_CONFIG_FILE}; expected the output folder of a training run, or a"
             " YAML file"
         )
     metadata = os.path.join(os.path.dirname(os.path.abspath(config)), METADATA_FILE)
-    left_by_run = os.path.basename(config) == _CONFIG_FILE and os.path.isfile(metadata)
+    left_by_run = os.path.basename(config) == _CONFIG_FILE and os.path.lexists(metadata)
     cfg = load_cfg(config, opts, use_data=not left_by_run)
     if left_by_run:
         known = load_metadata(metadata)

@@ -18,6 +18,7 @@ from detectron2.config import CfgNode as CN
 
 from panoptic_ext.config_detectron2_main import check_main_default, lacks
 from panoptic_ext.errors import ConfigError, nearest
+from panoptic_ext.regular_files import CONFIG_FILE, file_problem
 
 __all__ = ["Setting", "merge_settings", "read_file", "read_opts"]
 
@@ -126,6 +127,10 @@ def _read_chain(path: str, above: tuple[str, ...]) -> list[Setting]:
 
 
 def _load_yaml(path: str, above: tuple[str, ...]) -> tuple[yaml.MappingNode | None, dict]:
+    by = f", named by {BASE_KEY} of {above[-1]}" if above else ""
+    problem = file_problem(path, CONFIG_FILE)
+    if problem:
+        raise ConfigError(f"config file {path}{by} cannot be read: it {problem}")
     try:
         with open(path, encoding="utf-8") as stream:
             loader = yaml.SafeLoader(stream)
@@ -135,7 +140,6 @@ def _load_yaml(path: str, above: tuple[str, ...]) -> tuple[yaml.MappingNode | No
             finally:
                 loader.dispose()
     except OSError as error:
-        by = f", named by {BASE_KEY} of {above[-1]}" if above else ""
         raise ConfigError(
             f"config file {path}{by} cannot be read: {error.strerror or error}; check the path"
         ) from error

@@ -8,6 +8,7 @@ and SemSegEvaluator, and panoptic_ext's, write the JSONs.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from PIL import Image
 
 from panoptic_ext.data.id_map import READ_ERRORS
 from panoptic_ext.errors import EvaluationError, nearest
+from panoptic_ext.regular_files import LABEL_MAP, RESULTS_JSON, check_regular_file
 
 from .coco_rle import decode_window, run_lengths
 from .combine_images import ImageEntry, ImageList, listed
@@ -226,14 +228,7 @@ class SemanticFolder:
 
     def labels(self, image: ImageEntry) -> np.ndarray:
         path = self._paths[image.image_id]
-        values = _read_grey(path)
-        if values.shape != image.size:
-            raise EvaluationError(
-                f"{path} is {values.shape[0]} x {values.shape[1]}; expected {image.size[0]} x"
-                f" {image.size[1]} (height x width), the size of image {image.image_id!r}:"
-                " predictions must be of the original resolution"
-            )
-        return self._classes.contiguous(values, path)
+        return self._classes.contiguous(_read_grey(path, image), path)
 
 
 def open_semantic(
@@ -245,13 +240,22 @@ def open_semantic(
     return SemanticResults(path, images, ids=ids, ignore_label=ignore_label)
 
 
-def _read_grey(path: str) -> np.ndarray:
-    """(H, W) int64 of a label PNG; palette entries are their numbers."""
+def _read_grey(path: str, image: ImageEntry) -> np.ndarray:
+    """(H, W) int64 of the label PNG of an image; palette entries are their numbers."""
+    check_regular_file(path, LABEL_MAP, error=EvaluationError)
     try:
-        with Image.open(path) as image:
-            if image.format == "PNG" and image.mode in _GREY_MODES:
-                return np.asarray(image).astype(np.int64)
-            found = f"a {image.format} file of mode {image.mode}"
+        with Image.open(path) as labels:
+            if (labels.height, labels.width) != image.size:  # before pixels are unpacked
+                raise EvaluationError(
+                    f"{path} is {labels.height} x {labels.width}; expected {image.size[0]} x"
+                    f" {image.size[1]} (height x width), the size of image {image.image_id!r}:"
+                    " predictions must be of the original resolution"
+                )
+            if labels.format == "PNG" and labels.mode in _GREY_MODES:
+                return np.asarray(labels).astype(np.int64)
+            found = f"a {labels.format} file of mode {labels.mode}"
+    except EvaluationError:
+        raise
     except READ_ERRORS as error:
         raise EvaluationError(
             f"{path} cannot be read ({error}); expected a PNG of labels: write it again"
@@ -270,6 +274,7 @@ def _pngs(folder: str) -> Iterator[str]:
 
 
 def _read_list(path: str, what: str) -> list[Any]:
+    check_regular_file(path, dataclasses.replace(RESULTS_JSON, name=what), error=EvaluationError)
     try:
         with open(path, encoding="utf-8") as stream:
             rows = json.load(stream)

@@ -15,7 +15,13 @@ from panoptic_ext.errors import EvaluationError
 
 from .label_runs import LabelRuns
 from .panoptic_json import Annotation, PanopticFiles
-from .panoptic_quality import PQStat, check_areas, match_image, predicted_segments
+from .panoptic_quality import (
+    PQStat,
+    check_areas,
+    check_same_size,
+    match_image,
+    predicted_segments,
+)
 from .report import image_ranking
 from .segment_table import SegmentTable
 
@@ -75,6 +81,7 @@ def evaluate_files(
     def compare(pair: tuple[Annotation, Annotation]) -> PQStat:
         annotation, predicted = pair
         where = f"prediction for {predictions.where(predicted)}"
+        _check_headers(truth.size(annotation), predictions.size(predicted), annotation)
         runs = predictions.runs(predicted)
         table = predicted_segments(runs, predictions.table(predicted, runs), where)
         return compare_with_truth(truth, annotation, runs, table, gt_area)
@@ -110,6 +117,7 @@ def compare_with_truth(
     """
     if gt_area not in GT_AREAS:
         raise EvaluationError(f"gt_area is {gt_area!r}; expected one of {GT_AREAS}")
+    _check_headers(truth.size(annotation), runs.shape, annotation)
     gt_runs = truth.runs(annotation)
     gt_table = truth.table(annotation, gt_runs)
     if gt_area == "check":
@@ -117,6 +125,14 @@ def compare_with_truth(
     elif gt_area == "pixels":
         gt_table = gt_table.with_pixel_areas(*gt_runs.areas())
     return match_image(gt_runs, gt_table, runs, table, f"image {annotation.image_id!r}")
+
+
+def _check_headers(
+    truth: tuple[int, int] | None, prediction: tuple[int, int] | None, annotation: Annotation
+) -> None:
+    """Compare the (H, W) of two label maps before the larger of them is unpacked."""
+    if truth is not None and prediction is not None:
+        check_same_size(truth, prediction, f"image {annotation.image_id!r}")
 
 
 def _join(truth: PanopticFiles, predictions: PanopticFiles) -> list[tuple[Annotation, Annotation]]:

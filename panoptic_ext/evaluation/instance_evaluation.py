@@ -21,8 +21,9 @@ from detectron2.structures import Instances
 from pycocotools.coco import COCO
 
 from panoptic_ext.errors import EvaluationError
+from panoptic_ext.regular_files import RESULTS_JSON, file_problem
 
-from .label_png import read_runs, write_file
+from .label_png import write_file
 from .label_runs import LabelRuns, runs_from_ids
 from .truth_records import TruthRecords
 
@@ -160,9 +161,8 @@ class PanopticInstanceEvaluator(COCOEvaluator):
         """Path of the COCO instances JSON in the output folder; written unless it is there."""
         path = os.path.join(self._output_dir, f"{self._dataset}_instances.json")
         source = self._fingerprint()
-        with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as stream:
-            if json.load(stream)["info"].get("source") == source:
-                return path
+        if self._is_written(path, source):
+            return path
         self._logger.info("Writing the things of %s as COCO instances to %s", self._dataset, path)
         with ThreadPoolExecutor(max(1, self._num_threads)) as pool:
             parts = list(pool.map(self._image_truth, self._truth.records.values()))
@@ -177,6 +177,15 @@ class PanopticInstanceEvaluator(COCOEvaluator):
         write_file(path, json.dumps(content).encode())
         return path
 
+    @staticmethod
+    def _is_written(path: str, source: list) -> bool:
+        """Whether an earlier run left the truth of this data set; anything else is replaced."""
+        if file_problem(path, RESULTS_JSON):
+            return False
+        with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as stream:
+            return json.load(stream)["info"].get("source") == source
+        return False
+
     def _fingerprint(self) -> list:
         """Changes with the data set's JSON."""
         path = self._truth.metadata.get("panoptic_json", None)
@@ -186,7 +195,7 @@ class PanopticInstanceEvaluator(COCOEvaluator):
     def _image_truth(self, record: dict[str, Any]) -> tuple[dict, list[dict]]:
         """One image's entry and the annotations of its things."""
         number = self._number[record["image_id"]]
-        runs = read_runs(record["pan_seg_file_name"], record.get("pan_seg_encoding", "rgb"))
+        runs = self._truth.runs(record)
         height, width = runs.shape
         masks = _column_masks(runs)
         annotations = []

@@ -17,8 +17,15 @@ import numpy as np
 from PIL import Image
 
 from panoptic_ext.atomic import write_atomic
-from panoptic_ext.data.id_map import id_to_rgb, read_id_map
+from panoptic_ext.data.id_map import (
+    PNG_HEADER_LENGTH,
+    ExpectedSize,
+    id_to_rgb,
+    png_size,
+    read_id_map,
+)
 from panoptic_ext.errors import DatasetError, EvaluationError
+from panoptic_ext.regular_files import LABEL_MAP, check_regular_file
 
 from .label_runs import LabelRuns, runs_from_ids, runs_from_rgb
 
@@ -33,20 +40,29 @@ _MAX_PIXELS = 1 << 26  # Pillow has its say on larger ones
 _READ_RGB: int | None = getattr(cv2, "IMREAD_COLOR_RGB", None)
 
 
-def read_runs(path: str, encoding: str = "rgb") -> LabelRuns:
+def read_runs(path: str, encoding: str = "rgb", size: ExpectedSize | None = None) -> LabelRuns:
     """Read a label PNG.
 
     Args:
         path: of the file.
         encoding: "rgb" or "divisor", see `panoptic_ext.data.read_id_map`.
+        size: that it must have; compared with the file's header, before pixels are unpacked.
 
     Raises:
-        EvaluationError: no such file, damaged, not a label PNG of this encoding, or ids out of
-            range.
+        EvaluationError: no regular file with content, damaged, not a label PNG of this encoding, of
+            another size, or ids out of range.
     """
+    check_regular_file(path, LABEL_MAP, error=EvaluationError)
     try:
         with open(path, "rb") as stream:
-            content = stream.read()
+            head = stream.read(PNG_HEADER_LENGTH)
+            found = png_size(head)
+            if found is not None and size is not None:
+                size.check(path, *found)
+            # What is no PNG is left to Pillow, which need not read the whole of it.
+            content = head + stream.read() if found is not None else b""
+    except DatasetError as error:
+        raise EvaluationError(str(error)) from error
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise _unreadable(path, getattr(error, "strerror", str(error))) from error
     pixel_chunks = _checked_chunks(content, path)
@@ -55,7 +71,7 @@ def read_runs(path: str, encoding: str = "rgb") -> LabelRuns:
         if rgb is not None:
             return runs_from_rgb(rgb)
     try:
-        return runs_from_ids(read_id_map(path, encoding), f"label map {path}")
+        return runs_from_ids(read_id_map(path, encoding, size=size), f"label map {path}")
     except DatasetError as error:
         raise EvaluationError(str(error)) from error
     except OSError as error:

@@ -14,6 +14,7 @@ from panoptic_ext.data.datasets.structure import (
     read_categories,
     read_json,
 )
+from panoptic_ext.data.id_map import ExpectedSize, read_png_size
 from panoptic_ext.errors import DatasetError, EvaluationError
 
 from .label_png import read_runs
@@ -84,6 +85,7 @@ class PanopticFiles:
         self.annotations: dict[ImageId, Annotation] = {
             a["image_id"]: _annotation(a) for a in self.content.pop("annotations")
         }
+        self._sizes = _sizes(self.content.get("images")) if is_truth else {}
         self._by_name = {str(image_id): image_id for image_id in self.annotations}
 
     def find(self, image_id: ImageId) -> Annotation | None:
@@ -95,7 +97,7 @@ class PanopticFiles:
 
     def where(self, annotation: Annotation) -> str:
         """Names the image and file in errors."""
-        return f"image {annotation.image_id!r} ({os.path.join(self.root, annotation.file_name)})"
+        return f"image {annotation.image_id!r} ({self._png(annotation)})"
 
     def table(self, annotation: Annotation, runs: LabelRuns) -> SegmentTable:
         """The segments of an image.
@@ -144,13 +146,33 @@ class PanopticFiles:
             )
         return segments
 
+    def size(self, annotation: Annotation) -> tuple[int, int] | None:
+        """(H, W) of an image, from the header of its label PNG; None for what is no PNG.
+
+        Raises:
+            EvaluationError: the label PNG is no regular file, or the truth's JSON gives another
+                size.
+        """
+        path = self._png(annotation)
+        known = self._sizes.get(str(annotation.image_id))
+        try:
+            found = read_png_size(path)
+            if found is not None and known is not None:
+                ExpectedSize(*known, f"{self.path} says").check(path, *found)
+        except DatasetError as error:
+            raise EvaluationError(f"image {annotation.image_id!r}: {error}") from error
+        return found
+
     def runs(self, annotation: Annotation) -> LabelRuns:
         """Read the label PNG of an image.
 
         Raises:
             EvaluationError: missing, damaged or no label PNG.
         """
-        return read_runs(os.path.join(self.root, annotation.file_name), self.encoding)
+        return read_runs(self._png(annotation), self.encoding)
+
+    def _png(self, annotation: Annotation) -> str:
+        return os.path.join(self.root, annotation.file_name)
 
 
 def _read(
@@ -175,6 +197,17 @@ def _read(
         return content, categories or read_categories(content, path)
     except DatasetError as error:
         raise EvaluationError(str(error)) from error
+
+
+def _sizes(images: Any) -> dict[str, tuple[int, int]]:
+    """{image id as text: (height, width)} of the JSON's images, which need not be well-formed."""
+    sizes = {}
+    for entry in images if isinstance(images, list) else []:
+        if isinstance(entry, dict):
+            size = entry.get("height"), entry.get("width")
+            if all(type(length) is int and length > 0 for length in size):
+                sizes[str(entry.get("id"))] = size
+    return sizes
 
 
 def _listed_categories(content: dict[str, Any], path: str) -> list[dict[str, Any]]:

@@ -26,7 +26,14 @@ from .error_causes import false_negative_causes, false_positive_causes
 from .label_runs import LabelRuns, Overlaps, overlaps
 from .segment_table import SegmentTable
 
-__all__ = ["ClassCounts", "PQStat", "check_areas", "match_image", "predicted_segments"]
+__all__ = [
+    "ClassCounts",
+    "PQStat",
+    "check_areas",
+    "check_same_size",
+    "match_image",
+    "predicted_segments",
+]
 
 
 @dataclass
@@ -223,6 +230,16 @@ def check_areas(runs: LabelRuns, table: SegmentTable, where: str) -> None:
         )
 
 
+def check_same_size(truth: tuple[int, int], prediction: tuple[int, int], where: str) -> None:
+    """Raise EvaluationError unless truth and prediction have the same (H, W)."""
+    if truth != prediction:
+        raise EvaluationError(
+            f"{where}: the prediction is {prediction[0]} x {prediction[1]}, the ground truth"
+            f" {truth[0]} x {truth[1]} (height x width); predictions must have the original"
+            " image's size"
+        )
+
+
 def match_image(
     gt_runs: LabelRuns,
     gt: SegmentTable,
@@ -245,11 +262,7 @@ def match_image(
         EvaluationError: the sizes differ, or true areas contradict the pixels so much that a union
             has none.
     """
-    if gt_runs.shape != pred_runs.shape:
-        raise EvaluationError(
-            f"{where}: the prediction is {_size(pred_runs)}, the ground truth {_size(gt_runs)}"
-            " (height x width); predictions must have the original image's size"
-        )
+    check_same_size(gt_runs.shape, pred_runs.shape, where)
     shared = overlaps(gt_runs, pred_runs)
     gt_rows, pred_rows = gt.rows(shared.gt_ids), pred.rows(shared.pred_ids)
     void = _pixels_by_row(pred_rows, shared.pixels, shared.gt_ids == 0, len(pred))
@@ -307,7 +320,3 @@ def _pixels_by_row(rows: np.ndarray, pixels: np.ndarray, use: np.ndarray, n: int
 
 def _listed(ids: np.ndarray) -> str:
     return ", ".join(map(str, ids[:5].tolist())) + (", ..." if len(ids) > 5 else "")
-
-
-def _size(runs: LabelRuns) -> str:
-    return f"{runs.shape[0]} x {runs.shape[1]}"

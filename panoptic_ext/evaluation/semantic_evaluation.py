@@ -12,7 +12,6 @@ from detectron2.evaluation import SemSegEvaluator
 
 from panoptic_ext.errors import EvaluationError
 
-from .label_png import read_runs
 from .truth_records import TruthRecords
 
 __all__ = ["PanopticSemSegEvaluator"]
@@ -113,7 +112,7 @@ class PanopticSemSegEvaluator(SemSegEvaluator):
 
     def _semantic_truth(self, record: dict[str, Any]) -> np.ndarray:
         """(H, W) int64 of contiguous ids; `num_classes` is void."""
-        runs = read_runs(record["pan_seg_file_name"], record.get("pan_seg_encoding", "rgb"))
+        runs = self._truth.runs(record)
         segments = record["segments_info"]
         ids, inverse = np.unique(runs.ids, return_inverse=True)
         classes = {int(s["id"]): int(s["category_id"]) for s in segments}

@@ -7,7 +7,11 @@ from typing import Any
 from detectron2.data import Metadata
 
 from panoptic_ext.data import get_metadata, get_records
+from panoptic_ext.data.id_map import ExpectedSize
 from panoptic_ext.errors import EvaluationError
+
+from .label_png import read_runs
+from .label_runs import LabelRuns
 
 __all__ = ["TruthRecords"]
 
@@ -40,6 +44,17 @@ class TruthRecords:
                     " with panoptic_ext.data.register_panoptic"
                 )
             self.records[record["image_id"]] = record
+
+    def runs(self, record: dict[str, Any]) -> LabelRuns:
+        """The label map of a record.
+
+        Raises:
+            EvaluationError: it cannot be read, or has another size than the record says.
+        """
+        size = record.get("height"), record.get("width")
+        expected = None if None in size else ExpectedSize(*size)
+        path, encoding = record["pan_seg_file_name"], record.get("pan_seg_encoding", "rgb")
+        return read_runs(path, encoding, expected)
 
     def find(self, image_id: Any) -> dict[str, Any]:
         """The record of an image.

@@ -14,11 +14,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from PIL import Image, ImageDraw, ImageFont
 
 from panoptic_ext.atomic import write_atomic
 from panoptic_ext.data.id_map import read_id_map
+from panoptic_ext.data.image_files import read_image
 
 from .draw import draw_panoptic, readable_scale
 
@@ -113,7 +113,7 @@ def _kept_row(kept: Any, record: dict[str, Any], numbers: dict[str, Any], headin
         f"{os.path.basename(record['file_name'])}   PQ {numbers['pq']:.1f}   TP {numbers['tp']}  "
         f"FP {numbers['fp']}  FN {numbers['fn']}"
     )
-    image = read_image(record["file_name"], format="RGB")
+    image = read_image(record["file_name"], "RGB")
     prediction = (kept.ids(), kept.segments_info)
     return SheetRow(image, ground_truth_segments(record), prediction, caption, heading)
 

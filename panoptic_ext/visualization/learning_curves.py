@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PanopticExtError
+from ..regular_files import METRICS, check_regular_file
 
 __all__ = ["Curve", "curve_table", "draw_curves", "read_curve"]
 
@@ -67,6 +68,7 @@ def read_curve(run: str, label: str, metric: str = "panoptic_seg/PQ") -> Curve:
 def _rows(path: str) -> dict[int, dict[str, Any]]:
     """What is known of each iteration; of one that ran twice (a resumed run) the later one."""
     rows: dict[int, dict[str, Any]] = {}
+    check_regular_file(path, METRICS, error=PanopticExtError)
     try:
         with open(path, encoding="utf-8") as file:
             for line in file:

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from panoptic_ext.regular_files import IMAGE, file_problem
+
 __all__ = ["IMAGE_SUFFIXES", "VIDEO_SUFFIXES", "PredictionInput", "find_inputs"]
 
 _COMMON = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".jp2", ".png", ".tif", ".tiff", ".webp")
@@ -88,6 +90,8 @@ def _expand(pattern: str, folders: list[str], excluded: str) -> tuple[list[str],
     if os.path.isfile(pattern):
         folders.append(os.path.dirname(os.path.abspath(pattern)))
         return [pattern], ""
+    if os.path.exists(pattern):
+        return [], file_problem(pattern, IMAGE)
     matches = sorted(glob.glob(pattern, recursive=True))
     found = []
     for match in matches:
@@ -116,9 +120,8 @@ def _walk(folder: str, excluded: str) -> Iterator[str]:
             path = os.path.join(parent, name)
             if name.startswith(".") or suffix not in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
                 continue
-            # A dangling link is yielded, to be named as missing; reading a pipe would wait forever.
-            if os.path.isfile(path) or not os.path.exists(path):
-                yield path
+            # Also a dangling link or a pipe: the reader says what is wrong with it.
+            yield path
 
 
 def _name(path: str, root: str) -> str:

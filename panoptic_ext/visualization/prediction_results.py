@@ -16,6 +16,7 @@ import torch
 
 from panoptic_ext.atomic import write_atomic
 from panoptic_ext.data.id_map import find_runs, segment_boxes, write_id_map
+from panoptic_ext.regular_files import LOG_FILE, check_regular_file
 
 __all__ = ["PanopticResults", "coco_segments"]
 
@@ -180,8 +181,9 @@ def dataset_ids(metadata: Any) -> list[int]:
 def _read_log(path: str) -> dict[str, dict[str, Any]]:
     """Entries by key; a last line that was cut off by a kill is left out, and cut off."""
     entries: dict[str, dict[str, Any]] = {}
-    if not os.path.exists(path):
+    if not os.path.lexists(path):
         return entries
+    check_regular_file(path, LOG_FILE)
     with open(path, "rb+") as stream:
         content = stream.read()
         whole = content.rfind(b"\n") + 1

@@ -11,6 +11,7 @@ import numpy as np
 
 from panoptic_ext.atomic import TemporaryFile
 from panoptic_ext.errors import PanopticExtError
+from panoptic_ext.regular_files import VIDEO, check_regular_file
 
 __all__ = ["VideoReader", "VideoWriter"]
 
@@ -25,11 +26,12 @@ class VideoReader:
         num_frames: what the file's header says, which may be wrong; 0 where it says nothing.
 
     Raises:
-        PanopticExtError: not a video that OpenCV can read.
+        PanopticExtError: no regular file with content, or not a video that OpenCV can read.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
+        check_regular_file(path, VIDEO)
         self._capture = cv2.VideoCapture(path)
         if not self._capture.isOpened():
             raise PanopticExtError(f"{path} is not a video that OpenCV can read")

@@ -127,5 +127,5 @@ def test_a_header_of_an_absurd_size(tmp_path: Path) -> None:
     chunks = split(encode_png(runs_from_ids(random_map())))
     chunks[0] = (b"IHDR", (2**30).to_bytes(4, "big") * 2 + chunks[0][1][8:])
     (tmp_path / "x.png").write_bytes(join(chunks))
-    with pytest.raises(EvaluationError, match=r"x.png is damaged"):
+    with pytest.raises(EvaluationError, match=r"x.png has \d+ million pixels, expected at most"):
         read_runs(str(tmp_path / "x.png"))

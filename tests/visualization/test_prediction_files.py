@@ -69,10 +69,13 @@ def test_what_is_not_there_is_said(tree):
     assert len(_names(found)) == 2
 
 
-def test_dangling_links_are_tried_and_pipes_are_not(tree):
+def test_dangling_links_and_pipes_are_listed_to_be_named_as_failed(tree):
     (tree / "y" / "gone.jpg").symlink_to(tree / "nowhere.jpg")
     os.mkfifo(tree / "y" / "pipe.jpg")
-    assert _names(find_inputs([str(tree / "y")])) == ["a.jpg", "clip.avi", "gone.jpg"]
+    found = find_inputs([str(tree / "y")])
+    assert _names(found) == ["a.jpg", "clip.avi", "gone.jpg", "pipe.jpg"]
+    (pipe,) = find_inputs([str(tree / "y" / "pipe.jpg")])
+    assert pipe.problem.startswith("is a pipe, which may never end, expected a regular file")
 
 
 @pytest.mark.parametrize(

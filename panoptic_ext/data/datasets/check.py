@@ -20,9 +20,10 @@ from panoptic_ext.data.datasets.metadata import PanopticMetadata, PanopticSource
 from panoptic_ext.data.datasets.panoptic import load_source, missing_files
 from panoptic_ext.data.datasets.problems import Problem
 from panoptic_ext.data.datasets.structure import check_structure, read_json, safe_name
-from panoptic_ext.data.id_map import READ_ERRORS, find_runs, read_id_map
+from panoptic_ext.data.id_map import READ_ERRORS, find_runs, read_id_map, read_png_size
 from panoptic_ext.data.image_files import EXIF_ORIENTATION, deep_pixels, turned_size
 from panoptic_ext.errors import DatasetError
+from panoptic_ext.regular_files import IMAGE, file_problem
 
 __all__ = ["check_panoptic", "count_segments"]
 
@@ -182,38 +183,59 @@ def _check_content(sample: _Sample) -> Iterator[Problem]:
 
 def _check_pixels(sample: _Sample, encoding: str) -> list[Problem]:
     """Opens one image and its label map."""
-    problems = []
-    size, turn = None, 1
+    stored, turn, problems = _check_image(sample)
+    labels, ids, label_problems = _check_label_map(sample, encoding)
+    problems += label_problems
+    if stored is not None:
+        problems += _check_sizes(sample, stored, turn, labels)
+    if ids is not None and sample.segments is not None:
+        problems += _check_ids(sample, ids)
+    return problems
+
+
+def _check_image(sample: _Sample) -> tuple[tuple[int, int] | None, int, list[Problem]]:
+    """(height, width) of the image in its file, its EXIF orientation, and what is wrong with it."""
     where = f"{sample.where}, {sample.image}"
+    problem = file_problem(sample.image, IMAGE)
+    if problem:
+        text, _, mend = problem.rpartition("; ")
+        return None, 1, [Problem("damaged-image", where, text or problem, mend)]
     try:
         with Image.open(sample.image) as image:
+            if _is_larger((image.height, image.width), sample.size):
+                return (image.height, image.width), 1, []  # its size is reported
             image.load()
             size = (image.height, image.width)
             turn = image.getexif().get(EXIF_ORIENTATION, 1)
             deep = deep_pixels(image)
-        if deep:
-            found, _, mend = deep.rpartition("; ")
-            problems.append(Problem("deep-image", where, found, mend))
     except READ_ERRORS as error:
-        problems.append(
-            Problem(
-                "damaged-image",
-                where,
-                f"cannot be read: {error}",
-                "copy it again or remove it from the JSON",
-            )
-        )
+        mend = "copy it again or remove it from the JSON"
+        return None, 1, [Problem("damaged-image", where, f"cannot be read: {error}", mend)]
+    if not deep:
+        return size, turn, []
+    found, _, mend = deep.rpartition("; ")
+    return size, turn, [Problem("deep-image", where, found, mend)]
+
+
+def _check_label_map(
+    sample: _Sample, encoding: str
+) -> tuple[tuple[int, int] | None, np.ndarray | None, list[Problem]]:
+    """Height and width of the label map, its (H, W) ids, and why it cannot be read."""
     try:
+        size = read_png_size(sample.png)
+        if size is not None and _is_larger(size, sample.size):
+            return size, None, []  # its size is reported
         ids = read_id_map(sample.png, encoding)
     except DatasetError as error:
         text, _, mend = str(error).rpartition("; ")
-        problems.append(Problem("bad-label-map", sample.where, text or str(error), mend))
-        ids = None
-    if size is not None:
-        problems += _check_sizes(sample, size, turn, None if ids is None else ids.shape)
-    if ids is not None and sample.segments is not None:
-        problems += _check_ids(sample, ids)
-    return problems
+        return None, None, [Problem("bad-label-map", sample.where, text or str(error), mend)]
+    return (ids.shape[0], ids.shape[1]), ids, []
+
+
+def _is_larger(found: tuple[int, int], expected: tuple[Any, Any]) -> bool:
+    """Whether a file has more pixels than the JSON says: then they are not unpacked."""
+    known = all(type(length) is int and length > 0 for length in expected)
+    return known and found[0] * found[1] > expected[0] * expected[1]
 
 
 def _check_sizes(

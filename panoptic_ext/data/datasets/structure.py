@@ -12,6 +12,7 @@ from panoptic_ext.data.datasets.divisor import check_divisor_categories
 from panoptic_ext.data.datasets.problems import Problem
 from panoptic_ext.data.id_map import MAX_RGB_ID
 from panoptic_ext.errors import DatasetError
+from panoptic_ext.regular_files import PANOPTIC_JSON, check_regular_file
 
 __all__ = ["Category", "check_structure", "read_categories", "read_json", "safe_name"]
 
@@ -31,20 +32,16 @@ class Category(NamedTuple):
 
 def read_json(path: str) -> dict[str, Any]:
     """Read a panoptic JSON; DatasetError unless it is a JSON object."""
+    check_regular_file(path, PANOPTIC_JSON, error=DatasetError)
     try:
         with open(path, encoding="utf-8") as file:
             info = json.load(file)
-    except FileNotFoundError as error:
-        raise DatasetError(
-            f"panoptic JSON {path} does not exist; put it there or correct the path"
-        ) from error
     except OSError as error:
         raise DatasetError(f"panoptic JSON {path} cannot be read: {error}") from error
     except (ValueError, RecursionError) as error:
-        size = os.path.getsize(path)
-        found = "is empty" if size == 0 else f"({size} bytes) is not valid JSON: {error}"
         raise DatasetError(
-            f"panoptic JSON {path} {found}; it may be an interrupted download or copy: get it again"
+            f"panoptic JSON {path} ({os.path.getsize(path)} bytes) is not valid JSON: {error};"
+            f" {PANOPTIC_JSON.bad}"
         ) from error
     if not isinstance(info, dict):
         raise DatasetError(

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 __all__ = [
+    "NOT_JSON",
     "CheckpointError",
     "ConfigError",
     "DatasetError",
@@ -19,6 +20,9 @@ __all__ = [
     "quoted",
     "shortened",
 ]
+
+NOT_JSON = (ValueError, RecursionError)
+"""What `json.load` raises for a text that is no JSON, is not UTF-8 or is nested too deeply."""
 
 _MAX_DEPTH = 4
 _MAX_ITEMS = 8

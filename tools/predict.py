@@ -33,7 +33,7 @@ from panoptic_ext.command_line import explain_os_error, split_options
 from panoptic_ext.data.id_map import READ_ERRORS
 from panoptic_ext.data.image_files import read_image
 from panoptic_ext.engine.predictor import Predictor, find_weights, load_run_cfg
-from panoptic_ext.errors import ConfigError, PanopticExtError
+from panoptic_ext.errors import NOT_JSON, ConfigError, PanopticExtError
 from panoptic_ext.regular_files import SMALL_FILE, check_regular_file
 from panoptic_ext.visualization import draw_panoptic, readable_scale, save_picture
 from panoptic_ext.visualization.prediction_image_ids import choose_image_ids
@@ -291,7 +291,7 @@ def _check_settings(output: str, cfg: Any, weights: str, *, overwrite: bool) -> 
         try:
             with open(path, encoding="utf-8") as stream:
                 before = json.load(stream)
-        except ValueError:
+        except NOT_JSON:
             before = None
         if before != settings:
             raise ConfigError(

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 from detectron2.data.catalog import Metadata
 
 from panoptic_ext.atomic import write_atomic
-from panoptic_ext.errors import DatasetError
+from panoptic_ext.errors import NOT_JSON, DatasetError, quoted
 from panoptic_ext.regular_files import METADATA, check_regular_file
 
 __all__ = ["METADATA_FILE", "load_metadata", "save_metadata"]
@@ -70,7 +71,7 @@ def load_metadata(path: str) -> Metadata:
     try:
         with open(path, encoding="utf-8") as stream:
             content = json.load(stream)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, *NOT_JSON) as error:
         raise DatasetError(
             f"metadata file {path} cannot be read: {error}; expected the {METADATA_FILE} that"
             " training writes into its output folder"
@@ -81,11 +82,70 @@ def load_metadata(path: str) -> Metadata:
             f"{path} is not a metadata file: expected the keys {', '.join(_REQUIRED)}"
             + (f", missing are {', '.join(missing)}" if missing else "")
         )
+    return Metadata(**_checked(content, path))
+
+
+def _checked(content: dict[str, Any], path: str) -> dict[str, Any]:
+    """The known keys of a metadata file, each of the kind that `save_metadata` writes."""
     known = {k: v for k, v in content.items() if k in (*_REQUIRED, *_ID_MAPS, *_OPTIONAL)}
-    for key in _ID_MAPS:
-        known[key] = {int(k): int(v) for k, v in known.get(key, {}).items()}
-    known["isthing"] = tuple(bool(v) for v in known["isthing"])
-    return Metadata(**known)
+    for key, value in {**{key: {} for key in _ID_MAPS}, **known}.items():
+        try:
+            known[key] = _KINDS[key](value)
+        except _NOT_OF_A_KIND as error:
+            raise DatasetError(
+                f"metadata file {path}: {key} is {quoted(value)}, expected what training writes"
+                " there; copy the file again from the run's output folder"
+            ) from error
+    return known
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _integer(value: Any) -> int:
+    number = int(value)
+    if isinstance(value, (bool, float)) or abs(number) >= 2**63:
+        raise ValueError
+    return number
+
+
+def _texts(value: Any) -> list[str]:
+    return [_text(v) for v in _list(value)]
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError
+    return value
+
+
+def _colors(value: Any) -> list[list[int]]:
+    colors = [[_integer(v) for v in _list(color)] for color in _list(value)]
+    if any(len(color) != 3 for color in colors):
+        raise ValueError
+    return colors
+
+
+def _ids(value: Any) -> dict[int, int]:
+    return {_integer(k): _integer(v) for k, v in value.items()}
+
+
+_NOT_OF_A_KIND = (TypeError, ValueError, AttributeError, OverflowError)
+_KINDS: dict[str, Callable[[Any], Any]] = {
+    "name": _text,
+    "thing_classes": _texts,
+    "stuff_classes": _texts,
+    "isthing": lambda value: tuple(bool(v) for v in _list(value)),
+    "thing_colors": _colors,
+    "stuff_colors": _colors,
+    "label_divisor": _integer,
+    "ignore_label": _integer,
+    "evaluator_type": _text,
+    **dict.fromkeys(_ID_MAPS, _ids),
+}
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 
 from panoptic_ext.atomic import write_atomic
-from panoptic_ext.errors import ConfigError, NonFiniteLossError
+from panoptic_ext.errors import NOT_JSON, ConfigError, NonFiniteLossError
 from panoptic_ext.regular_files import LOG_FILE, check_regular_file
 
 __all__ = ["CheckpointHook", "PreciseBNHook", "WriterHook", "is_precise_bn_wanted", "trim_metrics"]
@@ -128,7 +128,7 @@ def trim_metrics(path: str, start_iter: int) -> None:
             try:
                 if json.loads(line)["iteration"] < start_iter:
                     kept.append(line if line.endswith("\n") else line + "\n")
-            except (ValueError, KeyError, TypeError):
+            except (*NOT_JSON, KeyError, TypeError):
                 continue
     write_atomic(path, lambda stream: stream.write("".join(kept).encode()))
 

@@ -16,7 +16,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from panoptic_ext.atomic import TemporaryFile, remove_leftovers
 from panoptic_ext.config import add_panoptic_ext_config
 from panoptic_ext.engine.precision import check_precision, unusable_float16
-from panoptic_ext.engine.yaml_config import merge_settings, read_file, read_opts
+from panoptic_ext.engine.yaml_config import Setting, merge_settings, read_file, read_opts
 from panoptic_ext.errors import ConfigError, nearest
 from panoptic_ext.modeling.published_names import resolve_published_names
 
@@ -37,7 +37,7 @@ def load_cfg(config_file: str, opts: Sequence[str] = (), *, use_data: bool = Tru
 
     Data sets of the config are registered. The value of void pixels, and for models of
     panoptic_ext the numbers of classes, are taken from the data set where they are left out, and
-    compared with it where they are given.
+    compared with it where they are given; see `_data_set_wins` for those of a `_BASE_`.
 
     Args:
         config_file: YAML file, or "" for defaults.
@@ -56,8 +56,8 @@ def load_cfg(config_file: str, opts: Sequence[str] = (), *, use_data: bool = Tru
 
     cfg = get_cfg()
     add_panoptic_ext_config(cfg)
-    settings = read_file(config_file) if config_file else []
-    given = merge_settings(cfg, [*settings, *read_opts(opts)])
+    settings = [*(read_file(config_file) if config_file else []), *read_opts(opts)]
+    given = merge_settings(cfg, settings)
     if "VERSION" in given and get_cfg().VERSION != cfg.VERSION:
         raise ConfigError(
             f"{given['VERSION']}: VERSION {cfg.VERSION} of Detectron2's config format; only "
@@ -71,8 +71,8 @@ def load_cfg(config_file: str, opts: Sequence[str] = (), *, use_data: bool = Tru
     if use_data:
         _check_datasets_exist(cfg)
         if _has_unified_classes(cfg):
-            _fill_in_classes(cfg, given)
-        _fill_in_void(cfg, given)
+            _fill_in_classes(cfg, settings)
+        _fill_in_void(cfg, settings)
     cfg.freeze()
     return cfg
 
@@ -216,7 +216,7 @@ def _has_unified_classes(cfg: CfgNode) -> bool:
     return getattr(arch, "unified_classes", arch.__module__.startswith("panoptic_ext."))
 
 
-def _fill_in_classes(cfg: CfgNode, given: dict[str, str]) -> None:
+def _fill_in_classes(cfg: CfgNode, settings: Sequence[Setting]) -> None:
     from panoptic_ext.data import check_same_categories, num_classes, thing_ids
 
     names = _all_names(cfg)
@@ -231,15 +231,13 @@ def _fill_in_classes(cfg: CfgNode, given: dict[str, str]) -> None:
         (cfg.MODEL.SEM_SEG_HEAD, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", in_head, what_in_head),
         (cfg.MODEL.ROI_HEADS, "MODEL.ROI_HEADS.NUM_CLASSES", things, "thing categories"),
     ):
-        if key in given and value != node.NUM_CLASSES:
-            raise ConfigError(
-                f"{given[key]}: {key} = {node.NUM_CLASSES}, but data set {names[0]} has {value} "
-                f"{what}; leave the key out (it is taken from the data set) or set it to {value}"
-            )
+        if value != node.NUM_CLASSES:
+            reason = f"data set {names[0]} has {value} {what}"
+            _take_from_data_set(key, node.NUM_CLASSES, value, reason, settings)
         node.NUM_CLASSES = value
 
 
-def _fill_in_void(cfg: CfgNode, given: dict[str, str]) -> None:
+def _fill_in_void(cfg: CfgNode, settings: Sequence[Setting]) -> None:
     """What the mapper writes for void must be what the losses ignore."""
     from panoptic_ext.data import get_metadata, num_classes
 
@@ -254,18 +252,48 @@ def _fill_in_void(cfg: CfgNode, given: dict[str, str]) -> None:
                 "same ignore_label (IGNORE_LABEL in DATASETS.PANOPTIC)"
             )
     key, node = "MODEL.SEM_SEG_HEAD.IGNORE_VALUE", cfg.MODEL.SEM_SEG_HEAD
-    if key in given and label != node.IGNORE_VALUE:
-        raise ConfigError(
-            f"{given[key]}: {key} = {node.IGNORE_VALUE}, but void is {label} in data set {name} "
-            f"(its ignore_label, DATASETS.PANOPTIC.{name}.IGNORE_LABEL); leave the key out (it is "
-            f"taken from the data set) or set it to {label}"
+    if label != node.IGNORE_VALUE:
+        reason = (
+            f"void is {label} in data set {name} (its ignore_label, "
+            f"DATASETS.PANOPTIC.{name}.IGNORE_LABEL)"
         )
+        _take_from_data_set(key, node.IGNORE_VALUE, label, reason, settings)
     node.IGNORE_VALUE = label
     if _has_unified_classes(cfg) and 0 <= label < num_classes(name):
         raise ConfigError(
             f"void is {label} in data set {name}, within its {num_classes(name)} class ids, so that"
             f" class would be ignored; register it with ignore_label={max(255, num_classes(name))}"
         )
+
+
+def _take_from_data_set(
+    key: str, given: Any, value: Any, reason: str, settings: Sequence[Setting]
+) -> None:
+    """Say what becomes of a given value that differs from the data set's.
+
+    Raises:
+        ConfigError: it was not given for another data set, so one of the two is a mistake.
+    """
+    setting = next((s for s in reversed(settings) if s.key == key), None)
+    if setting is None:
+        return
+    text = f"{setting.source}: {key} = {given}, but {reason}"
+    if _data_set_wins(setting, settings):
+        logger.warning("%s, which was chosen after it: the data set's %s is taken", text, value)
+        return
+    leave_out = "" if setting.in_base else "leave the key out (it is taken from the data set) or "
+    raise ConfigError(f"{text}; {leave_out}set it to {value}")
+
+
+def _data_set_wins(setting: Setting, settings: Sequence[Setting]) -> bool:
+    """Whether the data set was chosen in a file, or on a command line, over that of `setting`.
+
+    A published file has the number of classes of its own data set. Who takes it as `_BASE_` and
+    names another data set cannot leave that key out.
+    """
+    place = next(i for i, s in enumerate(settings) if s is setting)
+    chosen = ("DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.PANOPTIC.")
+    return any(s.key.startswith(chosen) and s.file != setting.file for s in settings[place:])
 
 
 def _all_names(cfg: CfgNode) -> list[str]:

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from panoptic_ext.data.id_map import READ_ERRORS
-from panoptic_ext.errors import EvaluationError, nearest
+from panoptic_ext.errors import NOT_JSON, EvaluationError, nearest
 from panoptic_ext.regular_files import LABEL_MAP, RESULTS_JSON, check_regular_file
 
 from .coco_rle import decode_window, run_lengths
@@ -280,7 +280,7 @@ def _read_list(path: str, what: str) -> list[Any]:
             rows = json.load(stream)
     except OSError as error:
         raise EvaluationError(f"{what} {path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except NOT_JSON as error:
         raise EvaluationError(
             f"{what} {path} is not valid JSON: {error}; it may be cut off: write it again"
         ) from error

@@ -182,7 +182,7 @@ class PanopticInstanceEvaluator(COCOEvaluator):
         """Whether an earlier run left the truth of this data set; anything else is replaced."""
         if file_problem(path, RESULTS_JSON):
             return False
-        with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as stream:
+        with contextlib.suppress(OSError, *NOT_JSON), open(path, encoding="utf-8") as stream:
             return json.load(stream)["info"].get("source") == source
         return False
 

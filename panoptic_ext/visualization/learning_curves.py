@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import PanopticExtError
+from ..errors import NOT_JSON, PanopticExtError
 from ..regular_files import METRICS, check_regular_file
 
 __all__ = ["Curve", "curve_table", "draw_curves", "read_curve"]
@@ -75,7 +75,7 @@ def _rows(path: str) -> dict[int, dict[str, Any]]:
                 row = json.loads(line)
                 known = rows.setdefault(int(row["iteration"]), {})
                 known.update(row)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, *NOT_JSON, KeyError, TypeError) as error:
         raise PanopticExtError(
             f"{path} is not the metrics.json of a run: {error}; give the OUTPUT_DIR of a training"
         ) from error

@@ -16,6 +16,7 @@ import torch
 
 from panoptic_ext.atomic import write_atomic
 from panoptic_ext.data.id_map import find_runs, segment_boxes, write_id_map
+from panoptic_ext.errors import NOT_JSON, PanopticExtError
 from panoptic_ext.regular_files import LOG_FILE, check_regular_file
 
 __all__ = ["PanopticResults", "coco_segments"]
@@ -189,7 +190,13 @@ def _read_log(path: str) -> dict[str, dict[str, Any]]:
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
             stream.truncate(whole)
-    for line in content[:whole].splitlines():
-        entry = json.loads(line)
-        entries[entry.pop("key")] = entry
+    for number, line in enumerate(content[:whole].splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+            entries[entry.pop("key")] = entry
+        except (*NOT_JSON, KeyError, TypeError, AttributeError) as error:
+            raise PanopticExtError(
+                f"{path}:{number} is not a line that predict wrote: {error}; remove this file to"
+                " predict its images again"
+            ) from error
     return entries

@@ -72,6 +72,36 @@ def test_given_numbers_are_checked(opts: list[str]) -> None:
         load_cfg("", [*opts, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "54"])
 
 
+def test_a_data_set_chosen_over_a_base_file_wins_over_its_number_of_classes(
+    opts: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Case 28: a published file, which cannot be edited, names its own data set's classes."""
+    published = (
+        "MODEL: {SEM_SEG_HEAD: {NUM_CLASSES: 133, IGNORE_VALUE: 65}}\nDATASETS: {TRAIN: [x]}\n"
+    )
+    (tmp_path / "published.yaml").write_text(published)
+    cfg = load_cfg(str(tmp_path / "published.yaml"), opts)
+    assert (cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE) == (3, 255)
+    first, second = caplog.messages
+    assert "published.yaml:1: MODEL.SEM_SEG_HEAD.NUM_CLASSES = 133, but data set engine_a" in first
+    assert "the data set's 3 is taken" in first and "IGNORE_VALUE = 65" in second
+
+
+def test_a_wrong_number_beside_its_data_set_in_a_base_is_an_error_that_can_be_mended(
+    opts: list[str], tmp_path: Path
+) -> None:
+    """Case 28: the key cannot be left out of a `_BASE_`, so it is set over it."""
+    names = "DATASETS: {TRAIN: [engine_a], TEST: [engine_a]}\n"
+    (tmp_path / "base.yaml").write_text(f"MODEL: {{SEM_SEG_HEAD: {{NUM_CLASSES: 9}}}}\n{names}")
+    (tmp_path / "mine.yaml").write_text("_BASE_: base.yaml\nSEED: 1\n")
+    load_cfg("", opts)  # registers engine_a
+    arch = opts[-2:]
+    with pytest.raises(ConfigError, match=r"base.yaml:1: .*NUM_CLASSES = 9, but .*; set it to 3$"):
+        load_cfg(str(tmp_path / "mine.yaml"), arch)
+    cfg = load_cfg(str(tmp_path / "mine.yaml"), [*arch, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "3"])
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 3
+
+
 def test_other_models_keep_their_numbers(opts: list[str]) -> None:
     cfg = load_cfg("", [*opts, "MODEL.META_ARCHITECTURE", NAME])
     assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 54

@@ -76,7 +76,12 @@ def test_circle_and_missing_base(tmp_path: Path) -> None:
         ("SOLVER:\n  BASE_LR:\n", r"yaml:2: SOLVER.BASE_LR has no value \(None\), .* type float"),
         ("DATASETS: {TRAIN: null}\n", r"TRAIN has no value .*type tuple; for none write \[\]"),
         ("MODEL: {DEVICE: None}\n", r"DEVICE has no value .*type str such as 'cuda'"),
-        ("SEED: 1\nSEED: 2\n", r"a\.yaml:2: SEED is given twice"),
+        ("SEED: 1\nSEED: 2\n", r"a\.yaml:2: SEED is given twice in one block, before in line 1, "
+         r"and the values differ: 1 and 2; remove"),
+        ("X: [{A: 1, A: 2}]\n", r"a\.yaml:1: X.A is given twice"),
+        ("SOLVER: {WEIGHT_DECAY_EMBED: much}\n", r"EMBED must be a number or None, found 'much'"),
+        ("DATASETS: {TRAIN: [[a]]}\n", r"DATASETS.TRAIN holds \['a'\], expected a text for each"),
+        ("INPUT: {MIN_SIZE_TRAIN: [640, big]}\n", r"holds 'big', expected a number for each"),
         ("SEED: [1\n", r"a\.yaml:2: invalid YAML"),
         ("- 1\n", r"holds a list, expected keys"),
     ],
@@ -84,6 +89,94 @@ def test_circle_and_missing_base(tmp_path: Path) -> None:
 def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         merged(write(tmp_path, "a.yaml", text))
+
+
+BRACKETS = "[" * 1000 + "]" * 1000
+BOMB = "a: &a {x: 1}\n" + "".join(
+    f"{new}: &{new} {{{', '.join(f'k{i}: *{old}' for i in range(10))}}}\n"
+    for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"DATASETS:\n  TRAIN: {BRACKETS}\n", r"a\.yaml:2: invalid YAML: values are nested more"),
+        (f"_BASE_: {BRACKETS}\n", r"a\.yaml:1: invalid YAML: values are nested more"),
+        ("DATASETS: {PANOPTIC: {x: " + "{a: " * 900 + "1" + "}" * 902, "nested more"),
+        (f"SOLVER:\n  BASE_LR: {'-' * 100_000}1\n", r"a\.yaml:2: SOLVER.BASE_LR must be of type f"),
+        (f"SOLVER:\n  MAX_ITER: {'9' * 6000}\n", r"a\.yaml:2: .* a number of 6000 characters"),
+        (f"SOLVER: {{BASE_LR: {'9' * 350}}}\n", r"does not fit in 64 bits"),
+        (BOMB, r"a\.yaml:\d: invalid YAML: it holds more than 100000 values"),
+        ("DATASETS: {TRAIN: &a [*a]}\n", "an alias stands inside what it is an alias of"),
+        ("SEED: !!bool maybe\n", r"a\.yaml:1: invalid YAML: 'maybe' is no bool"),
+        ("SEED: 2001-99-99\n", "'2001-99-99' is no timestamp"),
+    ],
+    ids=range(10),
+)
+@pytest.mark.parametrize("in_base", [False, True])
+def test_hostile_yaml_is_one_short_error(
+    tmp_path: Path, text: str, message: str, in_base: bool
+) -> None:
+    """Case 21: these were tracebacks, or gigabytes of memory."""
+    path = write(tmp_path, "a.yaml", text)
+    if in_base:
+        path = write(tmp_path, "b.yaml", "_BASE_: a.yaml\n")
+    with pytest.raises(ConfigError, match=message) as error:
+        merged(path)
+    assert len(str(error.value)) < 400 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("key", ["SOLVER.BASE_LR", "SOLVER.STEPS", "SOLVER.WEIGHT_DECAY_EMBED"])
+@pytest.mark.parametrize(
+    "value",
+    [BRACKETS, "-" * 100_000 + "1", "9" * 6000, "9" * 4000, "{[]: 1}"],
+    ids=["brackets", "minus", "digits", "fewer digits", "unhashable"],
+)
+def test_hostile_values_of_the_command_line_are_text(key: str, value: str) -> None:
+    """Case 21: a value that Python cannot read as a literal, or as a number of 64 bits, is text."""
+    with pytest.raises(ConfigError, match=rf"command line: {key} must be") as error:
+        merged(opts=(key, value))
+    assert len(str(error.value)) < 400
+    assert value == merged(opts=("MODEL.WEIGHTS", value)).MODEL.WEIGHTS
+
+
+def test_a_key_of_a_thousand_parts_is_unknown() -> None:
+    with pytest.raises(ConfigError, match=r"unknown config key 'DATASETS\.PANOPTIC\.a"):
+        merged(opts=("DATASETS.PANOPTIC." + "a." * 1000 + "b", "1"))
+
+
+def test_a_key_given_twice_with_one_value_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Case 28: the published COCO panoptic files do so."""
+    text = "SOLVER:\n  STEPS: [3, 4]\n  MAX_ITER: 9\n  STEPS: [3, 4]\n"
+    assert merged(write(tmp_path, "a.yaml", text)).SOLVER.STEPS == (3, 4)
+    (line,) = caplog.messages
+    assert "a.yaml:4: SOLVER.STEPS is given twice in one block, before in line 2" in line
+
+
+def test_a_key_beside_a_merged_block_is_no_duplicate(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = (
+        "DATASETS:\n  PANOPTIC:\n    a: &a {JSON: a.json, PNG_ROOT: a}\n"
+        "    b: {<<: *a, JSON: b.json}\n"
+    )
+    cfg = merged(write(tmp_path, "a.yaml", text))
+    assert dict(cfg.DATASETS.PANOPTIC.b) == {"JSON": "b.json", "PNG_ROOT": "a"}
+    assert not caplog.messages
+
+
+def test_sizes_of_a_published_expression_are_read_and_not_run(tmp_path: Path) -> None:
+    """Case 28: files of crops have them; any other expression is refused."""
+    text = 'INPUT: {{MIN_SIZE_TRAIN: !!python/object/apply:eval ["{}"]}}\n'
+    published = "[int(x * 0.1 * 640) for x in range(5, 21)]"
+    cfg = merged(write(tmp_path, "a.yaml", text.format(published)))
+    assert tuple(64 * x for x in range(5, 21)) == cfg.INPUT.MIN_SIZE_TRAIN
+    for other in (published.replace("640", "open('x')"), published.replace("21", "21000")):
+        with pytest.raises(ConfigError, match="refused and not run"):
+            merged(write(tmp_path, "a.yaml", text.format(other)))
 
 
 def test_mistakes_on_the_command_line() -> None:
@@ -94,7 +187,7 @@ def test_mistakes_on_the_command_line() -> None:
         merged(opts=("SEED",))
     with pytest.raises(ConfigError, match="--resume comes after a KEY VALUE pair"):
         merged(opts=("SEED", "1", "--resume"))
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="does not exist"):
         merged("/nonexistent.yaml")
 
 

@@ -13,7 +13,7 @@ import torch
 from detectron2.structures import Instances
 
 from panoptic_ext.data import read_id_map
-from panoptic_ext.errors import ConfigError
+from panoptic_ext.errors import ConfigError, PanopticExtError
 from panoptic_ext.visualization.prediction_image_ids import choose_image_ids
 from panoptic_ext.visualization.prediction_inputs import find_inputs
 from panoptic_ext.visualization.prediction_results import PanopticResults, coco_segments
@@ -177,3 +177,12 @@ def test_results_go_on_after_a_kill(tmp_path):
     png.unlink()
     assert not PanopticResults(str(tmp_path), METADATA).has("a/ü.jpg")
     assert not PanopticResults(str(tmp_path), METADATA, fresh=True).has("video")
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, "{", "[1]", "{}"], ids=range(4))
+def test_a_damaged_line_of_the_progress_log_is_named(tmp_path, line):
+    """Case 21: tracebacks before."""
+    log = tmp_path / "panoptic_progress.jsonl"
+    log.write_text(f'{{"key": "a.jpg"}}\n{line}\n')
+    with pytest.raises(PanopticExtError, match=r"progress\.jsonl:2 is not a line .*remove this"):
+        PanopticResults(str(tmp_path), METADATA)

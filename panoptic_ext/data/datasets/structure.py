@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeGuard
 from panoptic_ext.data.datasets.divisor import check_divisor_categories
 from panoptic_ext.data.datasets.problems import Problem
 from panoptic_ext.data.id_map import MAX_RGB_ID
-from panoptic_ext.errors import DatasetError
+from panoptic_ext.errors import NOT_JSON, DatasetError
 from panoptic_ext.regular_files import PANOPTIC_JSON, check_regular_file
 
 __all__ = ["Category", "check_structure", "read_categories", "read_json", "safe_name"]
@@ -38,7 +38,7 @@ def read_json(path: str) -> dict[str, Any]:
             info = json.load(file)
     except OSError as error:
         raise DatasetError(f"panoptic JSON {path} cannot be read: {error}") from error
-    except (ValueError, RecursionError) as error:
+    except NOT_JSON as error:
         raise DatasetError(
             f"panoptic JSON {path} ({os.path.getsize(path)} bytes) is not valid JSON: {error};"
             f" {PANOPTIC_JSON.bad}"

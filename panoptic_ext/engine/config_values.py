@@ -14,6 +14,8 @@ __all__ = ["Setting", "coerce", "decode"]
 MAX_LITERAL = 10_000  # characters; Python's parser may exhaust the stack on much longer ones
 # Lists of names whose default is empty, so that it does not tell what is in them.
 _NAMES = ("DATASETS.TRAIN", "DATASETS.TEST", "MODEL.FPN.IN_FEATURES")
+# Keys whose default is None and that hold True or False otherwise; the others hold numbers.
+_OPTIONAL_SWITCHES = ("INPUT.KEEP_EMPTY_SEGMENTS",)
 
 
 class Setting(NamedTuple):
@@ -52,7 +54,7 @@ def coerce(value: Any, default: Any, setting: Setting) -> Any:
 
     Args:
         value: decoded.
-        default: what the key holds now; of a key that holds None, a number is expected.
+        default: what the key holds now; of one that holds None, see `_OPTIONAL_SWITCHES`.
         setting: where the value comes from, for messages.
 
     Raises:
@@ -64,7 +66,7 @@ def coerce(value: Any, default: Any, setting: Setting) -> Any:
     if type(value) is type(default):
         return value
     if default is None:
-        return _number_or_none(value, setting)
+        return _optional(value, setting)
     if value is None:
         empty = {"str": "''", "tuple": "[]", "list": "[]"}.get(type(default).__name__)
         hint = f"; for none write {empty}" if empty else ""
@@ -107,14 +109,19 @@ def _kind(item: Any) -> str:
     return "a text" if isinstance(item, str) else ""
 
 
-def _number_or_none(value: Any, setting: Setting) -> float | None:
-    """Of a key whose default is None: each of these is a number otherwise."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
+def _optional(value: Any, setting: Setting) -> float | bool | None:
+    """A value of a key whose default is None."""
+    if setting.key in _OPTIONAL_SWITCHES:
+        expected, fits = "True, False", isinstance(value, bool)
+    else:
+        expected = "a number"
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not fits and value is not None:
         raise ConfigError(
-            f"{setting.source}: {setting.key} must be a number or None, found {quoted(value)} "
+            f"{setting.source}: {setting.key} must be {expected} or None, found {quoted(value)} "
             f"({type(value).__name__})"
         )
-    return None if value is None else float(value)
+    return float(value) if type(value) is int else value
 
 
 def _example(default: Any) -> str:

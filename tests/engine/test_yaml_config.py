@@ -80,6 +80,7 @@ def test_circle_and_missing_base(tmp_path: Path) -> None:
          r"and the values differ: 1 and 2; remove"),
         ("X: [{A: 1, A: 2}]\n", r"a\.yaml:1: X.A is given twice"),
         ("SOLVER: {WEIGHT_DECAY_EMBED: much}\n", r"EMBED must be a number or None, found 'much'"),
+        ("INPUT: {KEEP_EMPTY_SEGMENTS: 1}\n", r"must be True, False or None, found 1"),
         ("DATASETS: {TRAIN: [[a]]}\n", r"DATASETS.TRAIN holds \['a'\], expected a text for each"),
         ("INPUT: {MIN_SIZE_TRAIN: [640, big]}\n", r"holds 'big', expected a number for each"),
         ("SEED: [1\n", r"a\.yaml:2: invalid YAML"),

@@ -20,7 +20,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Instances
 from pycocotools.coco import COCO
 
-from panoptic_ext.errors import EvaluationError
+from panoptic_ext.errors import NOT_JSON, EvaluationError
 from panoptic_ext.regular_files import RESULTS_JSON, file_problem
 
 from .label_png import write_file

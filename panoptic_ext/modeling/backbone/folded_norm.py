@@ -31,7 +31,7 @@ def fold_norms(module: nn.Module) -> nn.Module:
     for layer in module.modules():
         if type(layer) is Conv2d and isinstance(layer.norm, _FOLDABLE):
             layer.__class__ = FoldedConv2d
-            layer.folded = None
+            layer.folded = layer.frozen = None
     return module
 
 
@@ -40,7 +40,8 @@ class FoldedConv2d(Conv2d):
 
     A frozen norm is folded always; a batch norm in evaluation, where no gradient is asked for.
     There the folded weights are kept until a parameter or a statistic changes, a state dict is
-    loaded, or `train()` or `eval()` is called, of this layer or of the model around it.
+    loaded, or `train()` or `eval()` is called, of this layer or of the model around it. In training
+    what a frozen norm multiplies and adds is kept as long: a step then costs one product a layer.
 
     Call `model.eval()` after writing through `.data`, as codes that average weights do
     (`parameter.data.copy_(average)`): torch counts no version there, so that nothing shows the
@@ -49,14 +50,15 @@ class FoldedConv2d(Conv2d):
     """
 
     folded: tuple[tuple[Any, ...], Tensor, Tensor] | None
+    frozen: tuple[tuple[Any, ...], Tensor, Tensor] | None
 
     def train(self, mode: bool = True) -> FoldedConv2d:
         """As `nn.Module.train`, and so `eval`; forgets the folded weights."""
-        self.folded = None
+        self.folded = self.frozen = None
         return super().train(mode)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.folded = None
+        self.folded = self.frozen = None
         super()._load_from_state_dict(*args, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,12 +75,27 @@ class FoldedConv2d(Conv2d):
 
     def _fold(self) -> tuple[Tensor, Tensor]:
         norm = self.norm
+        if self.bias is None and isinstance(norm, FrozenBatchNorm2d):
+            scale, bias = self._frozen_terms()
+            return self.weight * scale, bias
         scale = (norm.running_var + norm.eps).rsqrt()
         if norm.weight is not None:
             scale = scale * norm.weight
         shift = -norm.running_mean if self.bias is None else self.bias - norm.running_mean
         bias = shift * scale if norm.bias is None else torch.addcmul(norm.bias, shift, scale)
         return self.weight * scale[:, None, None, None], bias
+
+    def _frozen_terms(self) -> tuple[Tensor, Tensor]:
+        """What the frozen norm multiplies (O, 1, 1, 1) and adds (O,)."""
+        norm = self.norm
+        tensors = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+        if not any(t.is_inference() for t in tensors):
+            state = tuple((t.data_ptr(), t._version, t.dtype) for t in tensors)
+            if self.frozen is None or self.frozen[0] != state:
+                with torch.inference_mode(False), torch.no_grad():
+                    self.frozen = (state, *_terms(norm))
+            return self.frozen[1:]
+        return _terms(norm)
 
     def _kept(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Folded weights in the type in which they are used."""
@@ -98,3 +115,8 @@ class FoldedConv2d(Conv2d):
         with torch.autocast(kind, enabled=False):
             weight, bias = (t.detach().to(dtype) for t in self._fold())
         return weight.contiguous(memory_format=torch.channels_last), bias
+
+
+def _terms(norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
+    scale = (norm.running_var + norm.eps).rsqrt() * norm.weight
+    return scale[:, None, None, None], torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import ConfigError, nearest
+from ..linear import Linear
 
 __all__ = ["PanopticExtSwinTransformer", "SwinTransformer"]
 
@@ -53,8 +54,8 @@ class WindowAttention(nn.Module):
         table = torch.empty((2 * window - 1) ** 2, heads)
         self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
         self.register_buffer("relative_position_index", _relative_positions(window))
-        self.qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)
-        self.proj = nn.Linear(channels, channels)
+        self.qkv = Linear(channels, 3 * channels, bias=qkv_bias)
+        self.proj = Linear(channels, channels)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Windows (B, G, N, C) -> (B, G, N, C).
@@ -121,8 +122,8 @@ def _from_windows(x: Tensor, window: int, height: int, width: int) -> Tensor:
 class _MLP(nn.Module):
     def __init__(self, channels: int, width: int, drop: float) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(channels, width)
-        self.fc2 = nn.Linear(width, channels)
+        self.fc1 = Linear(channels, width)
+        self.fc2 = Linear(width, channels)
         self.drop = drop
 
     def forward(self, x: Tensor) -> Tensor:
@@ -192,7 +193,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
+        self.reduction = Linear(4 * channels, 2 * channels, bias=False)
         self.norm = nn.LayerNorm(4 * channels)
 
     def forward(self, x: Tensor) -> Tensor:

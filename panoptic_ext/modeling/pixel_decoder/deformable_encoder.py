@@ -224,7 +224,7 @@ class DeformableEncoder(nn.Module):
     def forward(self, maps: Sequence[Tensor], positions: Sequence[Tensor]) -> list[Tensor]:
         """Maps (B, C, h, w) and their embeddings (1, C, h, w), level by level -> maps as given.
 
-        On a CPU the result is in channels_last layout, which is how it lies there.
+        The results are views in channels_last layout, which is how they lie in memory.
         """
         shapes = [(m.shape[-2], m.shape[-1]) for m in maps]
         x = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
@@ -238,9 +238,7 @@ class DeformableEncoder(nn.Module):
         for layer in self.encoder["layers"]:
             x = layer(x, position, shapes)
         parts = x.split([h * w for h, w in shapes], dim=1)
-        if x.device.type == "cpu":
-            return [
-                part.unflatten(1, shape).permute(0, 3, 1, 2)
-                for part, shape in zip(parts, shapes, strict=True)
-            ]
-        return [part.transpose(1, 2).reshape(*m.shape) for part, m in zip(parts, maps, strict=True)]
+        return [
+            part.unflatten(1, shape).permute(0, 3, 1, 2)
+            for part, shape in zip(parts, shapes, strict=True)
+        ]

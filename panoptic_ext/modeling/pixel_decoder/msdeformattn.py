@@ -145,15 +145,19 @@ class MSDeformAttnPixelDecoder(nn.Module):
             sine_position_embedding(m.shape[-2], m.shape[-1], m.shape[1], m.device) for m in maps
         ]
         levels = self.transformer(maps, positions)
+        above = levels[-1]
+        if above.device.type != "cpu":  # in the layout of the backbone's, whose maps are added
+            above = above.contiguous()
         for i in range(len(self.fpn_features), 0, -1):
             lateral = self.get_submodule(f"adapter_{i}")(features[self.fpn_features[i - 1]])
             above = F.interpolate(
-                levels[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False
+                above, size=lateral.shape[-2:], mode="bilinear", align_corners=False
             )
             # Into the fresh map where the types agree: these are the largest maps of all.
             above = above.add_(lateral) if above.dtype == lateral.dtype else above + lateral
             del lateral
-            levels.append(self.get_submodule(f"layer_{i}")(above))
+            above = self.get_submodule(f"layer_{i}")(above)
+            levels.append(above)
         return self.mask_features(levels[-1]), levels[:NUM_SCALES]
 
 

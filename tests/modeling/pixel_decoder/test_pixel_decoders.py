@@ -15,7 +15,7 @@ from panoptic_ext.modeling.pixel_decoder import (
     MSDeformAttnPixelDecoder,
     build_pixel_decoder,
 )
-from panoptic_ext.modeling.pixel_decoder.deformable_encoder import MSDeformAttn
+from panoptic_ext.modeling.pixel_decoder.deformable_encoder import DeformableEncoder, MSDeformAttn
 
 from ...mask2former_reference import needs_reference, reference_arrays
 
@@ -360,3 +360,12 @@ def test_equals_the_published_decoder(name, grad):
     for key, ours in found.items():
         scale = activations[key].abs().max()
         assert (ours - activations[key]).abs().max() <= 1e-5 * scale, key
+
+
+def test_the_levels_of_the_encoder_are_not_copied():
+    """Case 37: each level was copied to another layout wherever it ran on a GPU."""
+    encoder = DeformableEncoder(channels=32, width=16, layers=1, levels=2, heads=4, points=2)
+    maps = [torch.randn(2, 32, 3, 4), torch.randn(2, 32, 6, 8)]
+    levels = encoder(maps, [m[:1] for m in maps])
+    assert [level.shape for level in levels] == [m.shape for m in maps]
+    assert len({level.untyped_storage().data_ptr() for level in levels}) == 1

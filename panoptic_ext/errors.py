@@ -13,6 +13,7 @@ __all__ = [
     "ConfigError",
     "DatasetError",
     "EvaluationError",
+    "MemoryNeededError",
     "NonFiniteLossError",
     "PanopticExtError",
     "UnreadableFileError",
@@ -52,6 +53,10 @@ class EvaluationError(PanopticExtError):
 
 class CheckpointError(PanopticExtError):
     """A checkpoint cannot be read, trusted or fitted to the model."""
+
+
+class MemoryNeededError(PanopticExtError):
+    """An image needs more memory than there is."""
 
 
 class NonFiniteLossError(PanopticExtError, FloatingPointError):

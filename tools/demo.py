@@ -53,7 +53,8 @@ class Steps:
         self._marks = output / ".demo.json"
         self._made_with = made_with
         try:
-            marks = json.loads(self._marks.read_text(encoding="utf-8"))
+            is_file = self._marks.is_file()  # to open a pipe would wait for ever
+            marks = json.loads(self._marks.read_text(encoding="utf-8")) if is_file else {}
         except (OSError, ValueError):
             marks = {}
         self._done: dict[str, bool] = marks.get("done", {})

@@ -32,6 +32,7 @@ from panoptic_ext.atomic import write_atomic
 from panoptic_ext.command_line import explain_os_error, split_options
 from panoptic_ext.data.id_map import READ_ERRORS
 from panoptic_ext.data.image_files import read_image
+from panoptic_ext.engine.memory_errors import explained_memory_errors
 from panoptic_ext.engine.predictor import Predictor, find_weights, load_run_cfg
 from panoptic_ext.errors import NOT_JSON, ConfigError, PanopticExtError
 from panoptic_ext.regular_files import SMALL_FILE, check_regular_file
@@ -211,6 +212,10 @@ class Job:
     def predict_image(self, item: PredictionInput) -> None:
         """Predict, draw and store one image."""
         image = read_image(item.path, "RGB")
+        with explained_memory_errors(*image.shape[:2]):  # pictures and results need some too
+            self._predict_image(item, image)
+
+    def _predict_image(self, item: PredictionInput, image: np.ndarray) -> None:
         panoptic_seg, segments_info = self._segments(image[:, :, ::-1])
         if self.pictures:
             picture = draw_panoptic(image, panoptic_seg, segments_info, self.metadata)

@@ -16,6 +16,7 @@ from detectron2.modeling import build_model
 from panoptic_ext.data.augmentation import ResizeShortestEdge
 from panoptic_ext.data.metadata_io import METADATA_FILE, load_metadata
 from panoptic_ext.engine.checkpoint import Checkpointer
+from panoptic_ext.engine.memory_errors import explained_memory_errors
 from panoptic_ext.engine.precision import evaluation_precision
 from panoptic_ext.engine.setup import choose_device, load_cfg, without_pretrained
 from panoptic_ext.errors import ConfigError
@@ -77,8 +78,12 @@ class Predictor(DefaultPredictor):
 
         Returns:
             the model's output for one image.
+
+        Raises:
+            MemoryNeededError: there is not enough memory for an image of this size.
         """
-        with self.precision.autocast():
+        height, width = original_image.shape[:2]
+        with explained_memory_errors(height, width), self.precision.autocast():
             return super().__call__(original_image)
 
     @classmethod

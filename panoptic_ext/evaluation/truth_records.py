@@ -45,7 +45,8 @@ class TruthRecords:
                 )
             self.records[record["image_id"]] = record
 
-    def runs(self, record: dict[str, Any]) -> LabelRuns:
+    @staticmethod
+    def runs(record: dict[str, Any]) -> LabelRuns:
         """The label map of a record.
 
         Raises:

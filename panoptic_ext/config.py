@@ -45,6 +45,11 @@ def _add_dataset_keys(cfg: CN) -> None:
     #   DATASETS.PANOPTIC.<name>.LABEL_DIVISOR, .IGNORE_LABEL, .EVALUATOR_TYPE  as register_panoptic
     cfg.DATASETS.PANOPTIC = CN(new_allowed=True)
 
+    # Data sets of instances alone, for instance models; masks are polygons or run lengths:
+    #   DATASETS.INSTANCES.<name>.JSON        COCO instances JSON (required)
+    #   DATASETS.INSTANCES.<name>.IMAGE_ROOT  folder of the images (required)
+    cfg.DATASETS.INSTANCES = CN(new_allowed=True)
+
     # The generated data set shapes_panoptic_{train,val}.
     cfg.DATASETS.SHAPES = CN()
     cfg.DATASETS.SHAPES.IMAGE_SIZE = [128, 160]  # height, width in pixels

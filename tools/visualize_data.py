@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the ground truth of panoptic data sets: as it lies on disk, or as the model sees it.
+"""Draw the ground truth of data sets: as it lies on disk, or as the model sees it.
 
     python tools/visualize_data.py --config-file configs/shapes/panoptic_fpn/<file>.yaml
     python tools/visualize_data.py --datasets shapes_panoptic_val --source raw --num 8
@@ -23,6 +23,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb
+from detectron2.utils.visualizer import Visualizer
 from tqdm import tqdm
 
 from panoptic_ext.command_line import count, explain_os_error, split_options
@@ -100,17 +101,35 @@ def draw_dataset(name: str, cfg: CfgNode, args: argparse.Namespace, folder: str)
     mapper = PanopticDatasetMapper(cfg, True)
     for number in tqdm(sorted(chosen.tolist()), desc=name, unit="image"):
         record = records[number]
-        if args.source == "raw":
-            image, ids, segments = raw_view(record)
-        else:
+        sample = None
+        if args.source == "mapper":
             np.random.seed((args.seed + number) % 2**32)
             sample = mapper(record)
             if sample is None:
                 continue
-            image, ids, segments = mapped_view(sample, cfg.INPUT.FORMAT)
+        picture = draw_record(record, sample, metadata, cfg.INPUT.FORMAT)
         stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
-        picture = draw_panoptic(image, ids, segments, metadata)
         save_picture(os.path.join(folder, f"{number:06d}_{stem}.jpg"), picture)
+
+
+def draw_record(
+    record: dict[str, Any], sample: dict[str, Any] | None, metadata: Any, image_format: str
+) -> np.ndarray:
+    """(H, W, 3) RGB picture of a record as it lies on disk, or of the mapper's sample of it."""
+    if "pan_seg_file_name" in record:
+        view = raw_view(record) if sample is None else mapped_view(sample, image_format)
+        return draw_panoptic(*view, metadata)
+    if sample is None:
+        visualizer = Visualizer(read_image(record["file_name"], "RGB"), metadata)
+        return visualizer.draw_dataset_dict(record).get_image()
+    instances = sample["instances"]
+    visualizer = Visualizer(
+        convert_image_to_rgb(sample["image"].permute(1, 2, 0), image_format), metadata
+    )
+    return visualizer.overlay_instances(
+        masks=instances.gt_masks.tensor.numpy(),
+        labels=[metadata.thing_classes[i] for i in instances.gt_classes.tolist()],
+    ).get_image()
 
 
 def raw_view(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:

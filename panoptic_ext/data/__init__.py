@@ -3,6 +3,7 @@
 from panoptic_ext.data.augmentation import build_augmentations
 from panoptic_ext.data.dataset_mapper import PanopticDatasetMapper
 from panoptic_ext.data.datasets.access import (
+    annotated,
     check_same_categories,
     filter_empty,
     get_metadata,
@@ -12,6 +13,7 @@ from panoptic_ext.data.datasets.access import (
 )
 from panoptic_ext.data.datasets.check import check_panoptic, count_segments
 from panoptic_ext.data.datasets.from_config import register_from_config
+from panoptic_ext.data.datasets.instances import has_instances_alone, register_instances
 from panoptic_ext.data.datasets.metadata import PanopticMetadata, PanopticSource
 from panoptic_ext.data.datasets.panoptic import load_panoptic, register_panoptic
 from panoptic_ext.data.datasets.structure import Category
@@ -24,6 +26,7 @@ __all__ = [
     "PanopticDatasetMapper",
     "PanopticMetadata",
     "PanopticSource",
+    "annotated",
     "build_augmentations",
     "check_panoptic",
     "check_same_categories",
@@ -31,11 +34,13 @@ __all__ = [
     "filter_empty",
     "get_metadata",
     "get_records",
+    "has_instances_alone",
     "id_to_rgb",
     "load_panoptic",
     "num_classes",
     "read_id_map",
     "register_from_config",
+    "register_instances",
     "register_panoptic",
     "rgb_to_id",
     "thing_ids",

@@ -16,9 +16,11 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.logger import log_first_n
 
+from panoptic_ext.data.annotated_instances import instances_of_annotations
 from panoptic_ext.data.augmentation import AugmentationInput, build_augmentations
 from panoptic_ext.data.augmentation_keys import check_choice
 from panoptic_ext.data.datasets.access import get_metadata
+from panoptic_ext.data.datasets.instances import has_instances_alone
 from panoptic_ext.data.id_map import (
     ExpectedSize,
     Runs,
@@ -49,7 +51,8 @@ class PanopticDatasetMapper:
     - instances (when asked for): things that are no crowd, with gt_boxes (tight), gt_classes
       (contiguous), gt_masks (IdMapMasks);
     - sem_seg (when asked for): (H, W) int64 contiguous ids, `ignore_label` where void.
-    At test time only the image is read.
+    A record of instances alone ("annotations" and no label map) gives image and instances
+    (gt_masks are BitMasks, which may overlap). At test time only the image is read.
 
     It keeps nothing between samples, and draws from numpy's global generator alone, as
     Detectron2's augmentations do; a loader seeds that for each sample.
@@ -101,6 +104,11 @@ class PanopticDatasetMapper:
         """Arguments of __init__ from the config."""
         names = cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST
         ignore_label = get_metadata(names[0]).get("ignore_label", 255) if names else 255
+        if any(map(has_instances_alone, names)) and cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA < 1:
+            logger.info("Instances alone have no classes of pixels: crops are drawn only once")
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
         return {
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train, ignore_label),
@@ -114,7 +122,8 @@ class PanopticDatasetMapper:
     def __call__(self, record: dict[str, Any]) -> dict[str, Any] | None:
         """
         Args:
-            record: as `load_panoptic` makes them; left unchanged.
+            record: as `load_panoptic` makes them, or Detectron2's of an instances JSON; left
+                unchanged.
 
         Returns:
             what the class docstring says, or None for a sample skipped because it is unreadable.
@@ -143,6 +152,9 @@ class PanopticDatasetMapper:
             self._augment(aug_input, record)
             out["image"] = _to_tensor(aug_input.image)
             return out
+        if "pan_seg_file_name" not in record and "annotations" in record:
+            out.update(self._map_instances(image, record))
+            return out
         local, segments, present = _read_segments(record, image.shape[:2])
         categories = np.array([self.ignore_label] + [s["category_id"] for s in segments])
         aug_input = AugmentationInput(image, local, categories)
@@ -150,6 +162,21 @@ class PanopticDatasetMapper:
         out["image"] = _to_tensor(aug_input.image)
         out.update(self._targets(aug_input.id_map, segments, present))
         return out
+
+    def _map_instances(self, image: np.ndarray, record: dict[str, Any]) -> dict[str, Any]:
+        """Image and instances of a record without a label map."""
+        aug_input = AugmentationInput(image, None, None)
+        transforms = self._augment(aug_input, record)
+        height, width = aug_input.image.shape[:2]
+        instances = instances_of_annotations(
+            record["annotations"],
+            transforms,
+            original_size=(image.shape[0], image.shape[1]),
+            size=(height, width),
+            keep_empty=self.keep_empty,
+            where=f"image id {record.get('image_id')!r}",
+        )
+        return {"image": _to_tensor(aug_input.image), "instances": instances}
 
     def _read_image(self, record: dict[str, Any]) -> np.ndarray:
         """(H, W, 3) image, turned as its EXIF tag says, of the size that the record gives."""
@@ -178,15 +205,16 @@ class PanopticDatasetMapper:
             )
         return image
 
-    def _augment(self, aug_input: AugmentationInput, record: dict[str, Any]) -> None:
+    def _augment(self, aug_input: AugmentationInput, record: dict[str, Any]) -> T.TransformList:
         height, width = aug_input.image.shape[:2]
-        self.augmentations(aug_input)
+        transforms = self.augmentations(aug_input)
         if aug_input.image.size == 0:
             raise DatasetError(
                 f"image id {record.get('image_id')!r}: image {record['file_name']} of {height} x "
                 f"{width} (height x width) has no pixel left after augmentation; remove it, or set "
                 "INPUT.CROP.SIZE and INPUT.MIN_SIZE_TRAIN larger"
             )
+        return transforms
 
     def _targets(
         self, local: np.ndarray, segments: list[dict[str, Any]], present: np.ndarray

@@ -46,6 +46,8 @@ def save_metadata(metadata: Any, path: str) -> None:
     content: dict[str, Any] = {}
     for key in (*_REQUIRED, *_ID_MAPS, *_OPTIONAL):
         value = getattr(metadata, key, None)
+        if key == "stuff_classes" and value is None and all(getattr(metadata, "isthing", (0,))):
+            value = metadata.thing_classes  # a data set of instances alone: one space of names
         if value is None and key in _REQUIRED:
             raise DatasetError(
                 f"the metadata of {getattr(metadata, 'name', '?')!r} has no {key}; register the"

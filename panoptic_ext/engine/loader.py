@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetFromList, build_detection_test_loader
+from detectron2.data import DatasetFromList, build_detection_test_loader
 from detectron2.data.samplers import (
     RandomSubsetTrainingSampler,
     RepeatFactorTrainingSampler,
@@ -212,9 +212,9 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> Any:
     Raises:
         DatasetError: the data set is empty.
     """
-    from panoptic_ext.data import PanopticDatasetMapper
+    from panoptic_ext.data import PanopticDatasetMapper, get_records
 
-    records = DatasetCatalog.get(dataset_name)
+    records = get_records(dataset_name)
     if not records:
         raise DatasetError(f"data set {dataset_name} (DATASETS.TEST) has no images")
     return _TestLoader(
@@ -283,11 +283,11 @@ class _Guarded:
 
 
 def _train_records(cfg: CfgNode) -> list[Record]:
-    from panoptic_ext.data import filter_empty
+    from panoptic_ext.data import filter_empty, get_records
 
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN is empty; name a data set to train on")
-    records = list(itertools.chain.from_iterable(DatasetCatalog.get(n) for n in cfg.DATASETS.TRAIN))
+    records = list(itertools.chain.from_iterable(get_records(n) for n in cfg.DATASETS.TRAIN))
     names = ", ".join(cfg.DATASETS.TRAIN)
     if not records:
         raise DatasetError(f"data set {names} (DATASETS.TRAIN) has no images")
@@ -314,8 +314,10 @@ def _sampler_maker(cfg: CfgNode, records: list[Record]) -> Callable[[int], Any]:
             size, ratio, seed_shuffle=seed, seed_subset=seed
         )
     if name == "RepeatFactorTrainingSampler":
+        from panoptic_ext.data import annotated
+
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            [{"annotations": r["segments_info"]} for r in records],
+            [{"annotations": annotated(r)} for r in records],
             cfg.DATALOADER.REPEAT_THRESHOLD,
         )
         return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)

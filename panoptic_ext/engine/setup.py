@@ -70,6 +70,7 @@ def load_cfg(config_file: str, opts: Sequence[str] = (), *, use_data: bool = Tru
     register_from_config(cfg)
     if use_data:
         _check_datasets_exist(cfg)
+        _check_ground_truth(cfg)
         if _has_unified_classes(cfg):
             _fill_in_classes(cfg, settings)
         _fill_in_void(cfg, settings)
@@ -205,7 +206,8 @@ def _check_datasets_exist(cfg: CfgNode) -> None:
                 hint = nearest(name, DatasetCatalog.list()) or "."
                 raise ConfigError(
                     f"DATASETS.{key} names {name!r}, which is not registered{hint} Describe "
-                    f"it under DATASETS.PANOPTIC.{name} (JSON, IMAGE_ROOT, PNG_ROOT) or call "
+                    f"it under DATASETS.PANOPTIC.{name} (JSON, IMAGE_ROOT, PNG_ROOT), instances "
+                    f"alone under DATASETS.INSTANCES.{name} (JSON, IMAGE_ROOT), or call "
                     "register_panoptic"
                 )
 
@@ -214,6 +216,24 @@ def _has_unified_classes(cfg: CfgNode) -> bool:
     """Whether the model takes one class space for things and stuff, as those of panoptic_ext do."""
     arch = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
     return getattr(arch, "unified_classes", arch.__module__.startswith("panoptic_ext."))
+
+
+def _check_ground_truth(cfg: CfgNode) -> None:
+    """Raise ConfigError where a model of segments is to learn from instances alone."""
+    from panoptic_ext.data import has_instances_alone
+
+    arch = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    learns = getattr(arch, "learns_from_instances", None)
+    if not _has_unified_classes(cfg) or (learns is not None and learns(cfg)):
+        return
+    alone = [name for name in _all_names(cfg) if has_instances_alone(name)]
+    if alone:
+        raise ConfigError(
+            f"data set {alone[0]} holds instances alone, and {cfg.MODEL.META_ARCHITECTURE} with "
+            f"INPUT.PANOPTIC_TARGETS {list(cfg.INPUT.PANOPTIC_TARGETS)} learns from panoptic label "
+            "maps; name a panoptic data set, or take an instance model (a Mask2Former with "
+            "configs/common/mask2former/Base-Instance.yaml among its _BASE_)"
+        )
 
 
 def _fill_in_classes(cfg: CfgNode, settings: Sequence[Setting]) -> None:
@@ -239,9 +259,13 @@ def _fill_in_classes(cfg: CfgNode, settings: Sequence[Setting]) -> None:
 
 def _fill_in_void(cfg: CfgNode, settings: Sequence[Setting]) -> None:
     """What the mapper writes for void must be what the losses ignore."""
-    from panoptic_ext.data import get_metadata, num_classes
+    from panoptic_ext.data import get_metadata, has_instances_alone, num_classes
 
-    labels = {name: get_metadata(name).get("ignore_label", 255) for name in _all_names(cfg)}
+    labels = {
+        name: get_metadata(name).get("ignore_label", 255)
+        for name in _all_names(cfg)
+        if not has_instances_alone(name)  # their pixels without an instance have no label
+    }
     if not labels:
         return
     (name, label), *rest = labels.items()

@@ -10,10 +10,11 @@ from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 
-from panoptic_ext.data import thing_ids
+from panoptic_ext.data import has_instances_alone, thing_ids
 from panoptic_ext.errors import ConfigError, nearest
 
 from .instance_evaluation import PanopticInstanceEvaluator
+from .instances_json_evaluation import build_instances_json_evaluator
 from .panoptic_evaluation import PanopticEvaluator
 from .semantic_evaluation import PanopticSemSegEvaluator
 from .truth_records import TruthRecords
@@ -120,6 +121,15 @@ def build_evaluator(
                 + nearest(name, EVALUATORS)
             )
         evaluator: DatasetEvaluator
+        if has_instances_alone(dataset_name):
+            if name == "instance":
+                evaluator = build_instances_json_evaluator(dataset_name, folder)
+                built.append(IfGiven(evaluator, EVALUATORS[name], name))
+            else:
+                logger.info(
+                    "Data set %r holds instances alone: no %s evaluation", dataset_name, name
+                )
+            continue
         if name != "panoptic" and truth is None:
             truth = TruthRecords(dataset_name)  # one reading of the JSON serves all
         if name == "panoptic":

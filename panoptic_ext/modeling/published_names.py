@@ -27,23 +27,24 @@ MAPPERS: dict[str, tuple[str, list[str], bool]] = {
     "mask_former_semantic": ("shortest_edge", ["sem_seg"], False),
 }
 
-# All tasks are trained from the panoptic ground truth of a data set.
+# Panoptic and semantic models are trained from the panoptic ground truth of a data set. Instance
+# data sets (coco_2017_train, cityscapes_fine_instance_seg_train, ade20k_instance_train) are read as
+# they are, for their truth is another: overlapping masks, and objects that the panoptic one lacks.
 DATASETS = {
     **{
         f"coco_2017_{split}{suffix}": f"coco_panoptic_{split}"
         for split in ("train", "val")
-        for suffix in ("", "_panoptic", "_panoptic_with_sem_seg")
+        for suffix in ("_panoptic", "_panoptic_with_sem_seg")
     },
     **{
         f"cityscapes_fine_{kind}_{split}": f"cityscapes_panoptic_{split}"
         for split in ("train", "val")
-        for kind in ("panoptic", "instance_seg", "sem_seg")
+        for kind in ("panoptic", "sem_seg")
     },
     **{
-        f"{name}_{kind}_{split}": f"{name}_panoptic_{split}"
+        f"{name}_sem_seg_{split}": f"{name}_panoptic_{split}"
         for split in ("train", "val")
         for name in ("ade20k", "mapillary_vistas")
-        for kind in ("instance", "sem_seg")
     },
 }
 

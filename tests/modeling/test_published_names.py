@@ -60,8 +60,9 @@ def test_a_published_file_loads_unchanged(name, backbone, data, augmentation, ta
     assert cfg.MODEL.META_ARCHITECTURE == "PanopticExtMaskFormer"
     assert cfg.MODEL.SEM_SEG_HEAD.NAME == "PanopticExtMaskFormerHead"
     assert backbone == cfg.MODEL.BACKBONE.NAME
-    assert (f"{data}_panoptic_train",) == cfg.DATASETS.TRAIN
-    assert (f"{data}_panoptic_val",) == cfg.DATASETS.TEST
+    data = "coco_2017" if name == "coco_instance_R50" else f"{data}_panoptic"
+    assert (f"{data}_train",) == cfg.DATASETS.TRAIN
+    assert (f"{data}_val",) == cfg.DATASETS.TEST
     assert augmentation == cfg.INPUT.AUGMENTATION
     assert targets == cfg.INPUT.PANOPTIC_TARGETS
     assert cfg.INPUT.SIZE_DIVISIBILITY >= 0

@@ -8,9 +8,11 @@ from typing import Any
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from panoptic_ext.data.datasets.builtin import register_builtin
-from panoptic_ext.errors import DatasetError, nearest
+from panoptic_ext.data.datasets.instances import describe_instances, has_instances_alone
+from panoptic_ext.errors import DatasetError, nearest, shortened
 
 __all__ = [
+    "annotated",
     "check_same_categories",
     "filter_empty",
     "get_metadata",
@@ -21,9 +23,32 @@ __all__ = [
 
 
 def get_records(name: str) -> list[dict[str, Any]]:
-    """Records of a registered data set; DatasetError names the nearest if there is none."""
+    """Records of a registered data set.
+
+    Raises:
+        DatasetError: there is none of that name (the nearest is named), or it cannot be read.
+    """
     _check_registered(name)
-    return DatasetCatalog.get(name)
+    if not has_instances_alone(name):
+        return DatasetCatalog.get(name)
+    try:
+        return DatasetCatalog.get(name)
+    except DatasetError:
+        raise
+    except ModuleNotFoundError as error:
+        raise DatasetError(
+            f"data set {name!r} cannot be read with this Detectron2, which asks for the module "
+            f"{error.name!r}: install cityscapesScripts (pip install cityscapesScripts) or, with "
+            "Detectron2's main branch, whose Cityscapes reader needs a module that is not public, "
+            "take cityscapes_panoptic_train and _val"
+        ) from error
+    except (OSError, AssertionError, KeyError, ValueError) as error:  # Detectron2's readers
+        why = shortened(str(error) or type(error).__name__, 200)
+        raise DatasetError(
+            f"data set {name!r} cannot be read: {why}; "
+            "check that its files lie where $DETECTRON2_DATASETS (datasets/) says, as "
+            "datasets/README.md lists them"
+        ) from error
 
 
 def get_metadata(name: str) -> Metadata:
@@ -63,12 +88,17 @@ def check_same_categories(names: Sequence[str]) -> None:
 
 
 def filter_empty(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Records with at least one segment that is no crowd: those that training learns from."""
+    """Records with a segment or instance that is no crowd: those that training learns from."""
     return [
         record
         for record in records
-        if any(not segment["iscrowd"] for segment in record.get("segments_info", ()))
+        if any(not entry.get("iscrowd", 0) for entry in annotated(record))
     ]
+
+
+def annotated(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Segments of a panoptic record, annotations of an instance record."""
+    return record.get("segments_info") or record.get("annotations") or []
 
 
 def _check_registered(name: str) -> None:
@@ -86,6 +116,10 @@ def _check_registered(name: str) -> None:
 def _categories(name: str) -> list[tuple[int, str, bool]]:
     """(dataset_id, name, isthing) of each contiguous id."""
     metadata = get_metadata(name)
+    if has_instances_alone(name):
+        if metadata.get("thing_classes", None) is None:
+            get_records(name)  # Detectron2 learns the classes of a COCO JSON by loading it
+        describe_instances(name)
     things = metadata.get("thing_dataset_id_to_contiguous_id", {})
     stuff = metadata.get("stuff_dataset_id_to_contiguous_id", {})
     rows = {i: (d, metadata.stuff_classes[i], False) for d, i in stuff.items()}

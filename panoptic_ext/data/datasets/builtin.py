@@ -1,6 +1,8 @@
 """Known data sets in the layout that their users already have, under $DETECTRON2_DATASETS.
 
-Names are `<dataset>_panoptic_<split>`. A name that somebody registered before is left alone, and so
+Names are `<dataset>_panoptic_<split>`, and `ade20k_instance_<split>` for the instances JSON of
+ADE20K; those of COCO and Cityscapes are Detectron2's own (coco_2017_train,
+cityscapes_fine_instance_seg_train). A name that somebody registered before is left alone, and so
 are, at import, the names of an installed Mask2Former: whoever imports it later finds them free.
 """
 
@@ -15,6 +17,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES, COCO_CATEGORIES
 
+from panoptic_ext.data.datasets.instances import InstanceSource, register_instance_source
 from panoptic_ext.data.datasets.metadata import PanopticSource
 from panoptic_ext.data.datasets.panoptic import register_source
 from panoptic_ext.data.datasets.structure import Category
@@ -68,6 +71,15 @@ def _ade20k(split: str) -> PanopticSource:
     )
 
 
+def _ade20k_instances(split: str) -> InstanceSource:
+    folder = {"train": "training", "val": "validation"}[split]
+    return InstanceSource(
+        json=f"ADEChallengeData2016/ade20k_instance_{split}.json",
+        image_root=f"ADEChallengeData2016/images/{folder}",
+        search_path=_SEARCH_PATH,
+    )
+
+
 def _mapillary_vistas(split: str) -> PanopticSource:
     folder = {"train": "training", "val": "validation"}[split]
     return PanopticSource(
@@ -107,6 +119,9 @@ def register_builtin(*, at_import: bool = False) -> None:
             name = f"{dataset}_panoptic_{split}"
             if name not in DatasetCatalog:
                 register_source(name, make(split))
+            instances = f"{dataset}_instance_{split}"
+            if dataset == "ade20k" and instances not in DatasetCatalog:
+                register_instance_source(instances, _ade20k_instances(split))
 
 
 def _has_mask2former() -> bool:

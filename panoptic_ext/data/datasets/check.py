@@ -15,7 +15,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from panoptic_ext.data.datasets.access import get_metadata
+from panoptic_ext.data.datasets.check_instances import check_instance_data, count_instances
 from panoptic_ext.data.datasets.files import FolderIndex
+from panoptic_ext.data.datasets.instances import has_instances_alone
 from panoptic_ext.data.datasets.metadata import PanopticMetadata, PanopticSource
 from panoptic_ext.data.datasets.panoptic import load_source, missing_files
 from panoptic_ext.data.datasets.problems import Problem
@@ -58,6 +60,8 @@ def check_panoptic(
     Returns:
         problems in the order JSON, files, pixels; those with `warning` do not hinder training.
     """
+    if isinstance(data, str) and has_instances_alone(data):
+        return check_instance_data(data, pixels=pixels, workers=workers, progress=progress)
     source = data if isinstance(data, PanopticSource) else _source_of(data)
     try:
         path, image_root, png_root = source.locate()
@@ -83,6 +87,8 @@ def check_panoptic(
 
 def count_segments(data: str | PanopticSource) -> str:
     """One line about a data set that is well-formed: images, classes, segments."""
+    if isinstance(data, str) and has_instances_alone(data):
+        return count_instances(data)
     source = data if isinstance(data, PanopticSource) else _source_of(data)
     records, categories = load_source(source)
     segments = sum(len(record["segments_info"]) for record in records)

@@ -5,8 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 
 from panoptic_ext.data.datasets.builtin import register_builtin
+from panoptic_ext.data.datasets.instances import (
+    InstanceSource,
+    describe_instances,
+    register_instance_source,
+)
 from panoptic_ext.data.datasets.metadata import PanopticSource
 from panoptic_ext.data.datasets.panoptic import register_source
 from panoptic_ext.data.datasets.shapes import ShapesParams, register_shapes
@@ -16,6 +22,7 @@ from panoptic_ext.errors import ConfigError, nearest
 __all__ = ["register_from_config"]
 
 _REQUIRED = {"JSON": "json", "IMAGE_ROOT": "image_root", "PNG_ROOT": "png_root"}
+_INSTANCES_REQUIRED = {"JSON": "json", "IMAGE_ROOT": "image_root"}
 _OPTIONAL = {
     "ENCODING": "encoding",
     "LABEL_DIVISOR": "label_divisor",
@@ -25,7 +32,7 @@ _OPTIONAL = {
 
 
 def register_from_config(cfg: CfgNode) -> None:
-    """Register every block of DATASETS.PANOPTIC and shapes with DATASETS.SHAPES.
+    """Register the blocks of DATASETS.PANOPTIC and .INSTANCES, and shapes with DATASETS.SHAPES.
 
     Nothing is read and no file is looked for: a path that does not exist is an error when the
     data set is used. Calling it again changes nothing.
@@ -37,7 +44,13 @@ def register_from_config(cfg: CfgNode) -> None:
     register_builtin()
     for name, block in cfg.DATASETS.PANOPTIC.items():
         register_source(name, _source_from_block(name, block, tuple(cfg.DATASETS.SEARCH_PATH)))
+    for name, block in cfg.DATASETS.INSTANCES.items():
+        source = _instances_from_block(name, block, tuple(cfg.DATASETS.SEARCH_PATH))
+        register_instance_source(name, source)
     register_shapes(_shapes_params(cfg.DATASETS.SHAPES))
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        if name in DatasetCatalog:
+            describe_instances(name)
 
 
 def _shapes_params(shapes: CfgNode) -> ShapesParams:
@@ -75,7 +88,26 @@ def _text(value: object) -> str | None:
 
 def _source_from_block(name: str, block: object, search_path: tuple[str, ...]) -> PanopticSource:
     where = f"DATASETS.PANOPTIC.{name}"
-    known = {**_REQUIRED, **_OPTIONAL}
+    values = _read_block(where, block, _REQUIRED, _OPTIONAL)
+    assert isinstance(block, dict)
+    check_encoding(values.get("encoding", "rgb"))
+    for key in ("LABEL_DIVISOR", "IGNORE_LABEL"):
+        _integer(f"{where}.{key}", block.get(key, 1))
+    if block.get("LABEL_DIVISOR", 1) < 1:
+        raise ConfigError(f"{where}.LABEL_DIVISOR is {block['LABEL_DIVISOR']}, expected 1 or more")
+    return PanopticSource(**values, search_path=search_path)
+
+
+def _instances_from_block(name: str, block: object, search_path: tuple[str, ...]) -> InstanceSource:
+    values = _read_block(f"DATASETS.INSTANCES.{name}", block, _INSTANCES_REQUIRED, {})
+    return InstanceSource(**values, search_path=search_path)
+
+
+def _read_block(
+    where: str, block: object, required: dict[str, str], optional: dict[str, str]
+) -> dict[str, Any]:
+    """Arguments of a source from the keys of its block; both tables map keys to arguments."""
+    known = {**required, **optional}
     if not isinstance(block, dict):
         raise ConfigError(f"{where} is {block!r}, expected a block with the keys {list(known)}")
     for key in block:
@@ -84,17 +116,12 @@ def _source_from_block(name: str, block: object, search_path: tuple[str, ...]) -
                 f"{where} has an unknown key {key!r}, expected {', '.join(known)}"
                 + nearest(key, known)
             )
-    values: dict[str, Any] = {known[key]: block[key] for key in _OPTIONAL if key in block}
-    for key, argument in _REQUIRED.items():
+    values: dict[str, Any] = {known[key]: block[key] for key in optional if key in block}
+    for key, argument in required.items():
         values[argument] = _text(block.get(key))
         if not values[argument]:
             raise ConfigError(
                 f"{where}.{key} is {block.get(key)!r}, expected a path; the block needs "
-                f"{', '.join(_REQUIRED)}"
+                f"{', '.join(required)}"
             )
-    check_encoding(values.get("encoding", "rgb"))
-    for key in ("LABEL_DIVISOR", "IGNORE_LABEL"):
-        _integer(f"{where}.{key}", block.get(key, 1))
-    if block.get("LABEL_DIVISOR", 1) < 1:
-        raise ConfigError(f"{where}.LABEL_DIVISOR is {block['LABEL_DIVISOR']}, expected 1 or more")
-    return PanopticSource(**values, search_path=search_path)
+    return values

@@ -179,6 +179,11 @@ class PanopticExtMaskFormer(nn.Module):
         """What MODEL.SEM_SEG_HEAD.NUM_CLASSES is for a data set of so many classes and things."""
         return num_things if task_of(cfg) == "instance" else num_classes
 
+    @staticmethod
+    def learns_from_instances(cfg: Any) -> bool:
+        """Whether data sets of instances alone, without label maps, are enough for this config."""
+        return task_of(cfg) == "instance"
+
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device

@@ -49,7 +49,8 @@ def thing_ids_of_dataset(cfg: Any) -> list[int]:
         raise ConfigError(
             f"the metadata of data set {names[0]!r} has no `isthing`, which tells things from "
             "stuff in unified ids; register it with panoptic_ext.register_panoptic or in "
-            "DATASETS.PANOPTIC"
+            "DATASETS.PANOPTIC (instances alone: panoptic_ext.data.register_instances, "
+            "DATASETS.INSTANCES)"
         )
     return [i for i, thing in enumerate(isthing) if thing]
 

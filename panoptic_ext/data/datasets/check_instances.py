@@ -1,0 +1,85 @@
+"""Checks a data set of instances alone and reports everything that is wrong with it at once."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from detectron2.data import MetadataCatalog
+from tqdm import tqdm
+
+from panoptic_ext.data.datasets.access import get_records
+from panoptic_ext.data.datasets.instances import check_instances
+from panoptic_ext.data.datasets.problems import Problem
+from panoptic_ext.data.datasets.structure import read_json
+from panoptic_ext.data.image_files import read_image
+from panoptic_ext.errors import DatasetError
+
+__all__ = ["check_instance_data", "count_instances"]
+
+
+def check_instance_data(
+    name: str, *, pixels: bool = True, workers: int = 4, progress: bool = False
+) -> list[Problem]:
+    """Everything that is wrong with a registered data set of instances.
+
+    Args:
+        name: ours, or one of Detectron2's such as coco_2017_train.
+        pixels: also open every image; without, only the JSON and the presence of files are checked.
+        workers: threads that read files.
+        progress: show a progress bar.
+    """
+    metadata = MetadataCatalog.get(name)
+    try:
+        path = metadata.get("json_file", "")
+        if path:
+            problems = check_instances(read_json(path), path, metadata.get("image_root", ""))
+            if problems:
+                return problems
+        records = get_records(name)
+    except DatasetError as error:
+        return [Problem("unreadable-json", name, str(error).rstrip("."), "then check again")]
+    if not pixels:
+        return [p for record in records for p in _check_presence(record)]
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        checked = pool.map(_check_image, records)
+        bar = tqdm(checked, total=len(records), unit="image", disable=not progress)
+        return [problem for part in bar for problem in part]
+
+
+def count_instances(name: str) -> str:
+    """One line about a data set that is well-formed: images, classes, instances."""
+    records = get_records(name)
+    instances = sum(len(record["annotations"]) for record in records)
+    things = len(MetadataCatalog.get(name).thing_classes)
+    return f"{len(records)} images, {things} things, {instances} instances"
+
+
+def _check_presence(record: dict[str, Any]) -> list[Problem]:
+    if os.path.isfile(record["file_name"]):
+        return []
+    where = f"image id {record['image_id']!r}"
+    mend = "copy it there or correct the image root"
+    return [Problem("missing-image", where, f"no image {record['file_name']}", mend)]
+
+
+def _check_image(record: dict[str, Any]) -> list[Problem]:
+    where = f"image id {record['image_id']!r}"
+    try:
+        size = read_image(record["file_name"], "RGB").shape[:2]
+    except DatasetError as error:
+        text, _, mend = str(error).rpartition("; ")
+        return [Problem("damaged-image", where, text or str(error), mend or "copy it again")]
+    expected = record["height"], record["width"]
+    if size == expected:
+        return []
+    found = f"image {record['file_name']} is {size[0]} x {size[1]} (height x width)"
+    return [
+        Problem(
+            "size-mismatch",
+            where,
+            f"{found} as it is read, the JSON says {expected[0]} x {expected[1]}",
+            "correct the JSON or the image (an EXIF tag turns an image)",
+        )
+    ]

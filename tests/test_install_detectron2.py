@@ -105,6 +105,22 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return error
 
 
+def test_setuptools_that_cannot_build_wheels_is_replaced_first(
+    bare: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Python 3.11 ships 65.5: "invalid command 'bdist_wheel'"."""
+    calls: list[list[str]] = []
+
+    def pip(arguments: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        calls.append(list(arguments))
+        return finished(int(arguments[0] == "download"))
+
+    bare.setattr(tool, "probe", lambda: found(setuptools=(False, "65.5.0")))
+    bare.setattr(tool, "run_pip", pip)
+    fails(capsys)
+    assert calls[0] == ["install", "--quiet", "setuptools>=70.1"] and calls[1][0] == "download"
+
+
 # Patching
 
 

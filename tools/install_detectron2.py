@@ -31,6 +31,7 @@ REQUIREMENT = "pb1-detectron2==0.6"
 SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
 # The newest pip that accepts a distribution whose metadata names a direct URL in an extra.
 LAST_LENIENT_PIP = "pip<=26.0"
+SETUPTOOLS = "setuptools>=70.1"
 _MAX_UNPACKED = 200 * 2**20  # bytes; the true archive holds under 5 MiB
 
 # Run in a process of its own, in an empty folder: a failing import cannot disturb this one, and a
@@ -46,6 +47,10 @@ for name in ("torch", "torchvision", "setuptools", "cv2", "detectron2", "detectr
         found[name] = [False, "" if missing else str(error)]
     except Exception as error:
         found[name] = [False, f"{type(error).__name__}: {error}"]
+# Building without isolation needs bdist_wheel, which setuptools has by itself since 70.1.
+wheels = ("setuptools.command.bdist_wheel", "wheel")
+if found["setuptools"][0] and not any(map(importlib.util.find_spec, wheels)):
+    found["setuptools"][0] = False
 print("probe:" + json.dumps(found))
 """
 _CHECK = """
@@ -271,7 +276,7 @@ def install(tree: Path, *, target: Path | None, has_cv2: bool, has_setuptools: b
         say("installing what it needs")
         # Its Visualizer imports cv2; any of OpenCV's four distributions serves.
         extra = [] if has_cv2 else ["opencv-python-headless"]
-        extra += [] if has_setuptools else ["setuptools"]
+        extra += [] if has_setuptools else [SETUPTOOLS]
         result = run_pip(["install", "--quiet", *DEPENDENCIES, *extra])
         if result.returncode:
             raise InstallError(f"pip could not install what Detectron2 needs: {last_error(result)}")
@@ -295,7 +300,7 @@ def fetch_and_install(args: argparse.Namespace, found: dict[str, tuple[bool, str
     with tempfile.TemporaryDirectory(prefix="detectron2-") as name:
         folder = Path(name)
         if args.archive is None and not found["setuptools"][0]:
-            run_pip(["install", "--quiet", "setuptools"])
+            run_pip(["install", "--quiet", SETUPTOOLS])
         if args.archive is None:
             say(f"fetching {REQUIREMENT}")
             archive = download(folder, args.sha256)

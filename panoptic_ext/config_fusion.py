@@ -10,13 +10,15 @@ __all__ = ["add_fusion_keys"]
 def add_fusion_keys(cfg: CN) -> None:
     """Add MODEL.PANOPTIC_FUSION to `cfg`, in place."""
     keys = CN()
-    # Read by EfficientPS alone; Panoptic FPN merges by MODEL.PANOPTIC_FPN.COMBINE, and Mask2Former
-    # has MODEL.MASK_FORMER.TEST.
+    # Read by EfficientPS and Panoptic FPN. Mask2Former needs no fusion and refuses these keys:
+    # MODEL.MASK_FORMER.TEST has its thresholds.
     # How semantic logits and instances become one map: "hadamard" (EfficientPS), "heuristic"
     # (Kirillov et al., CVPR 2019), "heuristic_detectron2" (the same, Detectron2's own code),
     # "upsnet" (Xiong et al., CVPR 2019), "spatial_ranking" (Liu et al., CVPR 2019; trained with the
-    # model), or another name of PANOPTIC_FUSION_REGISTRY.
-    keys.NAME = "hadamard"
+    # model), or another name of PANOPTIC_FUSION_REGISTRY. "": the model's own, "hadamard" in
+    # EfficientPS and "heuristic" in Panoptic FPN.
+    keys.NAME = ""
+    # The next three are EfficientPS's; in Panoptic FPN those of MODEL.PANOPTIC_FPN.COMBINE rule.
     keys.SCORE_THRESHOLD = 0.5  # instances with a lower score are ignored
     # An instance is dropped when better ones cover more than this share of its mask.
     keys.OVERLAP_THRESHOLD = 0.5

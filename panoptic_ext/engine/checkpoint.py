@@ -348,11 +348,17 @@ class Checkpointer(DetectionCheckpointer):
             self.logger.warning("  %s", line)
         if len(details) > 20:
             self.logger.warning("  and %d more", len(details) - 20)
+        why = self.model.why_missing(missing) if hasattr(self.model, "why_missing") else ""
+        if why and not strict:
+            self.logger.warning("%s. They stay at their initial values", why)
         if loaded <= 0 or (strict and (missing or shapes)):
             first = "; ".join(details[:3])
+            mend = why or (
+                "Use the config the weights were trained with (config.yaml beside them), or other "
+                "weights"
+            )
             raise CheckpointError(
-                f"weights do not fit the model. {summary}. First: {first}. Use the config the "
-                "weights were trained with (config.yaml beside them), or other weights"
+                f"weights do not fit the model. {summary}. First: {first}. {mend}"
             )
 
 

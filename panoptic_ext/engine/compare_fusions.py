@@ -30,7 +30,7 @@ def fusions_of(predictor: Predictor, names: Sequence[str] = ()) -> dict[str, nn.
     """The fusions to compare on a model's weights.
 
     Args:
-        predictor: of a model with a fusion (EfficientPS).
+        predictor: of a model with a fusion (EfficientPS, Panoptic FPN).
         names: as MODEL.PANOPTIC_FUSION.NAME; none: `FUSIONS`, those left out that the weights
             hold nothing for.
 
@@ -38,14 +38,13 @@ def fusions_of(predictor: Predictor, names: Sequence[str] = ()) -> dict[str, nn.
         ConfigError: the model has no fusion, a name is unknown, or a learned fusion was named that
             the weights do not hold.
     """
-    from panoptic_ext.modeling.fusion import build_panoptic_fusion
-
-    model, own = predictor.model, predictor.cfg.MODEL.PANOPTIC_FUSION.NAME
+    model = predictor.model
     if not hasattr(model, "fusion"):
         raise ConfigError(
-            f"{type(model).__name__} has no fusion to compare; expected a model with "
-            "MODEL.PANOPTIC_FUSION, such as MODEL.META_ARCHITECTURE EfficientPS"
+            f"{type(model).__name__} has no fusion to compare; expected a model that takes one, "
+            "MODEL.META_ARCHITECTURE EfficientPS or UnifiedPanopticFPN (Panoptic FPN)"
         )
+    own = predictor.cfg.MODEL.PANOPTIC_FUSION.NAME or model.default_fusion
     fusions: dict[str, nn.Module] = {}
     for name in names or FUSIONS:
         if name == own:
@@ -54,7 +53,7 @@ def fusions_of(predictor: Predictor, names: Sequence[str] = ()) -> dict[str, nn.
         cfg = predictor.cfg.clone()
         cfg.defrost()
         cfg.MODEL.PANOPTIC_FUSION.NAME = name
-        fusion = build_panoptic_fusion(cfg, thing_ids=model.thing_ids.tolist())
+        fusion = model.build_fusion(cfg, thing_ids=model.thing_ids.tolist())
         if any(True for _ in fusion.parameters()):
             text = f"{predictor.weights} was not trained with the fusion {name!r}"
             if names:

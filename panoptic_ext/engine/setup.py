@@ -15,6 +15,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 
 from panoptic_ext.atomic import TemporaryFile, remove_leftovers
 from panoptic_ext.config import add_panoptic_ext_config
+from panoptic_ext.engine.fusion_keys import check_fusion_keys
 from panoptic_ext.engine.precision import check_precision, unusable_float16
 from panoptic_ext.engine.yaml_config import Setting, merge_settings, read_file, read_opts
 from panoptic_ext.errors import ConfigError, nearest
@@ -67,6 +68,7 @@ def load_cfg(config_file: str, opts: Sequence[str] = (), *, use_data: bool = Tru
     _check_values(cfg)
     resolve_published_names(cfg)
     _check_model_name(cfg)
+    check_fusion_keys(cfg, given)
     register_from_config(cfg)
     if use_data:
         _check_datasets_exist(cfg)

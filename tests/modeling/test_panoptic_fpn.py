@@ -10,13 +10,16 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_backbone, build_model
+from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from panoptic_ext import add_panoptic_ext_config
 from panoptic_ext.errors import ConfigError
+from panoptic_ext.modeling import UnifiedPanopticFPN
 from panoptic_ext.modeling.meta_arch.panoptic_fpn import thing_ids_of_dataset
 from panoptic_ext.modeling.semantic_head import VoidSafeSemSegFPNHead
 from tests.fakes import IS_THING, fake_input, fake_metadata
@@ -152,41 +155,121 @@ def naive_combine(masks, scores, classes, labels, overlap, area, score_thresh):
     return segments
 
 
-@settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), num=st.integers(0, 6), area=st.sampled_from([0, 5, 30]))
-def test_merging_equals_a_naive_one_on_unified_ids(model, seed, num, area):
-    rng = np.random.default_rng(seed)
-    height, width = 9, 11
-    masks = np.zeros((num, height, width), dtype=bool)
-    for i in range(num):
-        y, x = rng.integers(0, height), rng.integers(0, width)
-        masks[i, y : y + rng.integers(1, 7), x : x + rng.integers(1, 7)] = True
-    scores, classes = rng.permutation(num) / 7 + 0.2, rng.choice(THINGS, num)
-    logits = torch.from_numpy(rng.normal(size=(len(IS_THING), height, width)))
-    instances = Instances((height, width), pred_boxes=Boxes(torch.zeros(num, 4)))
-    instances.scores = torch.from_numpy(scores)
-    instances.pred_classes = torch.from_numpy(classes.astype(np.int64))
-    instances.pred_masks = torch.from_numpy(masks)
-    model.combine_stuff_area_thresh = area
-    panoptic, segments = model.combine(instances, logits)
-    expected = naive_combine(
-        masks,
-        scores,
-        classes,
-        logits.argmax(0).numpy(),
-        0.5,
-        area,
+def detectron2_merging(model, instances, sem_seg):
+    """Detectron2's own merging of post-processed outputs, of which label 0 means "thing"."""
+    label = torch.arange(1, len(IS_THING) + 1)
+    label[THINGS] = 0
+    panoptic, segments = combine_semantic_and_instance_outputs(
+        instances,
+        label[sem_seg.max(dim=0).indices],
+        model.combine_overlap_thresh,
+        model.combine_stuff_area_thresh,
         model.combine_instances_score_thresh,
     )
-    found = {
+    for segment in segments:
+        if not segment["isthing"]:
+            segment["category_id"] -= 1
+    return panoptic, segments
+
+
+def raw_outputs(seed, num, size=(24, 30)):
+    """Detections at network resolution, some beyond the image or empty, and semantic logits."""
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(-4, 24, (num, 2))
+    extent = rng.choice([0.0, 0.6, 3.0, 9.0, 20.0], (num, 2)) * rng.uniform(0.5, 1, (num, 2))
+    found = Instances(size, pred_boxes=Boxes(torch.tensor(np.hstack([corner, corner + extent]))))
+    found.pred_boxes.tensor = found.pred_boxes.tensor.float()
+    found.scores = torch.tensor(rng.permutation(num) / 9 + 0.3)
+    found.pred_classes = torch.tensor(rng.integers(0, len(THINGS), num), dtype=torch.int64)
+    found.pred_mask_logits = torch.tensor(rng.normal(1, 3, (num, 1, 7, 7)), dtype=torch.float32)
+    found.pred_masks = found.pred_mask_logits.sigmoid()
+    coarse = torch.tensor(rng.normal(size=(1, len(IS_THING), 6, 8)), dtype=torch.float32)
+    return found, nn.functional.interpolate(coarse, size=(32, 32))[0]
+
+
+# Case 41: the fusion takes the place of Detectron2's merging, and gives what it gave.
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    num=st.integers(0, 8),
+    area=st.sampled_from([0, 5, 30]),
+    output=st.sampled_from([(24, 30), (31, 22), (50, 64)]),
+    logits=st.booleans(),
+)
+def test_the_default_fusion_is_detectron2s_merging(model, seed, num, area, output, logits):
+    model.combine_stuff_area_thresh = model.fusion.options["stuff_area_threshold"] = max(area, 1)
+    found, sem_seg = raw_outputs(seed, num)
+    if not logits:  # of a mask head that keeps none
+        found.remove("pred_mask_logits")
+    result = model.postprocess_one(found, sem_seg, {"height": output[0], "width": output[1]})
+    panoptic, segments = result["panoptic_seg"]
+    expected, expected_segments = detectron2_merging(model, result["instances"], result["sem_seg"])
+    assert torch.equal(panoptic, expected) and panoptic.dtype == expected.dtype
+    for segment, wanted in zip(segments, expected_segments, strict=True):
+        assert {key: segment[key] for key in wanted} == wanted
+        assert segment["area"] == int((expected == segment["id"]).sum())
+    instances = result["instances"]
+    naive = naive_combine(
+        instances.pred_masks.numpy(),
+        instances.scores,
+        instances.pred_classes,
+        result["sem_seg"].argmax(0).numpy(),
+        0.5,
+        area,
+        0.5,
+    )
+    assert naive == {
         frozenset(tuple(p) for p in np.argwhere(panoptic.numpy() == s["id"])): (
             s["category_id"],
             s["isthing"],
         )
         for s in segments
     }
-    found.pop(frozenset(), None)
-    assert found == expected
+
+
+def test_the_thresholds_of_combine_rule_and_their_errors_name_them(model):
+    cfg = tiny_cfg()
+    combine = cfg.MODEL.PANOPTIC_FPN.COMBINE
+    combine.STUFF_AREA_LIMIT, combine.INSTANCES_CONFIDENCE_THRESH = 77, 0.25
+    for name in ("", "heuristic_detectron2", "hadamard", "spatial_ranking"):
+        cfg.MODEL.PANOPTIC_FUSION.NAME = name
+        fusion = UnifiedPanopticFPN.build_fusion(cfg, thing_ids=THINGS)
+        score = getattr(fusion, "score_threshold", fusion.options["score_threshold"])
+        assert (fusion.options["stuff_area_threshold"], score) == (77, 0.25)
+    combine.OVERLAP_THRESH = 50
+    with pytest.raises(ConfigError, match=r"PANOPTIC_FPN\.COMBINE\.OVERLAP_THRESH is 50.*50% as"):
+        UnifiedPanopticFPN.build_fusion(cfg, thing_ids=THINGS)
+
+
+@pytest.mark.parametrize("name", ["hadamard", "upsnet", "heuristic_detectron2", "spatial_ranking"])
+def test_every_fusion_works_and_the_weights_are_those_of_detectron2s_mask_head(model, name):
+    cfg = tiny_cfg()
+    cfg.MODEL.PANOPTIC_FUSION.NAME = name
+    other = build_model(cfg)
+    assert cfg.MODEL.ROI_MASK_HEAD.NAME == "MaskRCNNConvUpsampleHead"
+    weights = model.state_dict()
+    assert {n for n in other.state_dict() if not n.startswith("fusion.")} == set(weights)
+    assert ("loss_spatial_ranking" in losses_of(other, [fake_input()])) == (
+        name == "spatial_ranking"
+    )
+    found, sem_seg = raw_outputs(3, 6)
+    panoptic, segments = other.eval().postprocess_one(found, sem_seg, {})["panoptic_seg"]
+    assert panoptic.shape == (24, 30)
+    assert set(panoptic.unique().tolist()) - {0} == {s["id"] for s in segments}
+
+
+def test_an_unknown_fusion_is_an_error_with_the_nearest_name():
+    cfg = tiny_cfg()
+    cfg.MODEL.PANOPTIC_FUSION.NAME = "hueristic"
+    with pytest.raises(ConfigError, match=r"NAME is 'hueristic'.*did you mean 'heuristic'"):
+        build_model(cfg)
+
+
+def test_masks_that_a_fusion_cannot_use_are_errors():
+    cfg = tiny_cfg()
+    cfg.MODEL.MASK_ON = False
+    with pytest.raises(ConfigError, match=r"mask head is missing; set MODEL\.MASK_ON True"):
+        build_model(cfg)
 
 
 def test_wrong_number_of_thing_classes_is_an_error_that_names_the_key(model):

@@ -126,17 +126,20 @@ class PanopticFusion(nn.Module):
         return {}
 
 
-def build_panoptic_fusion(cfg: Any, *, thing_ids: Collection[int]) -> PanopticFusion:
+def build_panoptic_fusion(
+    cfg: Any, *, thing_ids: Collection[int], default: str = "hadamard"
+) -> PanopticFusion:
     """Build the fusion that MODEL.PANOPTIC_FUSION.NAME names.
 
     Args:
         cfg: a config with the keys of `add_panoptic_ext_config`.
         thing_ids: unified ids of the data set's thing classes, from its metadata.
+        default: the fusion where the key is "".
 
     Raises:
         ConfigError: an unknown name, or a value that the fusion cannot use.
     """
-    name = cfg.MODEL.PANOPTIC_FUSION.NAME
+    name = cfg.MODEL.PANOPTIC_FUSION.NAME or default
     if name not in PANOPTIC_FUSION_REGISTRY:
         known = [key for key, _ in PANOPTIC_FUSION_REGISTRY]
         raise ConfigError(

@@ -19,7 +19,13 @@ from ...postprocessing.heuristic_fusion import heuristic_fusion, heuristic_fusio
 from ...postprocessing.upsnet_fusion import upsnet_fusion
 from .build import PANOPTIC_FUSION_REGISTRY, PanopticFusion
 
-__all__ = ["Detectron2Fusion", "HadamardFusion", "HeuristicFusion", "UPSNetFusion"]
+__all__ = [
+    "Detectron2Fusion",
+    "HadamardFusion",
+    "HeuristicFusion",
+    "UPSNetFusion",
+    "check_option",
+]
 
 Result = tuple[Tensor, list[dict[str, Any]]]
 
@@ -36,15 +42,15 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 }
 
 
-def _check_ranges(options: Mapping[str, float], keys: Mapping[str, str]) -> None:
-    """Raises:
-    ConfigError: an option outside its range; a threshold of 50 would drop every instance.
+def check_option(name: str, value: float, key: str) -> None:
+    """Check one option of the fusions here; `key` is what the config calls it.
+
+    Raises:
+        ConfigError: it is outside its range; a threshold of 50 would drop every instance.
     """
-    for name, value in options.items():
-        fits, expected = _RANGES[name]
-        if not fits(value):
-            key = keys.get(name, name.upper())
-            raise ConfigError(f"MODEL.PANOPTIC_FUSION.{key} is {value!r}; expected {expected}")
+    fits, expected = _RANGES[name]
+    if not fits(value):
+        raise ConfigError(f"{key} is {value!r}; expected {expected}")
 
 
 class _Fusion(PanopticFusion):
@@ -63,7 +69,9 @@ class _Fusion(PanopticFusion):
                 f"MODEL.PANOPTIC_FUSION.VOID_POLICY is {void_policy!r}; expected one of "
                 f"{VOID_POLICIES}{nearest(void_policy, VOID_POLICIES)}"
             )
-        _check_ranges(options, self.keys)
+        for name, value in options.items():
+            key = self.keys.get(name, name.upper())
+            check_option(name, value, f"MODEL.PANOPTIC_FUSION.{key}")
         self.options = {"void_policy": void_policy, **options}
 
     @classmethod

@@ -188,7 +188,7 @@ class SpatialRankingFusion(HeuristicFusion):
     It has parameters: `wants_training` is True, and a model that trains calls `training_losses`
     in every step and adds what it returns to its losses. The fusion must be a submodule of the
     model then, so that its parameters are optimized and saved. Weights that were trained without
-    it can be evaluated with it, and give what the heuristic gives.
+    it can be trained on with it, but not be evaluated: they would give what the heuristic gives.
     """
 
     wants_training = True

@@ -15,8 +15,9 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from panoptic_ext import add_panoptic_ext_config
+from panoptic_ext.engine.checkpoint import Checkpointer
 from panoptic_ext.engine.yaml_config import merge_settings, read_file
-from panoptic_ext.errors import ConfigError
+from panoptic_ext.errors import CheckpointError, ConfigError
 from panoptic_ext.modeling import EfficientPSSemSegHead, UnifiedPanopticFPN
 from tests.fakes import IS_THING, fake_input, fake_metadata
 from tests.postprocessing.dense_fusion import check_consistent
@@ -176,22 +177,15 @@ def test_the_fusion_gets_logits_and_boxes_at_output_resolution(model, monkeypatc
     assert seen["sem_seg"].shape == (6, 128, 288)
 
 
-def test_heuristic_fusion_is_that_of_panoptic_fpn(model):
-    cfg = tiny_cfg("heuristic_detectron2", MODEL__PANOPTIC_FUSION__STUFF_AREA_THRESHOLD=64)
-    cfg.MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT = 64
-    model = build_model(cfg).eval()
-    found, sem_seg = detections(5), torch.randn(len(IS_THING), 64, 96)
-    output = model.postprocess_one(found, sem_seg, {})
-    expected, segments = UnifiedPanopticFPN.postprocess_one(model, found, sem_seg, {})[
-        "panoptic_seg"
-    ]
-    panoptic, found_segments = output["panoptic_seg"]
-    assert torch.equal(panoptic > 0, expected > 0)
-
-    def by_category(ids, infos):
-        return sorted((s["category_id"], int((ids == s["id"]).sum())) for s in infos)
-
-    assert by_category(panoptic, found_segments) == by_category(expected, segments)
+def test_heuristic_fusion_is_that_of_panoptic_fpn():
+    maps = []
+    for arch, fusion in (("EfficientPS", "heuristic"), ("UnifiedPanopticFPN", "")):
+        cfg = tiny_cfg(fusion, MODEL__PANOPTIC_FUSION__STUFF_AREA_THRESHOLD=64)
+        cfg.MODEL.META_ARCHITECTURE = arch
+        cfg.MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT = 64
+        sem_seg = torch.randn(len(IS_THING), 64, 96, generator=torch.Generator().manual_seed(1))
+        maps.append(build_model(cfg).postprocess_one(detections(5), sem_seg, {})["panoptic_seg"])
+    assert torch.equal(maps[0][0], maps[1][0]) and maps[0][1] == maps[1][1]
 
 
 @pytest.fixture(scope="module")
@@ -223,18 +217,27 @@ def test_the_heads_are_in_training_mode_after_it_and_no_hook_stays(ranking):
     assert not ranking.backbone._forward_hooks
 
 
-def test_weights_of_one_fusion_load_with_another(ranking, model, caplog):
+def test_weights_with_a_learned_fusion_load_with_another(ranking, model):
     weights = dict(ranking.state_dict())
     model.rename_old_parameters(weights, "")
     assert set(weights) == set(model.state_dict())
-    weights = dict(model.state_dict())
-    with caplog.at_level(logging.WARNING):
-        ranking.rename_old_parameters(weights, "")
-    assert set(weights) == set(ranking.state_dict())
-    assert "has learned nothing" in caplog.text and len(caplog.records) == 1
     strangers = {"something.else": torch.zeros(1)}
     ranking.rename_old_parameters(strangers, "")
     assert list(strangers) == ["something.else"]  # so that it is refused as a whole
+
+
+# Case 41: evaluated, an untrained ranking would pass for a trained one.
+def test_a_learned_fusion_wants_weights_trained_with_it(ranking, model, tmp_path, caplog):
+    torch.save({"model": model.state_dict()}, tmp_path / "hadamard.pth")
+    before = {name: value.clone() for name, value in ranking.fusion.state_dict().items()}
+    with caplog.at_level(logging.WARNING):
+        Checkpointer(ranking).load(str(tmp_path / "hadamard.pth"), checkpointables=[])
+    assert "trained without the fusion SpatialRankingFusion" in caplog.text
+    assert "stay at their initial values" in caplog.text
+    for name, value in ranking.fusion.state_dict().items():
+        assert torch.equal(value, before[name])
+    with pytest.raises(CheckpointError, match=r"SpatialRankingFusion, whose 18 tensors .* learnt"):
+        Checkpointer(ranking).load(str(tmp_path / "hadamard.pth"), strict=True)
 
 
 def check_mixed_precision(fusion, num, dtype, device):

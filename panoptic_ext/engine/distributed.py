@@ -10,16 +10,61 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
-from panoptic_ext.errors import ConfigError
+from panoptic_ext.errors import ConfigError, quoted
 
 __all__ = ["join_torchrun", "leave", "under_torchrun"]
 
 _TIMEOUT = timedelta(minutes=30)
 
+# What torchrun sets and is read here or by torch: the least and the largest value of each number.
+_NUMBERS = {
+    "WORLD_SIZE": (1, 10**6),
+    "RANK": (0, 10**6),
+    "LOCAL_WORLD_SIZE": (1, 10**6),
+    "LOCAL_RANK": (0, 10**6),
+    "MASTER_PORT": (0, 65535),
+}
+_HOW = "torchrun sets it for each worker; to run without torchrun, unset RANK and WORLD_SIZE"
+
 
 def under_torchrun() -> bool:
-    """Whether torchrun (or something that sets the same variables) started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    """Whether torchrun (or something that sets the same variables) started this process.
+
+    Raises:
+        ConfigError: one of these variables cannot be used; the message names it.
+    """
+    given = [name for name in ("RANK", "WORLD_SIZE") if name in os.environ]
+    if given:
+        _check_variables(complete=len(given) == 2)
+    return len(given) == 2
+
+
+def _check_variables(*, complete: bool) -> None:
+    """Raise ConfigError for the first of torchrun's variables that is unfit, or that is missing."""
+    for name, (least, largest) in _NUMBERS.items():
+        text = os.environ.get(name)
+        if text is None:
+            continue
+        try:
+            fits = least <= int(text) <= largest
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ConfigError(
+                f"environment variable {name} = {quoted(text)}, expected a whole number from "
+                f"{least} to {largest}; {_HOW}"
+            )
+    if not complete:
+        return
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name):
+            raise ConfigError(f"environment variable {name} is missing; {_HOW}")
+    for name, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        if size in os.environ and int(os.environ.get(name, 0)) >= int(os.environ[size]):
+            raise ConfigError(
+                f"environment variable {name} = {os.environ[name]}, expected less than {size} = "
+                f"{os.environ[size]}; {_HOW}"
+            )
 
 
 def join_torchrun(*, use_cuda: bool) -> None:
@@ -29,7 +74,8 @@ def join_torchrun(*, use_cuda: bool) -> None:
         use_cuda: nccl with one GPU per process; else gloo.
 
     Raises:
-        ConfigError: more processes than GPUs on this machine, or uneven machines.
+        ConfigError: more processes than GPUs on this machine, uneven machines, or the workers do
+            not find one another.
     """
     world_size = int(os.environ["WORLD_SIZE"])
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -46,7 +92,14 @@ def join_torchrun(*, use_cuda: bool) -> None:
             f"{world_size} workers do not divide into machines of {local_size}; start the same "
             "--nproc_per_node on every machine"
         )
-    dist.init_process_group("nccl" if use_cuda else "gloo", timeout=_TIMEOUT)
+    try:
+        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=_TIMEOUT)
+    except dist.DistError as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ConfigError(
+            f"the {world_size} workers cannot meet at {where} (MASTER_ADDR, MASTER_PORT): "
+            f"{str(error).splitlines()[0][:200]}; choose a free port and a machine that all reach"
+        ) from error
     make_local_group(local_size)
     comm.synchronize()
 
@@ -76,6 +129,8 @@ def leave() -> None:
     if not (dist.is_available() and dist.is_initialized()):
         return
     dist.destroy_process_group()
-    comm._get_global_gloo_group.cache_clear()
+    for name in ("_get_global_gloo_group", "create_local_process_group"):  # the latter: main
+        if hasattr(getattr(comm, name, None), "cache_clear"):
+            getattr(comm, name).cache_clear()
     comm._LOCAL_PROCESS_GROUP = None
     gc.collect()  # what the trainer and its model still hold in cycles

@@ -1,12 +1,22 @@
-"""Leaving a process group ends its threads: one that outlives the interpreter aborts it."""
+"""Joining the workers that torchrun started, and leaving them.
+
+Leaving a process group ends its threads: one that outlives the interpreter aborts it.
+"""
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
+from detectron2.utils import comm
+
+from panoptic_ext.engine.distributed import join_torchrun, leave, under_torchrun
+from panoptic_ext.engine.main import main
+from panoptic_ext.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = """
@@ -40,10 +50,94 @@ def test_leaving_ends_the_threads_of_every_group(tmp_path: Path) -> None:
         cwd=ROOT,
         text=True,
         capture_output=True,
-        timeout=300,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert sorted(line for line in done.stdout.splitlines() if line.startswith("worker")) == [
         "worker 0: True, then 0",
         "worker 1: True, then 0",
     ]
+
+
+# As torchrun sets them for one worker; a store that listens on port 0 takes a free one.
+ONE_WORKER = {
+    "RANK": "0",
+    "WORLD_SIZE": "1",
+    "LOCAL_RANK": "0",
+    "LOCAL_WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "0",
+}
+
+
+@pytest.fixture
+def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ONE_WORKER.items():
+        monkeypatch.setenv(name, value)
+
+
+@functools.lru_cache
+def make_local_group_once(workers: int) -> None:
+    """As Detectron2 main's comm.create_local_process_group, its cache included."""
+    assert comm._LOCAL_PROCESS_GROUP is None
+    comm._LOCAL_PROCESS_GROUP = dist.new_group(list(range(workers)))
+
+
+@pytest.mark.usefixtures("one_worker")
+def test_a_process_that_left_joins_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case 3: main keeps the call that makes the local group in a cache."""
+    if not hasattr(comm, "create_local_process_group"):
+        make = make_local_group_once
+        monkeypatch.setattr(comm, "create_local_process_group", make, raising=False)
+    for _ in range(2):
+        join_torchrun(use_cuda=False)
+        try:
+            assert comm.get_local_size() == 1 and comm.get_local_rank() == 0
+        finally:
+            leave()
+
+
+@pytest.mark.usefixtures("one_worker")
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        *((name, "x", "'x', expected a whole") for name in ONE_WORKER if name != "MASTER_ADDR"),
+        ("RANK", "-1", "'-1', expected a whole number from 0"),
+        ("RANK", "9" * 6000, "expected a whole number"),
+        ("WORLD_SIZE", "", "'', expected a whole number from 1"),
+        ("WORLD_SIZE", "0", "'0', expected a whole number from 1"),
+        ("RANK", "1", "1, expected less than WORLD_SIZE = 1"),
+        ("LOCAL_RANK", "2", "2, expected less than LOCAL_WORLD_SIZE = 1"),
+        ("MASTER_PORT", "65536", "'65536', expected a whole number from 0 to 65535"),
+        ("MASTER_PORT", None, "is missing"),
+        ("MASTER_ADDR", None, "is missing"),
+        ("MASTER_ADDR", "", "is missing"),
+    ],
+)
+def test_a_variable_of_torchrun_that_cannot_be_used_is_named(
+    name: str, value: str | None, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case 43."""
+    assert under_torchrun()
+    if value is None:
+        monkeypatch.delenv(name)
+    else:
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as caught:
+        under_torchrun()
+    message = str(caught.value)
+    assert f"environment variable {name} " in message and text in message and len(message) < 300
+
+
+def test_a_lone_rank_is_no_torchrun_and_must_be_a_number(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("RANK", "0")
+    assert not under_torchrun()
+    monkeypatch.setenv("RANK", "x")
+    config = ROOT / "configs" / "shapes" / "panoptic_fpn" / "panoptic_fpn_R18_shapes.yaml"
+    options = ["MODEL.DEVICE", "cpu"]
+    assert main(["--config-file", str(config), "--dry-run", *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: environment variable RANK = 'x'") and error.count("\n") == 1

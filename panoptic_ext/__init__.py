@@ -4,9 +4,10 @@ Importing it registers its models and data sets in Detectron2's registries and c
 changes nothing else.
 """
 
-from ._detectron2 import require_detectron2
+from ._detectron2 import import_quietly, require_detectron2
 
 require_detectron2()
+import_quietly()
 
 from . import data, modeling  # noqa: E402, F401  (imported to register)
 from .config import add_panoptic_ext_config  # noqa: E402

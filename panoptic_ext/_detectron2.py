@@ -1,11 +1,12 @@
-"""The check that comes before every other import: is there a Detectron2 to plug into?"""
+"""What comes before every other import: is there a Detectron2 to plug into, and which one?"""
 
 from __future__ import annotations
 
 import importlib
 import re
+import warnings
 
-__all__ = ["MINIMUM", "require_detectron2"]
+__all__ = ["MINIMUM", "import_quietly", "require_detectron2"]
 
 MINIMUM = (0, 6)  # the oldest Detectron2 that works: major, minor
 
@@ -45,6 +46,22 @@ def require_detectron2() -> None:
             f"pip uninstall detectron2), then:\n{_HOW}",
             name="detectron2",
         )
+
+
+def import_quietly() -> None:
+    """Import the modules of Detectron2 and fvcore that torch warns about while it loads them.
+
+    They call torch.jit.script when they are imported, and torch deprecates it with a FutureWarning
+    each, at every start of every program. A Detectron2 that was imported before has warned already.
+    The user's filters of warnings are the same afterwards.
+    """
+    for name in ("torch", "torchvision"):  # outside: they add filters of their own, which stay
+        importlib.import_module(name)
+    with warnings.catch_warnings():
+        # First in the list: `python -W error` would end the import otherwise.
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated")
+        for name in ("fvcore.nn", "detectron2.modeling"):
+            importlib.import_module(name)
 
 
 def _leading_numbers(version: str) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -32,13 +33,15 @@ HEAVY = (
 DETECTRON2 = "import detectron2.config, detectron2.data, detectron2.modeling\n"
 
 
-def run(code: str, *, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `code` in a fresh Python, with the repository (and `path`) importable."""
+def run(
+    code: str, *, path: Path | None = None, options: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a fresh Python with `options`; the repository and `path` are importable."""
     entries = [str(path)] if path else []
     old = os.environ.get("PYTHONPATH")
     entries += [str(ROOT), *([old] if old else [])]
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
+        [sys.executable, *options, "-c", textwrap.dedent(code)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(entries)},
         capture_output=True,
         text=True,
@@ -163,6 +166,26 @@ def test_registers() -> None:
         assert META_ARCH_REGISTRY.get("UnifiedPanopticFPN").__module__.startswith("panoptic_ext.")
         assert all(name in dir(panoptic_ext) for name in panoptic_ext.__all__)
     """)
+
+
+def test_warns_of_nothing_and_hides_no_warning_of_the_user() -> None:
+    """Case 13: torch's warnings about what Detectron2 and fvcore script when they are imported."""
+    result = run(
+        """
+        import warnings
+        import torch, torchvision  # they add filters of their own
+        filters = list(warnings.filters)
+        import panoptic_ext
+        import panoptic_ext.engine, panoptic_ext.evaluation, panoptic_ext.visualization
+        assert warnings.filters == filters
+        try:
+            warnings.warn("`torch.jit.script` is deprecated", FutureWarning)
+        except FutureWarning:
+            print("the user's own")
+        """,
+        options=("-W", "error"),
+    )
+    assert (result.stdout, result.stderr) == ("the user's own\n", "")
 
 
 def test_imports_nothing_heavy() -> None:

@@ -46,6 +46,17 @@ def save_two(model: nn.Module, folder: Path) -> Checkpointer:
     return checkpointer
 
 
+def test_versions_of_modules_are_in_the_file(tmp_path: Path) -> None:
+    """Case 29: other code that reads the file goes by them."""
+
+    class Versioned(nn.Linear):
+        _version = 2
+
+    Checkpointer(nn.Sequential(Versioned(1, 1)), str(tmp_path)).save("a")
+    weights = torch.load(tmp_path / "a.pth", weights_only=True)["model"]
+    assert weights._metadata["0"] == {"version": 2}
+
+
 def test_prune_keeps_the_newest_and_whatever_is_not_periodic(tmp_path):
     checkpointer = Checkpointer(torch.nn.Linear(1, 1), str(tmp_path))
     for name in ("model_0000009", "model_0000019", "model_0000029", "model_final", "model_best"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,28 @@ def test_the_numbers_of_tensors_are_those_of_the_spec():
     parts = (resnet50(), pixel_decoder(), predictor())
     assert [len(part) for part in parts] == [265, 117, 175]
     assert len(published()) == 558
+
+
+def test_a_checkpoint_says_version_2_of_head_and_predictor(model):
+    """Case 29: the published code renames the tensors of older ones, and leaves 117 random."""
+    versions = model.state_dict()._metadata
+    for part in ("sem_seg_head", "sem_seg_head.predictor"):
+        assert versions[part]["version"] == 2
+
+
+@pytest.mark.parametrize("version", [None, 1, 2])
+@pytest.mark.parametrize("has_old_names", [False, True])
+def test_names_and_not_the_version_tell_old_checkpoints(model, version, has_old_names):
+    """Case 29: ours said version 1 with today's names."""
+    head = model.sem_seg_head
+    weights, versions = OrderedDict(head.state_dict()), {"": {}, "predictor": {}}
+    if version is not None:
+        versions = {part: {"version": version} for part in versions}
+    if has_old_names:
+        weights = OrderedDict((k.removeprefix("pixel_decoder."), v) for k, v in weights.items())
+        weights["predictor.static_query.weight"] = weights.pop("predictor.query_feat.weight")
+    weights._metadata = versions
+    assert not any(head.load_state_dict(weights, strict=False))
 
 
 def test_numbers_of_parameters_in_millions(model):

@@ -29,6 +29,10 @@ def takes_dense(module: nn.Module) -> bool:
 class PanopticExtMaskFormerHead(nn.Module):
     """Backbone features -> class and mask logits of each query."""
 
+    # Written into every checkpoint. The published code takes an older version, or none, for a file
+    # of old names and renames what need not be. Reading, ours goes by the names.
+    _version = 2
+
     @configurable
     def __init__(
         self, *, pixel_decoder: nn.Module, predictor: nn.Module, compile_parts: bool = False

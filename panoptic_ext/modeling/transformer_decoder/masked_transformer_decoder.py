@@ -75,6 +75,8 @@ class Queries:
 class MultiScaleMaskedTransformerDecoder(nn.Module):
     """Queries refined by masked attention to three levels in turn, and their classes and masks."""
 
+    _version = 2  # of the names in a checkpoint, see PanopticExtMaskFormerHead
+
     @configurable
     def __init__(
         self,

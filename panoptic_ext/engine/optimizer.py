@@ -19,6 +19,9 @@ __all__ = ["build_lr_scheduler", "build_optimizer", "param_groups"]
 logger = logging.getLogger(__name__)
 
 _OPTIMIZERS = ("SGD", "ADAMW")
+# Parameters of Swin that say where a patch is; like Swin's own training and the published
+# Mask2Former, weight decay leaves them alone.
+_POSITIONS = ("relative_position_bias_table", "absolute_pos_embed")
 
 
 def param_groups(
@@ -33,6 +36,8 @@ def param_groups(
     backbone_multiplier: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Parameters with their learning rate and weight decay, as few groups as there are pairs.
+
+    Position embeddings of Swin have no weight decay.
 
     Args:
         model: its trainable parameters are taken, each once.
@@ -52,6 +57,7 @@ def param_groups(
         weight_decay_norm=weight_decay_norm,
         bias_lr_factor=bias_lr_factor,
         weight_decay_bias=weight_decay_bias,
+        overrides={name: {"weight_decay": 0.0} for name in _POSITIONS},
     )
     embeddings = {
         id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(False)

@@ -53,6 +53,7 @@ def check_main_default(key: str, value: Any, source: str) -> None:
     if value != default:
         raise ConfigError(
             f"{source}: {key} = {quoted(value)} needs Detectron2 main; the one installed is v0.6, "
-            f"which lacks this key and works as main does with {default!r}. Install Detectron2 "
+            f"which lacks this key and works as main does with {quoted(default)}. Install "
+            "Detectron2 "
             f"main, or put {key} {str(default) or repr(default)} last on the command line"
         )

@@ -28,11 +28,19 @@ NOT_JSON = (ValueError, RecursionError)
 _MAX_DEPTH = 4
 _MAX_ITEMS = 8
 _MAX_DIGITS = 40
+_LONGEST_LINE = 1500  # three of the longest usual paths, and the words around them
+_LONGEST_NAME = 200
 _BRACKETS: dict[type, tuple[str, str]] = {list: ("[", "]"), tuple: ("(", ")"), dict: ("{", "}")}
 
 
 class PanopticExtError(ValueError):
-    """Base of every error that a user can mend; command lines print it without a traceback."""
+    """Base of every error that a user can mend; command lines print it without a traceback.
+
+    Whatever a message quotes, no line of it is longer than a screen.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*(_within_lines(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class DatasetError(PanopticExtError):
@@ -77,11 +85,12 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     lowered: dict[str, str] = {}
     for candidate in names:
         lowered.setdefault(candidate.lower(), candidate)
-    found = difflib.get_close_matches(str(name).lower(), list(lowered), n=1, cutoff=0.5)
+    given = str(name)[:_LONGEST_NAME].lower()  # the time it takes grows with the length
+    found = difflib.get_close_matches(given, list(lowered), n=1, cutoff=0.5)
     return f"; did you mean {lowered[found[0]]!r}?" if found else ""
 
 
-def quoted(value: Any, most: int = 80) -> str:
+def quoted(value: Any, most: int = 100) -> str:
     """`repr` of a user's value for an error message, bounded whatever the value is.
 
     A value out of a file can be a list nested a thousand deep, text of a megabyte or an integer of
@@ -104,6 +113,10 @@ def shortened(text: str, most: int = 80) -> str:
         return text
     head = (most - 3 + 1) // 2
     return f"{text[:head]}...{text[len(text) - (most - 3 - head) :]}"
+
+
+def _within_lines(text: str) -> str:
+    return "\n".join(shortened(line, _LONGEST_LINE) for line in text.split("\n"))
 
 
 def _bounded_repr(value: Any, most: int, depth: int) -> str:

@@ -42,7 +42,7 @@ def _nested(depth: int) -> list:
     ids=lambda value: type(value).__name__,
 )
 def test_any_value_is_quoted_within_the_bound(value: Any) -> None:
-    assert 3 < len(quoted(value)) <= 80
+    assert 3 < len(quoted(value)) <= 100
     assert len(quoted(value, 30)) <= 30
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from panoptic_ext.errors import ConfigError, nearest
+from panoptic_ext.errors import ConfigError, nearest, quoted
 
 __all__ = ["check_choice", "check_lsj_keys", "check_shortest_edge_keys"]
 
@@ -17,7 +17,7 @@ def check_choice(key: str, value: Any, choices: Iterable[str]) -> None:
     choices = tuple(choices)
     if value not in choices:
         raise ConfigError(
-            f"{key} is {value!r}, expected one of {choices}{nearest(str(value), choices)}"
+            f"{key} is {quoted(value)}, expected one of {choices}{nearest(str(value), choices)}"
         )
 
 
@@ -41,8 +41,8 @@ def check_shortest_edge_keys(keys: Any) -> None:
     good = isinstance(sizes, (list, tuple)) and (len(sizes) == 2 if style == "range" else sizes)
     if not good or any(not isinstance(size, int) or size < 0 for size in sizes):
         raise ConfigError(
-            f"INPUT.MIN_SIZE_TRAIN is {sizes!r}, expected {expected} in pixels for "
-            f"MIN_SIZE_TRAIN_SAMPLING {style!r}"
+            f"INPUT.MIN_SIZE_TRAIN is {quoted(sizes)}, expected {expected} in pixels for "
+            f"MIN_SIZE_TRAIN_SAMPLING {quoted(style)}"
         )
     if not keys.CROP.ENABLED:
         return
@@ -58,5 +58,6 @@ def check_shortest_edge_keys(keys: Any) -> None:
         good = good and (keys.CROP.TYPE == "absolute" or size[0] <= size[1])
     if not good:
         raise ConfigError(
-            f"INPUT.CROP.SIZE is {size!r}, expected two {unit}, for CROP.TYPE {keys.CROP.TYPE!r}"
+            f"INPUT.CROP.SIZE is {quoted(size)}, expected two {unit}, for CROP.TYPE "
+            f"{quoted(keys.CROP.TYPE)}"
         )

@@ -31,7 +31,7 @@ from panoptic_ext.data.id_map import (
 )
 from panoptic_ext.data.id_map_masks import IdMapMasks
 from panoptic_ext.data.image_files import read_image
-from panoptic_ext.errors import ConfigError, DatasetError, UnreadableFileError, nearest
+from panoptic_ext.errors import ConfigError, DatasetError, UnreadableFileError, nearest, quoted
 
 __all__ = ["PanopticDatasetMapper"]
 
@@ -87,7 +87,7 @@ class PanopticDatasetMapper:
         for target in targets:
             if target not in _TARGETS:
                 raise ConfigError(
-                    f"INPUT.PANOPTIC_TARGETS has {target!r}, expected some of {_TARGETS}"
+                    f"INPUT.PANOPTIC_TARGETS has {quoted(target)}, expected some of {_TARGETS}"
                     + nearest(target, _TARGETS)
                 )
         self.is_train = is_train
@@ -174,13 +174,13 @@ class PanopticDatasetMapper:
             original_size=(image.shape[0], image.shape[1]),
             size=(height, width),
             keep_empty=self.keep_empty,
-            where=f"image id {record.get('image_id')!r}",
+            where=f"image id {quoted(record.get('image_id'))}",
         )
         return {"image": _to_tensor(aug_input.image), "instances": instances}
 
     def _read_image(self, record: dict[str, Any]) -> np.ndarray:
         """(H, W, 3) image, turned as its EXIF tag says, of the size that the record gives."""
-        path, where = record["file_name"], f"image id {record.get('image_id')!r}"
+        path, where = record["file_name"], f"image id {quoted(record.get('image_id'))}"
         try:
             size = record.get("height"), record.get("width")
             image = read_image(path, self.image_format, size=None if None in size else size)
@@ -210,7 +210,8 @@ class PanopticDatasetMapper:
         transforms = self.augmentations(aug_input)
         if aug_input.image.size == 0:
             raise DatasetError(
-                f"image id {record.get('image_id')!r}: image {record['file_name']} of {height} x "
+                f"image id {quoted(record.get('image_id'))}: image {record['file_name']} of "
+                f"{height} x "
                 f"{width} (height x width) has no pixel left after augmentation; remove it, or set "
                 "INPUT.CROP.SIZE and INPUT.MIN_SIZE_TRAIN larger"
             )
@@ -269,7 +270,7 @@ def _read_segments(
 ) -> tuple[np.ndarray, list[dict[str, Any]], np.ndarray]:
     """(H, W) map of local ids 0..N, the segments_info entries of 1..N, and which of them occur."""
     path = record["pan_seg_file_name"]
-    where = f"image id {record.get('image_id')!r}"
+    where = f"image id {quoted(record.get('image_id'))}"
     expected = ExpectedSize(
         *size,
         f"the image {record['file_name']} is",

@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from panoptic_ext.errors import DatasetError, UnreadableFileError, nearest
+from panoptic_ext.errors import DatasetError, UnreadableFileError, nearest, quoted
 from panoptic_ext.regular_files import LABEL_MAP, check_regular_file
 
 __all__ = [
@@ -202,7 +202,7 @@ def check_encoding(encoding: str) -> None:
     """Raise DatasetError unless `encoding` is one of ENCODINGS."""
     if encoding not in ENCODINGS:
         raise DatasetError(
-            f"unknown encoding {encoding!r}, expected one of {ENCODINGS}"
+            f"unknown encoding {quoted(encoding)}, expected one of {ENCODINGS}"
             + nearest(encoding, ENCODINGS)
         )
 

@@ -50,8 +50,8 @@ def save_metadata(metadata: Any, path: str) -> None:
             value = metadata.thing_classes  # a data set of instances alone: one space of names
         if value is None and key in _REQUIRED:
             raise DatasetError(
-                f"the metadata of {getattr(metadata, 'name', '?')!r} has no {key}; register the"
-                " data set with register_panoptic"
+                f"the metadata of {quoted(getattr(metadata, 'name', '?'))} has no {key}; "
+                "register the data set with register_panoptic"
             )
         if value is not None:
             content[key] = _plain(value)

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode as CN
 from torch import nn
 
 from panoptic_ext.engine.predictor import Predictor
-from panoptic_ext.errors import ConfigError
+from panoptic_ext.errors import ConfigError, quoted
 
 __all__ = ["FUSIONS", "compare_fusions", "fusion_table", "fusions_of", "load_test_data"]
 
@@ -55,7 +55,7 @@ def fusions_of(predictor: Predictor, names: Sequence[str] = ()) -> dict[str, nn.
         cfg.MODEL.PANOPTIC_FUSION.NAME = name
         fusion = model.build_fusion(cfg, thing_ids=model.thing_ids.tolist())
         if any(True for _ in fusion.parameters()):
-            text = f"{predictor.weights} was not trained with the fusion {name!r}"
+            text = f"{predictor.weights} was not trained with the fusion {quoted(name)}"
             if names:
                 raise ConfigError(f"{text}; train with MODEL.PANOPTIC_FUSION.NAME {name}")
             logger.info("%s: left out", text)

@@ -125,4 +125,4 @@ def _optional(value: Any, setting: Setting) -> float | bool | None:
 
 
 def _example(default: Any) -> str:
-    return f" such as {default!r}" if default not in ("", (), []) else ""
+    return f" such as {quoted(default)}" if default not in ("", (), []) else ""

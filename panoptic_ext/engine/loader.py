@@ -27,7 +27,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from panoptic_ext.engine.rng import seeded_sample
-from panoptic_ext.errors import ConfigError, DatasetError, PanopticExtError, nearest
+from panoptic_ext.errors import ConfigError, DatasetError, PanopticExtError, nearest, quoted
 
 __all__ = ["TrainLoader", "build_test_loader", "build_train_loader", "explain_system_error"]
 
@@ -323,7 +323,7 @@ def _sampler_maker(cfg: CfgNode, records: list[Record]) -> Callable[[int], Any]:
         return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)
     known = ["TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"]
     raise ConfigError(
-        f"DATALOADER.SAMPLER_TRAIN = {name!r} is unknown{nearest(name, known)}; known: "
+        f"DATALOADER.SAMPLER_TRAIN = {quoted(name)} is unknown{nearest(name, known)}; known: "
         f"{', '.join(known)}"
     )
 

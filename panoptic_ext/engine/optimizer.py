@@ -12,7 +12,7 @@ from detectron2.solver import build_lr_scheduler as build_detectron2_scheduler
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch import nn
 
-from panoptic_ext.errors import ConfigError, nearest
+from panoptic_ext.errors import ConfigError, nearest, quoted
 
 __all__ = ["build_lr_scheduler", "build_optimizer", "param_groups"]
 
@@ -101,8 +101,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     name = solver.OPTIMIZER.upper()
     if name not in _OPTIMIZERS:
         raise ConfigError(
-            f"SOLVER.OPTIMIZER = {solver.OPTIMIZER!r} is unknown{nearest(name, _OPTIMIZERS)}; "
-            f"known: {', '.join(_OPTIMIZERS)}"
+            f"SOLVER.OPTIMIZER = {quoted(solver.OPTIMIZER)} is "
+            f"unknown{nearest(name, _OPTIMIZERS)}; known: {', '.join(_OPTIMIZERS)}"
         )
     options: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
     kind: type[torch.optim.Optimizer] = torch.optim.AdamW
@@ -136,7 +136,8 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
     except (AssertionError, ValueError) as error:
         raise ConfigError(
             f"the learning rate schedule SOLVER.LR_SCHEDULER_NAME = "
-            f"{solver.LR_SCHEDULER_NAME!r} cannot be built: {error}. Known: WarmupMultiStepLR "
+            f"{quoted(solver.LR_SCHEDULER_NAME)} cannot be built: {error}. Known: "
+            "WarmupMultiStepLR "
             "(SOLVER.STEPS increasing and below MAX_ITER), WarmupCosineLR, WarmupPolyLR"
         ) from error
 
@@ -167,7 +168,7 @@ def _check_clipping(clip: CfgNode) -> None:
     known = ["value", "norm", "full_model"]
     if clip.CLIP_TYPE not in known:
         raise ConfigError(
-            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE = {clip.CLIP_TYPE!r} is unknown"
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE = {quoted(clip.CLIP_TYPE)} is unknown"
             f"{nearest(clip.CLIP_TYPE, known)}; known: {', '.join(known)}"
         )
     if not clip.CLIP_VALUE >= 0:

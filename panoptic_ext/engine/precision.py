@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from detectron2.config import CfgNode
 
-from panoptic_ext.errors import ConfigError, nearest
+from panoptic_ext.errors import ConfigError, nearest, quoted
 
 __all__ = [
     "FULL_PRECISION",
@@ -52,7 +52,7 @@ def check_precision(cfg: CfgNode) -> None:
     ):
         if value not in known:
             raise ConfigError(
-                f"{key} = {value!r}, expected {' or '.join(map(repr, known))}"
+                f"{key} = {quoted(value)}, expected {' or '.join(map(repr, known))}"
                 f"{nearest(value, [*_DTYPES])}"
             )
 

@@ -19,7 +19,7 @@ from panoptic_ext.engine.checkpoint import Checkpointer
 from panoptic_ext.engine.memory_errors import explained_memory_errors
 from panoptic_ext.engine.precision import evaluation_precision
 from panoptic_ext.engine.setup import choose_device, load_cfg, without_pretrained
-from panoptic_ext.errors import ConfigError
+from panoptic_ext.errors import ConfigError, quoted
 
 __all__ = ["Predictor", "find_weights", "load_run_cfg"]
 
@@ -148,7 +148,7 @@ def find_weights(cfg: CN, *, folder: str = "") -> str:
                 return reader.get_checkpoint_file()
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError(
-            f"no weights to predict with: {cfg.OUTPUT_DIR or folder!r} (OUTPUT_DIR) has no"
+            f"no weights to predict with: {quoted(cfg.OUTPUT_DIR or folder)} (OUTPUT_DIR) has no"
             " checkpoint and MODEL.WEIGHTS is empty. Train first, or give --weights FILE"
         )
     return cfg.MODEL.WEIGHTS

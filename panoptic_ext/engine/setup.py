@@ -18,7 +18,7 @@ from panoptic_ext.config import add_panoptic_ext_config
 from panoptic_ext.engine.fusion_keys import check_fusion_keys
 from panoptic_ext.engine.precision import check_precision, unusable_float16
 from panoptic_ext.engine.yaml_config import Setting, merge_settings, read_file, read_opts
-from panoptic_ext.errors import ConfigError, nearest
+from panoptic_ext.errors import ConfigError, nearest, quoted
 from panoptic_ext.modeling.published_names import resolve_published_names
 
 __all__ = [
@@ -142,7 +142,8 @@ def set_precision(cfg: CfgNode) -> None:
         return
     if precision not in _PRECISIONS:
         raise ConfigError(
-            f"FLOAT32_PRECISION = {precision!r}, expected '' or one of {', '.join(_PRECISIONS)}"
+            f"FLOAT32_PRECISION = {quoted(precision)}, expected '' or one of "
+            f"{', '.join(_PRECISIONS)}"
         )
     logger.info("Precision of float32 matrix products: %s", precision)
     torch.set_float32_matmul_precision(precision)
@@ -183,7 +184,9 @@ def _check_values(cfg: CfgNode) -> None:
     check_precision(cfg)
     device = cfg.MODEL.DEVICE
     if device != "cpu" and not device.startswith(("cuda", "mps", "xpu")):
-        raise ConfigError(f"MODEL.DEVICE = {device!r}, expected 'cuda', 'cuda:<number>' or 'cpu'")
+        raise ConfigError(
+            f"MODEL.DEVICE = {quoted(device)}, expected 'cuda', 'cuda:<number>' or 'cpu'"
+        )
     if not cfg.OUTPUT_DIR:
         raise ConfigError("OUTPUT_DIR is empty; name a folder for logs and checkpoints")
 
@@ -193,7 +196,7 @@ def _check_model_name(cfg: CfgNode) -> None:
     if name not in META_ARCH_REGISTRY:
         known = sorted(key for key, _ in META_ARCH_REGISTRY)
         raise ConfigError(
-            f"MODEL.META_ARCHITECTURE = {name!r} is not registered{nearest(name, known)}; "
+            f"MODEL.META_ARCHITECTURE = {quoted(name)} is not registered{nearest(name, known)}; "
             f"registered: {', '.join(known)}"
         )
 
@@ -202,12 +205,12 @@ def _check_datasets_exist(cfg: CfgNode) -> None:
     for key in ("TRAIN", "TEST"):
         names = cfg.DATASETS[key]
         if isinstance(names, str):
-            raise ConfigError(f"DATASETS.{key} must be a list of names; write [{names!r}]")
+            raise ConfigError(f"DATASETS.{key} must be a list of names; write [{quoted(names)}]")
         for name in names:
             if name not in DatasetCatalog.list():
                 hint = nearest(name, DatasetCatalog.list()) or "."
                 raise ConfigError(
-                    f"DATASETS.{key} names {name!r}, which is not registered{hint} Describe "
+                    f"DATASETS.{key} names {quoted(name)}, which is not registered{hint} Describe "
                     f"it under DATASETS.PANOPTIC.{name} (JSON, IMAGE_ROOT, PNG_ROOT), instances "
                     f"alone under DATASETS.INSTANCES.{name} (JSON, IMAGE_ROOT), or call "
                     "register_panoptic"

@@ -11,7 +11,7 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 
 from panoptic_ext.data import has_instances_alone, thing_ids
-from panoptic_ext.errors import ConfigError, nearest
+from panoptic_ext.errors import ConfigError, nearest, quoted
 
 from .instance_evaluation import PanopticInstanceEvaluator
 from .instances_json_evaluation import build_instances_json_evaluator
@@ -117,7 +117,7 @@ def build_evaluator(
     for name in dict.fromkeys(cfg.TEST.EVALUATORS):
         if name not in EVALUATORS:
             raise ConfigError(
-                f"TEST.EVALUATORS has {name!r}; expected some of {list(EVALUATORS)}"
+                f"TEST.EVALUATORS has {quoted(name)}; expected some of {list(EVALUATORS)}"
                 + nearest(name, EVALUATORS)
             )
         evaluator: DatasetEvaluator

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from panoptic_ext.errors import EvaluationError
+from panoptic_ext.errors import EvaluationError, quoted
 
 __all__ = ["decode_window", "run_lengths"]
 
@@ -34,14 +34,14 @@ def run_lengths(segmentation: Any, size: tuple[int, int], where: str) -> np.ndar
         EvaluationError: not run lengths, of another size, or damaged.
     """
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= set(segmentation):
-        found = "polygons" if isinstance(segmentation, list) else repr(segmentation)[:60]
+        found = "polygons" if isinstance(segmentation, list) else quoted(segmentation, 60)
         raise EvaluationError(
             f"{where}: the segmentation is {found}; expected run lengths, an object with size and"
             " counts, as pycocotools.mask.encode gives"
         )
     if segmentation["size"] not in (list(size), tuple(size)):
         raise EvaluationError(
-            f"{where}: a mask of size {str(segmentation['size'])[:60]}; expected {list(size)}"
+            f"{where}: a mask of size {quoted(segmentation['size'], 60)}; expected {list(size)}"
             " (height, width), the image's: predictions must be of the original resolution"
         )
     counts = segmentation["counts"]

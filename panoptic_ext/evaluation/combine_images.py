@@ -14,7 +14,7 @@ from typing import Any
 
 from panoptic_ext.data import Category, get_metadata, get_records, thing_ids
 from panoptic_ext.data.datasets.structure import read_categories, read_json, safe_name
-from panoptic_ext.errors import DatasetError, EvaluationError
+from panoptic_ext.errors import DatasetError, EvaluationError, quoted
 
 __all__ = ["ImageEntry", "ImageList", "listed"]
 
@@ -102,7 +102,7 @@ class ImageList:
         }
         rows = zip(metadata.stuff_classes, metadata.stuff_colors, strict=True)
         categories = [Category(ids[i], n, i in things, tuple(c)) for i, (n, c) in enumerate(rows)]
-        return cls(f"data set {name!r}", images, categories)
+        return cls(f"data set {quoted(name)}", images, categories)
 
     @classmethod
     def of_json(cls, path: str) -> ImageList:
@@ -221,7 +221,7 @@ class _NameIndex:
 def listed(values: Iterable[Any]) -> str:
     """The first few, for a message."""
     values = list(values)
-    return ", ".join(map(repr, values[:_SHOWN])) + (", ..." if len(values) > _SHOWN else "")
+    return ", ".join(map(quoted, values[:_SHOWN])) + (", ..." if len(values) > _SHOWN else "")
 
 
 def _checked_images(images: Any, path: str) -> dict[ImageId, dict[str, Any]]:
@@ -239,7 +239,7 @@ def _checked_images(images: Any, path: str) -> dict[ImageId, dict[str, Any]]:
         )
         if not good:
             raise EvaluationError(
-                f"{path} has {str(entry)[:120]} in images; expected an id, a file_name that is a"
+                f"{path} has {quoted(entry, 120)} in images; expected an id, a file_name that is a"
                 " relative path, height and width in pixels"
             )
     entries = {entry["id"]: entry for entry in images}
@@ -259,8 +259,8 @@ def _annotated(annotations: Any, path: str) -> dict[ImageId, str]:
         )
         if not good:
             raise DatasetError(
-                f"{path} has {str(annotation)[:120]} in annotations; expected a panoptic one, with"
-                " image_id and the file_name of its PNG, a relative path"
+                f"{path} has {quoted(annotation, 120)} in annotations; expected a panoptic one, "
+                "with image_id and the file_name of its PNG, a relative path"
             )
         names[annotation["image_id"]] = annotation["file_name"]
     return names

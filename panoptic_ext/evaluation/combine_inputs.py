@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from panoptic_ext.data.id_map import READ_ERRORS
-from panoptic_ext.errors import NOT_JSON, EvaluationError, nearest
+from panoptic_ext.errors import NOT_JSON, EvaluationError, nearest, quoted
 from panoptic_ext.regular_files import LABEL_MAP, RESULTS_JSON, check_regular_file
 
 from .coco_rle import decode_window, run_lengths
@@ -76,7 +76,8 @@ class InstanceResults:
                         expected)  # fmt: skip
             if not isinstance(row["score"], (int, float)) or not math.isfinite(row["score"]):
                 raise EvaluationError(
-                    f"{path}, entry {number}: score {row['score']!r}; expected a finite number"
+                    f"{path}, entry {number}: score {quoted(row['score'])}; expected a finite "
+                    "number"
                 )
         things = {c.id for c in images.categories if c.isthing}
         _check_categories({r["category_id"] for r in rows}, things, images, path, "things")
@@ -91,7 +92,7 @@ class InstanceResults:
 
     def window(self, image: ImageEntry, row: dict[str, Any]) -> tuple[np.ndarray, int, int]:
         """The mask of a row, see `decode_window`; EvaluationError if it is damaged."""
-        where = f"{self.path}, an instance of image {image.image_id!r}"
+        where = f"{self.path}, an instance of image {quoted(image.image_id)}"
         lengths = run_lengths(row["segmentation"], image.size, where)
         return decode_window(lengths, image.size[0])
 
@@ -102,7 +103,8 @@ class _Classes:
     def __init__(self, images: ImageList, ids: str, ignore_label: int):
         if ids not in SEMANTIC_IDS:
             raise EvaluationError(
-                f"semantic ids {ids!r}; expected one of {SEMANTIC_IDS}{nearest(ids, SEMANTIC_IDS)}"
+                f"semantic ids {quoted(ids)}; expected one of "
+                f"{SEMANTIC_IDS}{nearest(ids, SEMANTIC_IDS)}"
             )
         self._kind, self._where = ids, images.where
         count = len(images.categories)
@@ -159,10 +161,12 @@ class SemanticResults:
         for name, found in by_name.items():
             image = images.by_name(name)
             if image is None or image.image_id in self._rows:
-                what = "no image" if image is None else f"image {image.image_id!r} a second time"
+                what = (
+                    "no image" if image is None else f"image {quoted(image.image_id)} a second time"
+                )
                 raise EvaluationError(
-                    f"{path}: file_name {name!r} is {what} of {images.where}; expected the images'"
-                    f" file names, such as {listed(i.file_name for i in images.images[:2])}"
+                    f"{path}: file_name {quoted(name)} is {what} of {images.where}; expected the "
+                    f"images' file names, such as {listed(i.file_name for i in images.images[:2])}"
                 )
             self._rows[image.image_id] = found
 
@@ -172,8 +176,9 @@ class SemanticResults:
     def labels(self, image: ImageEntry) -> np.ndarray:
         labels = np.full(image.size, VOID, np.int64)
         for row in self._rows[image.image_id]:
-            where = f"{self.path}, category {row['category_id']!r} of image {image.image_id!r}"
-            category = self._classes.contiguous(np.array([row["category_id"]]), where)[0]
+            category_id = row["category_id"]
+            where = f"{self.path}, category {quoted(category_id)} of image {quoted(image.image_id)}"
+            category = self._classes.contiguous(np.array([category_id]), where)[0]
             window, top, left = decode_window(
                 run_lengths(row["segmentation"], image.size, where), image.size[0]
             )
@@ -212,7 +217,7 @@ class SemanticFolder:
                 continue
             if image.image_id in self._paths:
                 raise EvaluationError(
-                    f"{folder} has two PNGs of image {image.image_id!r}: {name} and"
+                    f"{folder} has two PNGs of image {quoted(image.image_id)}: {name} and"
                     f" {os.path.relpath(self._paths[image.image_id], folder)}; keep one of them"
                 )
             self._paths[image.image_id] = os.path.join(folder, name)
@@ -248,8 +253,8 @@ def _read_grey(path: str, image: ImageEntry) -> np.ndarray:
             if (labels.height, labels.width) != image.size:  # before pixels are unpacked
                 raise EvaluationError(
                     f"{path} is {labels.height} x {labels.width}; expected {image.size[0]} x"
-                    f" {image.size[1]} (height x width), the size of image {image.image_id!r}:"
-                    " predictions must be of the original resolution"
+                    f" {image.size[1]} (height x width), the size of image "
+                    f"{quoted(image.image_id)}: predictions must be of the original resolution"
                 )
             if labels.format == "PNG" and labels.mode in _GREY_MODES:
                 return np.asarray(labels).astype(np.int64)
@@ -293,7 +298,7 @@ def _read_list(path: str, what: str) -> list[Any]:
 
 
 def _check_keys(row: Any, keys: tuple[str, ...], path: str, number: int, expected: str) -> None:
-    found = sorted(row) if isinstance(row, dict) else repr(row)[:60]
+    found = quoted(sorted(row)) if isinstance(row, dict) else quoted(row, 60)
     missing = [k for k in keys if not isinstance(row, dict) or k not in row]
     if missing:
         hint = ": a model without masks?" if missing == ["segmentation"] else ""
@@ -304,7 +309,7 @@ def _check_keys(row: Any, keys: tuple[str, ...], path: str, number: int, expecte
         kinds = (int,) if key == "category_id" else (int, str)
         if key in keys and (not isinstance(row[key], kinds) or isinstance(row[key], bool)):
             raise EvaluationError(
-                f"{path}, entry {number}: {key} {str(row[key])[:60]!r}; expected a whole number"
+                f"{path}, entry {number}: {key} {quoted(row[key], 60)}; expected a whole number"
                 + (" or a string" if str in kinds else "")
             )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from panoptic_ext.errors import EvaluationError
+from panoptic_ext.errors import EvaluationError, quoted
 
 from .label_runs import LabelRuns
 from .panoptic_json import Annotation, PanopticFiles
@@ -116,7 +116,7 @@ def compare_with_truth(
         EvaluationError: the truth cannot be read, sizes differ, or its areas are wrong.
     """
     if gt_area not in GT_AREAS:
-        raise EvaluationError(f"gt_area is {gt_area!r}; expected one of {GT_AREAS}")
+        raise EvaluationError(f"gt_area is {quoted(gt_area)}; expected one of {GT_AREAS}")
     _check_headers(truth.size(annotation), runs.shape, annotation)
     gt_runs = truth.runs(annotation)
     gt_table = truth.table(annotation, gt_runs)
@@ -124,7 +124,7 @@ def compare_with_truth(
         check_areas(gt_runs, gt_table, truth.where(annotation))
     elif gt_area == "pixels":
         gt_table = gt_table.with_pixel_areas(*gt_runs.areas())
-    return match_image(gt_runs, gt_table, runs, table, f"image {annotation.image_id!r}")
+    return match_image(gt_runs, gt_table, runs, table, f"image {quoted(annotation.image_id)}")
 
 
 def _check_headers(
@@ -132,7 +132,7 @@ def _check_headers(
 ) -> None:
     """Compare the (H, W) of two label maps before the larger of them is unpacked."""
     if truth is not None and prediction is not None:
-        check_same_size(truth, prediction, f"image {annotation.image_id!r}")
+        check_same_size(truth, prediction, f"image {quoted(annotation.image_id)}")
 
 
 def _join(truth: PanopticFiles, predictions: PanopticFiles) -> list[tuple[Annotation, Annotation]]:
@@ -144,7 +144,7 @@ def _join(truth: PanopticFiles, predictions: PanopticFiles) -> list[tuple[Annota
         ("a prediction but no ground truth", extra, predictions.path, truth.path),
     ):
         if ids:
-            listed = ", ".join(map(repr, ids[:5])) + (", ..." if len(ids) > 5 else "")
+            listed = ", ".join(map(quoted, ids[:5])) + (", ..." if len(ids) > 5 else "")
             raise EvaluationError(
                 f"{len(ids)} images of {where} have {kind} in {other}: image ids {listed};"
                 " both files must be of the same images"

@@ -20,7 +20,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Instances
 from pycocotools.coco import COCO
 
-from panoptic_ext.errors import NOT_JSON, EvaluationError
+from panoptic_ext.errors import NOT_JSON, EvaluationError, quoted
 from panoptic_ext.regular_files import RESULTS_JSON, file_problem
 
 from .label_png import write_file
@@ -66,7 +66,9 @@ class PanopticInstanceEvaluator(COCOEvaluator):
         # By dataset id: COCOeval sorts categories so, and COCOEvaluator names its rows by position.
         things = [(c, d) for d, c in sorted(meta.thing_dataset_id_to_contiguous_id.items())]
         if not things:
-            raise EvaluationError(f"data set {dataset_name!r} has no thing: nothing to find AP of")
+            raise EvaluationError(
+                f"data set {quoted(dataset_name)} has no thing: nothing to find AP of"
+            )
         self._thing_index = {contiguous: i for i, (contiguous, _) in enumerate(things)}
         self._categories = [
             {"id": dataset_id, "name": meta.thing_classes[contiguous]}
@@ -142,8 +144,8 @@ class PanopticInstanceEvaluator(COCOEvaluator):
         wrong = sorted({c for c in found if c not in self._thing_index})
         if wrong:
             raise EvaluationError(
-                f"image {image_id!r}: predicted instances have the classes {wrong}, which are not"
-                f" contiguous ids of things of data set {self._dataset!r}:"
+                f"image {quoted(image_id)}: predicted instances have the classes {wrong}, which "
+                f"are not contiguous ids of things of data set {quoted(self._dataset)}:"
                 f" {sorted(self._thing_index)}"
             )
         return torch.tensor([self._thing_index[c] for c in found], dtype=torch.int64)
@@ -233,7 +235,7 @@ def _check_size(instances: Instances, record: dict[str, Any]) -> None:
     wrong = found - {expected}
     if wrong and None not in expected:
         raise EvaluationError(
-            f"image {record['image_id']!r}: predicted instances of size {sorted(wrong)[0]};"
+            f"image {quoted(record['image_id'])}: predicted instances of size {sorted(wrong)[0]};"
             f" expected {expected} (height, width), the original image's"
         )
 

@@ -14,7 +14,7 @@ from detectron2.evaluation import (
     DatasetEvaluator,
 )
 
-from panoptic_ext.errors import EvaluationError
+from panoptic_ext.errors import EvaluationError, quoted
 
 __all__ = ["InstancesJsonEvaluator", "build_instances_json_evaluator"]
 
@@ -53,6 +53,6 @@ def build_instances_json_evaluator(dataset_name: str, output_dir: str) -> Datase
     if kind == "coco":
         return InstancesJsonEvaluator(dataset_name, output_dir=output_dir, use_fast_impl=False)
     raise EvaluationError(
-        f"data set {dataset_name!r} has the evaluator_type {kind!r}, expected 'coco' or "
-        "'cityscapes_instance'; evaluate it with Detectron2's own evaluator of that type"
+        f"data set {quoted(dataset_name)} has the evaluator_type {quoted(kind)}, expected 'coco' "
+        f"or 'cityscapes_instance'; evaluate it with Detectron2's own evaluator of that type"
     )

@@ -24,7 +24,7 @@ from panoptic_ext.data.id_map import (
     png_size,
     read_id_map,
 )
-from panoptic_ext.errors import DatasetError, EvaluationError
+from panoptic_ext.errors import DatasetError, EvaluationError, quoted
 from panoptic_ext.regular_files import LABEL_MAP, check_regular_file
 
 from .label_runs import LabelRuns, runs_from_ids, runs_from_rgb
@@ -116,8 +116,8 @@ def _checked_chunks(content: bytes, path: str) -> list[bytes]:
             return []  # truncated; Pillow says where
         if zlib.crc32(content[at + 4 : end - 4]).to_bytes(4, "big") != content[end - 4 : end]:
             raise EvaluationError(
-                f"label map {path} is damaged (wrong checksum of {kind!r} at byte {at}); expected a"
-                " readable PNG: copy or make it again"
+                f"label map {path} is damaged (wrong checksum of {quoted(kind)} at byte {at}); "
+                "expected a readable PNG: copy or make it again"
             )
         if kind in _PIXEL_CHUNKS:
             chunks.append(content[at:end])

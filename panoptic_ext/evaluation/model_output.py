@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from panoptic_ext.errors import EvaluationError
+from panoptic_ext.errors import EvaluationError, quoted
 
 __all__ = ["map_and_info"]
 
@@ -27,13 +27,13 @@ def map_and_info(output: Any, where: str) -> tuple[Any, list[dict[str, Any]] | N
     ids, info = pair
     if not (info is None or isinstance(info, (tuple, list))):
         raise EvaluationError(
-            f"{where}: 'panoptic_seg' is {type(output).__name__} {str(output)[:100]!r}; expected a"
+            f"{where}: 'panoptic_seg' is {type(output).__name__} {quoted(output, 100)}; expected a"
             " tuple of a (height, width) map and its segments_info, a list or None"
         )
     for segment in info or ():
         if not isinstance(segment, Mapping):
             raise EvaluationError(
-                f"{where}: segments_info has the entry {segment!r}; expected an object with id and"
-                " category_id"
+                f"{where}: segments_info has the entry {quoted(segment)}; expected an object "
+                "with id and category_id"
             )
     return ids, None if info is None else [dict(segment) for segment in info]

@@ -20,7 +20,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from panoptic_ext.data.datasets.structure import Category
-from panoptic_ext.errors import EvaluationError, nearest
+from panoptic_ext.errors import EvaluationError, nearest, quoted
 
 from . import prediction_files
 from .files import compare_with_truth
@@ -106,7 +106,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             raise EvaluationError(f"cannot make {output_dir}: {error.strerror}") from error
         except AttributeError as error:
             raise EvaluationError(
-                f"data set {dataset_name!r} is not registered as a panoptic one ({error})"
+                f"data set {quoted(dataset_name)} is not registered as a panoptic one ({error})"
             ) from error
         if write_predictions and output_dir is None:
             raise EvaluationError("write_predictions needs an output_dir to write to")
@@ -198,8 +198,8 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         annotation = truth.find(given["image_id"])
         if annotation is None:
             raise EvaluationError(
-                f"prediction for image {given['image_id']!r} ({given.get('file_name')}), which"
-                f" is not in {truth.path}"
+                f"prediction for image {quoted(given['image_id'])} ({given.get('file_name')}), "
+                f"which is not in {truth.path}"
                 + nearest(str(given["image_id"]), map(str, truth.annotations))
             )
         if annotation.image_id in self._seen:
@@ -237,7 +237,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         return getattr(getattr(self._metadata, "source", None), "classes", None)
 
     def _prediction(self, annotation: Annotation, given: Mapping, output: Mapping) -> _Prediction:
-        where = f"prediction for image {annotation.image_id!r}"
+        where = f"prediction for image {quoted(annotation.image_id)}"
         if output.get("panoptic_seg") is None:
             raise EvaluationError(
                 f"{where}: the model's output has no 'panoptic_seg' (found: {sorted(output)})"
@@ -284,7 +284,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             raise EvaluationError(
                 f"{where}: segment {segment.get('id')} has the contiguous category_id {category},"
                 f" which is not one of the {'thing' if isthing else 'stuff'} categories"
-                f" {sorted(ids)} of data set {self._dataset_name!r}"
+                f" {sorted(ids)} of data set {quoted(self._dataset_name)}"
             )
         return ids[category]
 
@@ -346,10 +346,10 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         missing = [i for i in truth.annotations if i not in images]
         if not missing:
             return None
-        listed = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        listed = ", ".join(map(quoted, missing[:5])) + (", ..." if len(missing) > 5 else "")
         return (
             f"{len(missing)} of {len(truth.annotations)} images of {truth.path} have no prediction:"
-            f" image ids {listed}; evaluate over the whole data set {self._dataset_name!r}"
+            f" image ids {listed}; evaluate over the whole data set {quoted(self._dataset_name)}"
         )
 
     def _report(self, images: Mapping[Any, _ImageResult]) -> OrderedDict:

@@ -15,7 +15,7 @@ from panoptic_ext.data.datasets.structure import (
     read_json,
 )
 from panoptic_ext.data.id_map import ExpectedSize, read_png_size
-from panoptic_ext.errors import DatasetError, EvaluationError
+from panoptic_ext.errors import DatasetError, EvaluationError, quoted
 
 from .label_png import read_runs
 from .label_runs import LabelRuns
@@ -97,7 +97,7 @@ class PanopticFiles:
 
     def where(self, annotation: Annotation) -> str:
         """Names the image and file in errors."""
-        return f"image {annotation.image_id!r} ({self._png(annotation)})"
+        return f"image {quoted(annotation.image_id)} ({self._png(annotation)})"
 
     def table(self, annotation: Annotation, runs: LabelRuns) -> SegmentTable:
         """The segments of an image.
@@ -111,7 +111,7 @@ class PanopticFiles:
         """
         if annotation.segments_info is not None:
             return SegmentTable.from_checked(annotation.segments_info)
-        where = f"image {annotation.image_id!r} in {self.path}"
+        where = f"image {quoted(annotation.image_id)} in {self.path}"
         segments = self._segments_of_divisor(runs)
         return SegmentTable.from_segments_info(segments, self.categories, where)
 
@@ -125,8 +125,9 @@ class PanopticFiles:
             known = truth.categories.get(category["id"])
             if known is not None and known["name"] != category.get("name"):
                 raise EvaluationError(
-                    f"{self.path} calls category {category['id']} {category.get('name')!r},"
-                    f" {truth.path} calls it {known['name']!r}; both must use the same categories"
+                    f"{self.path} calls category {category['id']} {quoted(category.get('name'))},"
+                    f" {truth.path} calls it {quoted(known['name'])}; both must use the same "
+                    "categories"
                 )
 
     def _segments_of_divisor(self, runs: LabelRuns) -> list[dict[str, Any]]:
@@ -160,7 +161,7 @@ class PanopticFiles:
             if found is not None and known is not None:
                 ExpectedSize(*known, f"{self.path} says").check(path, *found)
         except DatasetError as error:
-            raise EvaluationError(f"image {annotation.image_id!r}: {error}") from error
+            raise EvaluationError(f"image {quoted(annotation.image_id)}: {error}") from error
         return found
 
     def runs(self, annotation: Annotation) -> LabelRuns:
@@ -203,7 +204,7 @@ def _sizes(images: Any) -> dict[str, tuple[int, int]]:
     """{image id as text: (height, width)} of the JSON's images, which need not be well-formed."""
     sizes = {}
     for entry in images if isinstance(images, list) else []:
-        if isinstance(entry, dict):
+        if isinstance(entry, dict) and isinstance(entry.get("id"), (int, str)):
             size = entry.get("height"), entry.get("width")
             if all(type(length) is int and length > 0 for length in size):
                 sizes[str(entry.get("id"))] = size
@@ -220,8 +221,8 @@ def _listed_categories(content: dict[str, Any], path: str) -> list[dict[str, Any
     ]
     if wrong or not isinstance(found, list):
         raise EvaluationError(
-            f"{path} has {str((*wrong, found)[0])[:100]} in categories; expected a list of objects"
-            " with id and name"
+            f"{path} has {quoted((*wrong, found)[0], 100)} in categories; expected a list of "
+            "objects with id and name"
         )
     return found
 

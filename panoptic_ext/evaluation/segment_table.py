@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from panoptic_ext.errors import EvaluationError
+from panoptic_ext.errors import EvaluationError, quoted
 
 from .label_runs import MAX_ID
 
@@ -64,7 +64,7 @@ class SegmentTable:
             seen.add(segment_id)
             if category not in categories:
                 raise EvaluationError(
-                    f"{where}: segment {segment_id} has the unknown category_id {category!r};"
+                    f"{where}: segment {segment_id} has the unknown category_id {quoted(category)};"
                     f" expected one of {_listed(categories)}"
                 )
         return cls(
@@ -115,7 +115,7 @@ def integer(segment: Mapping, key: str, where: str) -> int:
         return operator.index(segment.get(key))  # type: ignore[arg-type]
     except TypeError as error:
         raise EvaluationError(
-            f"{where}: a segment has {key} {segment.get(key)!r}; expected an integer"
+            f"{where}: a segment has {key} {quoted(segment.get(key))}; expected an integer"
         ) from error
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from detectron2.evaluation import SemSegEvaluator
 
-from panoptic_ext.errors import EvaluationError
+from panoptic_ext.errors import EvaluationError, quoted
 
 from .truth_records import TruthRecords
 
@@ -90,9 +90,10 @@ class PanopticSemSegEvaluator(SemSegEvaluator):
             truth = self._semantic_truth(record)
             if tuple(scores.shape) != (self._num_classes, *truth.shape):
                 raise EvaluationError(
-                    f"image {record['image_id']!r}: sem_seg has the shape {tuple(scores.shape)};"
+                    f"image {quoted(record['image_id'])}: sem_seg has the shape "
+                    f"{tuple(scores.shape)};"
                     f" expected {(self._num_classes, *truth.shape)}: the classes of data set"
-                    f" {self._dataset_name!r} and the size of its label map"
+                    f" {quoted(self._dataset_name)} and the size of its label map"
                 )
             # max is many times faster than argmax on CPU and breaks ties alike.
             pred = scores.max(dim=0).indices.to(self._cpu_device).numpy()

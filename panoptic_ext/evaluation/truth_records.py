@@ -8,7 +8,7 @@ from detectron2.data import Metadata
 
 from panoptic_ext.data import get_metadata, get_records
 from panoptic_ext.data.id_map import ExpectedSize
-from panoptic_ext.errors import EvaluationError
+from panoptic_ext.errors import EvaluationError, quoted
 
 from .label_png import read_runs
 from .label_runs import LabelRuns
@@ -40,8 +40,8 @@ class TruthRecords:
             missing = [k for k in ("pan_seg_file_name", "segments_info") if k not in record]
             if missing:
                 raise EvaluationError(
-                    f"the records of data set {dataset_name!r} have no {missing[0]!r}; register it"
-                    " with panoptic_ext.data.register_panoptic"
+                    f"the records of data set {quoted(dataset_name)} have no "
+                    f"{quoted(missing[0])}; register it with panoptic_ext.data.register_panoptic"
                 )
             self.records[record["image_id"]] = record
 
@@ -65,6 +65,7 @@ class TruthRecords:
         """
         if image_id not in self.records:
             raise EvaluationError(
-                f"prediction for image {image_id!r}, which data set {self._name!r} does not have"
+                f"prediction for image {quoted(image_id)}, which data set {quoted(self._name)} "
+                "does not have"
             )
         return self.records[image_id]

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from panoptic_ext.data.datasets.builtin import register_builtin
 from panoptic_ext.data.datasets.instances import describe_instances, has_instances_alone
-from panoptic_ext.errors import DatasetError, nearest, shortened
+from panoptic_ext.errors import DatasetError, nearest, quoted, shortened
 
 __all__ = [
     "annotated",
@@ -37,15 +37,17 @@ def get_records(name: str) -> list[dict[str, Any]]:
         raise
     except ModuleNotFoundError as error:
         raise DatasetError(
-            f"data set {name!r} cannot be read with this Detectron2, which asks for the module "
-            f"{error.name!r}: install cityscapesScripts (pip install cityscapesScripts) or, with "
+            f"data set {quoted(name)} cannot be read with this Detectron2, which asks for the "
+            f"module "
+            f"{quoted(error.name)}: install cityscapesScripts (pip install cityscapesScripts) "
+            f"or, with "
             "Detectron2's main branch, whose Cityscapes reader needs a module that is not public, "
             "take cityscapes_panoptic_train and _val"
         ) from error
     except (OSError, AssertionError, KeyError, ValueError) as error:  # Detectron2's readers
         why = shortened(str(error) or type(error).__name__, 200)
         raise DatasetError(
-            f"data set {name!r} cannot be read: {why}; "
+            f"data set {quoted(name)} cannot be read: {why}; "
             "check that its files lie where $DETECTRON2_DATASETS (datasets/) says, as "
             "datasets/README.md lists them"
         ) from error
@@ -76,10 +78,13 @@ def check_same_categories(names: Sequence[str]) -> None:
         other = _categories(name)
         if other == first:
             continue
-        text = f"{len(first)} categories in {names[0]!r}, {len(other)} in {name!r}"
+        text = f"{len(first)} categories in {quoted(names[0])}, {len(other)} in {quoted(name)}"
         for i, (a, b) in enumerate(zip(first, other, strict=False)):
             if a != b:
-                text = f"class {i} is {_describe(a)} in {names[0]!r}, {_describe(b)} in {name!r}"
+                text = (
+                    f"class {i} is {_describe(a)} in {quoted(names[0])}, "
+                    f"{_describe(b)} in {quoted(name)}"
+                )
                 break
         raise DatasetError(
             f"the data sets {', '.join(map(repr, names))} do not have the same categories: {text}; "
@@ -107,7 +112,7 @@ def _check_registered(name: str) -> None:
     if name not in DatasetCatalog:
         names = list(DatasetCatalog)
         raise DatasetError(
-            f"data set {name!r} is not registered; {len(names)} others are. Register it with "
+            f"data set {quoted(name)} is not registered; {len(names)} others are. Register it with "
             "panoptic_ext.data.register_panoptic or in YAML under "
             f"DATASETS.PANOPTIC.{name}{nearest(name, names)}"
         )
@@ -126,11 +131,11 @@ def _categories(name: str) -> list[tuple[int, str, bool]]:
     rows.update({i: (d, metadata.thing_classes[i], True) for d, i in things.items()})
     if sorted(rows) != list(range(len(rows))) or not rows:
         raise DatasetError(
-            f"data set {name!r} has no unified category ids; register it with "
+            f"data set {quoted(name)} has no unified category ids; register it with "
             "panoptic_ext.data.register_panoptic"
         )
     return [rows[i] for i in range(len(rows))]
 
 
 def _describe(category: tuple[int, str, bool]) -> str:
-    return f"{category[1]!r} (id {category[0]}, {'thing' if category[2] else 'stuff'})"
+    return f"{quoted(category[1])} (id {category[0]}, {'thing' if category[2] else 'stuff'})"

@@ -24,7 +24,7 @@ from panoptic_ext.data.datasets.problems import Problem
 from panoptic_ext.data.datasets.structure import check_structure, read_json, safe_name
 from panoptic_ext.data.id_map import READ_ERRORS, find_runs, read_id_map, read_png_size
 from panoptic_ext.data.image_files import EXIF_ORIENTATION, deep_pixels, turned_size
-from panoptic_ext.errors import DatasetError
+from panoptic_ext.errors import DatasetError, quoted
 from panoptic_ext.regular_files import IMAGE, file_problem
 
 __all__ = ["check_panoptic", "count_segments"]
@@ -103,8 +103,8 @@ def _source_of(name: str) -> PanopticSource:
     metadata = get_metadata(name)
     if not isinstance(metadata, PanopticMetadata):
         raise DatasetError(
-            f"data set {name!r} was not registered by panoptic_ext; give its JSON, image root and "
-            "PNG root instead"
+            f"data set {quoted(name)} was not registered by panoptic_ext; give its JSON, image "
+            "root and PNG root instead"
         )
     return metadata.source
 
@@ -113,14 +113,20 @@ def _check_files(
     source: PanopticSource, info: dict[str, Any], image_root: str, png_root: str
 ) -> tuple[list[Problem], list[_Sample]]:
     """Which files are missing, and the samples whose files are there."""
-    images = {str(e.get("id")): e for e in info["images"] if isinstance(e, dict)}
+    kinds = (int, str)
+    images = {
+        str(e["id"]): e
+        for e in info["images"]
+        if isinstance(e, dict) and isinstance(e.get("id"), kinds)
+    }
     image_files, png_files = FolderIndex(image_root), FolderIndex(png_root)
     problems: list[Problem] = []
     samples = []
     for annotation in info["annotations"]:
         if not isinstance(annotation, dict) or not safe_name(annotation.get("file_name")):
             continue
-        entry = images.get(str(annotation.get("image_id")))
+        image_id = annotation.get("image_id")
+        entry = images.get(str(image_id)) if isinstance(image_id, kinds) else None
         if entry is None:
             continue
         name = source.image_name(entry) if entry.get("file_name") else None
@@ -136,7 +142,7 @@ def _check_files(
             segments = annotation.get("segments_info")
             samples.append(
                 _Sample(
-                    where=f"image id {entry['id']!r}",
+                    where=f"image id {quoted(entry['id'])}",
                     image=os.path.join(image_root, found),
                     png=png,
                     size=(entry.get("height"), entry.get("width")),
@@ -159,7 +165,7 @@ def _check_same_names(samples: list[_Sample]) -> list[Problem]:
         Problem(
             "same-base-name",
             ", ".join(paths[:3]),
-            f"{len(paths)} images in different folders have the name {name!r}",
+            f"{len(paths)} images in different folders have the name {quoted(name)}",
             "fine here, but tools that write one file per name will mix them up",
             warning=True,
         )

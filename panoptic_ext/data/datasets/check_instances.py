@@ -14,7 +14,7 @@ from panoptic_ext.data.datasets.instances import check_instances
 from panoptic_ext.data.datasets.problems import Problem
 from panoptic_ext.data.datasets.structure import read_json
 from panoptic_ext.data.image_files import read_image
-from panoptic_ext.errors import DatasetError
+from panoptic_ext.errors import DatasetError, quoted
 
 __all__ = ["check_instance_data", "count_instances"]
 
@@ -59,13 +59,13 @@ def count_instances(name: str) -> str:
 def _check_presence(record: dict[str, Any]) -> list[Problem]:
     if os.path.isfile(record["file_name"]):
         return []
-    where = f"image id {record['image_id']!r}"
+    where = f"image id {quoted(record['image_id'])}"
     mend = "copy it there or correct the image root"
     return [Problem("missing-image", where, f"no image {record['file_name']}", mend)]
 
 
 def _check_image(record: dict[str, Any]) -> list[Problem]:
-    where = f"image id {record['image_id']!r}"
+    where = f"image id {quoted(record['image_id'])}"
     try:
         size = read_image(record["file_name"], "RGB").shape[:2]
     except DatasetError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from panoptic_ext.errors import DatasetError
+from panoptic_ext.errors import DatasetError, quoted
 
 __all__ = ["IMAGE_EXTENSIONS", "FolderIndex", "expand", "search"]
 
@@ -94,7 +94,7 @@ def search(path: str, folders: Sequence[str], *, what: str) -> str:
             return candidate
     listed = "\n".join(f"  - {candidate}" for candidate in candidates)
     raise DatasetError(
-        f"{what} {path!r} was not found. Looked at\n{listed}\n"
+        f"{what} {quoted(path)} was not found. Looked at\n{listed}\n"
         "Put the data at one of these places, set the environment variable DETECTRON2_DATASETS "
         "or DATASETS.SEARCH_PATH to the folder that holds it, or give an absolute path."
     )

@@ -17,7 +17,7 @@ from panoptic_ext.data.datasets.metadata import PanopticSource
 from panoptic_ext.data.datasets.panoptic import register_source
 from panoptic_ext.data.datasets.shapes import ShapesParams, register_shapes
 from panoptic_ext.data.id_map import check_encoding
-from panoptic_ext.errors import ConfigError, nearest
+from panoptic_ext.errors import ConfigError, nearest, quoted
 
 __all__ = ["register_from_config"]
 
@@ -57,11 +57,13 @@ def _shapes_params(shapes: CfgNode) -> ShapesParams:
     where = "DATASETS.SHAPES"
     size = shapes.IMAGE_SIZE
     if not isinstance(size, (list, tuple)) or len(size) != 2:
-        raise ConfigError(f"{where}.IMAGE_SIZE is {size!r}, expected [height, width] in pixels")
+        raise ConfigError(
+            f"{where}.IMAGE_SIZE is {quoted(size)}, expected [height, width] in pixels"
+        )
     height, width = (_integer(f"{where}.IMAGE_SIZE", value) for value in size)
     cache = _text(shapes.CACHE)
     if cache is None:
-        raise ConfigError(f"{where}.CACHE is {shapes.CACHE!r}, expected a folder or ''")
+        raise ConfigError(f"{where}.CACHE is {quoted(shapes.CACHE)}, expected a folder or ''")
     return ShapesParams(
         height=height,
         width=width,
@@ -75,7 +77,7 @@ def _shapes_params(shapes: CfgNode) -> ShapesParams:
 
 def _integer(key: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ConfigError(f"{key} is {value!r}, expected a whole number")
+        raise ConfigError(f"{key} is {quoted(value)}, expected a whole number")
     return value
 
 
@@ -109,11 +111,13 @@ def _read_block(
     """Arguments of a source from the keys of its block; both tables map keys to arguments."""
     known = {**required, **optional}
     if not isinstance(block, dict):
-        raise ConfigError(f"{where} is {block!r}, expected a block with the keys {list(known)}")
+        raise ConfigError(
+            f"{where} is {quoted(block)}, expected a block with the keys {list(known)}"
+        )
     for key in block:
         if key not in known:
             raise ConfigError(
-                f"{where} has an unknown key {key!r}, expected {', '.join(known)}"
+                f"{where} has an unknown key {quoted(key)}, expected {', '.join(known)}"
                 + nearest(key, known)
             )
     values: dict[str, Any] = {known[key]: block[key] for key in optional if key in block}
@@ -121,7 +125,7 @@ def _read_block(
         values[argument] = _text(block.get(key))
         if not values[argument]:
             raise ConfigError(
-                f"{where}.{key} is {block.get(key)!r}, expected a path; the block needs "
+                f"{where}.{key} is {quoted(block.get(key))}, expected a path; the block needs "
                 f"{', '.join(required)}"
             )
     return values

@@ -19,7 +19,7 @@ from detectron2.data.datasets import load_coco_json
 from panoptic_ext.data.datasets.files import FolderIndex, expand, search
 from panoptic_ext.data.datasets.problems import Problem, raise_if_any
 from panoptic_ext.data.datasets.structure import read_json, safe_name
-from panoptic_ext.errors import DatasetError
+from panoptic_ext.errors import DatasetError, quoted
 
 __all__ = [
     "INSTANCE_EVALUATORS",
@@ -134,7 +134,7 @@ def register_instance_source(name: str, source: InstanceSource) -> None:
         if isinstance(old, InstanceMetadata) and old.source == source:
             return
         raise DatasetError(
-            f"data set name {name!r} is taken by another registration; choose another name"
+            f"data set name {quoted(name)} is taken by another registration; choose another name"
         )
     if old is not None:
         MetadataCatalog.remove(name)
@@ -182,7 +182,8 @@ def check_instances(info: dict[str, Any], path: str, image_root: str = "") -> li
                 Problem(
                     "missing-key",
                     path,
-                    f"no list {key!r} with entries at the top level, found {sorted(info)[:20]}",
+                    f"no list {quoted(key)} with entries at the top level, found "
+                    f"{sorted(info)[:20]}",
                     "a COCO instances JSON needs images, annotations and categories",
                 )
             )

@@ -10,7 +10,7 @@ from detectron2.data import Metadata
 
 from panoptic_ext.data.datasets.files import expand, search
 from panoptic_ext.data.datasets.structure import Category, read_categories, read_json
-from panoptic_ext.errors import DatasetError
+from panoptic_ext.errors import DatasetError, quoted
 
 __all__ = ["PanopticMetadata", "PanopticSource"]
 
@@ -113,8 +113,8 @@ class PanopticMetadata(Metadata):
         """Set what follows from the categories."""
         if 0 <= self.ignore_label < len(categories):
             raise DatasetError(
-                f"data set {self.name!r}: ignore_label {self.ignore_label} lies inside the class "
-                f"range 0..{len(categories) - 1}; register it with ignore_label="
+                f"data set {quoted(self.name)}: ignore_label {self.ignore_label} lies inside the "
+                f"class range 0..{len(categories) - 1}; register it with ignore_label="
                 f"{max(255, len(categories))}"
             )
         names = [c.name for c in categories]

@@ -27,7 +27,7 @@ from panoptic_ext.data.datasets.structure import (
     read_json,
 )
 from panoptic_ext.data.id_map import check_encoding
-from panoptic_ext.errors import DatasetError
+from panoptic_ext.errors import DatasetError, quoted, shortened
 
 __all__ = [
     "load_panoptic",
@@ -89,14 +89,15 @@ def register_source(name: str, source: PanopticSource, *, replace: bool = False)
     if name in DatasetCatalog:
         if not isinstance(old, PanopticMetadata):
             raise DatasetError(
-                f"data set name {name!r} is taken by another registration; choose another name"
+                f"data set name {quoted(name)} is taken by another registration; choose another "
+                "name"
             )
         differences = _differences(old.source, source)
         if not differences:
             return
         if not replace:
             raise DatasetError(
-                f"data set {name!r} is registered with other content: "
+                f"data set {quoted(name)} is registered with other content: "
                 + "; ".join(differences)
                 + ". Choose another name, or remove it from DatasetCatalog and MetadataCatalog"
             )
@@ -105,7 +106,7 @@ def register_source(name: str, source: PanopticSource, *, replace: bool = False)
         extra = sorted(set(vars(old)) - {"name"})
         if extra and not ours:
             raise DatasetError(
-                f"metadata of {name!r} exists already, with {extra}; choose another name"
+                f"metadata of {quoted(name)} exists already, with {extra}; choose another name"
             )
         MetadataCatalog.remove(name)
     DatasetCatalog.register(name, partial(_load_registered, name, source))
@@ -116,7 +117,8 @@ def _differences(old: PanopticSource, new: PanopticSource) -> list[str]:
     if type(old) is not type(new):
         return [f"a {type(old).__name__} there, a {type(new).__name__} here"]
     return [
-        f"{field.name} is {getattr(old, field.name)!r} there, {getattr(new, field.name)!r} here"
+        f"{field.name} is {quoted(getattr(old, field.name))} there, "
+        f"{quoted(getattr(new, field.name))} here"
         for field in dataclasses.fields(new)
         if getattr(old, field.name) != getattr(new, field.name)
     ]
@@ -218,14 +220,14 @@ def missing_files(
 ) -> list[Problem]:
     """Problems where `found`, the image's file, is None or the label map `png` is not there."""
     problems = []
-    where = f"image id {image_id!r}"
+    where = f"image id {quoted(image_id)}"
     if found is None:
         problems.append(
             Problem(
                 "missing-image",
                 where,
-                f"no image {os.path.join(image_root, image)}, nor one of that name with another "
-                "extension (its label map does not count)",
+                f"no image {shortened(os.path.join(image_root, image), 300)}, nor one of that "
+                "name with another extension (its label map does not count)",
                 "copy it there or correct the image root",
             )
         )
@@ -234,7 +236,7 @@ def missing_files(
             Problem(
                 "missing-png",
                 where,
-                f"no label map {os.path.join(png_files.root, png)}",
+                f"no label map {shortened(os.path.join(png_files.root, png), 300)}",
                 "copy it there or correct the PNG root",
             )
         )

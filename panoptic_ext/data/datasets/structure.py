@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeGuard
 from panoptic_ext.data.datasets.divisor import check_divisor_categories
 from panoptic_ext.data.datasets.problems import Problem
 from panoptic_ext.data.id_map import MAX_RGB_ID
-from panoptic_ext.errors import NOT_JSON, DatasetError
+from panoptic_ext.errors import NOT_JSON, DatasetError, quoted
 from panoptic_ext.regular_files import PANOPTIC_JSON, check_regular_file
 
 __all__ = ["Category", "check_structure", "read_categories", "read_json", "safe_name"]
@@ -84,7 +84,7 @@ def check_structure(
         problems += check_divisor_categories(known, info["annotations"], path)
     image_ids = None
     if needs_images:
-        image_ids = {str(e.get("id")) for e in info["images"] if isinstance(e, dict)}
+        image_ids = {_text(e.get("id")) for e in info["images"] if isinstance(e, dict)}
         for entry in info["images"]:
             problems += _check_image(entry, path)
         problems += _duplicates(info["images"], "id", path, "images", "duplicate-image-id")
@@ -97,7 +97,7 @@ def check_structure(
     for annotation in info["annotations"]:
         problems += _check_annotation(annotation, path, image_ids, encoding)
         if isinstance(annotation, dict):
-            where = f"{path}, image id {annotation.get('image_id')!r}"
+            where = f"{path}, image id {quoted(annotation.get('image_id'))}"
             problems += checker.check(annotation.get("segments_info") or [], where)
     return problems
 
@@ -106,7 +106,8 @@ def read_categories(info: dict[str, Any], path: str) -> tuple[Category, ...]:
     """The JSON's categories in its order; DatasetError where they cannot be used."""
     if "categories" not in info:
         raise DatasetError(
-            f"{path} has no categories, found the keys {sorted(info)}; add them or pass classes="
+            f"{path} has no categories, found the keys {quoted(sorted(info))}; add them or pass "
+            "classes="
         )
     problems = _check_categories(info["categories"], path)
     if problems:
@@ -139,7 +140,7 @@ def _check_top_level(
         Problem(
             "missing-key",
             path,
-            f"no list {key!r} at the top level, found {sorted(info)}",
+            f"no list {quoted(key)} at the top level, found {quoted(sorted(info))}",
             "a COCO panoptic JSON needs images, annotations and categories",
         )
         for key in expected
@@ -168,18 +169,18 @@ def _check_categories(categories: Any, path: str) -> list[Problem]:
     if not isinstance(categories, list) or not categories:
         return [Problem("no-categories", path, "categories is empty", "list every class in it")]
     for category in categories:
-        where = f"{path}, category {_short(category)}"
+        where = f"{path}, category {quoted(category)}"
         if not isinstance(category, dict) or not _is_in(category.get("id"), _MAX_CATEGORY):
             problems.append(
                 Problem("bad-category", where, "no integer 'id'", "give each category an id")
             )
             continue
-        if not category.get("name"):
+        if not category.get("name") or not isinstance(category["name"], (str, int, float)):
             problems.append(
                 Problem("bad-category", where, "no 'name'", "give each category a name")
             )
         if category.get("isthing") not in (0, 1):
-            found = repr(category["isthing"]) if "isthing" in category else "no 'isthing'"
+            found = quoted(category["isthing"]) if "isthing" in category else "no 'isthing'"
             problems.append(
                 Problem(
                     "bad-isthing",
@@ -194,10 +195,10 @@ def _check_categories(categories: Any, path: str) -> list[Problem]:
 
 
 def _check_image(entry: Any, path: str) -> list[Problem]:
-    where = f"{path}, images entry {_short(entry)}"
     if not isinstance(entry, dict) or not _is_id(entry.get("id")):
+        where = f"{path}, images entry {quoted(entry)}"
         return [Problem("bad-image", where, "no 'id'", "give each image an integer or string id")]
-    where = f"{path}, image id {entry['id']!r}"
+    where = f"{path}, image id {quoted(entry['id'])}"
     problems = []
     if not safe_name(entry.get("file_name")):
         problems.append(_unsafe_name(where, entry.get("file_name")))
@@ -207,7 +208,8 @@ def _check_image(entry: Any, path: str) -> list[Problem]:
             Problem(
                 "bad-size",
                 where,
-                f"height, width are {size[0]!r}, {size[1]!r}, expected positive integers",
+                f"height, width are {quoted(size[0])}, {quoted(size[1])}, expected positive "
+                "integers",
                 "write the image's size in pixels",
             )
         )
@@ -217,12 +219,12 @@ def _check_image(entry: Any, path: str) -> list[Problem]:
 def _check_annotation(
     annotation: Any, path: str, image_ids: set[str] | None, encoding: str
 ) -> list[Problem]:
-    where = f"{path}, annotation {_short(annotation)}"
     if not isinstance(annotation, dict) or not _is_id(annotation.get("image_id")):
+        where = f"{path}, annotation {quoted(annotation)}"
         return [Problem("bad-annotation", where, "no 'image_id'", "name the image of each entry")]
-    where = f"{path}, image id {annotation['image_id']!r}"
+    where = f"{path}, image id {quoted(annotation['image_id'])}"
     problems = []
-    if image_ids is not None and str(annotation["image_id"]) not in image_ids:
+    if image_ids is not None and _text(annotation["image_id"]) not in image_ids:
         problems.append(
             Problem(
                 "no-image-entry",
@@ -239,7 +241,7 @@ def _check_annotation(
             Problem(
                 "no-segments-info",
                 where,
-                f"segments_info is {_short(segments)}, expected a list",
+                f"segments_info is {quoted(segments)}, expected a list",
                 "list the segments of the image's PNG; an empty list is an image of void",
             )
         )
@@ -250,7 +252,7 @@ def _unsafe_name(where: str, name: Any) -> Problem:
     return Problem(
         "unsafe-name",
         where,
-        f"file_name {name!r}, expected a relative path inside the root folder, without '..'",
+        f"file_name {quoted(name)}, expected a relative path inside the root folder, without '..'",
         "write the path relative to the image or PNG root",
     )
 
@@ -270,10 +272,14 @@ class _SegmentChecker:
         for segment in segments:
             if not isinstance(segment, dict):
                 problems.append(
-                    Problem("bad-segment", where, f"segment {segment!r}", "expected an object")
+                    Problem(
+                        "bad-segment", where, f"segment {quoted(segment)}", "expected an object"
+                    )
                 )
             elif not self._is_good(segment):
-                problems += self._explain(segment, f"{where}, segment id {segment.get('id')!r}")
+                problems += self._explain(
+                    segment, f"{where}, segment id {quoted(segment.get('id'))}"
+                )
         return problems + _duplicates(segments, "id", where, "segments_info", "duplicate-segment")
 
     def _is_good(self, segment: dict[str, Any]) -> bool:
@@ -313,8 +319,8 @@ class _SegmentChecker:
                 Problem(
                     "unknown-category",
                     where,
-                    f"category_id {segment.get('category_id')!r} is not in categories, which have "
-                    f"the ids {_short(known)}",
+                    f"category_id {quoted(segment.get('category_id'))} is not in categories, "
+                    f"which have the ids {quoted(known)}",
                     "correct it or add the category",
                 )
             )
@@ -323,7 +329,9 @@ class _SegmentChecker:
             ("iscrowd", segment.get("iscrowd") in (0, 1)),
         ):
             if self.needs_area and not fine:
-                found = f"{key} is {segment[key]!r}" if key in segment else f"no {key!r}"
+                found = (
+                    f"{key} is {quoted(segment[key])}" if key in segment else f"no {quoted(key)}"
+                )
                 problems.append(
                     Problem(
                         f"bad-{key}",
@@ -339,19 +347,24 @@ class _SegmentChecker:
 def _duplicates(
     entries: Iterable[Any], key: str, where: str, room: str, kind: str
 ) -> list[Problem]:
-    values = [str(e[key]) for e in entries if isinstance(e, dict) and e.get(key) is not None]
+    values = [_text(e[key]) for e in entries if isinstance(e, dict) and e.get(key) is not None]
     if len(set(values)) == len(values):
         return []
     return [
         Problem(
             kind,
             f"{where}, {room}",
-            f"{key} {value!r} occurs {count} times, expected once",
+            f"{key} {quoted(value)} occurs {count} times, expected once",
             "merge or renumber them",
         )
         for value, count in Counter(values).items()
         if count > 1
     ]
+
+
+def _text(value: Any) -> str:
+    """`str` of an id or name; a value of another kind, however deep, is reported elsewhere."""
+    return str(value) if isinstance(value, (str, int, float)) else quoted(value)
 
 
 def _is_int(value: Any) -> TypeGuard[int]:
@@ -377,11 +390,6 @@ def _as_color(value: Any) -> tuple[int, int, int] | None:
     if not all(_is_int(v) and 0 <= v <= 255 for v in value):
         return None
     return value[0], value[1], value[2]
-
-
-def _short(value: Any, limit: int = 100) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _palette(count: int) -> list[tuple[int, int, int]]:

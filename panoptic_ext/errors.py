@@ -135,7 +135,8 @@ def _bounded_repr(value: Any, most: int, depth: int) -> str:
         comma = "," if type(value) is tuple and len(value) == 1 else ""
         return f"{opening}{', '.join(parts)}{comma}{closing}"
     try:
-        return repr(value)
+        text = repr(value)
+        return " ".join(text.split()) if "\n" in text else text  # as of arrays and tensors
     except Exception:  # a repr of another's class can raise anything, and must not hide the error
         return f"<{type(value).__name__}>"
 

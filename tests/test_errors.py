@@ -46,6 +46,10 @@ def test_any_value_is_quoted_within_the_bound(value: Any) -> None:
     assert len(quoted(value, 30)) <= 30
 
 
+def test_an_array_is_quoted_in_one_line() -> None:
+    assert quoted(np.zeros((2, 2))) == "array([[0., 0.], [0., 0.]])"
+
+
 def test_a_value_whose_repr_fails_is_quoted_by_its_kind() -> None:
     class Broken:
         def __repr__(self) -> str:

@@ -312,10 +312,10 @@ def set_first(rows: str, **values):
 SMALL = rle(np.ones((HEIGHT, WIDTH - 1)))
 ERRORS = [
     (set_first("instances", image_id=9), r"predictions for 1 image ids that .* does not have: 9;"),
-    (set_first("instances", image_id=None), "entry 0: image_id 'None'"),
+    (set_first("instances", image_id=None), "entry 0: image_id None"),
     (set_first("instances", category_id=ROAD_ID), r"not ids of things .*: 3, 11; 7 are stuff"),
     (set_first("instances", category_id=4), "category_id 4 are not ids of things"),
-    (set_first("instances", category_id=True), "entry 0: category_id 'True'"),
+    (set_first("instances", category_id=True), "entry 0: category_id True"),
     (set_first("instances", score=float("nan")), "entry 0: score nan; expected a finite"),
     (set_first("instances", score="0.9"), "score '0.9'"),
     (set_first("instances", segmentation=SMALL), r"a mask of size \[24, 31\]; expected \[24, 32\]"),

@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 import pickle
 import re
 import zipfile
+from datetime import datetime
 from typing import Any, BinaryIO
 
 import torch
 
+from panoptic_ext.engine.archive_checksums import check_checksums
 from panoptic_ext.engine.archive_size import check_archive_size
 from panoptic_ext.errors import CheckpointError
 from panoptic_ext.regular_files import CHECKPOINT, check_regular_file
 
 __all__ = ["check_file", "check_hash", "load_pickle", "load_torch"]
+
+logger = logging.getLogger(__name__)
 
 _ALLOW_HINT = (
     "Reading it could run any code, so it was not read. If you trust its author, add "
@@ -74,30 +79,60 @@ def check_file(path: str) -> None:
 def check_hash(path: str, url: str) -> None:
     """Compare a downloaded file with the sha256 prefix in its name (torchvision's convention).
 
+    Eight digits and more may be a hash as well; only those that are a date of this century, with or
+    without a time of day, are taken for one, and the file's hash is logged.
+
     Raises:
         CheckpointError: the name ends in `-<8 or more hex digits>.<ext>` and the file differs.
     """
-    found = re.search(r"-([0-9a-f]{8,64})\.\w+$", url)
-    if found is None or found[1].isdigit():
+    suffix = re.search(r"-([0-9a-f]{8,64})\.\w+$", url)
+    if suffix is None:
         return
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         for block in iter(lambda: stream.read(1 << 20), b""):
             digest.update(block)
-    if not digest.hexdigest().startswith(found[1]):
-        raise CheckpointError(
-            f"{url} was fetched to {path}, but its sha256 begins with {digest.hexdigest()[:8]}, "
-            f"expected {found[1]}: a wrong or damaged file. Delete {path} and fetch it again"
+    if digest.hexdigest().startswith(suffix[1]):
+        return
+    if _is_date(suffix[1]):
+        logger.info(
+            "%s ends in a date, not in a hash: not checked; its sha256 is %s",
+            url,
+            digest.hexdigest(),
         )
+        return
+    no_hash = (
+        " If these digits are no hash, fetch the file by hand and give its path as MODEL.WEIGHTS"
+        if suffix[1].isdigit()
+        else ""
+    )
+    raise CheckpointError(
+        f"{url} was fetched to {path}, but its sha256 begins with {digest.hexdigest()[:8]}, "
+        f"expected {suffix[1]}: a wrong or damaged file. Delete {path} and fetch it again.{no_hash}"
+    )
+
+
+def _is_date(digits: str) -> bool:
+    """Whether it is 20YYMMDD, or that with HH, HHMM or HHMMSS behind it."""
+    formats = {8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
+    if not digits.isdigit() or not digits.startswith("20") or len(digits) not in formats:
+        return False
+    try:
+        datetime.strptime(digits, formats[len(digits)])
+    except ValueError:
+        return False
+    return True
 
 
 def load_torch(path: str, *, allow_pickle: bool = False) -> Any:
     """Read a file written by `torch.save`; tensors come on the CPU.
 
     Raises:
-        CheckpointError: not a torch file, damaged, or more than tensors and plain values in it.
+        CheckpointError: not a torch file, damaged (checksums are compared), or more than tensors
+            and plain values in it.
     """
     check_file(path)
+    check_checksums(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=not allow_pickle)
     except pickle.UnpicklingError as error:
@@ -124,6 +159,7 @@ def load_pickle(path: str, *, allow_pickle: bool = False) -> Any:
         CheckpointError: no pickle, damaged, or something else in it.
     """
     check_file(path)
+    check_checksums(path)
     with open(path, "rb") as stream:
         try:
             if allow_pickle:

@@ -303,6 +303,27 @@ def test_checksum_in_the_name(tmp_path: Path) -> None:
     good = hashlib.sha256(b"weights").hexdigest()[:8]
     check_hash(str(path), f"http://x/resnet50-{good}.pth")
     check_hash(str(path), "http://x/resnet50.pth")
-    check_hash(str(path), "http://x/run-20240101.pth")
     with pytest.raises(CheckpointError, match=r"sha256 begins with .* expected 0676ba61"):
         check_hash(str(path), "http://x/resnet50-0676ba61.pth")
+
+
+@pytest.mark.parametrize("date", ["20240101", "20240229", "2024010123", "20240101235959"])
+def test_a_date_in_the_name_is_no_hash_but_the_hash_is_said(
+    tmp_path: Path, date: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "download"
+    path.write_bytes(b"weights")
+    with caplog.at_level("INFO", "panoptic_ext"):
+        check_hash(str(path), f"http://x/run-{date}.pth")
+    assert hashlib.sha256(b"weights").hexdigest() in caplog.text
+
+
+@pytest.mark.parametrize("digits", ["12345678", "20241301", "20230229", "19990101", "202401019"])
+def test_digits_that_are_no_date_are_a_hash(tmp_path: Path, digits: str) -> None:
+    """Case 43: one hash in 43 is all digits, and was not checked."""
+    path = tmp_path / "download"
+    path.write_bytes(b"weights")
+    with pytest.raises(CheckpointError, match=rf"expected {digits}.*If these digits are no hash"):
+        check_hash(str(path), f"http://x/resnet50-{digits}.pth")
+    path.write_bytes(b"47")  # its sha256 begins with eight digits
+    check_hash(str(path), f"http://x/a-{hashlib.sha256(b'47').hexdigest()[:8]}.pth")

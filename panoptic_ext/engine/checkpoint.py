@@ -8,9 +8,10 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
-from urllib.parse import parse_qs, urlparse
+from urllib.parse import urlparse
 
 import torch
 import torch.distributed as dist
@@ -20,7 +21,9 @@ from fvcore.common.checkpoint import _strip_prefix_if_present
 from torch import nn
 
 from panoptic_ext.atomic import remove_leftovers, write_atomic
-from panoptic_ext.engine.weight_names import add_backbone_prefix, has_caffe2_names
+from panoptic_ext.engine.checkpoint_parts import PartError
+from panoptic_ext.engine.load_report import LoadReport, report_load
+from panoptic_ext.engine.weight_names import add_backbone_prefix, has_caffe2_names, split_heuristics
 from panoptic_ext.engine.weights_io import check_hash, load_pickle, load_torch
 from panoptic_ext.errors import CheckpointError
 from panoptic_ext.regular_files import SMALL_FILE, file_problem
@@ -127,21 +130,26 @@ class Checkpointer(DetectionCheckpointer):
         comm.synchronize()
         return folder
 
-    def resume(self) -> dict[str, Any]:
+    def resume(self, *, check: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
         """Load the last readable checkpoint of `save_dir`: model and all checkpointables.
 
         A missing or damaged file is passed over for the newest readable one, with a warning. The
         main process chooses for all.
 
+        Args:
+            check: is called with the checkpoint before any but the model is loaded, and may raise
+                PartError.
+
         Returns:
             What the checkpoint holds beside them, `iteration` among it.
 
         Raises:
-            CheckpointError: no checkpoint can be read, or it does not fit this model.
+            CheckpointError: no checkpoint can be read, it does not fit this model, or one of its
+                parts cannot be used.
         """
         if self.save_to_disk:
             remove_leftovers(self.save_dir)
-        return self._load_on_all(self._read_last, strict=True, checkpointables=None)
+        return self._load_on_all(self._read_last, strict=True, checkpointables=None, check=check)
 
     def load(
         self, path: str, checkpointables: list[str] | None = None, *, strict: bool = False
@@ -168,7 +176,7 @@ class Checkpointer(DetectionCheckpointer):
             self.logger.info("No checkpoint found. Initializing model from scratch")
             return {}
         self.logger.info("Loading from %s ...", path)
-        address, heuristics = _split_heuristics(path)
+        address, heuristics = split_heuristics(path)
         return self._load_on_all(
             lambda: self._read(address),
             strict=strict,
@@ -183,6 +191,7 @@ class Checkpointer(DetectionCheckpointer):
         strict: bool,
         checkpointables: list[str] | None,
         heuristics: bool = False,
+        check: Callable[[dict[str, Any]], None] | None = None,
     ) -> dict[str, Any]:
         path, checkpoint = self._read_for_all(read)
         if heuristics:
@@ -190,10 +199,30 @@ class Checkpointer(DetectionCheckpointer):
         self._prepare_names(path, checkpoint)
         incompatible = self._load_model(checkpoint)
         self._report(path, incompatible, strict)
+        with self._naming_the_way_out(path):
+            if check is not None:
+                check(checkpoint)
         for key in self.checkpointables if checkpointables is None else checkpointables:
             if key in checkpoint:
-                self.checkpointables[key].load_state_dict(checkpoint.pop(key))
+                with self._naming_the_way_out(path):
+                    self.checkpointables[key].load_state_dict(checkpoint.pop(key))
         return checkpoint
+
+    @contextmanager
+    def _naming_the_way_out(self, path: str) -> Iterator[None]:
+        """Add to a PartError which file it is about, and what can be done."""
+        try:
+            yield
+        except PartError as error:
+            others = [c for c in self._candidates() if not _is_same(c, path)]
+            ways = [error.way_out] if error.way_out else []
+            if error.way_out is None and others:
+                older = os.path.basename(others[0])
+                ways = [f"move this file away, and --resume goes on from {older}"]
+            ways.append(f"start anew from its weights, without --resume: MODEL.WEIGHTS {path}")
+            raise CheckpointError(
+                f"cannot resume from {path}: {error}. To go on, {', or '.join(ways)}"
+            ) from error
 
     def _read_last(self) -> tuple[str, dict[str, Any]]:
         problems = []
@@ -301,7 +330,7 @@ class Checkpointer(DetectionCheckpointer):
     @staticmethod
     def _check_mapping(filename: str, loaded: Any) -> None:
         weights = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
-        if not isinstance(weights, dict) or not weights:
+        if not isinstance(weights, dict) or not weights or not all(map(_is_text, weights)):
             raise CheckpointError(
                 f"checkpoint {filename} holds a {type(weights).__name__}, expected a dict of "
                 "tensors by parameter name (or one under the key 'model')"
@@ -334,32 +363,23 @@ class Checkpointer(DetectionCheckpointer):
         """Log how much of the model was found; raise where that is not enough."""
         shapes = {name: (found, want) for name, found, want in incompatible.incorrect_shapes}
         missing = [k for k in incompatible.missing_keys if k not in shapes]
-        names = [k for k in self.model.state_dict() if not k.endswith(_COUNTER)]
-        loaded = len(names) - len(missing) - len(shapes)
-        summary = (
-            f"{path}: loaded {loaded} of {len(names)} tensors of the model; {len(missing)} "
-            f"missing, {len(shapes)} of other shape, {len(incompatible.unexpected_keys)} unexpected"
+        report = LoadReport(
+            path,
+            names=[k for k in self.model.state_dict() if not k.endswith(_COUNTER)],
+            missing=missing,
+            shapes=shapes,
+            unexpected=list(incompatible.unexpected_keys),
+            why=self.model.why_missing(missing) if hasattr(self.model, "why_missing") else "",
         )
-        self.logger.info(summary)
-        details = [f"{k} is {f}, the model's is {w}" for k, (f, w) in shapes.items()]
-        details += [f"{k} is missing" for k in missing]
-        details += [f"{k} is unexpected" for k in incompatible.unexpected_keys]
-        for line in details[:20]:
-            self.logger.warning("  %s", line)
-        if len(details) > 20:
-            self.logger.warning("  and %d more", len(details) - 20)
-        why = self.model.why_missing(missing) if hasattr(self.model, "why_missing") else ""
-        if why and not strict:
-            self.logger.warning("%s. They stay at their initial values", why)
-        if loaded <= 0 or (strict and (missing or shapes)):
-            first = "; ".join(details[:3])
-            mend = why or (
-                "Use the config the weights were trained with (config.yaml beside them), or other "
-                "weights"
-            )
-            raise CheckpointError(
-                f"weights do not fit the model. {summary}. First: {first}. {mend}"
-            )
+        report_load(report, self.logger, strict=strict)
+
+
+def _is_text(name: Any) -> bool:
+    return isinstance(name, str)
+
+
+def _is_same(path: str, other: str) -> bool:
+    return os.path.basename(path) == os.path.basename(other)
 
 
 def _new_folder(path: str) -> str:
@@ -372,14 +392,6 @@ def _new_folder(path: str) -> str:
             continue
         return folder
     raise AssertionError("not reached")
-
-
-def _split_heuristics(path: str) -> tuple[str, bool]:
-    """Detectron2's `?matching_heuristics=True` at the end of an address, taken off."""
-    address = urlparse(path)
-    if parse_qs(address.query).get("matching_heuristics") != ["True"]:
-        return path, False
-    return address._replace(query="").geturl(), True
 
 
 def _comm_device() -> torch.device:

@@ -13,8 +13,11 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from panoptic_ext.config_detectron2_main import MAIN_DEFAULTS
+from panoptic_ext.engine.checkpoint_parts import PartError, check_kind
+from panoptic_ext.errors import shortened
+from panoptic_ext.plain_yaml import load_plain_yaml
 
-__all__ = ["compare_runs", "run_fingerprint"]
+__all__ = ["check_fingerprint", "compare_runs", "run_fingerprint"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,17 +40,34 @@ def run_fingerprint(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
+def check_fingerprint(part: str, saved: Any) -> None:
+    """Raise PartError unless `saved` is what `run_fingerprint` gives."""
+    check_kind(part, saved, dict)
+    check_kind(f"{part}.config", saved.get("config"), str)
+    check_kind(f"{part}.versions", saved.get("versions"), dict)
+    try:
+        config = load_plain_yaml(saved["config"])
+    except yaml.YAMLError as error:
+        reason = shortened(" ".join(str(error).split()), 150)
+        raise PartError(f"{part}.config", f"is no plain YAML ({reason})") from error
+    check_kind(f"{part}.config", config, dict)
+
+
 def compare_runs(saved: dict[str, Any], cfg: CfgNode) -> list[str]:
     """Log what differs between the run that wrote a checkpoint and this one.
 
     Args:
-        saved: `run_fingerprint` of the run that wrote it.
+        saved: `run_fingerprint` of the run that wrote it, checked; empty where the checkpoint has
+            none.
 
     Returns:
         One line per difference; keys of evaluation and machine are left out.
     """
+    if not saved:
+        logger.warning("The checkpoint does not say by which config it was trained: not compared")
+        return []
     now = run_fingerprint(cfg)
-    old_config = dict(_flat(yaml.safe_load(saved.get("config", "")) or {}, ""))
+    old_config = dict(_flat(load_plain_yaml(saved["config"]), ""))
     new_config = dict(_flat(yaml.safe_load(now["config"]), ""))
     lines = []
     for key in sorted(old_config.keys() | new_config.keys()):

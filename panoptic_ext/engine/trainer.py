@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import OrderedDict
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,16 +28,15 @@ from panoptic_ext.engine.hooks import (
 )
 from panoptic_ext.engine.precision import build_grad_scaler, training_precision
 from panoptic_ext.engine.resume import compare_runs, run_fingerprint
-from panoptic_ext.engine.rng import get_rng_state, set_rng_state
+from panoptic_ext.engine.rng import get_rng_state
 from panoptic_ext.engine.setup import prepare_output, without_pretrained
 from panoptic_ext.engine.train_step import TrainStep
-from panoptic_ext.errors import CheckpointError, ConfigError
+from panoptic_ext.engine.trainer_state import check_parts, restore_state, state_of
+from panoptic_ext.errors import ConfigError
 
 __all__ = ["Trainer"]
 
 logger = logging.getLogger(__name__)
-
-_HISTORY = 20  # values of each scalar that the writers smooth over
 
 
 class Trainer(DefaultTrainer):
@@ -81,7 +81,7 @@ class Trainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
-        self._worker_rng: list[dict[str, Any]] = []
+        self.worker_rng: list[dict[str, Any]] = []
         self._history: dict[str, list[list[float]]] = {}
         self.register_hooks(self.build_hooks())
 
@@ -97,7 +97,7 @@ class Trainer(DefaultTrainer):
         """
         found = comm.all_gather(self.checkpointer.has_checkpoint())[0]
         if resume and found:
-            extra = self.checkpointer.resume()
+            extra = self.checkpointer.resume(check=partial(check_parts, trainer=self))
             self.start_iter = self.iter + 1
             compare_runs(extra.get("panoptic_ext", {}), self.cfg)
         else:
@@ -181,28 +181,20 @@ class Trainer(DefaultTrainer):
 
     def gather_worker_state(self) -> None:
         """Collect what only the workers know, for the next `state_dict`; all workers call it."""
-        self._worker_rng = comm.all_gather(get_rng_state())
+        self.worker_rng = comm.all_gather(get_rng_state())
 
     def save_checkpoint(self, name: str) -> None:
         """Write `<OUTPUT_DIR>/<name>.pth` on the main process."""
         self.checkpointer.save(name, iteration=self.iter, panoptic_ext=run_fingerprint(self.cfg))
 
+    @property
+    def grad_scaler(self) -> torch.amp.GradScaler | None:
+        """Of float16; None in other precisions."""
+        return self._trainer.grad_scaler
+
     def state_dict(self) -> dict[str, Any]:
         """Everything but the model, as tensors and plain values."""
-        state = TrainerBase.state_dict(self)
-        state["optimizer"] = self.optimizer.state_dict()
-        state["scheduler"] = self.scheduler.state_dict()
-        if self._trainer.grad_scaler is not None:
-            state["grad_scaler"] = self._trainer.grad_scaler.state_dict()
-        state["rng"] = self._worker_rng
-        state["data_seed"] = self.data_loader.seed
-        hints = self.storage.smoothing_hints()
-        state["history"] = {
-            name: [[float(v), float(i)] for v, i in history.values()[-_HISTORY:]]
-            for name, history in self.storage.histories().items()
-            if hints.get(name)
-        }
-        return state
+        return state_of(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Inverse of `state_dict`.
@@ -210,26 +202,8 @@ class Trainer(DefaultTrainer):
         Raises:
             CheckpointError: the state is of another trainer or another optimizer.
         """
-        missing = [k for k in ("optimizer", "scheduler", "data_seed") if k not in state_dict]
-        if missing:
-            raise CheckpointError(
-                f"the checkpoint to resume has no {', '.join(missing)}: another trainer wrote it. "
-                "Give the file as MODEL.WEIGHTS and leave --resume out to start from its weights"
-            )
-        TrainerBase.load_state_dict(self, state_dict)
-        try:
-            self.optimizer.load_state_dict(state_dict["optimizer"])
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"the checkpoint's optimizer does not fit: {error}. Resume with the config of the "
-                "first run (config.yaml in its output folder)"
-            ) from error
-        self.scheduler.load_state_dict(state_dict["scheduler"])
-        if self._trainer.grad_scaler is not None and state_dict.get("grad_scaler"):
-            self._trainer.grad_scaler.load_state_dict(state_dict["grad_scaler"])
-        self.data_loader.seed = state_dict["data_seed"]
+        restore_state(state_dict, self)
         self._history = state_dict.get("history", {})
-        self._restore_rng(state_dict.get("rng", []))
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -287,17 +261,6 @@ class Trainer(DefaultTrainer):
     ) -> OrderedDict[str, Any] | dict[str, Any]:
         """Evaluate on every data set of DATASETS.TEST; see `engine.evaluate.evaluate`."""
         return evaluate.evaluate(cls, cfg, model, evaluators)
-
-    def _restore_rng(self, states: list[dict[str, Any]]) -> None:
-        if len(states) != comm.get_world_size():
-            logger.warning(
-                "The checkpoint is of %d workers, now there are %d: images are dealt out "
-                "otherwise, so losses will differ from an uninterrupted run",
-                len(states),
-                comm.get_world_size(),
-            )
-        if comm.get_rank() < len(states):
-            set_rng_state(states[comm.get_rank()])
 
     def _restore_history(self) -> None:
         for name, history in self._history.items():

@@ -6,12 +6,13 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import parse_qs, urlparse
 
 from torch import Tensor
 
 from panoptic_ext.errors import CheckpointError
 
-__all__ = ["add_backbone_prefix", "has_caffe2_names"]
+__all__ = ["add_backbone_prefix", "has_caffe2_names", "split_heuristics"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,14 @@ def add_backbone_prefix(
         )
     logger.info("%s: %d of %d names belong to %s", path, len(names), len(weights), prefix[:-1])
     return {prefix + name if name in shapes else name: v for name, v in weights.items()}
+
+
+def split_heuristics(path: str) -> tuple[str, bool]:
+    """Detectron2's `?matching_heuristics=True` at the end of an address, taken off."""
+    address = urlparse(path)
+    if parse_qs(address.query).get("matching_heuristics") != ["True"]:
+        return path, False
+    return address._replace(query="").geturl(), True
 
 
 def _prefix_of_most(weights: Mapping[str, Any], model_state: Mapping[str, Tensor]) -> str:

@@ -292,6 +292,9 @@ def test_nothing_fits(model: nn.Module, tmp_path: Path) -> None:
     torch.save({"model": {"other.weight": torch.zeros(3)}}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=r"loaded 0 of"):
         Checkpointer(model).load(str(tmp_path / "other.pth"))
+    torch.save({"model": {1: torch.zeros(3), "a": torch.zeros(3)}}, tmp_path / "numbers.pth")
+    with pytest.raises(CheckpointError, match=r"expected a dict of tensors by parameter name"):
+        Checkpointer(model).load(str(tmp_path / "numbers.pth"))
     torch.save({"model": [1, 2]}, tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match=r"holds a list, expected a dict of tensors"):
         Checkpointer(model).load(str(tmp_path / "list.pth"))

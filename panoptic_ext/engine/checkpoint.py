@@ -214,7 +214,7 @@ class Checkpointer(DetectionCheckpointer):
         try:
             yield
         except PartError as error:
-            others = [c for c in self._candidates() if not _is_same(c, path)]
+            others = [c for c in self._candidates() if c != path]
             ways = [error.way_out] if error.way_out else []
             if error.way_out is None and others:
                 older = os.path.basename(others[0])
@@ -330,7 +330,8 @@ class Checkpointer(DetectionCheckpointer):
     @staticmethod
     def _check_mapping(filename: str, loaded: Any) -> None:
         weights = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
-        if not isinstance(weights, dict) or not weights or not all(map(_is_text, weights)):
+        names = list(weights) if isinstance(weights, dict) else []
+        if not names or not all(isinstance(name, str) for name in names):
             raise CheckpointError(
                 f"checkpoint {filename} holds a {type(weights).__name__}, expected a dict of "
                 "tensors by parameter name (or one under the key 'model')"
@@ -372,14 +373,6 @@ class Checkpointer(DetectionCheckpointer):
             why=self.model.why_missing(missing) if hasattr(self.model, "why_missing") else "",
         )
         report_load(report, self.logger, strict=strict)
-
-
-def _is_text(name: Any) -> bool:
-    return isinstance(name, str)
-
-
-def _is_same(path: str, other: str) -> bool:
-    return os.path.basename(path) == os.path.basename(other)
 
 
 def _new_folder(path: str) -> str:

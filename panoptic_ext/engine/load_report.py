@@ -57,13 +57,12 @@ class LoadReport(NamedTuple):
         lines = []
         if self.missing:
             modules = _by_module(self.missing, Counter(map(_module, self.names)))
-            why = f". {self.why}" if self.why else ""
-            lines.append(f"not in the file, these keep their initial values: {modules}{why}")
+            lines.append(f"not in the file, these stay at their initial values: {modules}")
         if self.shapes:
             first = [f"{k} is {f}, the model's is {w}" for k, (f, w) in self.shapes.items()]
             more = [f"{len(first) - _MOST_NAMES} more"] if len(first) > _MOST_NAMES else []
             shapes = "; ".join([*first[:_MOST_NAMES], *more])
-            lines.append(f"of other shape, these keep their initial values: {shapes}")
+            lines.append(f"of other shape, these stay at their initial values: {shapes}")
         if self.unexpected:
             modules = _by_module(self.unexpected, Counter())
             lines.append(f"in the file, but not in the model: {modules}")
@@ -82,9 +81,12 @@ def report_load(report: LoadReport, logger: logging.Logger, *, strict: bool) -> 
     logger.info(report.summary())
     for line in report.by_module():
         logger.warning("  %s", line)
+    if report.why and not strict:
+        logger.warning("%s. They stay at their initial values", report.why)
     if report.num_loaded <= 0 or (strict and (report.missing or report.shapes)):
         mend = report.why or (
-            "Use the config the weights were trained with (config.yaml beside them), or other weights"
+            "Use the config the weights were trained with (config.yaml beside them), or other "
+            "weights"
         )
         raise CheckpointError(
             f"weights do not fit the model. {report.summary()}. First: "

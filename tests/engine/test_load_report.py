@@ -30,7 +30,7 @@ def test_weights_of_a_backbone_alone_get_one_line(
 ) -> None:
     torch.save(model()["backbone"].state_dict(), tmp_path / "backbone.pth")
     assert warnings_of(caplog, tmp_path / "backbone.pth") == [
-        "not in the file, these keep their initial values: sem_seg_head (all 264)"
+        "not in the file, these stay at their initial values: sem_seg_head (all 264)"
     ]
     assert "loaded 10 of 274 tensors of the model; 264 missing" in caplog.text
 

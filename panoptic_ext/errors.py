@@ -13,6 +13,7 @@ __all__ = [
     "ConfigError",
     "DatasetError",
     "EvaluationError",
+    "ImageError",
     "MemoryNeededError",
     "NonFiniteLossError",
     "PanopticExtError",
@@ -57,6 +58,10 @@ class ConfigError(PanopticExtError):
 
 class EvaluationError(PanopticExtError):
     """Predictions and ground truth cannot be compared."""
+
+
+class ImageError(PanopticExtError):
+    """An image that was given to a Predictor cannot be used."""
 
 
 class CheckpointError(PanopticExtError):

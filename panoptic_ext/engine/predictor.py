@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode as CN
 from detectron2.data import MetadataCatalog
@@ -18,8 +17,10 @@ from panoptic_ext.data.metadata_io import METADATA_FILE, load_metadata
 from panoptic_ext.engine.checkpoint import Checkpointer
 from panoptic_ext.engine.memory_errors import explained_memory_errors
 from panoptic_ext.engine.precision import evaluation_precision
+from panoptic_ext.engine.predictor_inputs import as_bgr_image, is_one_image
 from panoptic_ext.engine.setup import choose_device, load_cfg, without_pretrained
-from panoptic_ext.errors import ConfigError, quoted
+from panoptic_ext.errors import ConfigError, MemoryNeededError, quoted
+from panoptic_ext.postprocessing import with_extents
 
 __all__ = ["Predictor", "find_weights", "load_run_cfg"]
 
@@ -29,8 +30,9 @@ _CONFIG_FILE = "config.yaml"
 class Predictor(DefaultPredictor):
     """Detectron2's DefaultPredictor that reads weights safely and insists that they fit.
 
-    Calling it takes an image, (H, W, 3) uint8 in BGR order whatever INPUT.FORMAT is, and gives the
-    model's output at H x W: "panoptic_seg" and, where the model has them, "sem_seg", "instances".
+    Calling it takes an image, such as (H, W, 3) uint8 in BGR order whatever INPUT.FORMAT is, and
+    gives the model's output at H x W: "panoptic_seg" and, where the model has them, "sem_seg",
+    "instances". A list of images gives a list of outputs.
 
     Attributes:
         cfg: a copy of the config.
@@ -70,21 +72,77 @@ class Predictor(DefaultPredictor):
         self.input_format = cfg.INPUT.FORMAT
         self.precision = evaluation_precision(cfg)
 
-    def __call__(self, original_image: np.ndarray) -> dict[str, Any]:
+    def __call__(self, original_image: Any, *, batch_size: int = 1) -> Any:
         """Predict, in the precision of TEST.AMP_DTYPE.
 
         Args:
-            original_image: (H, W, 3) uint8, BGR.
+            original_image: whatever `as_bgr_image` takes: a path, a PIL image, an array or a
+                tensor, BGR and from 0 to 255; or a list, a tuple or a generator of these.
+            batch_size: as `predict_each`.
 
         Returns:
-            the model's output for one image.
+            The model's output for one image; of several images a list of them.
 
         Raises:
-            MemoryNeededError: there is not enough memory for an image of this size.
+            ImageError, UnreadableFileError: an image cannot be used; of several, it is numbered.
+            MemoryNeededError: there is not enough memory for images of this size.
         """
-        height, width = original_image.shape[:2]
-        with explained_memory_errors(height, width), self.precision.autocast():
-            return super().__call__(original_image)
+        if not is_one_image(original_image):
+            return list(self.predict_each(original_image, batch_size=batch_size))
+        return self._predict([self._input(original_image)])[0]
+
+    def predict_each(
+        self, images: Iterable[Any], *, batch_size: int = 1
+    ) -> Iterator[dict[str, Any]]:
+        """The outputs of several images in their order, made while they are asked for.
+
+        Args:
+            images: each as `__call__` takes one; read one batch ahead.
+            batch_size: how many images of one size the model gets at once, at most. Only
+                neighbours of one size share a batch, so that padding changes no result. On a
+                GPU, batches are faster; on a CPU they hardly are, and they take more memory.
+        """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")
+        batch: list[dict[str, Any]] = []
+        for number, image in enumerate(images):
+            one = self._input(image, f"image {number} of the list")
+            if batch and (
+                len(batch) == batch_size or one["image"].shape != batch[0]["image"].shape
+            ):
+                yield from self._predict(batch)
+                batch = []
+            batch.append(one)
+        if batch:
+            yield from self._predict(batch)
+
+    def _input(self, image: Any, name: str = "the image") -> dict[str, Any]:
+        """One input of the model, at the size of testing."""
+        pixels = as_bgr_image(image, name)
+        height, width = pixels.shape[:2]
+        if self.input_format == "RGB":
+            pixels = pixels[:, :, ::-1]
+        with explained_memory_errors(height, width):
+            resized = self.aug.get_transform(pixels).apply_image(pixels)
+        tensor = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
+        return {"image": tensor, "height": height, "width": width}
+
+    @torch.no_grad()
+    def _predict(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        height, width = inputs[0]["height"], inputs[0]["width"]
+        try:
+            with explained_memory_errors(height, width), self.precision.autocast():
+                outputs = self.model(inputs)
+        except MemoryNeededError:
+            if len(inputs) == 1:
+                raise
+            return [self._predict([one])[0] for one in inputs]  # a smaller batch may fit
+        for output in outputs:
+            panoptic_seg = output.get("panoptic_seg")
+            # Models of others, such as Detectron2's PanopticFPN, leave area and bbox out.
+            if panoptic_seg is not None and not all("bbox" in s for s in panoptic_seg[1] or ()):
+                output["panoptic_seg"] = with_extents(*panoptic_seg)
+        return outputs
 
     @classmethod
     def from_output_dir(cls, folder: str, *, opts: Sequence[str] = ()) -> Predictor:

@@ -319,6 +319,7 @@ def _sampler_maker(cfg: CfgNode, records: list[Record]) -> Callable[[int], Any]:
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
             [{"annotations": annotated(r)} for r in records],
             cfg.DATALOADER.REPEAT_THRESHOLD,
+            **_repeat_options(cfg),
         )
         return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)
     known = ["TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"]
@@ -326,6 +327,11 @@ def _sampler_maker(cfg: CfgNode, records: list[Record]) -> Callable[[int], Any]:
         f"DATALOADER.SAMPLER_TRAIN = {quoted(name)} is unknown{nearest(name, known)}; known: "
         f"{', '.join(known)}"
     )
+
+
+def _repeat_options(cfg: CfgNode) -> dict[str, bool]:
+    """What DATALOADER.REPEAT_SQRT asks of the factors; v0.6 has neither the key nor the option."""
+    return {} if cfg.DATALOADER.get("REPEAT_SQRT", True) else {"sqrt": False}
 
 
 def _as_is(batch: list) -> list:

@@ -16,7 +16,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import COCOEvaluator, coco_evaluation
 from detectron2.structures import Instances
 from pycocotools.coco import COCO
 
@@ -27,15 +27,25 @@ from .label_png import write_file
 from .label_runs import LabelRuns, runs_from_ids
 from .truth_records import TruthRecords
 
-__all__ = ["PanopticInstanceEvaluator"]
+__all__ = ["PanopticInstanceEvaluator", "has_compiled_cocoeval"]
+
+
+def has_compiled_cocoeval() -> bool:
+    """Whether this Detectron2 has its operators, and with them a compiled COCOeval.
+
+    v0.6 as tools/install_detectron2.py installs it, and main without operators, have pycocotools'
+    own under its name.
+    """
+    return coco_evaluation.COCOeval_opt is not coco_evaluation.COCOeval
 
 
 class PanopticInstanceEvaluator(COCOEvaluator):
     """COCOEvaluator whose truth, the things, is derived from the panoptic label maps.
 
     Predicted classes are contiguous ids of things and stuff together. The truth is written once
-    into the output folder, as a COCO instances JSON, when first needed. AP is pycocotools' own, so
-    that no compiled operator of Detectron2 is needed.
+    into the output folder, as a COCO instances JSON, when first needed. AP is that of Detectron2's
+    compiled COCOeval where its operators are there, else of pycocotools' own: the same numbers,
+    several times faster.
     """
 
     def __init__(
@@ -106,6 +116,9 @@ class PanopticInstanceEvaluator(COCOEvaluator):
             instances = output["instances"].to(self._cpu_device)
             _check_size(instances, record)
             instances.pred_classes = self._to_things(instances.pred_classes, image_id)
+            if instances.has("pred_masks"):
+                # COCOEvaluator calls np.array on each mask, which numpy 2 deprecates for tensors.
+                instances.pred_masks = instances.pred_masks.numpy()
             super().process([{"image_id": self._number[image_id]}], [{"instances": instances}])
 
     def evaluate(self, img_ids: Any = None) -> OrderedDict:
@@ -134,7 +147,10 @@ class PanopticInstanceEvaluator(COCOEvaluator):
                     },
                 )
                 super().__init__(
-                    stand_in, distributed=distributed, output_dir=output_dir, use_fast_impl=False
+                    stand_in,
+                    distributed=distributed,
+                    output_dir=output_dir,
+                    use_fast_impl=has_compiled_cocoeval(),
                 )
             finally:
                 MetadataCatalog.pop(stand_in)

@@ -2,19 +2,64 @@
 
 from __future__ import annotations
 
+import io
+import itertools
+import json
 import logging
+import math
+import os
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.evaluation import SemSegEvaluator
+from detectron2.utils import comm
 
 from panoptic_ext.errors import EvaluationError, quoted
 
+from .label_png import write_file
 from .truth_records import TruthRecords
 
-__all__ = ["PanopticSemSegEvaluator"]
+__all__ = ["PanopticSemSegEvaluator", "semantic_scores"]
+
+
+def semantic_scores(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
+    """Scores of a confusion matrix, in percent.
+
+    mIoU is the mean IoU of the classes that the truth or the prediction has outside of void. A
+    class that is predicted and that the truth lacks counts as 0, as in the Cityscapes evaluation,
+    in Detectron2 v0.6 and as PQ counts it; Detectron2 main leaves it out of the mean. A class that
+    neither has is nan and in no mean.
+
+    Args:
+        confusion: (K+1, K+1) pixels by predicted (row) and true (column) class; K is void.
+        class_names: the K names.
+
+    Returns:
+        mIoU; fwIoU, weighted by the pixels of the truth; IoU-<name> of each class; mACC, the mean
+        accuracy of the classes that the truth has; pACC, of all pixels; ACC-<name>. nan where there
+        is nothing to divide by.
+    """
+    counted = confusion[:-1, :-1].astype(float)
+    hits, truth, predicted = counted.diagonal(), counted.sum(axis=0), counted.sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        iou = hits / (truth + predicted - hits)
+        accuracy = hits / truth
+        weighted = np.nansum(iou * truth) / truth.sum()
+        pixels = hits.sum() / truth.sum()
+    scores = {"mIoU": _mean(iou), "fwIoU": weighted}
+    scores |= {f"IoU-{name}": value for name, value in zip(class_names, iou, strict=True)}
+    scores |= {"mACC": _mean(accuracy), "pACC": pixels}
+    scores |= {f"ACC-{name}": value for name, value in zip(class_names, accuracy, strict=True)}
+    return {name: 100 * float(value) for name, value in scores.items()}
+
+
+def _mean(values: np.ndarray) -> float:
+    """Of those that are not nan; nan if all are."""
+    there = values[~np.isnan(values)]
+    return float(there.mean()) if there.size else math.nan
 
 
 class PanopticSemSegEvaluator(SemSegEvaluator):
@@ -104,12 +149,34 @@ class PanopticSemSegEvaluator(SemSegEvaluator):
                 self._predictions.extend(self.encode_json_sem_seg(pred, given["file_name"]))
 
     def evaluate(self) -> OrderedDict | None:
-        """As SemSegEvaluator: mIoU, fwIoU, mACC, pACC and each class, in percent.
+        """mIoU, fwIoU, mACC, pACC and each class's IoU and accuracy, in percent.
 
-        A class that the truth lacks is nan, as is everything if all of the truth is void.
+        Written into the output folder as SemSegEvaluator does; the rule is `semantic_scores`', the
+        same on every version of Detectron2.
+
+        Returns:
+            {"sem_seg": {"mIoU": ..., "IoU-<class>": ..., ...}} on the main worker, else None.
         """
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return super().evaluate()
+        if self._distributed:
+            comm.synchronize()
+            self._conf_matrix = np.sum(comm.all_gather(self._conf_matrix), axis=0)
+            self._predictions = list(itertools.chain(*comm.all_gather(self._predictions)))
+            if not comm.is_main_process():
+                return None
+        scores = semantic_scores(self._conf_matrix, self._class_names)
+        if self._output_dir:
+            self._write_results(self._output_dir, scores)
+        results = OrderedDict({"sem_seg": scores})
+        self._logger.info(results)
+        return results
+
+    def _write_results(self, folder: str, scores: dict[str, float]) -> None:
+        """The files of SemSegEvaluator."""
+        predictions = json.dumps(self._predictions).encode()
+        write_file(os.path.join(folder, "sem_seg_predictions.json"), predictions)
+        stream = io.BytesIO()
+        torch.save(scores, stream)
+        write_file(os.path.join(folder, "sem_seg_evaluation.pth"), stream.getvalue())
 
     def _semantic_truth(self, record: dict[str, Any]) -> np.ndarray:
         """(H, W) int64 of contiguous ids; `num_classes` is void."""

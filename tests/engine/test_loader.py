@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import logging
 import os
@@ -166,6 +167,39 @@ def test_samplers_of_detectron2() -> None:
     cfg.DATALOADER.SAMPLER_TRAIN = "TraningSampler"
     with pytest.raises(ConfigError, match="did you mean 'TrainingSampler'"):
         loader._sampler_maker(cfg, records)
+
+
+@pytest.mark.parametrize(("root", "factor"), [(True, 3.0), (False, 9.0)])
+def test_repeat_factors_have_a_square_root_unless_told(
+    root: bool, factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case 4: DATALOADER.REPEAT_SQRT of Detectron2 main, whose option v0.6 lacks."""
+    cfg = tiny_cfg("unused")
+    cfg.DATALOADER.REPEAT_SQRT = root
+    cfg.DATALOADER.REPEAT_THRESHOLD = 0.9
+    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+    records = [dict(r, segments_info=[{"category_id": r["image_id"] == 3}]) for r in tiny_records()]
+    given: list[torch.Tensor] = []
+
+    class Sampler(loader.RepeatFactorTrainingSampler):
+        def __init__(self, factors: torch.Tensor, **options: Any) -> None:
+            given.append(factors)
+            super().__init__(factors, **options)
+
+        @staticmethod
+        def repeat_factors_from_category_frequency(
+            records: Any, threshold: float, sqrt: bool = True
+        ) -> torch.Tensor:
+            """Main's signature, with v0.6's own factors."""
+            factors = original(records, threshold)
+            return factors if sqrt else factors**2
+
+    original = loader.RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
+    if "sqrt" in inspect.signature(original).parameters:  # main: its own factors are tested
+        del Sampler.repeat_factors_from_category_frequency
+    monkeypatch.setattr(loader, "RepeatFactorTrainingSampler", Sampler)
+    loader._sampler_maker(cfg, records)(1)
+    assert given[0][3] == pytest.approx(factor) and given[0][4] == pytest.approx(1)
 
 
 def test_rng_state_survives_a_checkpoint(tmp_path: Any) -> None:

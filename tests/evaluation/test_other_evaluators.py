@@ -11,6 +11,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
+from detectron2.evaluation import coco_evaluation
 from detectron2.structures import Boxes, Instances
 
 from panoptic_ext.config import add_panoptic_ext_config
@@ -21,6 +22,8 @@ from panoptic_ext.evaluation import (
     PanopticSemSegEvaluator,
     build_evaluator,
 )
+from panoptic_ext.evaluation.instance_evaluation import has_compiled_cocoeval
+from panoptic_ext.evaluation.semantic_evaluation import semantic_scores
 
 from . import toy
 from .reference import CATEGORIES
@@ -90,6 +93,34 @@ def test_semantic_absent_classes_are_nan(name, tmp_path):
     assert math.isnan(evaluator.evaluate()["sem_seg"]["mIoU"])
 
 
+def test_a_class_that_is_predicted_and_not_true_counts_as_zero():
+    """Case 2: one rule on every version of Detectron2, whose own are 52.78 (v0.6) and 79.17."""
+    confusion = np.array([[6, 0, 0, 0, 5], [2, 10, 0, 0, 0], [0, 2, 0, 0, 0], [0] * 5, [0] * 5])
+    result = semantic_scores(confusion, ["a", "b", "c", "d"])
+    assert result["IoU-a"] == pytest.approx(100 * 6 / 8)
+    assert result["IoU-b"] == pytest.approx(100 * 10 / 14)
+    assert result["IoU-c"] == 0.0 and math.isnan(result["ACC-c"])
+    assert math.isnan(result["IoU-d"]) and math.isnan(result["ACC-d"])
+    assert result["mIoU"] == pytest.approx(100 * (6 / 8 + 10 / 14 + 0) / 3)
+    assert result["fwIoU"] == pytest.approx(100 * (6 / 8 * 8 + 10 / 14 * 12) / 20)
+    assert result["mACC"] == pytest.approx(100 * (6 / 8 + 10 / 12) / 2)
+    assert result["pACC"] == pytest.approx(100 * 16 / 20)
+
+
+def test_the_evaluator_has_the_rule_of_semantic_scores(name, tmp_path):
+    truth = labels_of("c")
+    pred = truth.copy()
+    pred[:2] = 2  # sky, which image c lacks
+    assert not (truth == 2).any() and (truth[:2] >= 0).any()
+    evaluator = PanopticSemSegEvaluator(name, str(tmp_path / "out"))
+    evaluator.process([i for i in toy.inputs(name) if i["image_id"] == "c"], [scores(pred)])
+    result = evaluator.evaluate()["sem_seg"]
+    ious = [v for k, v in result.items() if k.startswith("IoU-") and not math.isnan(v)]
+    assert result["IoU-sky"] == 0.0 and result["mIoU"] == pytest.approx(np.mean(ious))
+    saved = torch.load(tmp_path / "out" / "sem_seg_evaluation.pth", weights_only=True)
+    np.testing.assert_equal(saved, result)
+
+
 def test_semantic_refuses_other_shapes(name):
     evaluator = PanopticSemSegEvaluator(name)
     given = toy.inputs(name)[:1]
@@ -121,6 +152,45 @@ def test_instances_perfect_and_known_imperfect(name, tmp_path):
     result = toy.run(evaluator, name, {i: instances(i, shrink=2) for i in toy.NAMES})["segm"]
     assert result["AP50"] == pytest.approx(100)
     assert result["AP-person"] == pytest.approx(40) and result["AP-car"] == pytest.approx(70)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_compiled_cocoeval_is_used_where_it_is_there(compiled, name, tmp_path, monkeypatch):
+    """Case 8."""
+    used = []
+
+    class Compiled(coco_evaluation.COCOeval):
+        def evaluate(self):
+            used.append(self.params.iouType)
+            super().evaluate()
+
+    there = Compiled if compiled else coco_evaluation.COCOeval
+    monkeypatch.setattr(coco_evaluation, "COCOeval_opt", there)
+    evaluator = PanopticInstanceEvaluator(name, str(tmp_path / "out"))
+    result = toy.run(evaluator, name, {i: instances(i, shrink=2) for i in toy.NAMES})
+    assert used == (["bbox", "segm"] if compiled else [])
+    assert result["segm"]["AP-car"] == pytest.approx(70)
+
+
+@pytest.mark.skipif(not has_compiled_cocoeval(), reason="Detectron2 has no compiled operators")
+def test_compiled_cocoeval_gives_the_same_numbers(name, tmp_path, monkeypatch):
+    evaluator = PanopticInstanceEvaluator(name, str(tmp_path / "out"))
+    fast = toy.run(evaluator, name, {i: instances(i, shrink=1) for i in toy.NAMES})
+    monkeypatch.setattr(coco_evaluation, "COCOeval_opt", coco_evaluation.COCOeval)
+    evaluator = PanopticInstanceEvaluator(name, str(tmp_path / "out"))
+    slow = toy.run(evaluator, name, {i: instances(i, shrink=1) for i in toy.NAMES})
+    for task in ("bbox", "segm"):
+        assert fast[task] == pytest.approx(slow[task], abs=1e-9, nan_ok=True)
+
+
+@pytest.mark.filterwarnings("error::DeprecationWarning")
+def test_instances_are_evaluated_without_deprecated_calls(name, tmp_path):
+    """Case 7: Detectron2 makes numpy arrays of tensors in a way that numpy 2 deprecates."""
+    evaluator = PanopticInstanceEvaluator(name, str(tmp_path / "out"))
+    outputs = {i: instances(i) for i in toy.NAMES}
+    result = toy.run(evaluator, name, outputs)
+    assert result["segm"]["AP"] == pytest.approx(100)
+    assert torch.is_tensor(outputs["a"]["instances"].pred_masks)  # the input is as it was
 
 
 def test_truth_of_instances_is_written_once(name, tmp_path):

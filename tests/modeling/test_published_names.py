@@ -51,7 +51,7 @@ def resolved(**keys):
             "mapillary_vistas",
             "shortest_edge",
             [],
-            3,
+            2,
         ),
     ],
 )

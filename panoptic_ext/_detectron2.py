@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import json
+import os
 import re
 import warnings
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
-__all__ = ["MINIMUM", "import_quietly", "require_detectron2"]
+__all__ = [
+    "MINIMUM",
+    "detectron2_build",
+    "detectron2_version",
+    "import_quietly",
+    "require_detectron2",
+]
 
 MINIMUM = (0, 6)  # the oldest Detectron2 that works: major, minor
 
@@ -62,6 +73,48 @@ def import_quietly() -> None:
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated")
         for name in ("fvcore.nn", "detectron2.modeling"):
             importlib.import_module(name)
+
+
+def detectron2_build() -> dict[str, Any]:
+    """Which Detectron2 this is; v0.6 of 2021 and today's main both call themselves 0.6.
+
+    Returns:
+        "version" as it says itself; "is_main", whether it is newer than v0.6, told by config keys
+        that v0.6 lacks; "imported_from", its folder; "distribution", name and version of the
+        installed distribution that this folder belongs to, or None for a folder on sys.path.
+    """
+    from detectron2.config import get_cfg
+
+    package = importlib.import_module("detectron2")
+    folder = os.path.realpath(package.__path__[0])
+    return {
+        "version": str(package.__version__),
+        "is_main": "FLOAT32_PRECISION" in get_cfg(),
+        "imported_from": folder,
+        "distribution": next(
+            (
+                f"{found.name} {found.version}"
+                for found in importlib.metadata.distributions(name="detectron2")
+                if folder in _package_folders(found)
+            ),
+            None,
+        ),
+    }
+
+
+def detectron2_version() -> str:
+    """ "0.6" for v0.6, "0.6 (main)" for Detectron2 main."""
+    build = detectron2_build()
+    return f"{build['version']} (main)" if build["is_main"] else build["version"]
+
+
+def _package_folders(found: importlib.metadata.Distribution) -> list[str]:
+    """Where the package of a distribution is: installed, or the sources of an editable install."""
+    folders = [str(found.locate_file("detectron2"))]
+    source = json.loads(found.read_text("direct_url.json") or "{}")
+    if source.get("dir_info", {}).get("editable"):
+        folders.append(os.path.join(unquote(urlsplit(source["url"]).path), "detectron2"))
+    return [os.path.realpath(folder) for folder in folders]
 
 
 def _leading_numbers(version: str) -> tuple[int, ...]:

@@ -12,10 +12,18 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from .shared_data import shared_data_folder
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# A machine that is busy with other work draws and runs examples slowly, which is no fault of a
+# test. A test's own settings are on top of these.
+settings.register_profile(
+    "busy_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("busy_machine")
 
 
 @pytest.fixture(scope="session", autouse=True)

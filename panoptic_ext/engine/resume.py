@@ -6,12 +6,12 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-import detectron2
 import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+from panoptic_ext._detectron2 import detectron2_version
 from panoptic_ext.config_detectron2_main import MAIN_DEFAULTS
 from panoptic_ext.engine.checkpoint_parts import PartError, check_kind
 from panoptic_ext.errors import shortened
@@ -33,7 +33,7 @@ def run_fingerprint(cfg: CfgNode) -> dict[str, Any]:
         "config": cfg.dump(),
         "versions": {
             "panoptic_ext": __version__,
-            "detectron2": str(detectron2.__version__),
+            "detectron2": detectron2_version(),
             "torch": str(torch.__version__),
         },
         "workers": comm.get_world_size(),

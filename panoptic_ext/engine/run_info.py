@@ -17,6 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils.collect_env import collect_env_info
 
+from panoptic_ext._detectron2 import detectron2_build, detectron2_version
 from panoptic_ext.atomic import write_atomic
 
 __all__ = ["git_state", "save_run_info"]
@@ -41,11 +42,12 @@ def save_run_info(cfg: CfgNode, output_dir: str) -> None:
         "command": sys.argv,
         "versions": {
             "panoptic_ext": __version__,
-            "detectron2": detectron2.__version__,
+            "detectron2": detectron2_version(),
             "torch": torch.__version__,
             "numpy": numpy.__version__,
             "python": platform.python_version(),
         },
+        "detectron2": detectron2_build() | {"git": git_state(os.path.abspath(detectron2.__file__))},
         "git": git_state(os.path.abspath(__file__)),
     }
     _write(output_dir, "config.yaml", cfg.dump())

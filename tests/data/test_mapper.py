@@ -105,7 +105,7 @@ def test_equal_to_one_mask_per_segment(tiny: TinyDataset, count: int, flip: bool
 @settings(
     deadline=None,
     max_examples=15,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_equal_under_random_augmentation(tiny: TinyDataset, seed: int, low: float) -> None:
     record = many_segments(tiny, 20)

@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from panoptic_ext.engine.distributed import join_torchrun, leave, under_torchrun
 from panoptic_ext.engine.main import main
 from panoptic_ext.errors import ConfigError
+from tests import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = """
@@ -50,7 +51,7 @@ def test_leaving_ends_the_threads_of_every_group(tmp_path: Path) -> None:
         cwd=ROOT,
         text=True,
         capture_output=True,
-        timeout=1800,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert sorted(line for line in done.stdout.splitlines() if line.startswith("worker")) == [

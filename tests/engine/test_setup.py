@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 from pathlib import Path
 
+import detectron2
 import pytest
 import torch
 import yaml
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
@@ -267,6 +270,11 @@ def test_run_info_loads_again(opts: list[str], tmp_path: Path) -> None:
     assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
     info = json.loads((tmp_path / "run_info.json").read_text())
     assert info["versions"]["torch"] == torch.__version__
+    # Case 6: v0.6 and Detectron2 main both call themselves 0.6.
+    is_main = "FLOAT32_PRECISION" in get_cfg()
+    assert info["versions"]["detectron2"].endswith("(main)") == is_main
+    assert info["detectron2"]["is_main"] == is_main
+    assert info["detectron2"]["imported_from"] == os.path.realpath(detectron2.__path__[0])
     assert (tmp_path / "metadata.json").exists()
     assert "detectron2" in (tmp_path / "environment.txt").read_text()
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests import PATIENCE
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/shapes/panoptic_fpn/panoptic_fpn_R18_shapes.yaml"
 SMALL = [
@@ -47,7 +49,12 @@ def command(out: Path, cache: Path, *args: str, start: tuple[str, ...] = ()) -> 
 def run(*args: Any, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     return subprocess.run(
-        command(*args, **kwargs), cwd=ROOT, env=env, text=True, capture_output=True, timeout=300
+        command(*args, **kwargs),
+        cwd=ROOT,
+        env=env,
+        text=True,
+        capture_output=True,
+        timeout=PATIENCE,
     )
 
 
@@ -89,7 +96,7 @@ def test_kill_and_resume_equals_uninterrupted(whole: Path, cache: Path, tmp_path
         process = subprocess.Popen(
             command(tmp_path, cache), cwd=ROOT, env=env, stdout=output, stderr=output
         )
-        end = time.monotonic() + 120
+        end = time.monotonic() + PATIENCE
         while not (tmp_path / "model_0000019.pth").exists() and time.monotonic() < end:
             assert process.poll() is None, (tmp_path / "output.txt").read_text()[-3000:]
             time.sleep(0.01)

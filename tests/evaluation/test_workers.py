@@ -16,6 +16,7 @@ from detectron2.utils import comm
 
 from panoptic_ext.errors import EvaluationError
 from panoptic_ext.evaluation import PanopticEvaluator
+from tests import PATIENCE
 
 from . import toy
 from .reference import segment, with_areas, write_dataset
@@ -31,9 +32,9 @@ class FakeWorkers:
 
     def all_gather(self, value, group=None):
         self._values[self.local.rank] = value
-        self._barrier.wait(20)
+        self._barrier.wait(PATIENCE)
         found = list(self._values)
-        self._barrier.wait(20)
+        self._barrier.wait(PATIENCE)
         return found
 
     def gather(self, value, dst=0, group=None):
@@ -113,7 +114,7 @@ def test_two_processes_over_gloo(tmp_path):
     printed = {}
     for size in (1, 2):
         workers = [start(rank, size) for rank in range(size)]
-        outputs = [worker.communicate(timeout=120)[0] for worker in workers]
+        outputs = [worker.communicate(timeout=PATIENCE)[0] for worker in workers]
         assert [worker.returncode for worker in workers] == [0] * size
         printed[size] = outputs[0].strip().splitlines()[-1]
     assert printed[1] == printed[2] and "'PQ': '0x" in printed[1]

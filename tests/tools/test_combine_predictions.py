@@ -23,6 +23,7 @@ from panoptic_ext.evaluation import (
     PanopticSemSegEvaluator,
     evaluate_files,
 )
+from tests import PATIENCE
 from tests.data.tiny import CATEGORIES, CROWD, HEIGHT, WIDTH, TinyDataset
 from tests.evaluation import toy
 from tests.evaluation.test_other_evaluators import instances, labels_of, scores
@@ -106,7 +107,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=120,
+        timeout=PATIENCE,
     )
 
 

@@ -12,6 +12,8 @@ from types import ModuleType
 
 import pytest
 
+from tests import PATIENCE
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
     *("SEED", "1", "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0"),
@@ -39,7 +41,7 @@ def run(output: Path, *opts: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "tools/demo.py", "--output", str(output), *SMALL, *opts]
     return subprocess.run(
-        command, cwd=ROOT, env=env, text=True, capture_output=True, timeout=300, check=False
+        command, cwd=ROOT, env=env, text=True, capture_output=True, timeout=PATIENCE, check=False
     )
 
 

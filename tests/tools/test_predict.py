@@ -21,6 +21,7 @@ from panoptic_ext.data import read_id_map, write_id_map
 from panoptic_ext.engine import Checkpointer, load_cfg, save_run_info
 from panoptic_ext.engine.predictor import Predictor
 from panoptic_ext.errors import ConfigError
+from tests import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "predict_test_val"
@@ -129,7 +130,9 @@ def _odd_files(folder):
 def _run(*arguments):
     command = [sys.executable, str(ROOT / "tools" / "predict.py"), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=PATIENCE
+    )
 
 
 BROKEN = ("truncated.jpg", "page.png", "empty.jpg", "link.jpg", "16.png", "missing.png")
@@ -226,7 +229,9 @@ def test_results_are_what_the_evaluation_tool_reads(base, predict, tmp_path):
     paths += ["--pred", out / "panoptic.json", "--pred-root", out / "panoptic"]
     command = [sys.executable, tool, *paths, "--output", tmp_path / "pq.json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=PATIENCE
+    )
     assert done.returncode == 0, done.stderr
     assert "PQ" in json.loads((tmp_path / "pq.json").read_text())
 

@@ -31,6 +31,7 @@ __all__ = ["TemporaryFile", "remove_leftovers", "write_atomic"]
 _TEMPORARY = re.compile(r".+\.tmp-(?:(?P<machine>[0-9a-f]{8})-)?(?P<process>\d+)(?P<kind>\.\w+)?")
 _ABANDONED = 24 * 3600.0  # seconds without a write, where nothing else tells whether a writer lives
 _MAX_TRIES, _PAUSE = 3000, 0.01  # half a minute and more
+_LONGEST_NAME = 255  # bytes, on all common file systems
 _BINARY = getattr(os, "O_BINARY", 0)  # on Windows
 
 _swept_folders: set[str] = set()
@@ -78,7 +79,7 @@ class TemporaryFile:
             kind: ending of the temporary name, as ".mp4", for libraries that go by it.
         """
         _sweep_once(os.path.dirname(path) or ".")
-        self.path = f"{path}.tmp-{_machine()}-{os.getpid()}{kind}"
+        self.path = _temporary_path(path, f".tmp-{_machine()}-{os.getpid()}{kind}")
         self._target = path
         self._is_committed = False
         self.stream = _open_locked(self.path)
@@ -125,6 +126,17 @@ def remove_leftovers(folder: str) -> None:
             _remove_if_left(entry.path)
         except OSError:  # another process removed it, or it is another user's
             continue
+
+
+def _temporary_path(path: str, suffix: str) -> str:
+    """`path` with the suffix; of a name that leaves no room for it, a hash stands in its place."""
+    folder, name = os.path.split(path)
+    encoded = os.fsencode(name)
+    if len(encoded) > _LONGEST_NAME:  # here, where the error can name the file itself
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
+    if len(encoded + os.fsencode(suffix)) > _LONGEST_NAME:
+        name = hashlib.sha256(encoded).hexdigest()
+    return os.path.join(folder, name + suffix)
 
 
 def _sweep_once(folder: str) -> None:

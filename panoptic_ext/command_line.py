@@ -1,18 +1,48 @@
-"""What the command lines in tools/ share: where config values begin, and errors of files."""
+"""What the command lines in tools/ share: where config values begin, how they end, and why."""
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 
 from detectron2.config import CfgNode, get_cfg
 
 from panoptic_ext.config_detectron2_main import MAIN_DEFAULTS
+from panoptic_ext.errors import PanopticExtError
+from panoptic_ext.interruption import Interrupted, signals_of_a_command
 
-__all__ = ["count", "explain_os_error", "split_options"]
+__all__ = ["count", "explain_os_error", "run_command", "split_options"]
 
 _DOTTED_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.\w+)*\.[A-Z0-9_]+")
+
+
+def run_command(work: Callable[[], int], *, output: str = "", stopped: str = "stopped") -> int:
+    """Run a command line; what a user can mend, and a signal, end it with one line on stderr.
+
+    Args:
+        work: returns the exit code.
+        output: the folder or file that results go to.
+        stopped: the line after Ctrl-C where `work` has none of its own.
+
+    Returns:
+        The exit code: that of `work`; 2 after an error, 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    with signals_of_a_command():
+        try:
+            return work()
+        except Interrupted as interrupted:
+            sys.stderr.write(f"{interrupted}\n")
+            return interrupted.exit_code
+        except KeyboardInterrupt:
+            sys.stderr.write(f"{stopped}\n")
+            return 130
+        except PanopticExtError as error:
+            sys.stderr.write(f"error: {error}\n")
+        except OSError as error:
+            sys.stderr.write(f"error: {explain_os_error(error, output or os.curdir)}\n")
+        return 2
 
 
 def count(text: str) -> int:

@@ -11,6 +11,7 @@ Exit code: 0 nothing wrong (warnings at most), 1 problems found, 2 nothing could
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import warnings
 from collections import Counter
@@ -18,33 +19,37 @@ from collections.abc import Sequence
 
 # fvcore and Detectron2 script functions, and torch says so at every start.
 warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch loads: no traceback
 
 from detectron2.data import DatasetCatalog
 
-from panoptic_ext.command_line import count, split_options
+from panoptic_ext.command_line import count, run_command, split_options
 from panoptic_ext.data import (
     PanopticSource,
     check_panoptic,
     check_same_categories,
     count_segments,
 )
+from panoptic_ext.data.datasets.check_files import CheckInterrupted
 from panoptic_ext.engine.setup import load_cfg
-from panoptic_ext.errors import ConfigError, PanopticExtError
+from panoptic_ext.errors import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = parse_args(argv)
-    try:
-        failed = False
-        targets, names = find_targets(args)
-        for target in targets:
-            failed |= report(target, args)
-        if not failed and len(names) > 1:
-            check_same_categories(names)
-    except PanopticExtError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check every data set; returns 0, or 1 if problems were found."""
+    failed = False
+    targets, names = find_targets(args)
+    for target in targets:
+        failed |= report(target, args)
+    if not failed and len(names) > 1:
+        check_same_categories(names)
     return int(failed)
 
 
@@ -87,9 +92,13 @@ def find_targets(args: argparse.Namespace) -> tuple[list[str | PanopticSource], 
 def report(target: str | PanopticSource, args: argparse.Namespace) -> bool:
     """Check one data set and print what was found; returns whether it failed."""
     name = target if isinstance(target, str) else target.json
-    problems = check_panoptic(
-        target, pixels=not args.no_pixels, workers=args.workers, progress=sys.stderr.isatty()
-    )
+    stopped = None
+    try:
+        problems = check_panoptic(
+            target, pixels=not args.no_pixels, workers=args.workers, progress=sys.stderr.isatty()
+        )
+    except CheckInterrupted as interrupted:
+        problems, stopped = interrupted.problems, interrupted
     limit = args.show or len(problems)
     for problem in problems[:limit]:
         print(problem)
@@ -100,6 +109,8 @@ def report(target: str | PanopticSource, args: argparse.Namespace) -> bool:
         kinds = Counter(problem.kind for problem in problems)
         summary = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         print(f"{name}: {len(problems)} problems: {summary}")
+    if stopped is not None:
+        raise stopped
     if not failed:
         print(f"{name}: good, {count_segments(target)}")
     return failed

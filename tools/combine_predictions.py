@@ -20,17 +20,20 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
 
 # fvcore and Detectron2 script functions, and torch says so at every start.
 warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch loads: no traceback
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from panoptic_ext.command_line import count, explain_os_error
+from panoptic_ext.command_line import count, run_command
 from panoptic_ext.engine.setup import load_cfg
-from panoptic_ext.errors import ConfigError, PanopticExtError
+from panoptic_ext.errors import ConfigError
 from panoptic_ext.evaluation.combine_files import CombinedFiles, NaiveRule, combine_files
 from panoptic_ext.evaluation.combine_images import ImageList, listed
 from panoptic_ext.evaluation.combine_inputs import (
@@ -79,29 +82,27 @@ def share(text: str) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = parse_args(argv)
-    try:
-        images = find_images(args)
-        instances = InstanceResults(args.instances, images)
-        semantic = open_semantic(
-            args.semantic, images, ids=args.semantic_ids, ignore_label=args.ignore_label
-        )
-        result = combine_files(
-            images,
-            instances,
-            semantic,
-            args.output,
-            NaiveRule(args.score_threshold, args.overlap_threshold, args.stuff_area_threshold),
-            allow_missing=args.allow_missing,
-            num_threads=args.threads,
-            progress=True,
-        )
-        report(result, semantic)
-    except PanopticExtError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {explain_os_error(error, args.output)}", file=sys.stderr)
-        return 2
+    return run_command(lambda: run(args), output=args.output)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Combine everything; returns 0."""
+    images = find_images(args)
+    instances = InstanceResults(args.instances, images)
+    semantic = open_semantic(
+        args.semantic, images, ids=args.semantic_ids, ignore_label=args.ignore_label
+    )
+    result = combine_files(
+        images,
+        instances,
+        semantic,
+        args.output,
+        NaiveRule(args.score_threshold, args.overlap_threshold, args.stuff_area_threshold),
+        allow_missing=args.allow_missing,
+        num_threads=args.threads,
+        progress=True,
+    )
+    report(result, semantic)
     return 0
 
 

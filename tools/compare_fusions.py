@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,12 +19,14 @@ from typing import Any
 
 # fvcore and Detectron2 script functions, and torch says so at every start.
 warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch loads: no traceback
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
-from panoptic_ext.command_line import count, explain_os_error
+from panoptic_ext.command_line import count, run_command
 from panoptic_ext.data.image_files import read_image
 from panoptic_ext.engine.compare_fusions import (
     compare_fusions,
@@ -32,7 +35,6 @@ from panoptic_ext.engine.compare_fusions import (
     load_test_data,
 )
 from panoptic_ext.engine.predictor import Predictor, find_weights, load_run_cfg
-from panoptic_ext.errors import PanopticExtError
 from panoptic_ext.evaluation.panoptic_evaluation import PanopticEvaluator
 from panoptic_ext.visualization.contact_sheet import SheetRow, contact_sheet, ground_truth_segments
 
@@ -94,17 +96,15 @@ def compare_run(run: str, args: argparse.Namespace, *, sheet: bool) -> dict[str,
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = parse_args(argv)
-    try:
-        results = [
-            compare_run(run, args, sheet=bool(args.sheet) and number == 0)
-            for number, run in enumerate(args.runs)
-        ]
-    except PanopticExtError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {explain_os_error(error, args.sheet or '.')}", file=sys.stderr)
-        return 2
+    return run_command(lambda: run(args), output=args.sheet or "")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare and print; returns 0."""
+    results = [
+        compare_run(run, args, sheet=bool(args.sheet) and number == 0)
+        for number, run in enumerate(args.runs)
+    ]
     print(fusion_table(results))
     if args.sheet:
         print(f"pictures: {args.sheet}")

@@ -46,6 +46,19 @@ def fingerprint(opts: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
+def run_to_end(command: Sequence[str], environment: dict[str, str]) -> int:
+    """Run a step's process, which ends by itself after a signal; returns its exit code."""
+    from panoptic_ext.interruption import stoppable
+
+    started: list[subprocess.Popen] = []
+    # As SIGTERM: after Ctrl-C, which a terminal sends to both, another SIGINT would be the second.
+    with stoppable(on_signal=lambda _: [process.terminate() for process in started]) as stop:
+        started.append(subprocess.Popen(command, cwd=ROOT, env=environment))
+        code = started[0].wait()
+    stop.check("stopped; the same command goes on from there")
+    return code
+
+
 class Steps:
     """Runs each step of the demo once; a mark in the output folder says that it is finished."""
 
@@ -77,9 +90,7 @@ class Steps:
             return
         say(f"{name}: python {' '.join(command)}")
         environment = {"PYTHONWARNINGS": QUIET, "OMP_WAIT_POLICY": "passive", **os.environ}
-        code = subprocess.run(
-            [sys.executable, *command], cwd=ROOT, env=environment, check=False
-        ).returncode
+        code = run_to_end([sys.executable, *command], environment)
         if code < 0:
             raise DemoError(f"{name} was killed by signal {-code}; the same command goes on")
         if code:
@@ -166,17 +177,19 @@ def run(output: Path, opts: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; the exit code: 0 done, 2 an error that the user can mend."""
+    """Entry point; the exit code: 0 done, 2 an error that the user can mend, 130 after Ctrl-C."""
     args = parse_arguments(arguments)
-    try:
-        run(args.output, args.opts)
-    except DemoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("error: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 2
-    return 0
+    from panoptic_ext.command_line import run_command
+
+    def run_or_say() -> int:
+        try:
+            run(args.output, args.opts)
+        except DemoError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        return 0
+
+    return run_command(run_or_say, stopped="stopped; the same command goes on from there")
 
 
 if __name__ == "__main__":

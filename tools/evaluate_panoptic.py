@@ -11,15 +11,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
 
 # fvcore and Detectron2 script functions, and torch says so at every start.
 warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch loads: no traceback
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from panoptic_ext.errors import PanopticExtError
+from panoptic_ext.command_line import run_command
+from panoptic_ext.errors import ConfigError
 from panoptic_ext.evaluation.files import GT_AREAS, FileResult, evaluate_files
 from panoptic_ext.evaluation.label_png import write_file
 from panoptic_ext.evaluation.report import named_result, quality_table
@@ -49,22 +53,26 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = parse_args(argv)
-    try:
-        result = evaluate_files(
-            args.gt,
-            args.gt_root,
-            args.pred,
-            args.pred_root,
-            num_threads=max(0, args.threads),
-            gt_area=args.gt_area,
-            progress=True,
-        )
-        print(quality_table(result.summary, result.categories))
-        if args.output:
-            write_file(args.output, json.dumps(_content(result), indent=1).encode())
-    except PanopticExtError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(lambda: run(args), output=args.output or "")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare and print; returns 0."""
+    for given in (args.gt, args.pred):
+        if args.output and os.path.realpath(args.output) == os.path.realpath(given):
+            raise ConfigError(f"--output {args.output} is an input; choose another file")
+    result = evaluate_files(
+        args.gt,
+        args.gt_root,
+        args.pred,
+        args.pred_root,
+        num_threads=max(0, args.threads),
+        gt_area=args.gt_area,
+        progress=True,
+    )
+    print(quality_table(result.summary, result.categories))
+    if args.output:
+        write_file(args.output, json.dumps(_content(result), indent=1).encode())
     return 0
 
 

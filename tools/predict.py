@@ -3,10 +3,11 @@
 
     python tools/predict.py --config-file output/shapes/panoptic_fpn --input photos --output out
 
-A file that cannot be read is named with its reason and the rest goes on. What an earlier run left
-in the output folder is kept, so a stopped run goes on where it was.
+A file that fails is named with its reason and the rest goes on. What an earlier run left in the
+output folder is kept, so a stopped run goes on where it was; it is never taken as input.
 
-Exit code: 0 all done, 1 some inputs failed, 2 nothing could be started.
+Exit code: 0 all done, 1 some inputs failed, 2 nothing could be started or the disk is full, 130
+stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -23,27 +25,35 @@ from typing import Any
 
 # fvcore and Detectron2 script functions, and torch says so at every start.
 warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch loads: no traceback
 
 import numpy as np
 from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
 from panoptic_ext.atomic import write_atomic
-from panoptic_ext.command_line import explain_os_error, split_options
+from panoptic_ext.command_line import run_command, split_options
 from panoptic_ext.data.id_map import READ_ERRORS
 from panoptic_ext.data.image_files import read_image
 from panoptic_ext.engine.memory_errors import explained_memory_errors
 from panoptic_ext.engine.predictor import Predictor, find_weights, load_run_cfg
 from panoptic_ext.errors import NOT_JSON, ConfigError, PanopticExtError
+from panoptic_ext.interruption import stoppable
+from panoptic_ext.many_files import ManyFiles
 from panoptic_ext.regular_files import SMALL_FILE, check_regular_file
 from panoptic_ext.visualization import draw_panoptic, readable_scale, save_picture
-from panoptic_ext.visualization.prediction_image_ids import choose_image_ids
-from panoptic_ext.visualization.prediction_inputs import PredictionInput, find_inputs
+from panoptic_ext.visualization.prediction_image_ids import choose_image_ids, ids_of_files
+from panoptic_ext.visualization.prediction_inputs import (
+    SETTINGS_FILE,
+    PredictionInput,
+    search_inputs,
+)
 from panoptic_ext.visualization.prediction_results import PanopticResults
 from panoptic_ext.visualization.prediction_segments import panoptic_result, segments_to_draw
 from panoptic_ext.visualization.video import VideoReader, VideoWriter
 
-SETTINGS_FILE = "predict_settings.json"
+_STOPPED = "stopped; the same command goes on where it was"
 _FPN_THRESHOLD = "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH"
 _MASK_FORMER_THRESHOLD = "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD"
 THRESHOLD_KEYS = {
@@ -60,17 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        return run(args)
-    except PanopticExtError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where it was", file=sys.stderr)
-        return 130
-    except OSError as error:
-        print(f"error: {explain_os_error(error, args.output)}", file=sys.stderr)
-        return 2
+    return run_command(lambda: run(args), output=args.output, stopped=_STOPPED)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -97,7 +97,10 @@ def run(args: argparse.Namespace) -> int:
     """Predict everything; returns 0, or 1 if some inputs failed."""
     if args.no_pictures and not args.save_panoptic:
         raise ConfigError("--no-pictures leaves nothing to write; add --save-panoptic")
-    inputs = find_inputs(args.input, exclude=args.output)
+    search = search_inputs(args.input, exclude=args.output)
+    inputs = search.inputs
+    for line in search.left_out_lines():
+        print(line)
     if all(item.problem for item in inputs):
         problems = "; ".join(f"{item.path}: {item.problem}" for item in inputs)
         raise ConfigError(f"nothing to predict. {problems}")
@@ -115,8 +118,12 @@ def run(args: argparse.Namespace) -> int:
         pictures=not args.no_pictures,
         least_score=args.confidence_threshold,
     )
-    skipped, failed = job.run(inputs, overwrite=args.overwrite)
-    return report(args, results, len(inputs), skipped, failed)
+    try:
+        job.run(inputs, overwrite=args.overwrite)
+    except OSError:
+        print(job.summary())  # what there is before the error
+        raise
+    return report(args, job)
 
 
 def load(args: argparse.Namespace) -> tuple[Any, str]:
@@ -132,23 +139,17 @@ def load(args: argparse.Namespace) -> tuple[Any, str]:
     return cfg, weights
 
 
-def report(
-    args: argparse.Namespace,
-    results: PanopticResults | None,
-    total: int,
-    skipped: int,
-    failed: dict[str, str],
-) -> int:
+def report(args: argparse.Namespace, job: Job) -> int:
     """Say what was done and where it lies; returns the exit code."""
-    made = total - skipped - len(failed)
-    print(f"{made} predicted, {skipped} were there already, {len(failed)} failed")
-    for name, reason in failed.items():
+    print(job.summary())
+    for name, reason in job.failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     if not args.no_pictures:
         print(f"pictures: {os.path.abspath(args.output)}")
-    if results is not None:
-        print(f"COCO panoptic results: {os.path.abspath(results.write_json())}")
-    return 1 if failed else 0
+    if job.results is not None:
+        print(f"COCO panoptic results: {os.path.abspath(job.results.write_json())}")
+    job.files.stop.check(_STOPPED)
+    return 1 if job.failed else 0
 
 
 class Job:
@@ -170,34 +171,37 @@ class Job:
         self.pictures = pictures
         self.least_score = 0.5 if least_score is None else least_score
         self.image_ids: dict[str, int | str] = {}
+        self.files = ManyFiles[PredictionInput](lambda item: item.path)
+        self.failed: dict[str, str] = {}
+        self.skipped = 0
 
-    def run(
-        self, inputs: Sequence[PredictionInput], *, overwrite: bool
-    ) -> tuple[int, dict[str, str]]:
-        """Predict all inputs.
+    def summary(self) -> str:
+        """How many inputs were predicted, there already, failed and, if it was stopped, left."""
+        made, failed, left = self.files.done, len(self.failed), self.files.left
+        text = f"{made} predicted, {self.skipped} were there already, {failed} failed"
+        return f"{text}, {left} left" if left else text
 
-        Returns:
-            How many were there already; path -> reason of those that failed.
-        """
-        failed = {item.path: item.problem for item in inputs if item.problem}
+    def run(self, inputs: Sequence[PredictionInput], *, overwrite: bool) -> None:
+        """Predict all inputs; those that fail are in `failed`, path -> reason."""
+        self.failed = {item.path: item.problem for item in inputs if item.problem}
         usable = [item for item in inputs if not item.problem]
         if self.results is not None:
             names = {item.name: item.path for item in usable if not item.is_video}
             of_files = _known_image_ids(self.predictor.cfg)
-            files = {name: os.path.realpath(path) for name, path in names.items()}
-            known = {name: of_files[file] for name, file in files.items() if file in of_files}
+            known = ids_of_files(names, of_files)
             self.image_ids = choose_image_ids(list(names), known, self.results.image_ids())
         todo = [item for item in usable if overwrite or not self.is_done(item)]
-        with tqdm(todo, unit="file", desc="predict", disable=not todo) as progress:
-            for item in progress:
-                try:
-                    self.predict_video(item) if item.is_video else self.predict_image(item)
-                except ConfigError:
-                    raise  # holds for every input
-                except (RuntimeError, ValueError, MemoryError) as error:  # and PanopticExtError
-                    failed[item.path] = str(error) or type(error).__name__
-                    progress.write(f"skipped {item.path}: {failed[item.path]}", file=sys.stderr)
-        return len(usable) - len(todo), failed
+        self.skipped = len(usable) - len(todo)
+        with tqdm(total=len(todo), unit="file", desc="predict", disable=not todo) as progress:
+            for item, _ in self.files.results(todo, self.predict):
+                progress.update()
+                if item.path in self.files.failed:
+                    reason = self.failed[item.path] = self.files.failed[item.path]
+                    progress.write(f"skipped {item.path}: {reason}", file=sys.stderr)
+
+    def predict(self, item: PredictionInput) -> None:
+        """Predict, draw and store one image or video."""
+        self.predict_video(item) if item.is_video else self.predict_image(item)
 
     def is_done(self, item: PredictionInput) -> bool:
         """Whether an earlier run left all results of `item`."""
@@ -238,8 +242,9 @@ class Job:
         frames = tqdm(
             reader, total=reader.num_frames or None, unit="frame", desc=item.name, leave=False
         )
-        with VideoWriter(self.picture_path(item), reader.fps) as writer:
+        with VideoWriter(self.picture_path(item), reader.fps) as writer, stoppable() as stop:
             for number, frame in enumerate(frames):
+                stop.check("")  # the next run predicts the whole video: it may have hours
                 self._predict_frame(item, number, frame, writer)
             if self.pictures:
                 writer.commit()

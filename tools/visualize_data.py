@@ -4,6 +4,8 @@
     python tools/visualize_data.py --config-file configs/shapes/panoptic_fpn/<file>.yaml
     python tools/visualize_data.py --datasets shapes_panoptic_val --source raw --num 8
 
+An image that cannot be drawn is named with its reason and the rest goes on.
+
 Exit code: 0 all drawn, 2 an error.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,6 +21,8 @@ from typing import Any
 
 # fvcore and Detectron2 script functions, and torch says so at every start.
 warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch loads: no traceback
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -26,7 +31,7 @@ from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.utils.visualizer import Visualizer
 from tqdm import tqdm
 
-from panoptic_ext.command_line import count, explain_os_error, split_options
+from panoptic_ext.command_line import count, run_command, split_options
 from panoptic_ext.data import (
     PanopticDatasetMapper,
     get_metadata,
@@ -35,22 +40,15 @@ from panoptic_ext.data import (
 )
 from panoptic_ext.data.image_files import read_image
 from panoptic_ext.engine.setup import load_cfg
-from panoptic_ext.errors import ConfigError, PanopticExtError
+from panoptic_ext.errors import ConfigError
+from panoptic_ext.many_files import ManyFiles
 from panoptic_ext.visualization import draw_panoptic, save_picture
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = parse_args(argv)
-    try:
-        run(args)
-    except PanopticExtError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {explain_os_error(error, args.output)}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: run(args), output=args.output)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -77,21 +75,33 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace) -> None:
-    """Draw every data set."""
+def run(args: argparse.Namespace) -> int:
+    """Draw every data set; returns 0, or 2 if some images failed."""
     cfg = load_cfg(args.config_file, args.opts, use_data=False)
     names = args.datasets or list(cfg.DATASETS.TRAIN)
     if not names:
         raise ConfigError("no data set to draw; give --datasets, or a config with DATASETS.TRAIN")
+    failed: dict[str, str] = {}
     for name in names:
         folder = os.path.join(args.output, name)
         os.makedirs(folder, exist_ok=True)
-        draw_dataset(name, cfg, args, folder)
+        images = draw_dataset(name, cfg, args, folder)
+        failed.update(images.failed)
+        left = f", {images.left} left" if images.stop else ""
+        print(f"{name}: {images.done} images done, {len(images.failed)} failed{left}")
         print(f"{name}: pictures in {folder}")
+        if images.stop:
+            break
+    for name, reason in failed.items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    images.stop.check("stopped; the same command draws from the first image, --num fewer of them")
+    return 2 if failed else 0
 
 
-def draw_dataset(name: str, cfg: CfgNode, args: argparse.Namespace, folder: str) -> None:
-    """Draw `args.num` records of one data set into `folder`."""
+def draw_dataset(
+    name: str, cfg: CfgNode, args: argparse.Namespace, folder: str
+) -> ManyFiles[tuple[int, dict[str, Any]]]:
+    """Draw `args.num` records of one data set into `folder`; how many that were, and failed."""
     records, metadata = get_records(name), get_metadata(name)
     count = min(args.num or len(records), len(records))
     chosen = np.random.default_rng(args.seed).permutation(len(records))[:count]
@@ -99,17 +109,24 @@ def draw_dataset(name: str, cfg: CfgNode, args: argparse.Namespace, folder: str)
     cfg.defrost()
     cfg.DATASETS.TRAIN = (name,)
     mapper = PanopticDatasetMapper(cfg, True)
-    for number in tqdm(sorted(chosen.tolist()), desc=name, unit="image"):
-        record = records[number]
+
+    def draw(numbered: tuple[int, dict[str, Any]]) -> None:
+        number, record = numbered
         sample = None
         if args.source == "mapper":
             np.random.seed((args.seed + number) % 2**32)
             sample = mapper(record)
             if sample is None:
-                continue
+                return
         picture = draw_record(record, sample, metadata, cfg.INPUT.FORMAT)
         stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
         save_picture(os.path.join(folder, f"{number:06d}_{stem}.jpg"), picture)
+
+    images = ManyFiles[tuple[int, dict[str, Any]]](lambda numbered: numbered[1]["file_name"])
+    todo = [(number, records[number]) for number in sorted(chosen.tolist())]
+    for _ in tqdm(images.results(todo, draw), desc=name, total=len(todo), unit="image"):
+        pass
+    return images
 
 
 def draw_record(

@@ -7,10 +7,16 @@ import logging
 import math
 import os
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.evaluation import (
+    DatasetEvaluator,
+    DatasetEvaluators,
+    inference_on_dataset,
+    print_csv_format,
+)
 from detectron2.utils import comm
 from detectron2.utils.logger import log_first_n
 from torch import nn
@@ -20,11 +26,13 @@ from panoptic_ext.atomic import write_atomic
 from panoptic_ext.engine.loader import explain_system_error
 from panoptic_ext.engine.precision import evaluation_precision
 from panoptic_ext.engine.rng import preserved_rng
+from panoptic_ext.interruption import Interrupted, StopRequest, stoppable
 
 __all__ = ["build_evaluator", "evaluate", "result_folder"]
 
 logger = logging.getLogger(__name__)
 
+_STOPPING = "stopping after the current image; a second signal ends at once"
 _NO_AUGMENTATION = (
     "TEST.AUG.ENABLED is True, but test-time augmentation is not there: each image is evaluated "
     "once, at its test size and unflipped, so results are those without it. TEST.AUG.ENABLED False "
@@ -81,9 +89,59 @@ def evaluate(
     return results
 
 
+class _UntilStopped:
+    """A loader that ends early where this worker was asked to stop."""
+
+    def __init__(self, loader: Any, stop: StopRequest) -> None:
+        self._loader = loader
+        self._stop = stop
+        self.seen = 0
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._loader:
+            yield batch
+            self.seen += 1
+            if self._stop:
+                return
+
+
+class _OfAll(DatasetEvaluator):
+    """An evaluator that has results only where no worker was asked to stop."""
+
+    def __init__(self, evaluator: Any, data: _UntilStopped, stop: StopRequest) -> None:
+        self._evaluator, self._data, self._stop = evaluator, data, stop
+
+    def reset(self) -> None:
+        self._evaluator.reset()
+
+    def process(self, inputs: Any, outputs: Any) -> None:
+        self._evaluator.process(inputs, outputs)
+
+    def evaluate(self) -> Any:
+        # All workers end together: one alone would leave the others waiting for its part.
+        workers = comm.all_gather((self._stop.signum, self._data.seen, len(self._data)))
+        signals = [signum for signum, _, _ in workers if signum is not None]
+        if signals:
+            seen, total = (sum(column) for column in list(zip(*workers, strict=True))[1:])
+            raise Interrupted(
+                signals[0],
+                f"stopped after evaluating {seen} of {total} images; there are no results, and the "
+                "same command evaluates from the first image",
+            )
+        return self._evaluator.evaluate()
+
+
 def _run(model: nn.Module, data: Any, evaluator: Any) -> dict[str, Any]:
+    if isinstance(evaluator, (list, tuple)):
+        evaluator = DatasetEvaluators(evaluator)
+    announce = _STOPPING if comm.is_main_process() else ""
     try:
-        return inference_on_dataset(model, data, evaluator)
+        with stoppable(announce) as stop:
+            images = _UntilStopped(data, stop)
+            return inference_on_dataset(model, images, _OfAll(evaluator, images, stop))
     except (OSError, RuntimeError) as error:
         explained = explain_system_error(error)
         if explained is None:

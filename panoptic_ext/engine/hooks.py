@@ -38,18 +38,28 @@ class CheckpointHook(HookBase):
         """
         self._period = period
         self._keep = keep
+        self._saved_iter = -1
 
     def after_step(self) -> None:
         iteration = self.trainer.iter
-        last = iteration >= self.trainer.max_iter - 1
-        periodic = (iteration + 1) % self._period == 0
-        if not (last or periodic):
+        if self._is_last(iteration) or (iteration + 1) % self._period == 0:
+            self.save()
+
+    def save(self) -> None:
+        """Write the checkpoint of the iteration that has ended, unless it is written."""
+        iteration = self.trainer.iter
+        last = self._is_last(iteration)
+        if iteration == self._saved_iter:
             return
         self._check_weights(iteration)
         self.trainer.gather_worker_state()
         self.trainer.save_checkpoint("model_final" if last else f"model_{iteration:07d}")
         if self._keep:
             self.trainer.checkpointer.prune(self._keep)
+        self._saved_iter = iteration
+
+    def _is_last(self, iteration: int) -> bool:
+        return iteration >= self.trainer.max_iter - 1
 
     def _check_weights(self, iteration: int) -> None:
         bad = [n for n, p in self.trainer.model.named_parameters() if not bool(p.isfinite().all())]
@@ -85,18 +95,19 @@ class WriterHook(HookBase):
     def __init__(self, output_dir: str, period: int = 20) -> None:
         self._output_dir = output_dir
         self._period = period
+        self._writers: list[Any] = []
         self._inner: hooks.PeriodicWriter | None = None
 
     def before_train(self) -> None:
         start, path = self.trainer.start_iter, os.path.join(self._output_dir, "metrics.json")
         trim_metrics(path, start)
         purge: dict[str, Any] = {"purge_step": start} if start else {}
-        writers = [
+        self._writers = [
             CommonMetricPrinter(self.trainer.max_iter),
             JSONWriter(path),
             TensorboardXWriter(self._output_dir, **purge),
         ]
-        self._inner = hooks.PeriodicWriter(writers, self._period)
+        self._inner = hooks.PeriodicWriter(self._writers, self._period)
         self._inner.trainer = self.trainer
 
     def after_step(self) -> None:
@@ -106,6 +117,13 @@ class WriterHook(HookBase):
     def after_train(self) -> None:
         if self._inner is not None:
             self._inner.after_train()
+            self._inner = None
+
+    def close(self) -> None:
+        """End without a row for the last iteration: a resumed run writes the rows that are due."""
+        if self._inner is not None:
+            for writer in self._writers:
+                writer.close()
             self._inner = None
 
 

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from panoptic_ext.engine.rng import seeded_sample
 from panoptic_ext.errors import ConfigError, DatasetError, PanopticExtError, nearest, quoted
+from panoptic_ext.interruption import outlive_interruption
 
 __all__ = ["TrainLoader", "build_test_loader", "build_train_loader", "explain_system_error"]
 
@@ -103,7 +104,7 @@ class TrainLoader:
             num_workers=self.num_workers,
             collate_fn=_as_is,
             pin_memory=self.pin_memory,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_start_worker,
             # Else the loader draws from torch's global generator whenever it starts.
             generator=torch.Generator().manual_seed(self.seed),
         )
@@ -217,13 +218,13 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> Any:
     records = get_records(dataset_name)
     if not records:
         raise DatasetError(f"data set {dataset_name} (DATASETS.TEST) has no images")
-    return _TestLoader(
-        build_detection_test_loader(
-            records,
-            mapper=_Guarded(PanopticDatasetMapper(cfg, False)),
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-        )
+    loader = build_detection_test_loader(
+        records,
+        mapper=_Guarded(PanopticDatasetMapper(cfg, False)),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
+    loader.worker_init_fn = outlive_interruption  # Detectron2's builder does not take it
+    return _TestLoader(loader)
 
 
 def explain_system_error(error: BaseException) -> PanopticExtError | None:
@@ -338,5 +339,6 @@ def _as_is(batch: list) -> list:
     return batch
 
 
-def _one_thread(_worker_id: int) -> None:
+def _start_worker(_worker_id: int) -> None:
+    outlive_interruption()
     torch.set_num_threads(1)

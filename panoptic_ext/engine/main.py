@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -29,10 +31,17 @@ from panoptic_ext.engine.setup import (
 )
 from panoptic_ext.engine.trainer import Trainer
 from panoptic_ext.errors import ConfigError, PanopticExtError
+from panoptic_ext.interruption import Interrupted, signals_of_a_command, stoppable
 
 __all__ = ["main"]
 
 logger = logging.getLogger(__name__)
+
+_STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+_ENDED_AT_ONCE = (
+    "stopped at once; a checkpoint that is there is whole, and the same command with --resume goes "
+    "on from it\n"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,11 +51,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments; None takes those of the process.
 
     Returns:
-        Exit status: 0, or 2 after a message about something that the user can mend.
+        Exit status: 0, 2 after a message about something that the user can mend, 130 after Ctrl-C,
+        143 after SIGTERM.
     """
     args = build_parser().parse_args(argv)
+    with signals_of_a_command():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         status = _start(args)
+    except Interrupted as stopped:
+        status = _report_stop(stopped)
+    except KeyboardInterrupt:
+        sys.stderr.write(_ENDED_AT_ONCE)
+        return 130
     except PanopticExtError as error:
         sys.stderr.write(f"error{_worker()}: {error}\n")
         return 2  # without waiting for workers that may not come
@@ -85,31 +105,52 @@ def _start(args: argparse.Namespace) -> int:
 
 
 def _launch(args: argparse.Namespace) -> int:
-    try:
-        launch(
-            _spawned,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
-    except torch.multiprocessing.ProcessExitedException as error:
-        if error.exit_code != 2:
-            raise
-        return 2  # the worker has said why
-    return 0
+    with stoppable(on_signal=_pass_on) as stop:
+        try:
+            launch(
+                _spawned,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
+        except torch.multiprocessing.ProcessExitedException as error:
+            if stop.signum is not None:
+                return 128 + stop.signum
+            if error.exit_code not in (2, *_STOPPED):
+                raise
+            return error.exit_code  # the worker has said why
+    return 0 if stop.signum is None else 128 + stop.signum
+
+
+def _pass_on(_signum: int) -> None:
+    """Let the workers end too, where the signal was sent to this process alone.
+
+    As SIGTERM: after Ctrl-C, which reaches all of them, another SIGINT would be the second.
+    """
+    for worker in multiprocessing.active_children():
+        worker.terminate()
 
 
 def _spawned(args: argparse.Namespace) -> None:
     try:
         status = _work(_load(args), args)
+    except Interrupted as stopped:
+        status = _report_stop(stopped)
     except PanopticExtError as error:
         sys.stderr.write(f"error{_worker()}: {error}\n")
         sys.stderr.flush()
         status = 2
     if status:
         sys.exit(status)
+
+
+def _report_stop(stopped: Interrupted) -> int:
+    if comm.is_main_process():
+        sys.stderr.write(f"{stopped}\n")
+        sys.stderr.flush()
+    return stopped.exit_code
 
 
 def _load(args: argparse.Namespace) -> CfgNode:

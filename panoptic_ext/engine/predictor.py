@@ -164,7 +164,8 @@ def load_run_cfg(path: str, opts: Sequence[str] = ()) -> CN:
         opts: KEY VALUE pairs, applied last.
 
     Returns:
-        A frozen config whose classes are registered, on the CPU where there is no CUDA.
+        A frozen config whose classes are registered, on the CPU where there is no CUDA. Of what a
+        run left, OUTPUT_DIR is the folder that holds it, wherever the run was started.
 
     Raises:
         ConfigError: the config is wrong, or the folder is not one of a run.
@@ -186,7 +187,16 @@ def load_run_cfg(path: str, opts: Sequence[str] = ()) -> CN:
             values = {k: v for k, v in known.as_dict().items() if k != "name"}
             MetadataCatalog.get(name).__dict__.update(values)
     choose_device(cfg)
+    if (left_by_run or os.path.isdir(path)) and "OUTPUT_DIR" not in opts[::2]:
+        _set_output_dir(cfg, os.path.dirname(os.path.abspath(config)))
     return cfg
+
+
+def _set_output_dir(cfg: CN, folder: str) -> None:
+    """Where the run lies now: what it wrote may be relative to another folder, or moved since."""
+    cfg.defrost()
+    cfg.OUTPUT_DIR = folder
+    cfg.freeze()
 
 
 def find_weights(cfg: CN, *, folder: str = "") -> str:
@@ -206,7 +216,8 @@ def find_weights(cfg: CN, *, folder: str = "") -> str:
                 return reader.get_checkpoint_file()
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError(
-            f"no weights to predict with: {quoted(cfg.OUTPUT_DIR or folder)} (OUTPUT_DIR) has no"
-            " checkpoint and MODEL.WEIGHTS is empty. Train first, or give --weights FILE"
+            f"no weights to predict with: {quoted(folder or cfg.OUTPUT_DIR)} has no checkpoint and"
+            " MODEL.WEIGHTS is empty. Train first, or name a checkpoint: --weights FILE on a"
+            " command line, Predictor(cfg, weights=FILE) in Python"
         )
     return cfg.MODEL.WEIGHTS

@@ -15,6 +15,7 @@ from torch import nn
 
 from panoptic_ext.engine.precision import FULL_PRECISION, Precision
 from panoptic_ext.errors import ConfigError, NonFiniteLossError
+from panoptic_ext.interruption import StopRequest
 
 __all__ = ["TrainStep"]
 
@@ -33,6 +34,8 @@ class TrainStep:
         grad_scaler: None but in float16.
         precision: what the forward pass runs in.
         iter: iteration of the next step, for messages.
+        stop: whether this worker was asked to stop.
+        stopping: after a step, whether any worker was: equal on all of them.
     """
 
     def __init__(
@@ -57,6 +60,8 @@ class TrainStep:
         self.grad_scaler = grad_scaler
         self.precision = precision
         self.iter = 0
+        self.stop = StopRequest()
+        self.stopping = False
         self._batches: Iterator[list[dict[str, Any]]] | None = None
 
     def run_step(self) -> None:
@@ -76,18 +81,21 @@ class TrainStep:
         if isinstance(losses, torch.Tensor):
             losses = {"total_loss": losses}
         total = sum(losses.values())
-        check = _LossCheck(losses, data_time)
+        check = _LossCheck(losses, data_time, stop=bool(self.stop))
         self.optimizer.zero_grad()
         if self.grad_scaler is None:
             total.backward()
         else:
             self.grad_scaler.scale(total).backward()
         _log(check.means_or_raise(self.iter, data))
+        self.stopping = check.stopping
         if self.grad_scaler is None:
             self.optimizer.step()
         else:
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
+        if comm.get_world_size() == 1:
+            self.stopping = bool(self.stop)  # a signal since the losses were there
 
     def _losses(self, data: list[dict[str, Any]]) -> Any:
         try:
@@ -107,15 +115,20 @@ class TrainStep:
 class _LossCheck:
     """Mean of the losses over the workers, copied to the host while the backward pass runs.
 
-    One reduction serves both logging and checking: a sum with an infinite or NaN term is infinite
-    or NaN on every worker.
+    One reduction serves logging, checking and stopping together: a sum with an infinite or NaN term
+    is infinite or NaN on every worker.
+
+    Attributes:
+        stopping: whether any worker was asked to stop; known after `means_or_raise`.
     """
 
-    def __init__(self, losses: dict[str, torch.Tensor], data_time: float) -> None:
+    def __init__(
+        self, losses: dict[str, torch.Tensor], data_time: float, *, stop: bool = False
+    ) -> None:
+        self.stopping = stop
         self._names = sorted(losses)
         self._local = torch.stack([losses[k].detach().double().reshape(()) for k in self._names])
-        seconds = self._local.new_tensor([data_time])
-        mean = torch.cat([self._local, seconds])
+        mean = torch.cat([self._local, self._local.new_tensor([data_time, float(stop)])])
         if comm.get_world_size() > 1:
             dist.all_reduce(mean)
             mean /= comm.get_world_size()
@@ -130,7 +143,8 @@ class _LossCheck:
     def means_or_raise(self, iteration: int, data: list[dict[str, Any]]) -> dict[str, float]:
         if self._event is not None:
             self._event.synchronize()
-        *means, data_time = self._mean.tolist()
+        *means, data_time, stopping = self._mean.tolist()
+        self.stopping = stopping > 0
         if not all(map(math.isfinite, means)):
             self._raise(iteration, data)
         return dict(zip(self._names, means, strict=True), data_time=data_time)

@@ -33,10 +33,15 @@ from panoptic_ext.engine.setup import prepare_output, without_pretrained
 from panoptic_ext.engine.train_step import TrainStep
 from panoptic_ext.engine.trainer_state import check_parts, restore_state, state_of
 from panoptic_ext.errors import ConfigError
+from panoptic_ext.interruption import Interrupted, stoppable
 
 __all__ = ["Trainer"]
 
 logger = logging.getLogger(__name__)
+
+_STOPPING = (
+    "stopping: this iteration ends and a checkpoint is written; a second signal ends at once"
+)
 
 
 class Trainer(DefaultTrainer):
@@ -83,6 +88,7 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg
         self.worker_rng: list[dict[str, Any]] = []
         self._history: dict[str, list[list[float]]] = {}
+        self._steps_done = False
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -123,20 +129,22 @@ class Trainer(DefaultTrainer):
             NonFiniteLossError: on all workers.
             DatasetError: a data worker died.
             ConfigError: the disk is full.
+            Interrupted: after Ctrl-C or SIGTERM (where the caller has no handler of its own), on
+                all workers after the same iteration; its checkpoint is written.
         """
         logger.info("Training from iteration %d to %d", self.start_iter, self.max_iter)
         self.iter = self.start_iter
-        with EventStorage(self.start_iter) as self.storage:
+        announce = _STOPPING if comm.is_main_process() else ""
+        with stoppable(announce) as stop, EventStorage(self.start_iter) as self.storage:
+            self._trainer.stop = stop
             try:
                 self._restore_history()
                 self.before_train()
-                for iteration in range(self.start_iter, self.max_iter):
-                    self.iter = iteration
-                    self.before_step()
-                    self.run_step()
-                    self.after_step()
+                self._run_steps()
                 self.iter = max(self.max_iter, self.start_iter)
                 self.after_train()
+            except Interrupted as interrupted:
+                raise self._saved_for_resume(interrupted) from None
             except BaseException as error:
                 self._close_writers()
                 explained = loader.explain_system_error(error)
@@ -268,6 +276,36 @@ class Trainer(DefaultTrainer):
                 self.storage.iter = int(iteration)
                 self.storage.put_scalar(name, value)
         self.storage.iter = self.start_iter
+
+    def _run_steps(self) -> None:
+        for iteration in range(self.start_iter, self.max_iter):
+            self.iter = iteration
+            self.before_step()
+            self.run_step()
+            self._steps_done = True
+            self.after_step()
+            if self._trainer.stopping:
+                raise self._trainer.stop.interrupted("")
+
+    def _saved_for_resume(self, interrupted: Interrupted) -> Interrupted:
+        """Write the checkpoint of the iteration that has ended; the error that says so."""
+        done = f"stopped after iteration {self.iter} of {self.max_iter}"
+        if self.iter >= self.max_iter:
+            done = f"stopped after all {self.max_iter} iterations, within the evaluation"
+        elif self._steps_done:
+            chosen = [hook for hook in self._hooks if isinstance(hook, CheckpointHook)]
+            hook = chosen[0] if chosen else CheckpointHook(self.max_iter)
+            hook.trainer = self
+            hook.save()
+        for writer in self._hooks:
+            if isinstance(writer, WriterHook):
+                writer.close()
+        comm.synchronize()  # nobody leaves before the file is there
+        file = self.checkpointer.get_checkpoint_file()
+        where = f"; the checkpoint is {file}" if file else ""
+        return Interrupted(
+            interrupted.signum, f"{done}{where}. The same command with --resume goes on from there"
+        )
 
     def _close_writers(self) -> None:
         for hook in self._hooks:

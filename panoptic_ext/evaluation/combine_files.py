@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from panoptic_ext.atomic import remove_leftovers
 from panoptic_ext.errors import EvaluationError
+from panoptic_ext.many_files import ManyFiles, listed_failures
 from panoptic_ext.postprocessing.naive_fusion import naive_fusion
 
 from .combine_images import ImageEntry, ImageList, listed
@@ -92,15 +93,26 @@ def combine_files(
             " (--allow-missing)"
         )
     path, png_root = (os.path.join(output, PREDICTIONS + end) for end in (".json", ""))
+    _check_inputs_stay((images.where, instances.path, semantic.path), path, png_root)
     _clear(path, png_root)
 
     def combine(image: ImageEntry) -> list[dict[str, Any]]:
         return _combine_image(images, image, instances, semantic, output, rule)
 
-    with ThreadPoolExecutor(max(1, num_threads), "combine") as pool:
-        found = pool.map(combine, images.images)
-        bar = tqdm(found, "combine", len(images.images), unit="image", disable=not progress)
-        segments = list(bar)
+    total = len(images.images)
+    files = ManyFiles[ImageEntry](
+        lambda image: f"image {image.image_id!r}", num_threads=max(1, num_threads)
+    )
+    bar = tqdm(
+        files.results(images.images, combine), "combine", total, unit="image", disable=not progress
+    )
+    segments = [found for _, found in bar if found is not None]
+    files.stop.check(
+        f"stopped after {files.done} of {total} images; their PNGs are in {png_root}, without a "
+        "JSON, and the same command makes all of them anew"
+    )
+    if files.failed:  # a JSON of the others alone would look whole
+        raise EvaluationError(listed_failures(files.failed, total, "cannot be combined"))
     write_file(path, json.dumps(_content(images, segments)).encode())
     things = {images.categories[i].id for i in images.thing_ids}
     kinds = [s["category_id"] in things for row in segments for s in row]
@@ -169,6 +181,19 @@ def _content(images: ImageList, segments: list[list[dict[str, Any]]]) -> dict[st
             for c in images.categories
         ],
     }  # fmt: skip
+
+
+def _check_inputs_stay(inputs: Iterable[str], path: str, png_root: str) -> None:
+    """Raise EvaluationError where the results would be written over what they are made of."""
+    results = [os.path.realpath(result) for result in (path, png_root)]
+    for given in inputs:
+        real = os.path.realpath(given)
+        is_around = os.path.isdir(real) and results[1].startswith(os.path.join(real, ""))
+        if real in results or is_around:
+            raise EvaluationError(
+                f"the results would be written to {path} and {png_root}, into or over the input"
+                f" {given}; choose another folder (--output)"
+            )
 
 
 def _clear(path: str, png_root: str) -> None:

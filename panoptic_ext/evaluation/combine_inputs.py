@@ -44,9 +44,11 @@ class SemanticPredictions(Protocol):
     """Semantic predictions of some images.
 
     Attributes:
+        path: of their file or folder.
         ignored: file names that belong to no image.
     """
 
+    path: str
     ignored: list[str]
 
     def has(self, image: ImageEntry) -> bool:
@@ -208,6 +210,7 @@ class SemanticFolder:
             EvaluationError: the folder has no PNG of an image, or two of one.
         """
         self._classes = _Classes(images, ids, ignore_label)
+        self.path = folder
         self._paths: dict[Any, str] = {}
         self.ignored: list[str] = []
         for name in _pngs(folder):

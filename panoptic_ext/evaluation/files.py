@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
 
 from panoptic_ext.errors import EvaluationError, quoted
+from panoptic_ext.many_files import ManyFiles, listed_failures
 
 from .label_runs import LabelRuns
 from .panoptic_json import Annotation, PanopticFiles
@@ -86,9 +84,18 @@ def evaluate_files(
         table = predicted_segments(runs, predictions.table(predicted, runs), where)
         return compare_with_truth(truth, annotation, runs, table, gt_area)
 
-    results = _map(compare, pairs, num_threads)
+    images = ManyFiles[tuple[Annotation, Annotation]](
+        lambda pair: f"image {pair[0].image_id!r}", num_threads=num_threads
+    )
+    results = images.results(pairs, compare)
     bar = tqdm(results, total=len(pairs), unit="image", desc="PQ", disable=not progress)
-    stats = {annotation.image_id: stat for (annotation, _), stat in zip(pairs, bar, strict=True)}
+    stats = {a.image_id: stat for (a, _), stat in bar if stat is not None}
+    images.stop.check(
+        f"stopped after comparing {images.done} of {len(pairs)} images; there is no result, and the"
+        " same command compares from the first image"
+    )
+    if images.failed:  # a quality of the others alone would be another number
+        raise EvaluationError(listed_failures(images.failed, len(pairs), "cannot be compared"))
     total = PQStat.total(stats.values())
     return FileResult(
         total.summary({c: bool(v["isthing"]) for c, v in truth.categories.items()}),
@@ -150,22 +157,3 @@ def _join(truth: PanopticFiles, predictions: PanopticFiles) -> list[tuple[Annota
                 " both files must be of the same images"
             )
     return [(a, predicted) for a, predicted in pairs if predicted is not None]
-
-
-def _map(function: Callable[[Any], Any], items: Iterable, num_threads: int) -> Iterator:
-    """As map, in threads that keep a few results ahead."""
-    if not num_threads:
-        yield from map(function, items)
-        return
-    waiting: deque[Future] = deque()
-    with ThreadPoolExecutor(num_threads, "panoptic-evaluation") as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > 4 * num_threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()

@@ -6,9 +6,26 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-__all__ = ["choose_image_ids"]
+__all__ = ["choose_image_ids", "ids_of_files"]
 
 ImageId = int | str
+
+
+def ids_of_files(paths: Mapping[str, str], id_of_file: Mapping[str, ImageId]) -> dict[str, ImageId]:
+    """The data set's image id of each file that it has; of a file and links to it, the file's.
+
+    Args:
+        paths: name -> path, through links or not.
+        id_of_file: real path -> image id.
+
+    Returns:
+        name -> image id, for at most one name of each file.
+    """
+    real = {name: os.path.realpath(path) for name, path in paths.items()}
+    name_of_file: dict[str, str] = {}
+    for name in sorted(paths, key=lambda name: os.path.islink(paths[name])):
+        name_of_file.setdefault(real[name], name)
+    return {name: id_of_file[f] for f, name in name_of_file.items() if f in id_of_file}
 
 
 def choose_image_ids(

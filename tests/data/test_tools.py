@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +13,7 @@ import pytest
 from PIL import Image
 
 from panoptic_ext.data import register_panoptic
+from panoptic_ext.many_files import ManyFiles
 from tests.data.tiny import CATEGORIES, TinyDataset
 
 
@@ -107,6 +110,48 @@ def test_an_image_that_is_missing_is_named(
     error = capsys.readouterr().err
     assert "1.png is a link to a file that does not exist" in error
     assert "cannot write" not in error
+
+
+@pytest.mark.parametrize("source", ["raw", "mapper"])
+def test_an_image_that_cannot_be_drawn_does_not_end_the_rest(
+    tiny: TinyDataset, tmp_path: Path, source: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in case 19."""
+    (tiny.images / "1.png").write_bytes(b"no picture")
+    arguments = ["--config-file", config_file(tiny), "--source", source]
+    assert tool("visualize_data").main([*arguments, "--output", str(tmp_path / "out")]) == 2
+    printed = capsys.readouterr()
+    assert "tiny_train: 1 images done, 1 failed" in printed.out
+    assert f"failed: {tiny.images / '1.png'}: " in printed.err
+    assert [p.name for p in (tmp_path / "out").rglob("*.jpg")] == ["000001_2.jpg"]
+
+
+@pytest.mark.parametrize("name", ["check_data", "visualize_data"])
+def test_a_signal_ends_after_the_current_image(
+    tiny: TinyDataset,
+    tmp_path: Path,
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Case 10; what was found so far is printed."""
+    tiny.segment["area"] = 3
+    tiny.save()
+    module, results = tool(name), ManyFiles.results
+
+    def interrupted(self: ManyFiles, items: list, work: Callable) -> Iterator:
+        for result in results(self, items, work):
+            yield result
+            if self.done == 1:
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ManyFiles, "results", interrupted)
+    more = ["--workers", "1"] if name == "check_data" else ["--output", str(tmp_path / "out")]
+    assert module.main(["--config-file", config_file(tiny), *more]) == 130
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1].startswith("stopped")
+    wanted = "wrong-area" if name == "check_data" else "1 images done, 0 failed, 1 left"
+    assert wanted in printed.out
 
 
 def test_an_output_that_cannot_be_written(

@@ -340,6 +340,26 @@ def test_bad_predictions(case: Case, capsys, change, message) -> None:
     assert re.search(message, error), error
 
 
+def test_every_image_that_fails_is_named(case: Case, capsys) -> None:
+    arguments = case.save_labels()
+    for name in ("1.png", "2.png"):
+        (case.folder / name).write_bytes(b"no picture")
+    assert tool().main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "error: 2 of 2 images cannot be combined:\n  image 1: " in error
+    assert "\n  image 2: " in error and "2.png cannot be read" in error
+    assert not (case.root / "out" / "panoptic_predictions.json").exists()
+
+
+def test_results_are_not_written_over_inputs(case: Case, capsys) -> None:
+    arguments = case.save_labels()
+    assert tool().main([*arguments, "--output", str(case.folder)]) == 2
+    assert f"over the input {case.folder}; choose another folder" in capsys.readouterr().err
+    truth = case.data.json.rename(case.root / "panoptic_predictions.json")
+    same = [*arguments, "--json", str(truth), "--output", str(case.root)]
+    assert tool().main(same) == 2 and truth.is_file()
+
+
 def test_bad_label_pngs(case: Case, capsys) -> None:
     def fails(message: str, *options: str) -> None:
         assert tool().main([*arguments, *options]) == 2

@@ -6,6 +6,8 @@ import importlib.util
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +21,7 @@ from PIL import Image
 
 from panoptic_ext.data import read_id_map, write_id_map
 from panoptic_ext.engine import Checkpointer, load_cfg, save_run_info
-from panoptic_ext.engine.predictor import Predictor
+from panoptic_ext.engine.predictor import Predictor, load_run_cfg
 from panoptic_ext.errors import ConfigError
 from tests import PATIENCE
 
@@ -162,7 +164,7 @@ def test_bad_files_are_named_and_the_rest_is_predicted(base, full_run):
         assert any(
             line.startswith("failed:") and name in line for line in first.stderr.splitlines()
         )
-    assert "the file is empty" in first.stderr and "no such file" in first.stderr
+    assert "is empty (0 bytes)" in first.stderr and "no such file" in first.stderr
     assert "a link to a file that does not exist" in first.stderr
     assert "convert to 8 bit" in first.stderr and "cannot write" not in first.stderr
     assert str(base / "out" / "panoptic.json") in first.stdout
@@ -321,6 +323,79 @@ def test_inputs_are_never_written_over(base, predict, tmp_path, capsys):
     assert predict.main(["--config-file", str(base / "run"), *arguments]) == 2
     assert "would replace the input" in capsys.readouterr().err
     assert (tmp_path / "a.png").read_bytes() == before
+
+
+def _three_images(folder):
+    folder.mkdir()
+    for name in ("a.jpg", "n" * 249 + ".bmp", "z.jpg"):  # with .png behind it, .bmp is too long
+        _picture().save(folder / name)
+    (folder / "link.jpg").symlink_to("a.jpg")
+    return folder
+
+
+def test_one_file_fails_and_the_rest_goes_on(base, predict, tmp_path, capsys, monkeypatch):
+    """Cases 19, 20 and 40 together: a name too long, memory, results within the input, links."""
+    images = _three_images(tmp_path / "images")
+    call, calls = Predictor.__call__, []
+
+    def needs_much(self, image):
+        calls.append(image)
+        if len(calls) == 1:
+            raise MemoryError
+        return call(self, image)
+
+    monkeypatch.setattr(predict.Predictor, "__call__", needs_much)
+    arguments = ["--config-file", str(base / "run"), "--input", str(images)]
+    arguments += ["--output", str(images / "out")]
+    assert predict.main(arguments) == 1
+    printed = capsys.readouterr()
+    assert "2 predicted, 0 were there already, 2 failed" in printed.out
+    failed = [line for line in printed.err.splitlines() if line.startswith("failed: ")]
+    assert "a.jpg: an image of 48 x 64" in failed[0] and "does not fit into memory" in failed[0]
+    assert failed[1].endswith("would have 257 bytes, more than the file system takes; rename it")
+    assert predict.main(arguments) == 1
+    printed = capsys.readouterr()
+    assert "1 predicted, 2 were there already, 1 failed" in printed.out
+    assert f"1 left out, results of this tool: {images}/out" in printed.out
+    assert {p.name for p in (images / "out").glob("*.jpg")} == {"a.jpg", "link.jpg", "z.jpg"}
+
+
+def test_a_signal_ends_after_the_current_file(base, predict, tmp_path, capsys, monkeypatch):
+    """Case 10: one line says how to go on, and it does."""
+    call = Predictor.__call__
+
+    def interrupted(self, image):
+        signal.raise_signal(signal.SIGTERM)
+        return call(self, image)
+
+    arguments = ["--config-file", str(base / "run"), "--save-panoptic", "--no-pictures"]
+    arguments += ["--output", str(tmp_path / "out"), "--input", str(base / "data" / "images")]
+    with monkeypatch.context() as patch:
+        patch.setattr(predict.Predictor, "__call__", interrupted)
+        assert predict.main(arguments) == 143
+    printed = capsys.readouterr()
+    assert "1 predicted, 0 were there already, 0 failed, 1 left" in printed.out
+    assert printed.err.endswith("\nstopped; the same command goes on where it was\n")
+    assert len(json.loads((tmp_path / "out" / "panoptic.json").read_text())["images"]) == 1
+    assert predict.main(arguments) == 0
+    assert "1 predicted, 1 were there already, 0 failed" in capsys.readouterr().out
+
+
+def test_a_run_is_found_from_any_folder(base, tmp_path, monkeypatch):
+    """Case 12: what the training called its output folder counts no more."""
+    text = (base / "run" / "config.yaml").read_text()
+    moved = tmp_path / "moved"
+    shutil.copytree(base / "run", moved)
+    (moved / "config.yaml").write_text(re.sub("OUTPUT_DIR: .*", "OUTPUT_DIR: output/street", text))
+    monkeypatch.chdir(tmp_path)
+    for path in ("moved", "moved/config.yaml", str(moved)):
+        cfg = load_run_cfg(path)
+        assert str(moved) == cfg.OUTPUT_DIR
+        assert Predictor(cfg).weights == str(moved / "model_final.pth")
+    assert load_run_cfg("moved", ["OUTPUT_DIR", "other"]).OUTPUT_DIR == "other"
+    (moved / "model_final.pth").unlink()
+    with pytest.raises(ConfigError, match=r"moved' has no checkpoint .* weights=FILE\) in Python"):
+        Predictor(load_run_cfg("moved"))
 
 
 def test_predictor_takes_bgr_and_gives_the_image_size(base):

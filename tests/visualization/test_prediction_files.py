@@ -14,8 +14,8 @@ from detectron2.structures import Instances
 
 from panoptic_ext.data import read_id_map
 from panoptic_ext.errors import ConfigError, PanopticExtError
-from panoptic_ext.visualization.prediction_image_ids import choose_image_ids
-from panoptic_ext.visualization.prediction_inputs import find_inputs
+from panoptic_ext.visualization.prediction_image_ids import choose_image_ids, ids_of_files
+from panoptic_ext.visualization.prediction_inputs import SETTINGS_FILE, find_inputs, search_inputs
 from panoptic_ext.visualization.prediction_results import PanopticResults, coco_segments
 from panoptic_ext.visualization.prediction_segments import panoptic_result, segments_to_draw
 
@@ -121,6 +121,60 @@ def test_the_output_folder_is_no_input(tree):
     assert _names(find_inputs([str(tree)], exclude=str(tree / "x"))) == ["y/a.jpg", "y/clip.avi"]
     globbed = find_inputs([str(tree / "**" / "*.jpg")], exclude=str(tree / "x"))
     assert _names(globbed) == ["a.jpg"]
+
+
+def _results_in(folder, *names):
+    for name in (SETTINGS_FILE, *names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_results_of_earlier_runs_are_no_inputs(tree):
+    """Case 20, and its siblings: the output of another run, a glob, both folders in one."""
+    _results_in(tree / "x" / "out", "a.jpg", "panoptic/a.jpg.png")
+    _results_in(tree / "x" / "other", "a.jpg")
+    search = search_inputs([str(tree / "x")], exclude=str(tree / "x" / "out"))
+    assert _names(search.inputs) == ["a.jpg", "b/a.jpg"]
+    folders = [str(tree / "x" / name) for name in ("other", "out")]
+    assert search.left_out["results of this tool"] == folders
+    for pattern in ("x*", "x/**/*.jpg", "x/*/*.jpg"):
+        globbed = find_inputs([str(tree / pattern)], exclude=str(tree / "out"))
+        paths = {os.path.relpath(item.path, tree) for item in globbed}
+        assert paths <= {"x/a.jpg", "x/b/a.jpg"} and "x/b/a.jpg" in paths
+    named = find_inputs([str(tree / "x" / "other")], exclude=str(tree / "out"))
+    assert _names(named) == ["a.jpg"]  # as asked for
+
+
+def test_an_output_that_is_the_input_too(tree):
+    (tree / "y" / "sub").mkdir()
+    for name in ("b.tif", "sub/c.tif", "d.tif.png"):
+        (tree / "y" / name).touch()
+    _results_in(tree / "y", "b.tif.png", "sub/c.tif.png", "clip.avi.mp4", "panoptic/b.tif.png")
+    search = search_inputs([str(tree / "y")], exclude=str(tree / "y"))
+    assert _names(search.inputs) == ["a.jpg", "b.tif", "clip.avi", "d.tif.png", "sub/c.tif"]
+    left_out = {str(tree / "y" / n) for n in ("b.tif.png", "clip.avi.mp4", "panoptic")}
+    left_out.add(str(tree / "y" / "sub" / "c.tif.png"))
+    assert set(search.left_out["results of this tool"]) == left_out
+
+
+def test_each_name_is_an_input_and_the_rest_is_counted(tree):
+    """Case 40: links to other files of the folder have their results."""
+    (tree / "x" / "link.jpg").symlink_to("a.jpg")
+    (tree / "x" / "folder").symlink_to(tree / "y")
+    search = search_inputs([str(tree / "x"), str(tree / "x" / "link.jpg")])
+    assert _names(search.inputs) == ["a.jpg", "link.jpg", "b/a.jpg"]
+    assert search.left_out_lines() == [
+        f"1 left out, linked folders (name them as --input): {tree}/x/folder",
+        f"1 left out, neither image nor video by their suffix: {tree}/x/notes.txt",
+    ]
+
+
+def test_a_file_and_not_the_link_to_it_has_the_known_id(tree):
+    (tree / "a_link.jpg").symlink_to(tree / "x" / "a.jpg")
+    paths = {"a_link.jpg": str(tree / "a_link.jpg"), "x.jpg": str(tree / "x" / "a.jpg")}
+    known = {str(tree / "x" / "a.jpg"): 17, "elsewhere.jpg": 18}
+    assert ids_of_files(paths, known) == {"x.jpg": 17}
+    assert ids_of_files({"a_link.jpg": paths["a_link.jpg"]}, known) == {"a_link.jpg": 17}
 
 
 def test_pictures_that_would_be_one_file(tree):

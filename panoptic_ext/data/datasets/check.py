@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from panoptic_ext.data.datasets.access import get_metadata
+from panoptic_ext.data.datasets.check_files import check_each
 from panoptic_ext.data.datasets.check_instances import check_instance_data, count_instances
 from panoptic_ext.data.datasets.files import FolderIndex
 from panoptic_ext.data.datasets.instances import has_instances_alone
@@ -59,6 +58,9 @@ def check_panoptic(
 
     Returns:
         problems in the order JSON, files, pixels; those with `warning` do not hinder training.
+
+    Raises:
+        CheckInterrupted: after Ctrl-C or SIGTERM.
     """
     if isinstance(data, str) and has_instances_alone(data):
         return check_instance_data(data, pixels=pixels, workers=workers, progress=progress)
@@ -76,12 +78,14 @@ def check_panoptic(
     problems += _check_same_names(samples)
     problems += [problem for sample in samples for problem in _check_content(sample)]
     if pixels:
-        check = partial(_check_pixels, encoding=source.encoding)
-        with ThreadPoolExecutor(max(workers, 1)) as pool:
-            bar = tqdm(
-                pool.map(check, samples), total=len(samples), unit="image", disable=not progress
-            )
-            problems += [problem for part in bar for problem in part]
+        return check_each(
+            samples,
+            partial(_check_pixels, encoding=source.encoding),
+            where=lambda sample: f"{sample.where}, {sample.image}",
+            before=problems,
+            workers=workers,
+            progress=progress,
+        )
     return problems
 
 

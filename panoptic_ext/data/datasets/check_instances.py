@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from detectron2.data import MetadataCatalog
-from tqdm import tqdm
 
 from panoptic_ext.data.datasets.access import get_records
+from panoptic_ext.data.datasets.check_files import check_each
 from panoptic_ext.data.datasets.instances import check_instances
 from panoptic_ext.data.datasets.problems import Problem
 from panoptic_ext.data.datasets.structure import read_json
@@ -42,10 +41,13 @@ def check_instance_data(
         return [Problem("unreadable-json", name, str(error).rstrip("."), "then check again")]
     if not pixels:
         return [p for record in records for p in _check_presence(record)]
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
-        checked = pool.map(_check_image, records)
-        bar = tqdm(checked, total=len(records), unit="image", disable=not progress)
-        return [problem for part in bar for problem in part]
+    return check_each(
+        records,
+        _check_image,
+        where=lambda record: str(record["file_name"]),
+        workers=workers,
+        progress=progress,
+    )
 
 
 def count_instances(name: str) -> str:

@@ -8,19 +8,19 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-import matplotlib
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from panoptic_ext.atomic import write_atomic
 from panoptic_ext.data.id_map import read_id_map
 from panoptic_ext.data.image_files import read_image
 
-from .draw import draw_panoptic, readable_scale
+from .draw import Drawing, draw_segments
+from .labels import font
+from .legend import class_numbers, legend
 
 __all__ = ["SheetRow", "contact_sheet", "ground_truth_segments", "pq_contact_sheet", "save_picture"]
 
@@ -61,6 +61,10 @@ def contact_sheet(
 ) -> str:
     """Write the sheet: a row per image with the columns image, truth, prediction and others.
 
+    Below the title are the classes that the sheet shows, with their colours and numbers; a segment
+    that has no room for its class's name gets the number. What has no room for that is counted
+    below its picture.
+
     Args:
         rows: drawn from top to bottom; images may be of different sizes.
         metadata: as `draw_panoptic`.
@@ -74,8 +78,15 @@ def contact_sheet(
     """
     width = _sheet_width(cell_width, len(columns))
     blocks = [_text_block(title, width, size=18)] if title else []
+    below_title = len(blocks)
+    shown: set[str] = set()
     for number, row in enumerate(rows):
-        blocks.extend(_row_blocks(row, metadata, cell_width, columns, with_names=number == 0))
+        drawings = _drawings(row, metadata, cell_width)
+        shown.update(*(drawing.classes for drawing in drawings if drawing))
+        names = columns if number == 0 else ()
+        blocks.extend(_row_blocks(row, drawings, cell_width, names))
+    if shown:
+        blocks[below_title:below_title] = legend(metadata, shown, width)
     if not rows:
         blocks.append(_text_block("no image to show", width))
     save_picture(path, _stack(blocks))
@@ -145,26 +156,56 @@ def save_picture(path: str, picture: np.ndarray) -> None:
     write_atomic(path, lambda stream: image.save(stream, **options), durable=False)
 
 
+def _drawings(row: SheetRow, metadata: Any, cell_width: int) -> list[Drawing | None]:
+    """Truth, prediction and others over the image, at the size of a cell."""
+    drawings: list[Drawing | None] = []
+    for segments in (row.truth, row.prediction, *row.others):
+        if segments is None:
+            drawings.append(None)
+            continue
+        image, ids = _shrunk(row.image, np.asarray(segments[0]), cell_width)
+        scale = cell_width / max(image.shape[:2])
+        keys = class_numbers(metadata)
+        drawings.append(draw_segments(image, ids, segments[1], metadata, scale=scale, keys=keys))
+    return drawings
+
+
+def _shrunk(image: np.ndarray, ids: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Image and ids with at most `most` pixels in width and height."""
+    factor = most / max(image.shape[:2])
+    if factor >= 1 or ids.shape != image.shape[:2]:  # of other sizes: drawing says so
+        return image, ids
+    height, width = (max(1, round(n * factor)) for n in image.shape[:2])
+    small = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
+    rows = ((np.arange(height) + 0.5) * image.shape[0] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * image.shape[1] / width).astype(int)
+    return np.asarray(small), ids[rows[:, None], columns]
+
+
 def _row_blocks(
-    row: SheetRow, metadata: Any, cell_width: int, columns: Sequence[str], *, with_names: bool
+    row: SheetRow, drawings: Sequence[Drawing | None], cell_width: int, names: Sequence[str]
 ) -> list[np.ndarray]:
-    width = _sheet_width(cell_width, len(columns))
+    width = _sheet_width(cell_width, 1 + len(drawings))
     blocks = []
     if row.heading:
         blocks.append(_text_block(row.heading, width, size=18))
-    if with_names:
-        blocks.append(_text_block("", width, columns=columns, cell_width=cell_width))
+    if names:
+        blocks.append(_text_block("", width, columns=names, cell_width=cell_width))
     if row.caption:
         blocks.append(_text_block(row.caption, width))
-    pictures: list[np.ndarray | None] = [row.image]
-    for segments in (row.truth, row.prediction, *row.others):
-        pictures.append(None if segments is None else _drawn(row.image, segments, metadata))
+    pictures = [row.image, *(drawing.picture if drawing else None for drawing in drawings)]
     blocks.append(_cells(pictures, row.image.shape, cell_width))
+    counts = ["", *(_without_label(drawing) for drawing in drawings)]
+    if any(counts):
+        blocks.append(_text_block("", width, columns=counts, cell_width=cell_width))
     return blocks
 
 
-def _drawn(image: np.ndarray, segments: tuple[Any, Any], metadata: Any) -> np.ndarray:
-    return draw_panoptic(image, *segments, metadata, scale=readable_scale(*image.shape[:2]))
+def _without_label(drawing: Drawing | None) -> str:
+    if drawing is None or drawing.num_labels == drawing.num_segments:
+        return ""
+    missing = drawing.num_segments - drawing.num_labels
+    return f"{missing} of {drawing.num_segments} segments without a label: too small"
 
 
 def _cells(
@@ -197,27 +238,21 @@ def _text_block(
     """A white strip with one line of text, or with one word above each column."""
     canvas = Image.new("RGB", (width, _CAPTION + (size - 14)), "white")
     draw = ImageDraw.Draw(canvas)
-    draw.text((_GAP, 3), _shortened(text, width - 2 * _GAP, size), fill="black", font=_font(size))
+    draw.text((_GAP, 3), _shortened(text, width - 2 * _GAP, size), fill="black", font=font(size))
     for column, name in enumerate(columns):
-        draw.text((_GAP + column * (cell_width + _GAP), 3), name, fill=(90, 90, 90), font=_font(14))
+        draw.text((_GAP + column * (cell_width + _GAP), 3), name, fill=(90, 90, 90), font=font(14))
     return np.asarray(canvas)
 
 
 def _shortened(text: str, width: int, size: int) -> str:
     """`text`, its middle left out where it is wider than `width` pixels."""
-    if _font(size).getlength(text) <= width:
+    if font(size).getlength(text) <= width:
         return text
     keep = len(text) - 1
-    while keep > 2 and _font(size).getlength(text[:keep]) > width - size:
+    while keep > 2 and font(size).getlength(text[:keep]) > width - size:
         keep -= 1
     head = keep // 3
     return f"{text[:head]}…{text[len(text) - (keep - head) :]}"
-
-
-@lru_cache(maxsize=4)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    folder = os.path.join(matplotlib.get_data_path(), "fonts", "ttf")
-    return ImageFont.truetype(os.path.join(folder, "DejaVuSans.ttf"), size)
 
 
 def _sheet_width(cell_width: int, columns: int) -> int:

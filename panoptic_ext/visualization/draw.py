@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,25 @@ from detectron2.data.catalog import Metadata
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import GenericMask, Visualizer
 
-from panoptic_ext.errors import DatasetError
+from panoptic_ext.errors import ConfigError, DatasetError, nearest, quoted
+from panoptic_ext.postprocessing import with_extents
 
-__all__ = ["class_metadata", "draw_panoptic", "readable_scale"]
+from .labels import Label, Wanted, place_labels
+
+__all__ = [
+    "Drawing",
+    "check_drawing_options",
+    "class_metadata",
+    "draw_panoptic",
+    "draw_segments",
+    "readable_scale",
+]
 
 _MIN_LONG_SIDE = 480  # pixels: smaller pictures have no room for labels
 _MAX_SCALE = 8.0
 _GOLDEN = 0.618033988749895  # its multiples spread evenly over [0, 1) for any number of instances
-_MAX_LABELS = 12  # of one category; more of them cover the picture and say nothing new
-_TEXT_ASPECT = 0.6  # mean width of a letter relative to the font's height
+_THING_FONT = 0.7  # relative to the font that stuff is named in
+_SMALLEST_FONT = 8.0  # pixels of the picture that can still be read
 _PIXELS_PER_POINT = 100 / 72  # matplotlib's default dpi
 
 
@@ -52,11 +62,15 @@ def draw_panoptic(
     scale: float | None = None,
     alpha: float = 0.5,
     labels: bool = True,
+    font_size: float | None = None,
+    boxes: bool = False,
+    classes: Sequence[str] | None = None,
 ) -> np.ndarray:
     """Draw segments over an image; pixels of no segment (void) stay as they are.
 
-    Segments whose name would not fit on them stay without text, apart from the largest of each
-    category. The same input gives the same picture, and no random state is touched.
+    A name lies inside its segment, in a smaller font where it must. Segments that it would hide
+    stay without text, apart from the largest of each category. The same input gives the same
+    picture, and no random state is touched.
 
     Args:
         image_rgb: (H, W, 3) uint8 (or 0-255 of another type) in RGB order.
@@ -69,13 +83,66 @@ def draw_panoptic(
         scale: size of the picture relative to the image. None: `readable_scale`.
         alpha: opacity of the segments, 0 to 1.
         labels: write class names and scores.
+        font_size: of the names, pixels of the picture. None: by the size of the picture, things
+            smaller than stuff, and smaller where a segment is small.
+        boxes: draw the boxes of things.
+        classes: names; segments of all others are left out. None: all are drawn.
 
     Returns:
         (s * H, s * W, 3) uint8 array in RGB order. Inputs are left as they are.
 
     Raises:
         DatasetError: sizes differ or a category is not one of the data set's.
+        ConfigError: an option is out of its range, or a class is unknown.
     """
+    return draw_segments(
+        image_rgb,
+        panoptic_seg,
+        segments_info,
+        metadata,
+        scale=scale,
+        alpha=alpha,
+        labels=labels,
+        font_size=font_size,
+        boxes=boxes,
+        classes=classes,
+    ).picture
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture and what it shows.
+
+    Attributes:
+        picture: (s * H, s * W, 3) uint8 RGB.
+        classes: names of the drawn segments' classes.
+        num_segments: that were drawn.
+        num_labels: of these, with a text.
+    """
+
+    picture: np.ndarray
+    classes: frozenset[str]
+    num_segments: int
+    num_labels: int
+
+
+def draw_segments(
+    image_rgb: np.ndarray,
+    panoptic_seg: np.ndarray | torch.Tensor,
+    segments_info: Sequence[dict[str, Any]] | None,
+    metadata: Any,
+    *,
+    scale: float | None = None,
+    keys: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Drawing:
+    """As `draw_panoptic`, and says what the picture shows.
+
+    Args:
+        keys: a short text for each class name, written where the name does not fit.
+        **options: alpha, labels, font_size, boxes and classes of `draw_panoptic`.
+    """
+    check_drawing_options(metadata, **options)
     image = np.clip(np.asarray(image_rgb), 0, 255).astype(np.uint8)
     ids = torch.as_tensor(np.array(torch.as_tensor(panoptic_seg).cpu(), dtype=np.int64))
     _check_sizes(image, ids)
@@ -83,11 +150,53 @@ def draw_panoptic(
     if segments_info is None:
         segments_info = _segments_of_divisor_ids(ids, int(metadata.label_divisor))
     segments = _complete_segments(segments_info, classes)
+    if options.get("classes") is not None:
+        segments = [s for s in segments if class_name(s, classes) in options["classes"]]
+    _, segments = with_extents(ids, segments)
+    segments = [segment for segment in segments if segment["area"]]
     if scale is None:
         scale = readable_scale(*image.shape[:2])
-    visualizer = _PanopticVisualizer(image, classes, scale=scale, with_labels=labels)
-    output = visualizer.draw_panoptic_seg_predictions(ids, segments, area_threshold=0, alpha=alpha)
-    return np.array(output.get_image())
+    visualizer = _PanopticVisualizer(image, classes, scale=scale)
+    visualizer.draw_masks(ids, segments, alpha=options.get("alpha", 0.5))
+    if options.get("boxes"):
+        visualizer.draw_boxes(segments)
+    num_labels = 0
+    if options.get("labels", True):
+        num_labels = visualizer.draw_labels(ids, segments, options.get("font_size"), keys or {})
+    return Drawing(
+        np.array(visualizer.output.get_image()),
+        frozenset(class_name(segment, classes) for segment in segments),
+        len(segments),
+        num_labels,
+    )
+
+
+def check_drawing_options(
+    metadata: Any,
+    *,
+    alpha: float = 0.5,
+    labels: bool = True,
+    font_size: float | None = None,
+    boxes: bool = False,
+    classes: Sequence[str] | None = None,
+) -> None:
+    """Look at the options of `draw_panoptic` before there is an image.
+
+    Raises:
+        ConfigError: an option is out of its range, or a class is unknown.
+    """
+    if not 0 <= alpha <= 1:
+        raise ConfigError(f"alpha, the opacity of segments, is {alpha}; expected 0 to 1")
+    if font_size is not None and not 1 <= font_size <= 1000:
+        raise ConfigError(f"font_size is {font_size} pixels; expected 1 to 1000")
+    data = class_metadata(metadata)
+    known = {*data.thing_classes, *data.stuff_classes}
+    for name in classes or ():
+        if name not in known:
+            raise ConfigError(
+                f"classes to draw: {quoted(name)} is none of the {len(known)} classes"
+                f"{nearest(name, known)}; expected some of {quoted(sorted(known))}"
+            )
 
 
 def class_metadata(metadata: Any) -> Metadata:
@@ -121,6 +230,12 @@ def class_metadata(metadata: Any) -> Metadata:
         stuff_colors=list(getattr(metadata, "stuff_colors", None) or spare),
         isthing=tuple(bool(v) for v in isthing),
     )
+
+
+def class_name(segment: dict[str, Any], metadata: Any) -> str:
+    """Name of the class of a segment that has isthing and category_id."""
+    names = metadata.thing_classes if segment["isthing"] else metadata.stuff_classes
+    return str(names[segment["category_id"]])
 
 
 def _check_sizes(image: np.ndarray, ids: torch.Tensor) -> None:
@@ -164,11 +279,8 @@ def _complete_segments(
 class _PanopticVisualizer(Visualizer):
     """Detectron2's Visualizer with repeatable colours, holes in things, and labels that fit."""
 
-    def __init__(
-        self, image_rgb: np.ndarray, metadata: Metadata, *, scale: float, with_labels: bool
-    ) -> None:
+    def __init__(self, image_rgb: np.ndarray, metadata: Metadata, *, scale: float) -> None:
         super().__init__(image_rgb, metadata, scale=scale)
-        self._with_labels = with_labels
         self._num_colors = 0
 
     def _jitter(self, color: Sequence[float]) -> tuple[float, float, float]:
@@ -183,52 +295,85 @@ class _PanopticVisualizer(Visualizer):
             min(1.0, max(0.45, value) * (0.75 + 0.5 * first)),
         )
 
-    def draw_text(self, text: str, position: Any, **kwargs: Any) -> Any:
-        """As Detectron2's, inside the picture; nothing for "", and a dollar sign is only that."""
-        if not text or not self._with_labels:
-            return self.output
-        half = self._text_width(text, kwargs.get("font_size") or self._default_font_size) / 2
-        x = min(max(float(position[0]), half), max(self.output.width - half, half))
-        kwargs["horizontal_alignment"] = "center"
-        return super().draw_text(text.replace("$", r"\$"), (x, position[1]), **kwargs)
+    def draw_masks(
+        self, ids: torch.Tensor, segments: Sequence[dict[str, Any]], *, alpha: float
+    ) -> None:
+        """All segments without names; Detectron2's Visualizer writes into what it is given."""
+        copies = [dict(segment) for segment in segments]
+        self.draw_panoptic_seg_predictions(ids, copies, area_threshold=0, alpha=alpha)
 
-    def _text_width(self, text: str, font_size: float) -> float:
-        """About the width of `text` in pixels of the image; `font_size` in points."""
-        return font_size * _PIXELS_PER_POINT * _TEXT_ASPECT * len(text)
+    def draw_text(self, text: str, position: Any, **kwargs: Any) -> Any:
+        """Nothing: `draw_labels` writes the names, once all segments are drawn."""
+        return self.output
 
     def overlay_instances(self, **kwargs: Any) -> Any:
-        """As Detectron2's for masks: holes stay open, and only labels that fit are drawn."""
+        """As Detectron2's for masks: holes stay open."""
         masks = [GenericMask(m, *m.shape) for m in kwargs["masks"]]
         colors, alpha = kwargs["assigned_colors"], kwargs["alpha"]
-        texts = self._labels_that_fit(kwargs["labels"], masks)
-        for mask, text, color in zip(masks, texts, colors, strict=True):
+        for mask, color in zip(masks, colors, strict=True):
             if mask.has_holes:
                 self.draw_binary_mask(mask.mask, color=color, alpha=alpha)
             else:
                 super().overlay_instances(masks=[mask], assigned_colors=[color], alpha=alpha)
-            if text:
-                center = np.median(mask.mask.nonzero(), axis=1)[::-1]
-                lighter = tuple(0.4 + 0.6 * channel for channel in color)
-                self.draw_text(text, center, color=lighter, font_size=self._thing_font_size())
         return self.output
 
-    def _thing_font_size(self) -> float:
-        return 0.7 * self._default_font_size  # points; stuff is named in full size
+    def draw_boxes(self, segments: Sequence[dict[str, Any]]) -> None:
+        """The boxes of things, in the colour of their class."""
+        for segment in segments:
+            if segment["isthing"]:
+                x, y, width, height = segment["bbox"]
+                color = [c / 255 for c in self.metadata.thing_colors[segment["category_id"]]]
+                self.draw_box((x, y, x + width, y + height), alpha=1.0, edge_color=color)
 
-    def _labels_that_fit(self, labels: list[str], masks: list[GenericMask]) -> list[str]:
-        """Labels, "" where the text would cover its segment or stand out far beyond it.
+    def draw_labels(
+        self,
+        ids: torch.Tensor,
+        segments: Sequence[dict[str, Any]],
+        font_size: float | None,
+        keys: Mapping[str, str],
+    ) -> int:
+        """Write the names that fit; returns how many.
 
-        `masks` come by falling area, so the first of a class name is its largest.
+        Args:
+            font_size: pixels of the picture, or None.
+            keys: a short text for each class name.
         """
-        font_size = self._thing_font_size()
-        named: Counter[str] = Counter()
-        kept = []
-        for label, mask in zip(labels, masks, strict=True):
-            name = label.rsplit(" ", 1)[0] if label.endswith("%") else label
-            width = self._text_width(label, font_size)
-            extent = np.ptp(mask.mask.nonzero()[1]) if mask.area() else 0
-            text_area = width * font_size * _PIXELS_PER_POINT
-            fits = extent >= width and float(mask.area()) >= 3 * text_area
-            kept.append(label if not named[name] or (fits and named[name] < _MAX_LABELS) else "")
-            named[name] += 1
-        return kept
+        scale = self.output.scale
+        default = float(self._default_font_size) * _PIXELS_PER_POINT
+        named: set[str] = set()
+        wanted = []
+        for segment in sorted(segments, key=lambda s: -s["area"]):
+            name, isthing = class_name(segment, self.metadata), segment["isthing"]
+            size = font_size / scale if font_size else default * (_THING_FONT if isthing else 1)
+            texts = self._texts(segment, keys)
+            wanted.append(Wanted(segment, texts, size, is_due=name not in named))
+            named.add(name)
+        smallest = font_size or _SMALLEST_FONT
+        labels = place_labels(ids.numpy(), wanted, smallest / scale)
+        for label in labels:
+            self._write(label)
+        return len(labels)
+
+    def _texts(self, segment: dict[str, Any], keys: Mapping[str, str]) -> list[str]:
+        name = class_name(segment, self.metadata)
+        texts = [name, keys[name]] if name in keys else [name]
+        if segment["isthing"] and segment.get("score") is not None:
+            texts.insert(0, f"{name} {segment['score'] * 100:.0f}%")
+        return texts
+
+    def _write(self, label: Label) -> None:
+        """One label, its dollar signs no formulas, in a light shade of its class's colour."""
+        data, segment = self.metadata, label.segment
+        colors = data.thing_colors if segment["isthing"] else data.stuff_colors
+        self.output.ax.text(
+            label.x,
+            label.y,
+            label.text.replace("$", r"\$"),
+            size=label.size / _PIXELS_PER_POINT * self.output.scale,
+            family="sans-serif",
+            color=[0.4 + 0.6 * c / 255 for c in colors[segment["category_id"]]],
+            bbox={"facecolor": "black", "alpha": 0.7, "pad": 0.5, "edgecolor": "none"},
+            verticalalignment="center_baseline",
+            horizontalalignment="center",
+            zorder=10,
+        )

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from panoptic_ext.errors import DatasetError
+from panoptic_ext.errors import ConfigError, DatasetError
 from panoptic_ext.visualization import draw_panoptic, readable_scale
+from panoptic_ext.visualization.draw import draw_segments
 
 METADATA = SimpleNamespace(
     thing_classes=["disc", "grass"],
@@ -111,6 +112,62 @@ def test_names_of_any_kind():
     assert draw_panoptic(image, ids, segments, metadata).std() > 0
     some_scores = [dict(segments[1], id=7), dict(segments[1], score=None)]
     assert draw_panoptic(image, ids, some_scores, metadata).std() > 0
+
+
+def test_opacity_boxes_and_only_some_classes():
+    """Case 42."""
+    image, ids, segments = _scene()
+    plain = {"scale": 1.0, "labels": False}
+    clear = draw_panoptic(image, ids, segments, METADATA, alpha=0.0, **plain)
+    solid = draw_panoptic(image, ids, segments, METADATA, alpha=1.0, **plain)
+    assert (clear[14:21, 9:16] == 128).all()  # edges are drawn all the same
+    assert np.abs(solid[15, 10].astype(int) - 128).max() > 90
+    discs = draw_panoptic(image, ids, segments, METADATA, classes=["disc"], **plain)
+    assert (discs[30:, :25] == 128).all() and (discs[15, 10] != 128).any()
+    assert (draw_panoptic(image, ids, segments, METADATA, classes=[], **plain) == 128).all()
+    ids[10:14, 5:9] = 7  # a corner of the disc's box is grass
+    bare, boxed = (
+        draw_panoptic(image, ids, segments, METADATA, boxes=on, **plain) for on in (False, True)
+    )
+    changed = (boxed != bare).any(axis=2)
+    assert changed[10:12, 5:8].any()
+    assert not changed[15:21, 9:16].any() and not changed[:, 30:].any()  # and no box of the grass
+
+
+def test_names_of_a_size_and_how_many_have_one():
+    """Cases 14 and 42."""
+    image, ids, segments = _scene(200, 300)
+    bare = draw_panoptic(image, ids, segments, METADATA, labels=False)
+    covered = []
+    for font_size in (None, 12, 24):
+        drawing = draw_segments(image, ids, segments, METADATA, font_size=font_size)
+        assert drawing.num_segments == 2 and drawing.classes == {"disc", "grass"}
+        covered.append((drawing.picture != bare).any(axis=2).sum())
+    assert covered[2] > 1.5 * covered[1] > 0
+    none = draw_segments(image, ids, segments, METADATA, labels=False)
+    assert none.num_labels == 0 and none.num_segments == 2
+    crowd = np.kron(np.arange(1, 145).reshape(12, 12), np.ones((20, 20), int))
+    small = [{"id": i, "category_id": 0} for i in range(1, 146)]  # the last has no pixel
+    image = np.zeros((240, 240, 3), np.uint8)
+    drawing = draw_segments(image, crowd, small, METADATA, scale=1.0)
+    assert (drawing.num_segments, drawing.num_labels) == (144, 1)
+    keyed = draw_segments(image, crowd, small, METADATA, scale=1.0, keys={"disc": "1"})
+    assert (keyed.num_segments, keyed.num_labels) == (144, 144)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": 1.5}, "alpha, the opacity of segments, is 1.5; expected 0 to 1"),
+        ({"alpha": float("nan")}, "is nan; expected 0 to 1"),
+        ({"font_size": 0}, "font_size is 0 pixels"),
+        ({"classes": ["grass", "dics"]}, "'dics' is none of the 2 classes.*mean 'disc'"),
+    ],
+)
+def test_an_option_out_of_its_range_is_named(options, message):
+    image, ids, segments = _scene()
+    with pytest.raises(ConfigError, match=message):
+        draw_panoptic(image, ids, segments, METADATA, **options)
 
 
 def test_errors_name_what_was_found():

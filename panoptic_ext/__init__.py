@@ -1,7 +1,7 @@
 """panoptic_ext: panoptic segmentation models, data sets and evaluation for Detectron2.
 
 Importing it registers its models and data sets in Detectron2's registries and catalogues and
-changes nothing else.
+changes nothing else, except that whoever registers the name of one of its data sets later gets it.
 """
 
 from ._detectron2 import import_quietly, require_detectron2

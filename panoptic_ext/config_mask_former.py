@@ -1,7 +1,7 @@
 """Config keys of Mask2Former: names and meaning as in its published configs.
 
 Sources: Cheng et al., "Masked-attention Mask Transformer for Universal Image Segmentation", CVPR
-2022, and its published YAML files, which load as they are (`!!python` expressions apart).
+2022, and its published YAML files, which load as they are.
 """
 
 from __future__ import annotations

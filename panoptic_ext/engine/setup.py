@@ -202,13 +202,15 @@ def _check_model_name(cfg: CfgNode) -> None:
 
 
 def _check_datasets_exist(cfg: CfgNode) -> None:
+    from panoptic_ext.data.datasets.builtin import builtin_names
+
     for key in ("TRAIN", "TEST"):
         names = cfg.DATASETS[key]
         if isinstance(names, str):
             raise ConfigError(f"DATASETS.{key} must be a list of names; write [{quoted(names)}]")
         for name in names:
             if name not in DatasetCatalog.list():
-                hint = nearest(name, DatasetCatalog.list()) or "."
+                hint = nearest(name, {*DatasetCatalog.list(), *builtin_names()}) or "."
                 raise ConfigError(
                     f"DATASETS.{key} names {quoted(name)}, which is not registered{hint} Describe "
                     f"it under DATASETS.PANOPTIC.{name} (JSON, IMAGE_ROOT, PNG_ROOT), instances "

@@ -1,8 +1,8 @@
 """Config files and `KEY VALUE` pairs, read as data and never run.
 
 Detectron2's own reader falls back to `yaml.unsafe_load`, which executes `!!python` tags. This one
-refuses every tag that is not plain YAML, knows the file and line of each key, and names the nearest
-known key where one is unknown.
+refuses every tag that is not plain YAML (`plain_yaml` reads the one expression that published files
+have), knows the file and line of each key, and names the nearest known key where one is unknown.
 """
 
 from __future__ import annotations

@@ -6,13 +6,18 @@ beside them in the same process. Where a published name is free, a config that u
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from typing import Any
 
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+from detectron2.modeling import META_ARCH_REGISTRY
 
 from ..errors import ConfigError, nearest
 
 __all__ = ["resolve_published_names"]
+
+logger = logging.getLogger(__name__)
 
 META_ARCH = {"MaskFormer": "PanopticExtMaskFormer"}
 HEADS = {"MaskFormerHead": "PanopticExtMaskFormerHead"}
@@ -67,11 +72,14 @@ def resolve_published_names(cfg: Any) -> None:
         ConfigError: unknown mapper, or a ResNet variant that the backbone does not have.
     """
     model = cfg.MODEL
-    model.META_ARCHITECTURE = _free_name(model.META_ARCHITECTURE, META_ARCH, META_ARCH_REGISTRY)
+    if model.META_ARCHITECTURE in META_ARCH and model.META_ARCHITECTURE in META_ARCH_REGISTRY:
+        _warn_of_others(cfg)
+        return
+    model.META_ARCHITECTURE = META_ARCH.get(model.META_ARCHITECTURE, model.META_ARCHITECTURE)
     if model.META_ARCHITECTURE not in META_ARCH.values():
         return
     model.SEM_SEG_HEAD.NAME = HEADS.get(model.SEM_SEG_HEAD.NAME, model.SEM_SEG_HEAD.NAME)
-    model.BACKBONE.NAME = _free_name(model.BACKBONE.NAME, BACKBONES, BACKBONE_REGISTRY)
+    model.BACKBONE.NAME = BACKBONES.get(model.BACKBONE.NAME, model.BACKBONE.NAME)
     _check_resnet(model)
     for key in ("TRAIN", "TEST"):
         cfg.DATASETS[key] = tuple(DATASETS.get(name, name) for name in cfg.DATASETS[key])
@@ -85,8 +93,35 @@ def resolve_published_names(cfg: Any) -> None:
     ]
 
 
-def _free_name(name: str, ours: dict[str, str], registry: Any) -> str:
-    return name if name in registry else ours.get(name, name)
+def _warn_of_others(cfg: Any) -> None:
+    """Whose model the published name means, and which keys would mean more with ours."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    ours = cfg.clone()
+    ours.MODEL.META_ARCHITECTURE = META_ARCH[name]
+    with contextlib.suppress(ConfigError):
+        resolve_published_names(ours)
+    theirs = dict(_flat(cfg, ""))
+    lost = [
+        f"{key} {theirs[key]!r}"
+        for key, value in _flat(ours, "")
+        if value != theirs[key] and key != "MODEL.META_ARCHITECTURE"
+    ]
+    logger.warning(
+        "MODEL.META_ARCHITECTURE %s is the model that %s registered. These keys stay as given, for "
+        "its own trainer: %s. For the model of panoptic_ext write %s",
+        name,
+        META_ARCH_REGISTRY.get(name).__module__,
+        "; ".join(lost) or "none",
+        META_ARCH[name],
+    )
+
+
+def _flat(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        if hasattr(value, "items"):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _check_resnet(model: Any) -> None:

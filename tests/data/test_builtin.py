@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import importlib
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from PIL import Image
 from panoptic_ext.data import get_metadata, get_records, num_classes, thing_ids
 from panoptic_ext.data.datasets.builtin import BUILTIN, register_builtin
 from panoptic_ext.data.id_map import write_id_map
+from panoptic_ext.engine.setup import load_cfg
 from panoptic_ext.errors import DatasetError
 
 # image file, label file, JSON, image entry's file_name, image_id, category ids
@@ -129,7 +133,7 @@ def test_a_name_that_is_taken_is_left_alone() -> None:
         catalog.remove("ade20k_panoptic_train")
     DatasetCatalog.register("ade20k_panoptic_train", list)
     MetadataCatalog.get("ade20k_panoptic_train").set(thing_classes=["theirs"])
-    register_builtin()
+    register_builtin(["ade20k_panoptic_train"])
     assert DatasetCatalog.get("ade20k_panoptic_train") == []
     assert MetadataCatalog.get("ade20k_panoptic_train").thing_classes == ["theirs"]
 
@@ -151,7 +155,62 @@ def test_names_of_an_installed_mask2former_wait_for_their_use(
     for name in [n for n in DatasetCatalog if n.startswith(("ade20k_pan", "coco_pan"))]:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    register_builtin(at_import=True)
+    register_builtin()
     assert "coco_panoptic_val" in DatasetCatalog
     assert "ade20k_panoptic_val" not in DatasetCatalog
     assert get_metadata("ade20k_panoptic_val").evaluator_type == "ade20k_panoptic_seg"
+
+
+# A module of somebody else that registers the name of one of ours, as Mask2Former does.
+OTHERS = """
+from detectron2.data import DatasetCatalog, MetadataCatalog
+def records():
+    return ["theirs"]
+DatasetCatalog.register("ade20k_panoptic_train", records)
+MetadataCatalog.get("ade20k_panoptic_train").set(thing_classes=["theirs"], ignore_label=0)
+"""
+
+
+@pytest.fixture
+def others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of that module; ours of the name is not registered yet."""
+    (tmp_path / "others_data_sets.py").write_text(OTHERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        catalog.pop("ade20k_panoptic_train", None)
+    yield "others_data_sets"
+    sys.modules.pop("others_data_sets", None)
+
+
+def test_who_registers_a_builtin_name_after_it_was_used_gets_it(
+    others: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Case 36: this was "already registered", in the import of the other module."""
+    assert get_metadata("ade20k_panoptic_train").evaluator_type == "ade20k_panoptic_seg"
+    importlib.import_module(others)
+    assert DatasetCatalog.get("ade20k_panoptic_train") == ["theirs"]
+    assert MetadataCatalog.get("ade20k_panoptic_train").ignore_label == 0
+    assert "is from now on the one that others_data_sets registers" in caplog.text
+    with pytest.raises(AssertionError, match="already registered"):  # as ever, by a third one
+        DatasetCatalog.register("ade20k_panoptic_train", list)
+
+
+def test_who_registered_a_builtin_name_before_keeps_it_and_is_named(
+    others: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Case 36: which registry answered was not said."""
+    importlib.import_module(others)
+    opts = ["DATASETS.TRAIN", "['ade20k_panoptic_train']"]
+    load_cfg("", opts, use_data=False)
+    assert DatasetCatalog.get("ade20k_panoptic_train") == ["theirs"]
+    assert "ade20k_panoptic_train is the one that others_data_sets registered" in caplog.text
+
+
+def test_a_config_registers_the_names_that_it_uses_and_no_other(
+    others: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Case 36: any config registered all of them, so that Mask2Former could not be imported."""
+    load_cfg("", ["DATASETS.TRAIN", "['coco_panoptic_train']"], use_data=False)
+    assert "ade20k_panoptic_train" not in DatasetCatalog
+    importlib.import_module(others)
+    assert not caplog.messages

@@ -78,13 +78,19 @@ def test_resolving_twice_changes_nothing():
     assert cfg.dump() == before
 
 
-def test_a_published_name_that_somebody_registered_is_theirs(monkeypatch):
+def test_a_published_name_that_somebody_registered_is_theirs(monkeypatch, caplog):
     registry = Registry("META_ARCH")
     registry._do_register("MaskFormer", object)
     monkeypatch.setattr(published_names, "META_ARCH_REGISTRY", registry)
     cfg = resolved(**{"INPUT.DATASET_MAPPER_NAME": "coco_panoptic_lsj"})
     assert cfg.MODEL.META_ARCHITECTURE == "MaskFormer"
     assert cfg.INPUT.AUGMENTATION == "shortest_edge"
+    # Case 36: whose model it is, and what does not mean what it means with ours.
+    (line,) = caplog.messages
+    assert "MaskFormer is the model that builtins registered" in line
+    assert "INPUT.AUGMENTATION 'shortest_edge'" in line
+    assert "SOLVER.WEIGHT_DECAY_EMBED None" in line
+    assert line.endswith("write PanopticExtMaskFormer")
 
 
 def test_the_published_names_stay_free_for_an_installed_mask2former():

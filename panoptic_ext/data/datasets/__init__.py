@@ -6,5 +6,5 @@ Importing it registers the known data sets and shapes; nothing is read.
 from panoptic_ext.data.datasets.builtin import register_builtin
 from panoptic_ext.data.datasets.shapes import register_shapes
 
-register_builtin(at_import=True)
+register_builtin()
 register_shapes()

@@ -108,7 +108,7 @@ def annotated(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _check_registered(name: str) -> None:
     if name not in DatasetCatalog:
-        register_builtin()  # those that were left to Mask2Former at import
+        register_builtin([name])  # one that was left to Mask2Former at import
     if name not in DatasetCatalog:
         names = list(DatasetCatalog)
         raise DatasetError(

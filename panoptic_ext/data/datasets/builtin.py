@@ -3,18 +3,20 @@
 Names are `<dataset>_panoptic_<split>`, and `ade20k_instance_<split>` for the instances JSON of
 ADE20K; those of COCO and Cityscapes are Detectron2's own (coco_2017_train,
 cityscapes_fine_instance_seg_train). A name that somebody registered before is left alone, and so
-are, at import, the names of an installed Mask2Former: whoever imports it later finds them free.
+are, until a config names them, the names of an installed Mask2Former.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES, COCO_CATEGORIES
 
 from panoptic_ext.data.datasets.instances import InstanceSource, register_instance_source
@@ -22,7 +24,9 @@ from panoptic_ext.data.datasets.metadata import PanopticSource
 from panoptic_ext.data.datasets.panoptic import register_source
 from panoptic_ext.data.datasets.structure import Category
 
-__all__ = ["BUILTIN", "CityscapesSource", "register_builtin"]
+__all__ = ["BUILTIN", "CityscapesSource", "builtin_names", "register_builtin", "warn_of_others"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -105,23 +109,78 @@ BUILTIN = {
 _ALSO_IN_MASK2FORMER = ("ade20k", "mapillary_vistas")
 
 
-def register_builtin(*, at_import: bool = False) -> None:
-    """Register the splits train and val of each; nothing is read and no folder need exist.
+def builtin_names() -> list[str]:
+    """Every name that `register_builtin` knows."""
+    return [name for dataset in BUILTIN for name in _sources(dataset)]
+
+
+def register_builtin(names: Iterable[str] | None = None) -> None:
+    """Register known data sets; nothing is read and no folder need exist.
+
+    A name that is registered already is left as it is. Whoever registers one of these names later
+    gets it: ours goes out of the way, with a warning.
 
     Args:
-        at_import: leave out what an installed Mask2Former registers when it is imported.
+        names: those of them that are built in are registered. None, for the import: all that an
+            installed Mask2Former does not register when it is imported.
     """
-    left_out = _ALSO_IN_MASK2FORMER if at_import and _has_mask2former() else ()
-    for dataset, make in BUILTIN.items():
-        if dataset in left_out:
-            continue
-        for split in ("train", "val"):
-            name = f"{dataset}_panoptic_{split}"
-            if name not in DatasetCatalog:
-                register_source(name, make(split))
-            instances = f"{dataset}_instance_{split}"
-            if dataset == "ade20k" and instances not in DatasetCatalog:
-                register_instance_source(instances, _ade20k_instances(split))
+    left_out = _ALSO_IN_MASK2FORMER if names is None and _has_mask2former() else ()
+    for dataset in BUILTIN:
+        for name, source in _sources(dataset).items() if dataset not in left_out else ():
+            if name not in DatasetCatalog and (names is None or name in names):
+                if isinstance(source, PanopticSource):
+                    register_source(name, source)
+                else:
+                    register_instance_source(name, source)
+    vars(DatasetCatalog)["register"] = _register_of_others
+
+
+def warn_of_others(names: Iterable[str]) -> None:
+    """Say of each built-in name that somebody else registered whose data set it is."""
+    for name in names:
+        if name in builtin_names() and _registered_source(name) is None:
+            logger.warning(
+                "Data set %s is the one that %s registered, not panoptic_ext's of that name: its "
+                "paths and categories count",
+                name,
+                getattr(DatasetCatalog[name], "__module__", "another module"),
+            )
+
+
+def _register_of_others(name: str, func: Callable) -> None:
+    """`DatasetCatalog.register`, before which a built-in of that name goes out of the way."""
+    if _is_ours(name):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+        logger.warning(
+            "Data set %s is from now on the one that %s registers, not panoptic_ext's of that name",
+            name,
+            getattr(func, "__module__", "another module"),
+        )
+    type(DatasetCatalog).register(DatasetCatalog, name, func)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a built-in name holds the built-in data set."""
+    dataset = name.split("_panoptic_")[0].split("_instance_")[0]
+    if name not in DatasetCatalog or dataset not in BUILTIN:
+        return False
+    return _registered_source(name) == _sources(dataset).get(name, "none")
+
+
+def _registered_source(name: str) -> Any:
+    """What panoptic_ext registered under a name; None where somebody else did."""
+    return getattr(MetadataCatalog.get(name), "source", None) if name in MetadataCatalog else None
+
+
+def _sources(dataset: str) -> dict[str, PanopticSource | InstanceSource]:
+    splits = ("train", "val")
+    sources: dict[str, PanopticSource | InstanceSource] = {
+        f"{dataset}_panoptic_{split}": BUILTIN[dataset](split) for split in splits
+    }
+    if dataset == "ade20k":
+        sources |= {f"ade20k_instance_{split}": _ade20k_instances(split) for split in splits}
+    return sources
 
 
 def _has_mask2former() -> bool:

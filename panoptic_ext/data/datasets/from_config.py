@@ -7,7 +7,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from panoptic_ext.data.datasets.builtin import register_builtin
+from panoptic_ext.data.datasets.builtin import register_builtin, warn_of_others
 from panoptic_ext.data.datasets.instances import (
     InstanceSource,
     describe_instances,
@@ -41,14 +41,17 @@ def register_from_config(cfg: CfgNode) -> None:
         ConfigError: a block has an unknown key or lacks one, or a value is of the wrong kind.
         DatasetError: a name holds something else already.
     """
-    register_builtin()
+    names = [n for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if isinstance(n, str)]
+    described = (*cfg.DATASETS.PANOPTIC, *cfg.DATASETS.INSTANCES)
+    register_builtin([name for name in names if name not in described])
     for name, block in cfg.DATASETS.PANOPTIC.items():
         register_source(name, _source_from_block(name, block, tuple(cfg.DATASETS.SEARCH_PATH)))
     for name, block in cfg.DATASETS.INSTANCES.items():
         source = _instances_from_block(name, block, tuple(cfg.DATASETS.SEARCH_PATH))
         register_instance_source(name, source)
     register_shapes(_shapes_params(cfg.DATASETS.SHAPES))
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+    warn_of_others([name for name in names if name in DatasetCatalog and name not in described])
+    for name in names:
         if name in DatasetCatalog:
             describe_instances(name)
 

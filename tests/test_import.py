@@ -317,6 +317,9 @@ def test_names_of_mask2former_are_registered_before_use(tmp_path: Path) -> None:
         assert "ade20k_panoptic_val" not in DatasetCatalog
         cfg = get_cfg()
         panoptic_ext.add_panoptic_ext_config(cfg)
+        register_from_config(cfg)  # case 36: it uses none of them, so they stay free
+        assert "ade20k_panoptic_val" not in DatasetCatalog
+        cfg.DATASETS.TEST = ("ade20k_panoptic_val",)
         register_from_config(cfg)
         assert "ade20k_panoptic_val" in DatasetCatalog
         """,

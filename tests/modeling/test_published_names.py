@@ -70,6 +70,42 @@ def test_a_published_file_loads_unchanged(name, backbone, data, augmentation, ta
     assert cfg.SOLVER.WEIGHT_DECAY_EMBED == 0
 
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+# Cases 32 to 34: a published file means the published behaviour, and so do our full-size configs.
+@pytest.mark.parametrize(
+    ("published", "ours", "keeps_empty"),
+    [
+        ("coco_panoptic_R50", "coco/mask2former/mask2former_R50_bs16_50ep", True),
+        ("coco_instance_R50", "coco/mask2former/mask2former_instance_R50_bs16_50ep", False),
+        (
+            "cityscapes_panoptic_swin_tiny",
+            "cityscapes/mask2former/mask2former_swin_tiny_bs16_90k",
+            True,
+        ),
+        ("ade20k_semantic_R50", "ade20k/mask2former/mask2former_semantic_R50_bs16_160k", False),
+        (None, "ade20k/mask2former/mask2former_instance_R50_bs16_160k", True),
+        (None, "shapes/mask2former/mask2former_R18_shapes", False),
+    ],
+)
+def test_what_a_key_chooses_is_as_published_unless_the_config_is_small(
+    published, ours, keeps_empty
+):
+    cfgs = [load_cfg(str(CONFIGS / f"{ours}.yaml"), use_data=False)]
+    cfgs += [load(published)] if published else []
+    for cfg in cfgs:
+        assert keeps_empty == cfg.INPUT.KEEP_EMPTY_SEGMENTS
+        assert cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_FULL_PRECISION
+        assert ("shapes" in ours) == cfg.MODEL.MASK_FORMER.SHARED_MATCHING_POINTS
+
+
+def test_a_given_key_wins_over_the_published_mapper():
+    opts = ["INPUT.KEEP_EMPTY_SEGMENTS", "False"]
+    cfg = load_cfg(str(FOLDER / "coco_panoptic_R50.yaml"), opts, use_data=False)
+    assert cfg.INPUT.KEEP_EMPTY_SEGMENTS is False
+
+
 def test_resolving_twice_changes_nothing():
     cfg = load("coco_panoptic_R50").clone()
     before = cfg.dump()

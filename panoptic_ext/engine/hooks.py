@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 
 from panoptic_ext.atomic import write_atomic
+from panoptic_ext.engine.divergence import divergence_of
 from panoptic_ext.errors import NOT_JSON, ConfigError, NonFiniteLossError
 from panoptic_ext.regular_files import LOG_FILE, check_regular_file
 
@@ -83,7 +84,17 @@ class PreciseBNHook(hooks.PreciseBN):
         if not self._disabled:
             self._data_iter = None
             self._data_loader.seed = self.trainer.data_loader.seed  # a resumed run's is the first's
-        super().update_stats()
+        try:
+            super().update_stats()
+        except Exception as error:
+            problem = divergence_of(error, self._model)
+            if not problem:
+                raise
+            raise NonFiniteLossError(
+                f"the statistics of batch norms after iteration {self.trainer.iter} are not "
+                f"finite: {problem}. The last checkpoint is untouched. Lower SOLVER.BASE_LR or "
+                "enable SOLVER.CLIP_GRADIENTS, and go on with --resume"
+            ) from error
 
 
 class WriterHook(HookBase):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
+from panoptic_ext.engine.divergence import divergence_of, stand_in_losses
 from panoptic_ext.engine.precision import FULL_PRECISION, Precision
 from panoptic_ext.errors import ConfigError, NonFiniteLossError
 from panoptic_ext.interruption import StopRequest
@@ -62,13 +63,15 @@ class TrainStep:
         self.iter = 0
         self.stop = StopRequest()
         self.stopping = False
+        self._loss_names: list[str] = []
         self._batches: Iterator[list[dict[str, Any]]] | None = None
 
     def run_step(self) -> None:
         """Train on the next batch; losses go into the event storage.
 
         Raises:
-            NonFiniteLossError: on every worker, if a loss of any worker is infinite or NaN.
+            NonFiniteLossError: on every worker, if a loss of any worker is infinite or NaN, or its
+                forward pass failed for such numbers.
             ConfigError: the batch is too small for batch normalisation.
         """
         start = time.perf_counter()
@@ -77,11 +80,9 @@ class TrainStep:
         data = next(self._batches)
         data_time = time.perf_counter() - start
         with self.precision.autocast():
-            losses = self._losses(data)
-        if isinstance(losses, torch.Tensor):
-            losses = {"total_loss": losses}
+            losses, problem = self._losses_or_problem(data)
         total = sum(losses.values())
-        check = _LossCheck(losses, data_time, stop=bool(self.stop))
+        check = _LossCheck(losses, data_time, problem, stop=bool(self.stop))
         self.optimizer.zero_grad()
         if self.grad_scaler is None:
             total.backward()
@@ -96,6 +97,29 @@ class TrainStep:
             self.grad_scaler.update()
         if comm.get_world_size() == 1:
             self.stopping = bool(self.stop)  # a signal since the losses were there
+
+    def _losses_or_problem(self, data: list[dict[str, Any]]) -> tuple[dict[str, Any], str]:
+        """The losses, and "" or why this worker could not have them, which are NaN then."""
+        losses, problem = {}, ""
+        try:
+            losses = self._losses(data)
+        except Exception as error:
+            problem = divergence_of(error, self.model)
+            if not problem:
+                raise
+            if comm.get_world_size() == 1:
+                _raise_on_all(self.iter, problem, data, error)
+        if isinstance(losses, torch.Tensor):
+            losses = {"total_loss": losses}
+        if not self._loss_names:
+            # What to stand in for is not known at the first step, so that the workers ask each
+            # other; later ones save the time.
+            if comm.get_world_size() > 1 and any(comm.all_gather(problem)):
+                _raise_on_all(self.iter, problem, data)
+            self._loss_names = list(losses)
+        if problem:
+            losses = stand_in_losses(self.model, data, self._loss_names)
+        return losses, problem
 
     def _losses(self, data: list[dict[str, Any]]) -> Any:
         try:
@@ -123,9 +147,15 @@ class _LossCheck:
     """
 
     def __init__(
-        self, losses: dict[str, torch.Tensor], data_time: float, *, stop: bool = False
+        self,
+        losses: dict[str, torch.Tensor],
+        data_time: float,
+        problem: str = "",
+        *,
+        stop: bool = False,
     ) -> None:
         self.stopping = stop
+        self._problem = problem
         self._names = sorted(losses)
         self._local = torch.stack([losses[k].detach().double().reshape(()) for k in self._names])
         mean = torch.cat([self._local, self._local.new_tensor([data_time, float(stop)])])
@@ -151,23 +181,35 @@ class _LossCheck:
 
     def _raise(self, iteration: int, data: list[dict[str, Any]]) -> None:
         local = dict(zip(self._names, self._local.tolist(), strict=True))
-        bad = {name: value for name, value in local.items() if not math.isfinite(value)}
-        images = [f"{d.get('image_id', '?')} ({d.get('file_name', '?')})" for d in data]
-        if len(images) > _MAX_NAMED:
-            images[_MAX_NAMED:] = [f"and {len(images) - _MAX_NAMED} more"]
-        reports = comm.all_gather((comm.get_rank(), bad, images))
-        parts = [
-            f"on worker {rank}: {', '.join(f'{k} = {v}' for k, v in bad.items())} with images "
-            f"{', '.join(images)}"
-            for rank, bad, images in reports
-            if bad
-        ]
-        raise NonFiniteLossError(
-            f"the loss is not finite at iteration {iteration}, {'; '.join(parts)}. The weights "
-            "were not changed by this step and the last checkpoint is untouched. Look at these "
-            "images (tools/visualize_data.py), lower SOLVER.BASE_LR, lengthen "
-            "SOLVER.WARMUP_ITERS or enable SOLVER.CLIP_GRADIENTS, and go on with --resume"
-        )
+        bad = [f"{name} = {value}" for name, value in local.items() if not math.isfinite(value)]
+        _raise_on_all(iteration, self._problem or ", ".join(bad), data)
+
+
+def _raise_on_all(
+    iteration: int, problem: str, data: list[dict[str, Any]], cause: Exception | None = None
+) -> NoReturn:
+    """Raise the same error on every worker; all of them call it.
+
+    Args:
+        problem: what is not finite on this worker, or "".
+        data: its batch.
+        cause: the error that led to it.
+    """
+    images = [f"{d.get('image_id', '?')} ({d.get('file_name', '?')})" for d in data]
+    if len(images) > _MAX_NAMED:
+        images[_MAX_NAMED:] = [f"and {len(images) - _MAX_NAMED} more"]
+    reports = comm.all_gather((comm.get_rank(), problem, images))
+    parts = [
+        f"on worker {rank}: {found} with images {', '.join(names)}"
+        for rank, found, names in reports
+        if found
+    ]
+    raise NonFiniteLossError(
+        f"the loss is not finite at iteration {iteration}, {'; '.join(parts)}. The weights "
+        "were not changed by this step and the last checkpoint is untouched. Look at these "
+        "images (tools/visualize_data.py), lower SOLVER.BASE_LR, lengthen "
+        "SOLVER.WARMUP_ITERS or enable SOLVER.CLIP_GRADIENTS, and go on with --resume"
+    ) from cause
 
 
 def _log(means: dict[str, float]) -> None:

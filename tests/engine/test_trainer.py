@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -235,28 +236,63 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
 
 
+class RaisingTrainer(TinyTrainer):
+    """The forward pass of worker 1 fails in one iteration, as Detectron2's proposals do."""
+
+    bad_iter = 0
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
+        model = super().build_model(cfg)
+        forward, iterations = model.forward, itertools.count()
+
+        def forward_or_raise(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+            losses = forward(batch)
+            if next(iterations) == cls.bad_iter and dist.get_rank() == 1:
+                raise FloatingPointError("Predicted boxes or scores contain Inf/NaN. Diverged.")
+            return losses
+
+        model.forward = forward_or_raise
+        return model
+
+
+class LateRaisingTrainer(RaisingTrainer):
+    bad_iter = 3
+
+
 def _two_workers(rank: int, folder: str) -> None:
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
     )
     make_local_group(2)
-    try:
-        BadTrainer(tiny_cfg(Path(folder) / "out")).train()
-    except NonFiniteLossError as error:
-        (Path(folder) / f"error{rank}").write_text(str(error))
-    finally:
-        leave()
+    for kind in (BadTrainer, RaisingTrainer, LateRaisingTrainer):
+        try:
+            kind(tiny_cfg(Path(folder) / "out")).train()
+        except NonFiniteLossError as error:
+            (Path(folder) / f"{kind.__name__}{rank}").write_text(str(error))
+    leave()
 
 
 @pytest.mark.slow
 def test_infinite_loss_of_one_worker_stops_both(tmp_path: Path) -> None:
+    """Case 26, too: a worker without a loss does not leave the other one waiting."""
     multiprocessing.spawn(_two_workers, args=(str(tmp_path),), nprocs=2)
-    messages = {(tmp_path / f"error{rank}").read_text() for rank in range(2)}
-    assert len(messages) == 1
-    assert (
-        "at iteration 1, on worker 0: loss_a = inf with images 4 (4.jpg), 6 (6.jpg)"
-        in messages.pop()
-    )
+    for kind, message in (
+        (BadTrainer, "at iteration 1, on worker 0: loss_a = inf with images 4 (4.jpg), 6 (6.jpg)"),
+        (
+            RaisingTrainer,
+            "at iteration 0, on worker 1: Predicted boxes or scores contain Inf/NaN w",
+        ),
+        (LateRaisingTrainer, "at iteration 3, on worker 1: Predicted boxes or scores contain Inf"),
+    ):
+        messages = {(tmp_path / f"{kind.__name__}{rank}").read_text() for rank in range(2)}
+        assert len(messages) == 1
+        text = messages.pop()
+        assert message in text and "on worker 0" not in text.replace(message, "")
 
 
 def test_metrics_of_iterations_to_come_are_dropped(tmp_path: Path) -> None:

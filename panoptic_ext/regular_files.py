@@ -75,7 +75,11 @@ CONFIG_FILE = FileKind("config file", 4 * _MIB, "check the path", may_be_empty=T
 CHECKPOINT = FileKind("checkpoint", 256 * _GIB, "check MODEL.WEIGHTS", "fetch or copy it again")
 LOG_FILE = FileKind("log", 4 * _GIB, bad="remove it", may_be_empty=True)
 METRICS = FileKind(
-    "metrics", 4 * _GIB, *["give the OUTPUT_DIR of a training"] * 2, may_be_empty=True
+    "metrics",
+    4 * _GIB,
+    "give the OUTPUT_DIR of a training",
+    "give the OUTPUT_DIR of a training",
+    may_be_empty=True,
 )
 VIDEO = FileKind("video", 1024 * _GIB)
 

@@ -145,6 +145,14 @@ def test_a_tag_that_is_a_pipe_is_passed_over(tmp_path: Path) -> None:
     assert found == str(tmp_path / "model_final.pth")
 
 
+def test_a_checkpoint_that_is_a_link_to_nothing_is_passed_over(tmp_path: Path) -> None:
+    Checkpointer(_model(), str(tmp_path)).save("model_0000004", iteration=4)
+    (tmp_path / "last_checkpoint").unlink()
+    (tmp_path / "model_0000009.pth").symlink_to(tmp_path / "gone.pth")
+
+    assert Checkpointer(_model(), str(tmp_path)).resume()["iteration"] == 4
+
+
 def test_a_truth_of_an_earlier_evaluation_that_is_a_pipe_is_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x")
 

@@ -182,8 +182,9 @@ class PanopticDatasetMapper:
         """(H, W, 3) image, turned as its EXIF tag says, of the size that the record gives."""
         path, where = record["file_name"], f"image id {quoted(record.get('image_id'))}"
         try:
-            size = record.get("height"), record.get("width")
-            image = read_image(path, self.image_format, size=None if None in size else size)
+            known = "height" in record and "width" in record
+            size = (record["height"], record["width"]) if known else None
+            image = read_image(path, self.image_format, size=size)
         except UnreadableFileError as error:
             raise UnreadableFileError(
                 f"{where}: {error}; copy it again, correct the image root, or set "

@@ -244,7 +244,7 @@ class Checkpointer(DetectionCheckpointer):
     def _candidates(self) -> list[str]:
         names = [n for n in _listdir(self.save_dir) if _TRAINING_FILE.fullmatch(n)]
         paths = [os.path.join(self.save_dir, name) for name in names]
-        paths.sort(key=os.path.getmtime, reverse=True)
+        paths.sort(key=_modified, reverse=True)
         tag = os.path.join(self.save_dir, _TAG)
         if file_problem(tag, SMALL_FILE):
             return paths
@@ -373,6 +373,14 @@ class Checkpointer(DetectionCheckpointer):
             why=self.model.why_missing(missing) if hasattr(self.model, "why_missing") else "",
         )
         report_load(report, self.logger, strict=strict)
+
+
+def _modified(path: str) -> float:
+    """When a file was written; 0 for a link to no file, which is passed over when it is read."""
+    try:
+        return os.path.getmtime(path)
+    except OSError:
+        return 0.0
 
 
 def _new_folder(path: str) -> str:

@@ -205,9 +205,9 @@ def _sizes(images: Any) -> dict[str, tuple[int, int]]:
     sizes = {}
     for entry in images if isinstance(images, list) else []:
         if isinstance(entry, dict) and isinstance(entry.get("id"), (int, str)):
-            size = entry.get("height"), entry.get("width")
-            if all(type(length) is int and length > 0 for length in size):
-                sizes[str(entry.get("id"))] = size
+            height, width = entry.get("height"), entry.get("width")
+            if type(height) is int and type(width) is int and min(height, width) > 0:
+                sizes[str(entry["id"])] = height, width
     return sizes
 
 

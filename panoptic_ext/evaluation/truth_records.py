@@ -52,8 +52,8 @@ class TruthRecords:
         Raises:
             EvaluationError: it cannot be read, or has another size than the record says.
         """
-        size = record.get("height"), record.get("width")
-        expected = None if None in size else ExpectedSize(*size)
+        known = "height" in record and "width" in record
+        expected = ExpectedSize(record["height"], record["width"]) if known else None
         path, encoding = record["pan_seg_file_name"], record.get("pan_seg_encoding", "rgb")
         return read_runs(path, encoding, expected)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 from panoptic_ext.engine import archive_size
 from panoptic_ext.engine.archive_size import check_archive_size
-from panoptic_ext.engine.weights_io import load_torch
+from panoptic_ext.engine.weights_io import load_pickle, load_torch
 from panoptic_ext.errors import CheckpointError
 
 
@@ -76,3 +77,39 @@ def test_a_damaged_directory_is_said_to_be(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match="directory of its archive cannot be read"):
         check_archive_size(str(tmp_path / "damaged.pth"))
+
+
+class _Length:
+    """Pickles as a call of bytes or bytearray with a length in place of content."""
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+
+    def __reduce__(self) -> tuple:
+        return self.kind, (3 * 10**9,)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_a_pickle_that_asks_for_memory_by_a_length_is_refused(kind: type, tmp_path: Path) -> None:
+    path = tmp_path / "x.pkl"
+    path.write_bytes(pickle.dumps({"model": _Length(kind)}, 2))
+
+    with pytest.raises(CheckpointError, match=rf"asks for {kind.__name__} of 3\.0 GB without"):
+        load_pickle(str(path))
+
+
+def test_bytes_with_their_content_are_read(tmp_path: Path) -> None:
+    content = {"a": b"12", "b": bytearray(b"34"), "c": np.arange(3)}
+    for protocol in range(2, 6):
+        (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, protocol))
+        loaded = load_pickle(str(tmp_path / "x.pkl"))
+        assert (loaded["a"], loaded["b"], loaded["c"].tolist()) == (b"12", b"34", [0, 1, 2])
+
+
+def test_a_safetensors_file_whose_header_lies_is_one_error(tmp_path: Path) -> None:
+    header = b'{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4]}}'
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"0000")
+
+    with pytest.raises(CheckpointError, match=r"x\.safetensors .*cannot be read"):
+        load_torch(str(path))

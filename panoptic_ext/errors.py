@@ -125,9 +125,8 @@ def _within_lines(text: str) -> str:
 
 
 def _bounded_repr(value: Any, most: int, depth: int) -> str:
-    if isinstance(value, (str, bytes)):
-        ends = value if len(value) <= most else value[:most] + value[-most:]
-        return repr(ends)
+    if isinstance(value, (str, bytes)) and len(value) > 2 * most:
+        return repr(value[:most])[:-1] + repr(value[-most:]).lstrip("b")[1:]
     if type(value) is int and value.bit_length() > 3 * _MAX_DIGITS:
         return f"<an integer of {value.bit_length()} bits>"
     if type(value) in _BRACKETS:

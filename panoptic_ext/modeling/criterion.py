@@ -14,6 +14,7 @@ import torch
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from ..host_copies import to_device
 from .losses import (
     classification_loss,
     empty_class_weight,
@@ -207,10 +208,8 @@ def _matched_rows(
             labels.append(chosen[-1] + first)
         first += len(target)
     counts = [sum(len(of_output[i][0]) for of_output in matches) for i in range(len(targets))]
-    joined = torch.from_numpy(np.stack([np.concatenate(p) for p in (queries, labels, chosen)]))
-    if device.type == "cuda":
-        joined = joined.pin_memory()
-    return _MatchedRows(*joined.to(device, non_blocking=True), counts)
+    joined = np.stack([np.concatenate(parts) for parts in (queries, labels, chosen)])
+    return _MatchedRows(*to_device(joined, device), counts)
 
 
 def _average_num_masks(targets: Sequence[MaskTargets], device: torch.device) -> float | Tensor:

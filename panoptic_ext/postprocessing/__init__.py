@@ -2,17 +2,27 @@
 
 from .hadamard_fusion import hadamard_fusion
 from .heuristic_fusion import combine_masks, heuristic_fusion, heuristic_fusion_detectron2
-from .mask_inference import instance_inference, panoptic_inference, semantic_inference
+from .mask_inference import (
+    MaskOutputs,
+    Sizes,
+    instance_inference,
+    mask_inference,
+    panoptic_inference,
+    semantic_inference,
+)
 from .segment_extents import with_extents
 from .semantic_stuff import panoptic_with_stuff, semantic_scores
 from .upsnet_fusion import upsnet_fusion
 
 __all__ = [
+    "MaskOutputs",
+    "Sizes",
     "combine_masks",
     "hadamard_fusion",
     "heuristic_fusion",
     "heuristic_fusion_detectron2",
     "instance_inference",
+    "mask_inference",
     "panoptic_inference",
     "panoptic_with_stuff",
     "semantic_inference",

@@ -1,7 +1,7 @@
 """From class and mask logits of queries to panoptic, semantic and instance segmentation.
 
-Shapes: Q queries, K classes (class K is "no object"), n kept queries, h x w mask logits, H x W
-output. Sizes are (height, width) in pixels: `padded_size` is the input that the masks cover,
+Shapes: B images, Q queries, K classes (class K is "no object"), n kept queries, h x w mask logits,
+H x W output. Sizes are (height, width) in pixels: `padded_size` is the input that the masks cover,
 `image_size` its part without padding, `output_size` that of the result. Every function resizes as
 `tiled_resize` says and never holds Q x H x W values. A mask logit that is no number counts as
 outside the mask, an infinite one as the largest of float16. Source: Cheng et al., "Masked-attention
@@ -10,21 +10,101 @@ Mask Transformer", and the published model's steps.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from .tiled_resize import Size, Tile, TiledResize
+from ..host_copies import to_device
+from .mask_outputs import InstancePixels, PanopticPixels, SemanticPixels, collect
+from .tiled_resize import Size
 
-__all__ = ["instance_inference", "panoptic_inference", "semantic_inference"]
+__all__ = [
+    "MaskOutputs",
+    "Sizes",
+    "instance_inference",
+    "mask_inference",
+    "panoptic_inference",
+    "semantic_inference",
+]
+
+
+class Sizes(TypedDict):
+    """Of one image; see the module."""
+
+    image_size: Size
+    padded_size: Size
+    output_size: Size
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskOutputs:
+    """What `mask_inference` shall give, and how.
+
+    Attributes:
+        panoptic, semantic, instances: the outputs.
+        thing_ids: classes that are things, or a bool table (K,); None: all.
+        object_mask_threshold, overlap_threshold: see `panoptic_inference`.
+        resize_first: see `semantic_inference`.
+        top_k: see `instance_inference`.
+    """
+
+    panoptic: bool = False
+    semantic: bool = False
+    instances: bool = False
+    thing_ids: Collection[int] | Tensor | None = None
+    object_mask_threshold: float = 0.8
+    overlap_threshold: float = 0.8
+    resize_first: bool = True
+    top_k: int = 100
 
 
 @torch.no_grad()
+def mask_inference(
+    mask_cls: Tensor, mask_pred: Tensor, sizes: Sequence[Sizes], wanted: MaskOutputs
+) -> list[dict[str, Any]]:
+    """All outputs of a batch. Masks are resized once, and the host waits for a GPU twice.
+
+    Args:
+        mask_cls: (B, Q, K + 1) logits.
+        mask_pred: (B, Q, h, w) logits.
+        sizes: of each image.
+        wanted: the outputs.
+
+    Returns:
+        For each image a dict of "sem_seg", "panoptic_seg" and "instances", as far as wanted; see
+        `semantic_inference`, `panoptic_inference` and `instance_inference`.
+    """
+    with torch.autocast(mask_pred.device.type, enabled=False):
+        probabilities = mask_cls.float().softmax(-1)
+        choices = _choose(probabilities, wanted)
+        images = [
+            _Image(probabilities[i], mask_pred[i], sizes[i], choice, wanted)
+            for i, choice in enumerate(choices)
+        ]
+        things = None
+        if wanted.panoptic:
+            things = _thing_table(wanted.thing_ids, mask_cls.shape[-1] - 1)
+        counts = _on_host([image.panoptic for image in images])
+        results: list[dict[str, Any]] = []
+        for image, of_image in zip(images, counts, strict=True):
+            results.append({})
+            if image.semantic is not None:
+                results[-1]["sem_seg"] = image.semantic_scores()
+            if things is not None:
+                results[-1]["panoptic_seg"] = image.segments(
+                    of_image, things, wanted.overlap_threshold
+                )
+            if image.instances is not None:
+                results[-1]["instances"] = image.found_instances()
+    return results
+
+
 def panoptic_inference(
     mask_cls: Tensor,
     mask_pred: Tensor,
@@ -50,37 +130,16 @@ def panoptic_inference(
         `isthing`, `category_id`, `score` (class probability; of stuff in several queries the
         largest) and `area` (pixels).
     """
-    with torch.autocast(mask_pred.device.type, enabled=False):
-        scores, classes = mask_cls.float().softmax(-1).max(-1)
-        num_classes = mask_cls.shape[-1] - 1
-        found = torch.stack((scores.double(), classes.double())).tolist()
-        kept = [
-            query
-            for query, (score, label) in enumerate(zip(*found, strict=True))
-            if label != num_classes and score > object_mask_threshold
-        ]
-        if not kept:
-            return torch.zeros(output_size, dtype=torch.int32, device=mask_pred.device), []
-        chosen = torch.tensor(kept, device=mask_pred.device)
-        resize = TiledResize(
-            _finite(mask_pred.index_select(0, chosen)),
-            image_size=image_size,
-            padded_size=padded_size,
-            output_size=output_size,
-        )
-        codes, originals = _winners(resize, scores[chosen])
-        won = torch.bincount(codes.view(-1), minlength=2 * len(kept)).view(-1, 2)
-        counts = torch.cat((won, originals.long()[:, None]), 1).tolist()
-    queries = [
-        _Kept(found[0][query], int(found[1][query]), outside + inside, original, inside)
-        for query, (outside, inside, original) in zip(kept, counts, strict=True)
-    ]
-    table, segments = _accept(queries, _thing_table(thing_ids, num_classes), overlap_threshold)
-    by_code = torch.tensor(table, dtype=torch.int32, device=codes.device)
-    return by_code.index_select(0, codes.view(-1)).view(output_size), segments
+    wanted = MaskOutputs(
+        panoptic=True,
+        thing_ids=thing_ids,
+        object_mask_threshold=object_mask_threshold,
+        overlap_threshold=overlap_threshold,
+    )
+    sizes = Sizes(image_size=image_size, padded_size=padded_size, output_size=output_size)
+    return mask_inference(mask_cls[None], mask_pred[None], [sizes], wanted)[0]["panoptic_seg"]
 
 
-@torch.no_grad()
 def semantic_inference(
     mask_cls: Tensor,
     mask_pred: Tensor,
@@ -99,28 +158,13 @@ def semantic_inference(
             then resize the scores.
 
     Returns:
-        (K, H, W) float32.
+        (K, H, W) float32; on a CPU in channels_last layout.
     """
-    size = output_size if resize_first else image_size
-    with torch.autocast(mask_pred.device.type, enabled=False):
-        classes = mask_cls.float().softmax(-1)[:, :-1].t().contiguous()
-        resize = TiledResize(
-            _finite(mask_pred), image_size=image_size, padded_size=padded_size, output_size=size
-        )
-        scores = mask_pred.new_empty((len(classes), *size), dtype=torch.float32)
-        for tile in resize:
-            inside = resize.tile(tile).sigmoid_()
-            scores[:, tile.rows.pixels, tile.columns.pixels] = (classes @ inside).view(
-                -1, *tile.size
-            )
-        if size != output_size:
-            scores = F.interpolate(scores[None], output_size, mode="bilinear", align_corners=False)[
-                0
-            ]
-    return scores
+    wanted = MaskOutputs(semantic=True, resize_first=resize_first)
+    sizes = Sizes(image_size=image_size, padded_size=padded_size, output_size=output_size)
+    return mask_inference(mask_cls[None], mask_pred[None], [sizes], wanted)[0]["sem_seg"]
 
 
-@torch.no_grad()
 def instance_inference(
     mask_cls: Tensor,
     mask_pred: Tensor,
@@ -144,30 +188,149 @@ def instance_inference(
         above 0), `pred_boxes` around them (zeros for an empty mask), `scores` (class score x mean
         mask probability inside the mask), `pred_classes`.
     """
-    num_classes = mask_cls.shape[-1] - 1
-    with torch.autocast(mask_pred.device.type, enabled=False):
-        pairs = mask_cls.float().softmax(-1)[:, :-1].flatten()
-        scores, best = pairs.topk(min(top_k, len(pairs)))
-        classes = best % num_classes
-        queries = best.div(num_classes, rounding_mode="floor")
-        if thing_ids is not None:
-            table = torch.tensor(_thing_table(thing_ids, num_classes), device=classes.device)
-            things = table[classes]
-            scores, classes, queries = scores[things], classes[things], queries[things]
-        unique, where = queries.unique(return_inverse=True)
-        resize = TiledResize(
-            _finite(mask_pred.index_select(0, unique)),
-            image_size=image_size,
-            padded_size=padded_size,
-            output_size=output_size,
-        )
-        masks, mask_scores, boxes = _binary_masks(resize)
-    result = Instances(output_size)
-    result.pred_masks = masks[where]
-    result.pred_boxes = Boxes(boxes[where])
-    result.scores = scores * mask_scores[where]
-    result.pred_classes = classes
-    return result
+    wanted = MaskOutputs(instances=True, thing_ids=thing_ids, top_k=top_k)
+    sizes = Sizes(image_size=image_size, padded_size=padded_size, output_size=output_size)
+    return mask_inference(mask_cls[None], mask_pred[None], [sizes], wanted)[0]["instances"]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Queries of an image that are looked at.
+
+    Attributes:
+        kept: (n,) int64, queries that may become segments, rising.
+        classes, scores: (n,) of them.
+        pairs: (N,) int64, pairs of query and class that become instances: query * K + class.
+    """
+
+    kept: np.ndarray
+    classes: np.ndarray
+    scores: np.ndarray
+    pairs: np.ndarray
+    pair_scores: np.ndarray
+
+
+def _choose(probabilities: Tensor, wanted: MaskOutputs) -> list[_Choice]:
+    """For each image; one copy to the host, none where only class scores are wanted.
+
+    Args:
+        probabilities: (B, Q, K + 1).
+    """
+    num_classes = probabilities.shape[-1] - 1
+    parts: list[Tensor] = []
+    lengths = [0, 0, 0, 0]
+    if wanted.panoptic:
+        parts += probabilities.max(-1)
+        lengths[:2] = [probabilities.shape[1]] * 2
+    if wanted.instances:
+        pairs = probabilities[..., :-1].flatten(1)
+        parts += pairs.topk(min(wanted.top_k, pairs.shape[1]))
+        lengths[2:] = [parts[-1].shape[1]] * 2
+    if not parts:
+        nothing = np.zeros(0, dtype=np.int64)
+        return [_Choice(nothing, nothing, nothing, nothing, nothing)] * len(probabilities)
+    host = torch.cat([part.double() for part in parts], 1).cpu().numpy()
+    scores, classes, pair_scores, pairs = np.split(host, np.cumsum(lengths)[:-1], axis=1)
+    things = np.array(_thing_table(wanted.thing_ids, num_classes), dtype=bool)
+    choices = []
+    for image in range(len(host)):
+        kept = (classes[image] != num_classes) & (scores[image] > wanted.object_mask_threshold)
+        kept = np.flatnonzero(kept)
+        best = pairs[image].astype(np.int64)
+        left = things[best % num_classes]
+        own = classes[image][kept].astype(np.int64), scores[image][kept]
+        choices.append(_Choice(kept, *own, best[left], pair_scores[image][left]))
+    return choices
+
+
+class _Image:
+    """The outputs of one image.
+
+    Attributes:
+        panoptic, semantic, instances: pixels of an output; None where it is not wanted, and
+            `panoptic` also where no query is kept.
+    """
+
+    def __init__(
+        self, probabilities: Tensor, masks: Tensor, sizes: Sizes, choice: _Choice,
+        wanted: MaskOutputs,
+    ) -> None:  # fmt: skip
+        """Args: (Q, K + 1), (Q, h, w) logits, and what else `mask_inference` has of an image."""
+        self.choice, self.output_size = choice, sizes["output_size"]
+        self.num_classes, self.device = probabilities.shape[1] - 1, masks.device
+        self.panoptic = self.semantic = self.instances = None
+        semantic_size = self.output_size if wanted.resize_first else sizes["image_size"]
+        if wanted.panoptic and len(choice.kept):
+            scores = to_device(choice.scores.astype(np.float32), masks.device)
+            self.panoptic = PanopticPixels(choice.kept, scores, self.output_size)
+        if wanted.instances:
+            queries = np.unique(choice.pairs // self.num_classes)
+            self.instances = InstancePixels(queries, self.output_size, masks.device)
+        if wanted.semantic:
+            self.semantic = SemanticPixels(probabilities[:, :-1], semantic_size)
+        by_size: dict[Size, list[Any]] = {}
+        for size, pixels in (
+            (self.output_size, self.panoptic),
+            (self.output_size, self.instances),
+            (semantic_size, self.semantic),
+        ):
+            if pixels is not None:
+                by_size.setdefault(tuple(size), []).append(pixels)
+        for size, pixels in by_size.items():
+            collect(masks, pixels, **{**sizes, "output_size": size})
+
+    def semantic_scores(self) -> Tensor:
+        """(K, H, W) float32."""
+        scores = self.semantic.scores
+        if scores.shape[1:] == tuple(self.output_size):
+            return scores
+        size = tuple(self.output_size)
+        return F.interpolate(scores[None], size, mode="bilinear", align_corners=False)[0]
+
+    def segments(
+        self, counts: np.ndarray, things: list[bool], overlap_threshold: float
+    ) -> tuple[Tensor, list[dict[str, Any]]]:
+        """The panoptic map, see `panoptic_inference`.
+
+        Args:
+            counts: (3 n,) as `PanopticPixels.counts`.
+            things: of each class whether it is a thing.
+        """
+        if self.panoptic is None:
+            return torch.zeros(self.output_size, dtype=torch.int32, device=self.device), []
+        count = len(self.choice.kept)
+        won, originals = counts[: 2 * count].reshape(-1, 2).astype(int), counts[2 * count :]
+        queries = [
+            _Kept(score, category, int(won[i].sum()), int(originals[i]), int(won[i, 1]))
+            for i, (score, category) in enumerate(
+                zip(self.choice.scores.tolist(), self.choice.classes.tolist(), strict=True)
+            )
+        ]
+        table, segments = _accept(queries, things, overlap_threshold)
+        by_code = to_device(np.array(table, dtype=np.int32), self.device)
+        codes = self.panoptic.codes
+        return by_code.index_select(0, codes.view(-1)).view(codes.shape), segments
+
+    def found_instances(self) -> Instances:
+        """See `instance_inference`."""
+        pixels, choice = self.instances, self.choice
+        where = np.searchsorted(pixels.queries, choice.pairs // self.num_classes)
+        rows, classes = to_device(np.stack((where, choice.pairs % self.num_classes)), self.device)
+        scores = to_device(choice.pair_scores.astype(np.float32), self.device)
+        result = Instances(self.output_size)
+        result.pred_masks = pixels.masks[rows]
+        result.pred_boxes = Boxes(pixels.boxes()[rows])
+        result.scores = scores * pixels.mean_inside()[rows]
+        result.pred_classes = classes
+        return result
+
+
+def _on_host(every: Sequence[PanopticPixels | None]) -> list[np.ndarray]:
+    """Counts of all images, by one copy; none of an image without kept queries."""
+    counts = [pixels.counts() for pixels in every if pixels is not None]
+    sizes = [0 if pixels is None else 3 * len(pixels.queries) for pixels in every]
+    host = torch.cat(counts).cpu().numpy() if counts else np.zeros(0)
+    return np.split(host, np.cumsum(sizes)[:-1])
 
 
 @dataclass(frozen=True)
@@ -181,18 +344,9 @@ class _Kept:
     final: int
 
 
-_LARGEST = torch.finfo(torch.float16).max
-
-
-def _finite(masks: Tensor) -> Tensor:
-    """(n, h, w) logits as float32, none of them NaN or infinite; `masks` stays as it is.
-
-    Resizing multiplies cells by zeros, and infinity times zero is no number.
-    """
-    return masks.float().nan_to_num(nan=-_LARGEST, posinf=_LARGEST, neginf=-_LARGEST)
-
-
-def _thing_table(thing_ids: Collection[int] | Tensor, num_classes: int) -> list[bool]:
+def _thing_table(thing_ids: Collection[int] | Tensor | None, num_classes: int) -> list[bool]:
+    if thing_ids is None:
+        return [True] * num_classes
     if isinstance(thing_ids, Tensor) and thing_ids.dtype == torch.bool:
         return thing_ids.tolist()
     things = {int(thing) for thing in thing_ids}
@@ -231,108 +385,3 @@ def _accept(
         segment["area"] += query.final
         table[2 * number + 1] = segment["id"]
     return table, segments
-
-
-def _winners(resize: TiledResize, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Which query each pixel goes to.
-
-    Args:
-        resize: of the kept queries' masks.
-        scores: (n,) class scores.
-
-    Returns:
-        (H, W) int32 codes, 2 i for query i, plus 1 where its sigmoid is at least 0.5; and (n,)
-        float64, pixels where that is so.
-    """
-    grid = resize.grid()
-    tiles = [tile for row in grid for tile in row]
-    codes = torch.empty(resize.output_size, dtype=torch.int32, device=scores.device)
-    originals = torch.zeros(len(scores), dtype=torch.float64, device=scores.device)
-    if scores.is_cuda:  # few large tiles; looking at each on the host would cost more
-        for tile in tiles:
-            codes[tile.where] = _tile_winners(resize, tile, scores, None, originals)
-        return codes, originals
-    active, full = _active_queries(*resize.bounds(grid), scores)
-    areas = torch.tensor([tile.size[0] * tile.size[1] for tile in tiles], dtype=torch.float64)
-    originals += areas @ (full & ~active).double()
-    settled = ((active.sum(1) == 1) & (active & full).any(1)).tolist()
-    for number, tile in enumerate(tiles):
-        chosen = active[number].nonzero()[:, 0]
-        if settled[number]:
-            codes[tile.where] = 2 * chosen.item() + 1
-            originals[chosen] += areas[number]
-        else:
-            codes[tile.where] = _tile_winners(resize, tile, scores, chosen, originals)
-    return codes, originals
-
-
-def _active_queries(low: Tensor, high: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries that need a look at a tile's pixels.
-
-    Args:
-        low, high: (T, n) bounds of the logits.
-        scores: (n,).
-
-    Returns:
-        (T, n) bool: may win a pixel, or has sigmoids on both sides of 0.5; and (T, n) bool: all
-        sigmoids are at least 0.5. The best lower bound of a tile beats everything below it.
-    """
-    at_least = (scores * low.sigmoid()).amax(1, keepdim=True)
-    may_win = scores * high.sigmoid() >= at_least * (1 - 1e-5)
-    full = low >= 0
-    return may_win | ((high >= 0) & ~full), full
-
-
-def _tile_winners(
-    resize: TiledResize, tile: Tile, scores: Tensor, chosen: Tensor | None, originals: Tensor
-) -> Tensor:
-    """Codes of one tile, (r, c) int32; adds to `originals`. See `_winners`.
-
-    Comparisons write floats, which is several times faster on a CPU than writing bools.
-    """
-    if chosen is None:
-        chosen = torch.arange(len(scores), device=scores.device)
-    every = len(chosen) == len(scores)
-    inside = resize.tile(tile, None if every else chosen).sigmoid_()
-    values = inside * scores[chosen, None]
-    inside.ge_(0.5)
-    originals.index_add_(0, chosen, inside.sum(1).double())
-    # Rank 2 (m - i) + inside for the i-th of m: its maximum among equals is the first query.
-    ranks = torch.arange(len(chosen), 0, -1, device=scores.device)
-    inside += 2 * ranks[:, None]
-    won = values.eq_(values.amax(0)).mul_(inside).amax(0).int()
-    codes = torch.stack((2 * chosen, 2 * chosen + 1), 1).int().flip(0).reshape(-1)
-    return codes.index_select(0, won - 2).view(tile.size)
-
-
-def _binary_masks(resize: TiledResize) -> tuple[Tensor, Tensor, Tensor]:
-    """Masks, mean probability inside, and boxes.
-
-    Returns:
-        (n, H, W) bool, (n,) float32, (n, 4) float32 x1, y1, x2, y2.
-    """
-    count, device = len(resize.masks), resize.masks.device
-    masks = torch.empty((count, *resize.output_size), dtype=torch.bool, device=device)
-    sums = torch.zeros(2, count, dtype=torch.float64, device=device)
-    rows, columns = (torch.zeros(count, n, device=device) for n in resize.output_size)
-    for tile in resize:
-        logits = resize.tile(tile)
-        inside = logits.gt(0)
-        masks[:, tile.rows.pixels, tile.columns.pixels] = inside.view(-1, *tile.size)
-        marks = inside.float()
-        sums[1] += marks.sum(1)
-        sums[0] += logits.sigmoid_().mul_(marks).sum(1)
-        marks = marks.view(-1, *tile.size)
-        rows[:, tile.rows.pixels] += marks.amax(2)
-        columns[:, tile.columns.pixels] += marks.amax(1)
-    boxes = torch.stack((*_extent(columns), *_extent(rows)), 1)[:, [0, 2, 1, 3]]
-    return masks, (sums[0] / (sums[1] + 1e-6)).float(), boxes
-
-
-def _extent(marked: Tensor) -> tuple[Tensor, Tensor]:
-    """First and one past the last positive entry of each row (n, length), both 0 without any."""
-    length = marked.shape[1]
-    places = torch.arange(length, device=marked.device)
-    first = torch.where(marked > 0, places, length).amin(1)
-    stop = torch.where(marked > 0, places + 1, 0).amax(1)
-    return torch.minimum(first, stop).float(), stop.float()

@@ -80,4 +80,5 @@ def _runs(panoptic_seg: Tensor) -> tuple[np.ndarray, np.ndarray]:
         starts = np.flatnonzero(change.numpy())
         return starts, flat.numpy()[starts]
     places = change.nonzero()[:, 0]
-    return places.cpu().numpy(), flat[places].cpu().numpy()
+    starts, ids = torch.stack((places, flat[places].long())).cpu().numpy()
+    return starts, ids

@@ -77,6 +77,11 @@ def _axis_weights(cells: int, padded: int, image: int, output: int) -> Tensor:
     return weights[0, 0].contiguous()
 
 
+@lru_cache(maxsize=32)
+def _weights_on(device: torch.device, cells: int, padded: int, image: int, output: int) -> Tensor:
+    return _axis_weights(cells, padded, image, output).to(device)
+
+
 @lru_cache(maxsize=64)
 def _spans(cells: int, padded: int, image: int, output: int, length: int) -> tuple[Span, ...]:
     """The axis cut into pieces of about `length` pixels."""
@@ -109,7 +114,7 @@ class TiledResize:
             for axis in (0, 1)
         ]
         self._row_weights, column_weights = (
-            _axis_weights(*axis).to(masks.device) for axis in self._axes
+            _weights_on(masks.device, *axis) for axis in self._axes
         )
         self._column_weights = column_weights.t()
 

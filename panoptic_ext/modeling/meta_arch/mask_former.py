@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...postprocessing import (
-    instance_inference,
-    panoptic_inference,
+    MaskOutputs,
+    Sizes,
+    mask_inference,
     panoptic_with_stuff,
-    semantic_inference,
     semantic_scores,
     with_extents,
 )
@@ -208,21 +208,7 @@ class PanopticExtMaskFormer(nn.Module):
         outputs = self.sem_seg_head(features, aux=aux, **lazy)
         if self.training:
             return self.losses(outputs, images, batched_inputs)
-        padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
-        stuff_maps = [None] * len(batched_inputs)
-        if self.finds_stuff_in_map(outputs):
-            stuff_maps = outputs["semantic_logits"]
-        return [
-            self.postprocess_one(logits, masks, image_size, padded_size, inputs, semantic_logits)
-            for logits, masks, image_size, inputs, semantic_logits in zip(
-                outputs["pred_logits"],
-                outputs["pred_masks"],
-                images.image_sizes,
-                batched_inputs,
-                stuff_maps,
-                strict=True,
-            )
-        ]
+        return self.postprocess(outputs, images, batched_inputs)
 
     def rename_old_parameters(self, weights: dict[str, Tensor], prefix: str) -> None:
         """Let weights with and without the classifier of training be loaded; edits `weights`.
@@ -319,61 +305,63 @@ class PanopticExtMaskFormer(nn.Module):
             "loss_box": weight * box_loss(outputs["place_boxes"], boxes, heat),
         }
 
-    def postprocess_one(
-        self,
-        mask_cls: Tensor,
-        mask_pred: Tensor,
-        image_size: tuple[int, int],
-        padded_size: tuple[int, int],
-        inputs: dict[str, Any],
-        semantic_logits: Tensor | None = None,
-    ) -> dict[str, Any]:
-        """The outputs of one image from its (Q, K + 1) class and (Q, h, w) mask logits.
+    def postprocess(
+        self, outputs: dict[str, Any], images: ImageList, batched_inputs: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """The outputs of each image, see `forward`.
 
         Args:
-            image_size: height and width without padding, pixels.
-            padded_size: of the batch, pixels.
-            inputs: the image's input; "height" and "width" give the output size.
-            semantic_logits: (K, h, w) of a decoder whose queries are for things alone.
+            outputs: of the head, "pred_logits", "pred_masks" and perhaps "semantic_logits".
+            images: the padded batch.
+            batched_inputs: "height" and "width" give the output size.
         """
-        output_size = inputs.get("height", image_size[0]), inputs.get("width", image_size[1])
-        sizes = {
-            "image_size": tuple(image_size),
-            "padded_size": padded_size,
-            "output_size": output_size,
-        }
-        result: dict[str, Any] = {}
-        if self.semantic_on and semantic_logits is not None:
-            result["sem_seg"] = semantic_scores(semantic_logits, **sizes)
-        elif self.semantic_on:
-            result["sem_seg"] = semantic_inference(
-                mask_cls, mask_pred, **sizes, resize_first=self.resize_before_semantic
+        in_map = self.finds_stuff_in_map(outputs)
+        sizes = [
+            Sizes(
+                image_size=tuple(size),
+                padded_size=tuple(images.tensor.shape[-2:]),
+                output_size=(inputs.get("height", size[0]), inputs.get("width", size[1])),
             )
-        options = {
-            **sizes,
-            "thing_ids": self.thing_classes,
-            "object_mask_threshold": self.object_mask_threshold,
-            "overlap_threshold": self.overlap_threshold,
-        }
-        if self.panoptic_on and semantic_logits is not None:
+            for size, inputs in zip(images.image_sizes, batched_inputs, strict=True)
+        ]
+        wanted = MaskOutputs(
+            panoptic=self.panoptic_on and not in_map,
+            semantic=self.semantic_on and not in_map,
+            instances=self.instance_on,
+            thing_ids=self.thing_classes,
+            object_mask_threshold=self.object_mask_threshold,
+            overlap_threshold=self.overlap_threshold,
+            resize_first=self.resize_before_semantic,
+            top_k=self.max_instances,
+        )
+        results = mask_inference(outputs["pred_logits"], outputs["pred_masks"], sizes, wanted)
+        for image, result in enumerate(results):
+            if in_map:
+                result.update(self._with_stuff(outputs, image, sizes[image]))
+            if self.panoptic_on:
+                result["panoptic_seg"] = with_extents(*result["panoptic_seg"])
+            if self.instance_on and self.renamed_classes:
+                instances = result["instances"]
+                instances.pred_classes = self.class_ids[instances.pred_classes]
+        return results
+
+    def _with_stuff(self, outputs: dict[str, Any], image: int, sizes: Sizes) -> dict[str, Any]:
+        """ "sem_seg" and "panoptic_seg" of an image whose queries are for things alone."""
+        semantic_logits = outputs["semantic_logits"][image]
+        result: dict[str, Any] = {}
+        if self.semantic_on:
+            result["sem_seg"] = semantic_scores(semantic_logits, **sizes)
+        if self.panoptic_on:
             result["panoptic_seg"] = panoptic_with_stuff(
-                mask_cls,
-                mask_pred,
+                outputs["pred_logits"][image],
+                outputs["pred_masks"][image],
                 semantic_logits,
-                **options,
+                **sizes,
+                thing_ids=self.thing_classes,
+                object_mask_threshold=self.object_mask_threshold,
+                overlap_threshold=self.overlap_threshold,
                 stuff_area_threshold=self.stuff_area_threshold,
             )
-        elif self.panoptic_on:
-            result["panoptic_seg"] = panoptic_inference(mask_cls, mask_pred, **options)
-        if self.panoptic_on:
-            result["panoptic_seg"] = with_extents(*result["panoptic_seg"])
-        if self.instance_on:
-            instances = instance_inference(
-                mask_cls, mask_pred, **sizes, thing_ids=self.thing_classes, top_k=self.max_instances
-            )
-            if self.renamed_classes:
-                instances.pred_classes = self.class_ids[instances.pred_classes]
-            result["instances"] = instances
         return result
 
 

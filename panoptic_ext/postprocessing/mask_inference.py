@@ -68,7 +68,7 @@ class MaskOutputs:
 def mask_inference(
     mask_cls: Tensor, mask_pred: Tensor, sizes: Sequence[Sizes], wanted: MaskOutputs
 ) -> list[dict[str, Any]]:
-    """All outputs of a batch. Masks are resized once, and the host waits for a GPU twice.
+    """All outputs of a batch; on a GPU masks are resized once, and the host waits twice.
 
     Args:
         mask_cls: (B, Q, K + 1) logits.

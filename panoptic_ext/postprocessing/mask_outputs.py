@@ -1,8 +1,9 @@
 """What becomes of resized masks, tile by tile: panoptic codes, class scores, instances.
 
-`collect` resizes the masks once for all outputs of an image. On a CPU each output says which masks
-of a tile it has to see; elsewhere it sees all of its masks, as the host would have to wait for the
-device to find out.
+`collect` resizes the masks once for all outputs of an image, but on a CPU once for each: there each
+output says which masks of a tile it has to see, in tiles that its own masks fill the cache with,
+and resizing is a tenth of the time (one pass for all took 5 to 10% longer). Elsewhere an output
+sees all of its masks, as the host would have to wait for the device to find out.
 
 Shapes: Q masks, m of them resized, n of them for one output, T tiles of r x c pixels, K classes,
 H x W output.
@@ -61,20 +62,27 @@ def collect(
     padded_size: Size,
     output_size: Size,
 ) -> None:
-    """Resize masks tile by tile, each once, and show every output its own.
+    """Resize masks tile by tile and show every output its own.
 
     Args:
         masks: (Q, h, w) logits.
         outputs: of the size `output_size`.
     """
+    sizes = {"image_size": image_size, "padded_size": padded_size, "output_size": output_size}
+    if _may_look(masks.device):
+        for output in outputs:
+            _one_pass(masks, [output], **sizes)
+    else:
+        _one_pass(masks, outputs, **sizes)
+
+
+def _one_pass(masks: Tensor, outputs: Sequence[_Output], **sizes: Size) -> None:
     needed = _union([output.queries for output in outputs])
     if not len(needed):
         return
     if len(needed) < len(masks):
         masks = masks.index_select(0, to_device(needed, masks.device))
-    resize = TiledResize(
-        _finite(masks), image_size=image_size, padded_size=padded_size, output_size=output_size
-    )
+    resize = TiledResize(_finite(masks), **sizes)
     places = [np.searchsorted(needed, output.queries) for output in outputs]
     grid = resize.grid()
     tiles = [tile for row in grid for tile in row]
@@ -290,7 +298,9 @@ class InstancePixels:
         )
 
     def choose(self, tiles: Sequence[Tile], low: Tensor, high: Tensor) -> list[np.ndarray | None]:
-        return [np.flatnonzero(row) for row in (high > 0).numpy()]
+        # Picking masks out costs as much as looking at twice as many in one go.
+        rows = [np.flatnonzero(row) for row in (high > 0).numpy()]
+        return [None if 2 * len(row) > len(self.queries) else row for row in rows]
 
     def add(self, tile: Tile, logits: Tensor, inside: Tensor, chosen: np.ndarray | None) -> None:
         on = logits.gt(0).unflatten(1, tile.size)

@@ -209,7 +209,8 @@ def _matched_rows(
         first += len(target)
     counts = [sum(len(of_output[i][0]) for of_output in matches) for i in range(len(targets))]
     joined = np.stack([np.concatenate(parts) for parts in (queries, labels, chosen)])
-    return _MatchedRows(*to_device(joined, device), counts)
+    on_device = to_device(joined, device)
+    return _MatchedRows(on_device[0], on_device[1], on_device[2], counts)
 
 
 def _average_num_masks(targets: Sequence[MaskTargets], device: torch.device) -> float | Tensor:

@@ -21,7 +21,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from ..host_copies import to_device
-from .mask_outputs import InstancePixels, PanopticPixels, SemanticPixels, collect
+from .mask_outputs import InstancePixels, PanopticPixels, Pixels, SemanticPixels, collect
 from .tiled_resize import Size
 
 __all__ = [
@@ -258,7 +258,9 @@ class _Image:
         """Args: (Q, K + 1), (Q, h, w) logits, and what else `mask_inference` has of an image."""
         self.choice, self.output_size = choice, sizes["output_size"]
         self.num_classes, self.device = probabilities.shape[1] - 1, masks.device
-        self.panoptic = self.semantic = self.instances = None
+        self.panoptic: PanopticPixels | None = None
+        self.semantic: SemanticPixels | None = None
+        self.instances: InstancePixels | None = None
         semantic_size = self.output_size if wanted.resize_first else sizes["image_size"]
         if wanted.panoptic and len(choice.kept):
             scores = to_device(choice.scores.astype(np.float32), masks.device)
@@ -268,19 +270,24 @@ class _Image:
             self.instances = InstancePixels(queries, self.output_size, masks.device)
         if wanted.semantic:
             self.semantic = SemanticPixels(probabilities[:, :-1], semantic_size)
-        by_size: dict[Size, list[Any]] = {}
-        for size, pixels in (
-            (self.output_size, self.panoptic),
-            (self.output_size, self.instances),
-            (semantic_size, self.semantic),
-        ):
+        by_size: dict[Size, list[Pixels]] = {}
+        every: list[Pixels | None] = [self.panoptic, self.instances, self.semantic]
+        for pixels in every:
             if pixels is not None:
-                by_size.setdefault(tuple(size), []).append(pixels)
-        for size, pixels in by_size.items():
-            collect(masks, pixels, **{**sizes, "output_size": size})
+                size = semantic_size if pixels is self.semantic else self.output_size
+                by_size.setdefault(size, []).append(pixels)
+        for size, outputs in by_size.items():
+            collect(
+                masks,
+                outputs,
+                image_size=sizes["image_size"],
+                padded_size=sizes["padded_size"],
+                output_size=size,
+            )
 
     def semantic_scores(self) -> Tensor:
         """(K, H, W) float32."""
+        assert self.semantic is not None
         scores = self.semantic.scores
         if scores.shape[1:] == tuple(self.output_size):
             return scores
@@ -314,6 +321,7 @@ class _Image:
     def found_instances(self) -> Instances:
         """See `instance_inference`."""
         pixels, choice = self.instances, self.choice
+        assert pixels is not None
         where = np.searchsorted(pixels.queries, choice.pairs // self.num_classes)
         rows, classes = to_device(np.stack((where, choice.pairs % self.num_classes)), self.device)
         scores = to_device(choice.pair_scores.astype(np.float32), self.device)

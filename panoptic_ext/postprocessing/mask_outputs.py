@@ -21,12 +21,12 @@ from torch import Tensor
 from ..host_copies import to_device
 from .tiled_resize import Size, Tile, TiledResize
 
-__all__ = ["InstancePixels", "PanopticPixels", "SemanticPixels", "collect"]
+__all__ = ["InstancePixels", "PanopticPixels", "Pixels", "SemanticPixels", "collect"]
 
 _NOTHING = np.zeros(0, dtype=np.int64)
 
 
-class _Output(Protocol):
+class Pixels(Protocol):
     """What takes the tiles of some masks.
 
     Attributes:
@@ -56,7 +56,7 @@ class _Output(Protocol):
 
 def collect(
     masks: Tensor,
-    outputs: Sequence[_Output],
+    outputs: Sequence[Pixels],
     *,
     image_size: Size,
     padded_size: Size,
@@ -76,7 +76,7 @@ def collect(
         _one_pass(masks, outputs, **sizes)
 
 
-def _one_pass(masks: Tensor, outputs: Sequence[_Output], **sizes: Size) -> None:
+def _one_pass(masks: Tensor, outputs: Sequence[Pixels], **sizes: Size) -> None:
     needed = _union([output.queries for output in outputs])
     if not len(needed):
         return
@@ -104,7 +104,7 @@ def _one_pass(masks: Tensor, outputs: Sequence[_Output], **sizes: Size) -> None:
 def _show(
     resize: TiledResize,
     tile: Tile,
-    outputs: Sequence[_Output],
+    outputs: Sequence[Pixels],
     shown: Sequence[np.ndarray],
     parts: Sequence[np.ndarray | None],
     on_device: _Places,

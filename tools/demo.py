@@ -51,8 +51,13 @@ def run_to_end(command: Sequence[str], environment: dict[str, str]) -> int:
     from panoptic_ext.interruption import stoppable
 
     started: list[subprocess.Popen] = []
-    # As SIGTERM: after Ctrl-C, which a terminal sends to both, another SIGINT would be the second.
-    with stoppable(on_signal=lambda _: [process.terminate() for process in started]) as stop:
+
+    def pass_on(_signum: int) -> None:
+        # As SIGTERM: after Ctrl-C, which a terminal sends to both, a SIGINT would be the second.
+        for process in started:
+            process.terminate()
+
+    with stoppable(on_signal=pass_on) as stop:
         started.append(subprocess.Popen(command, cwd=ROOT, env=environment))
         code = started[0].wait()
     stop.check("stopped; the same command goes on from there")

@@ -5,17 +5,21 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from panoptic_ext.data import check_panoptic, get_records, num_classes, thing_ids
+from panoptic_ext.data.datasets import shapes
 from panoptic_ext.data.datasets.shapes import ShapesParams, ensure_shapes, register_shapes
 from panoptic_ext.data.datasets.shapes_render import CATEGORIES, render
 from panoptic_ext.data.id_map import find_runs
 from panoptic_ext.errors import ConfigError, DatasetError
+from panoptic_ext.interruption import Interrupted
 
 
 def small(cache: Path, **changes: int) -> ShapesParams:
@@ -163,3 +167,20 @@ def _borders_are_void(ids: np.ndarray) -> bool:
     runs = find_runs(ids, split_rows=True)
     touching = (runs.starts[1:] % ids.shape[1]) != 0
     return not (touching & (runs.values[1:] != 0) & (runs.values[:-1] != 0)).any()
+
+
+def test_a_signal_ends_the_generation_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case 10."""
+    made = shapes.render
+
+    def interrupted(*args: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return made(*args)
+
+    monkeypatch.setattr(shapes, "render", interrupted)
+    params = small(tmp_path, num_train=5)
+    with pytest.raises(Interrupted, match=r"after generating 1 of 5 images of shapes \(train\)"):
+        shapes.ensure_shapes(params, "train")
+    assert not list(tmp_path.iterdir())

@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -109,3 +112,33 @@ def test_the_report_takes_the_newest_evaluation(
     demo.report(tmp_path, 90.0)
     printed = capsys.readouterr().out
     assert printed.count("42.50") == 5 and "done in 1.5 minutes" in printed
+
+
+def test_a_signal_reaches_the_step_and_ends_the_demo(
+    demo: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Case 10: the step ends by itself, and only then the demo."""
+    marks = [tmp_path / name for name in ("ready", "ended")]
+    step = (
+        "import pathlib, signal, sys, time\n"
+        f"ready, ended = map(pathlib.Path, {list(map(str, marks))!r})\n"
+        "def end(*_):\n    ended.touch()\n    sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "ready.touch()\n"
+        "time.sleep(60)\n"
+    )
+
+    def interrupt() -> None:
+        while not marks[0].exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def run(*_: object) -> None:
+        threading.Thread(target=interrupt).start()
+        demo.run_to_end([sys.executable, "-S", "-c", step], dict(os.environ))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "run", run)
+        assert demo.main(["--output", str(tmp_path / "out")]) == 130
+    assert marks[1].exists()
+    assert capsys.readouterr().err == "stopped; the same command goes on from there\n"

@@ -316,12 +316,25 @@ class Trainer(DefaultTrainer):
 def _distributed(model: nn.Module) -> nn.Module:
     """The model in DistributedDataParallel, if there are several workers."""
     on_cuda = next(model.parameters()).is_cuda
+    if comm.get_world_size() > 1 and not on_cuda:
+        _check_norms_for_cpu(model)
     return create_ddp_model(
         model,
         broadcast_buffers=False,
         device_ids=[torch.cuda.current_device()] if on_cuda else None,
         find_unused_parameters=getattr(model, "find_unused_parameters", False),
     )
+
+
+def _check_norms_for_cpu(model: nn.Module) -> None:
+    """torch's SyncBatchNorm refuses tensors of the CPU in the first step of several workers."""
+    synchronised = [n for n, m in model.named_modules() if isinstance(m, nn.SyncBatchNorm)]
+    if synchronised:
+        raise ConfigError(
+            f"{len(synchronised)} norms are SyncBN ({synchronised[0]} is the first), which "
+            "several workers can train on CUDA alone; on the CPU start one worker, or set the "
+            "model's NORM keys (such as MODEL.RESNETS.NORM) to BN or FrozenBN"
+        )
 
 
 def _key_of_feature(cfg: CfgNode, error: KeyError) -> str | None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
-from torch import multiprocessing
+from torch import multiprocessing, nn
 
 from panoptic_ext.engine import TrainLoader
 from panoptic_ext.engine.distributed import leave, make_local_group
@@ -302,6 +302,23 @@ def test_metrics_of_iterations_to_come_are_dropped(tmp_path: Path) -> None:
     assert path.read_text() == '{"iteration": 3}\n'
     trim_metrics(str(path), 0)
     assert not path.exists() and len(list(tmp_path.glob("metrics-before-*.json"))) == 1
+
+
+def test_several_workers_on_a_cpu_cannot_synchronise_norms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's own error comes in the first step, without a word of the config."""
+
+    class Synchronised(TinyTrainer):
+        @classmethod
+        def build_model(cls, cfg: CfgNode) -> nn.Module:
+            model = super().build_model(cfg)
+            model.norm = nn.SyncBatchNorm(4)
+            return model
+
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+    with pytest.raises(ConfigError, match=r"1 norms are SyncBN \(norm is .*MODEL.RESNETS.NORM"):
+        Synchronised(tiny_cfg(tmp_path))
 
 
 def test_unknown_feature_names_its_key(tmp_path: Path) -> None:

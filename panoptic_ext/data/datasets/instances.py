@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
@@ -240,8 +240,8 @@ def _check_images(images: Sequence[Any], path: str, image_root: str) -> list[Pro
                 Problem("duplicate-image-id", where, "occurs twice in images", "renumber one")
             )
         ids.add(entry["id"])
-        size = entry.get("height"), entry.get("width")
-        if not all(_is_int(side) and side > 0 for side in size):
+        sides = [entry.get("height"), entry.get("width")]
+        if not all(_is_int(side) and side > 0 for side in sides):
             problems.append(
                 Problem("bad-size", where, "no height and width", "write its size in pixels")
             )
@@ -304,7 +304,7 @@ def _check_annotation(
     return problems
 
 
-def _is_int(value: Any) -> bool:
+def _is_int(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

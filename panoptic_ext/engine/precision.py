@@ -13,6 +13,7 @@ from panoptic_ext.errors import ConfigError, nearest, quoted
 __all__ = [
     "FULL_PRECISION",
     "Precision",
+    "bfloat16_on_cpu",
     "build_grad_scaler",
     "check_precision",
     "evaluation_precision",
@@ -64,6 +65,17 @@ def unusable_float16(cfg: CfgNode) -> list[str]:
     wanted = {
         "SOLVER.AMP": cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16",
         "TEST.AMP_DTYPE": cfg.TEST.AMP_DTYPE == "float16",
+    }
+    return [key for key, is_wanted in wanted.items() if is_wanted]
+
+
+def bfloat16_on_cpu(cfg: CfgNode) -> list[str]:
+    """The keys that ask for bfloat16 where MODEL.DEVICE is the CPU."""
+    if _device_type(cfg) != "cpu":
+        return []
+    wanted = {
+        "SOLVER.AMP": cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "bfloat16",
+        "TEST.AMP_DTYPE": cfg.TEST.AMP_DTYPE == "bfloat16",
     }
     return [key for key, is_wanted in wanted.items() if is_wanted]
 

@@ -15,8 +15,9 @@ from detectron2.modeling import META_ARCH_REGISTRY
 
 from panoptic_ext.atomic import TemporaryFile, remove_leftovers
 from panoptic_ext.config import add_panoptic_ext_config
+from panoptic_ext.engine.bfloat16_speed import warn_if_bfloat16_is_slow
 from panoptic_ext.engine.fusion_keys import check_fusion_keys
-from panoptic_ext.engine.precision import check_precision, unusable_float16
+from panoptic_ext.engine.precision import bfloat16_on_cpu, check_precision, unusable_float16
 from panoptic_ext.engine.yaml_config import Setting, merge_settings, read_file, read_opts
 from panoptic_ext.errors import ConfigError, nearest, quoted
 from panoptic_ext.modeling.published_names import resolve_published_names
@@ -83,8 +84,9 @@ def load_cfg(config_file: str, opts: Sequence[str] = (), *, use_data: bool = Tru
 def choose_device(cfg: CfgNode) -> None:
     """Fall back, in place, to the CPU where CUDA is not there, and from float16 without CUDA.
 
-    bfloat16 is kept: it works on a CPU too. The fall-back to the CPU is a warning, for a model that
-    is made for the CPU (MODEL.MADE_FOR_CPU) an info line.
+    bfloat16 is kept: it works on a CPU too, and a warning says where it is slower than float32. The
+    fall-back to the CPU is a warning, for a model that is made for the CPU (MODEL.MADE_FOR_CPU) an
+    info line.
     """
     wanted = cfg.MODEL.DEVICE
     fall_back = wanted.startswith("cuda") and not torch.cuda.is_available()
@@ -112,6 +114,7 @@ def choose_device(cfg: CfgNode) -> None:
             ", ".join(full),
             wanted,
         )
+    warn_if_bfloat16_is_slow(bfloat16_on_cpu(cfg))
 
 
 def check_workers(cfg: CfgNode, world_size: int) -> None:

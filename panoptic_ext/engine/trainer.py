@@ -20,6 +20,7 @@ from torch import nn
 
 from panoptic_ext.engine import evaluate, loader, optimizer
 from panoptic_ext.engine.checkpoint import Checkpointer
+from panoptic_ext.engine.first_steps import FirstStepsHook
 from panoptic_ext.engine.hooks import (
     CheckpointHook,
     PreciseBNHook,
@@ -159,7 +160,7 @@ class Trainer(DefaultTrainer):
         return results
 
     def build_hooks(self) -> list[Any]:
-        """Timer, schedule, PreciseBN, checkpoints, evaluation, writers, in this order."""
+        """Timers, schedule, PreciseBN, checkpoints, evaluation, writers, in this order."""
         cfg = self.cfg
 
         def evaluate_and_keep() -> Any:
@@ -179,6 +180,7 @@ class Trainer(DefaultTrainer):
             )
         return [
             hooks.IterationTimer(),
+            FirstStepsHook() if comm.is_main_process() else None,
             hooks.LRScheduler(),
             precise_bn,
             CheckpointHook(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINTS_TO_KEEP),

@@ -20,7 +20,8 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 # fvcore and Detectron2 script functions, and torch says so at every start.
@@ -35,14 +36,19 @@ from tqdm import tqdm
 from panoptic_ext.atomic import write_atomic
 from panoptic_ext.command_line import run_command, split_options
 from panoptic_ext.data.id_map import READ_ERRORS
-from panoptic_ext.data.image_files import read_image
 from panoptic_ext.engine.memory_errors import explained_memory_errors
+from panoptic_ext.engine.predict_ahead import PredictAhead
 from panoptic_ext.engine.predictor import Predictor, find_weights, load_run_cfg
 from panoptic_ext.errors import NOT_JSON, ConfigError, PanopticExtError
 from panoptic_ext.interruption import stoppable
 from panoptic_ext.many_files import ManyFiles
 from panoptic_ext.regular_files import SMALL_FILE, check_regular_file
 from panoptic_ext.visualization import draw_panoptic, readable_scale, save_picture
+from panoptic_ext.visualization.draw import check_drawing_options
+from panoptic_ext.visualization.drawing_options import (
+    add_drawing_options,
+    take_drawing_options,
+)
 from panoptic_ext.visualization.prediction_image_ids import choose_image_ids, ids_of_files
 from panoptic_ext.visualization.prediction_inputs import (
     SETTINGS_FILE,
@@ -87,9 +93,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--confidence-threshold", type=float, help="least score of a thing, 0 to 1")
     add("--no-pictures", action="store_true", help="draw nothing; needs --save-panoptic")
     add("--overwrite", action="store_true", help="make existing results again")
+    add("--batch-size", type=int, default=1, help="images of one size at once; pays on a GPU")
+    add_drawing_options(parser)
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config values")
     args = parser.parse_args(argv)
     args.input, args.opts = split_options(args.input, args.opts)
+    args.drawing = take_drawing_options(args)
     return args
 
 
@@ -97,6 +106,10 @@ def run(args: argparse.Namespace) -> int:
     """Predict everything; returns 0, or 1 if some inputs failed."""
     if args.no_pictures and not args.save_panoptic:
         raise ConfigError("--no-pictures leaves nothing to write; add --save-panoptic")
+    if args.no_pictures and args.drawing:
+        raise ConfigError(f"--no-pictures draws nothing, but {', '.join(args.drawing)} was given")
+    if args.batch_size < 1:
+        raise ConfigError(f"--batch-size is {args.batch_size}, expected 1 or more")
     search = search_inputs(args.input, exclude=args.output)
     inputs = search.inputs
     for line in search.left_out_lines():
@@ -107,7 +120,11 @@ def run(args: argparse.Namespace) -> int:
     _check_targets(inputs, args.output)
     cfg, weights = load(args)
     predictor = Predictor(cfg, weights=weights)
-    _check_settings(args.output, cfg, predictor.weights, overwrite=args.overwrite)
+    check_drawing_options(predictor.metadata, **args.drawing)
+    settings = {"weights": _file_hash(predictor.weights), "config": _config_hash(cfg)}
+    if args.drawing:
+        settings["pictures"] = args.drawing
+    _check_settings(args.output, settings, overwrite=args.overwrite)
     results = None
     if args.save_panoptic:
         results = PanopticResults(args.output, predictor.metadata, fresh=args.overwrite)
@@ -117,6 +134,8 @@ def run(args: argparse.Namespace) -> int:
         results,
         pictures=not args.no_pictures,
         least_score=args.confidence_threshold,
+        batch_size=args.batch_size,
+        drawing=args.drawing,
     )
     try:
         job.run(inputs, overwrite=args.overwrite)
@@ -163,6 +182,8 @@ class Job:
         *,
         pictures: bool,
         least_score: float | None = None,
+        batch_size: int = 1,
+        drawing: dict[str, Any] | None = None,
     ) -> None:
         self.predictor = predictor
         self.metadata = predictor.metadata
@@ -170,6 +191,9 @@ class Job:
         self.results = results
         self.pictures = pictures
         self.least_score = 0.5 if least_score is None else least_score
+        self.batch_size = batch_size
+        self.drawing = drawing or {}
+        self.ahead = PredictAhead(predictor, [], self._segments)
         self.image_ids: dict[str, int | str] = {}
         self.files = ManyFiles[PredictionInput](lambda item: item.path)
         self.failed: dict[str, str] = {}
@@ -192,6 +216,10 @@ class Job:
             self.image_ids = choose_image_ids(list(names), known, self.results.image_ids())
         todo = [item for item in usable if overwrite or not self.is_done(item)]
         self.skipped = len(usable) - len(todo)
+        images = [item.path for item in todo if not item.is_video]
+        self.ahead = PredictAhead(
+            self.predictor, images, self._segments, batch_size=self.batch_size
+        )
         with tqdm(total=len(todo), unit="file", desc="predict", disable=not todo) as progress:
             for item, _ in self.files.results(todo, self.predict):
                 progress.update()
@@ -215,14 +243,17 @@ class Job:
 
     def predict_image(self, item: PredictionInput) -> None:
         """Predict, draw and store one image."""
-        image = read_image(item.path, "RGB")
+        image, segments = self.ahead(item.path)
         with explained_memory_errors(*image.shape[:2]):  # pictures and results need some too
-            self._predict_image(item, image)
+            self._write_image(item, image, *segments)
 
-    def _predict_image(self, item: PredictionInput, image: np.ndarray) -> None:
-        panoptic_seg, segments_info = self._segments(image[:, :, ::-1])
+    def _write_image(
+        self, item: PredictionInput, image: np.ndarray, panoptic_seg: Any, segments_info: Any
+    ) -> None:
         if self.pictures:
-            picture = draw_panoptic(image, panoptic_seg, segments_info, self.metadata)
+            picture = draw_panoptic(
+                image, panoptic_seg, segments_info, self.metadata, **self.drawing
+            )
             save_picture(self.picture_path(item), picture)
         if self.results is not None:
             image_id = self.image_ids[item.name]
@@ -230,8 +261,7 @@ class Job:
                 item.name, panoptic_seg, segments_info, image_id=image_id, file_name=item.name
             )
 
-    def _segments(self, image_bgr: np.ndarray) -> Any:
-        outputs = self.predictor(image_bgr)
+    def _segments(self, outputs: dict[str, Any]) -> Any:
         if self.results is not None:
             return panoptic_result(outputs)
         return segments_to_draw(outputs, least_score=self.least_score)
@@ -243,22 +273,44 @@ class Job:
             reader, total=reader.num_frames or None, unit="frame", desc=item.name, leave=False
         )
         with VideoWriter(self.picture_path(item), reader.fps) as writer, stoppable() as stop:
-            for number, frame in enumerate(frames):
+            for number, (frame, segments) in enumerate(self._predicted(frames)):
                 stop.check("")  # the next run predicts the whole video: it may have hours
-                self._predict_frame(item, number, frame, writer)
+                self._write_frame(item, number, frame, segments, writer)
             if self.pictures:
                 writer.commit()
         if self.results is not None:
             self.results.mark(item.name)
 
-    def _predict_frame(
-        self, item: PredictionInput, number: int, frame: np.ndarray, writer: VideoWriter
+    def _predicted(self, frames: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, Any]]:
+        """Each frame with its segments."""
+        waiting: deque[np.ndarray] = deque()
+
+        def noted() -> Iterator[np.ndarray]:
+            for frame in frames:
+                waiting.append(frame)
+                yield frame
+
+        for outputs in self.predictor.predict_each(noted(), batch_size=self.batch_size):
+            yield waiting.popleft(), self._segments(outputs)
+
+    def _write_frame(
+        self,
+        item: PredictionInput,
+        number: int,
+        frame: np.ndarray,
+        segments: Any,
+        writer: VideoWriter,
     ) -> None:
-        panoptic_seg, segments_info = self._segments(frame)
+        panoptic_seg, segments_info = segments
         if self.pictures:
             scale = readable_scale(*frame.shape[:2])
             picture = draw_panoptic(
-                frame[:, :, ::-1], panoptic_seg, segments_info, self.metadata, scale=scale
+                frame[:, :, ::-1],
+                panoptic_seg,
+                segments_info,
+                self.metadata,
+                scale=scale,
+                **self.drawing,
             )
             writer.write(picture[:, :, ::-1])
         if self.results is not None:
@@ -292,9 +344,8 @@ def _check_targets(inputs: Sequence[PredictionInput], output: str) -> None:
             )
 
 
-def _check_settings(output: str, cfg: Any, weights: str, *, overwrite: bool) -> None:
+def _check_settings(output: str, settings: dict[str, Any], *, overwrite: bool) -> None:
     """Refuse to mix results of two models in one folder, and note which model these are of."""
-    settings = {"weights": _file_hash(weights), "config": _config_hash(cfg)}
     path = os.path.join(output, SETTINGS_FILE)
     if os.path.exists(path) and not overwrite:
         check_regular_file(path, SMALL_FILE, error=ConfigError)
@@ -305,8 +356,8 @@ def _check_settings(output: str, cfg: Any, weights: str, *, overwrite: bool) -> 
             before = None
         if before != settings:
             raise ConfigError(
-                f"{output} holds results of other weights or another config; choose another"
-                " --output, or --overwrite them"
+                f"{output} holds results of other weights or another config, or pictures with other"
+                " options; choose another --output, or --overwrite them"
             )
         return
     os.makedirs(output, exist_ok=True)

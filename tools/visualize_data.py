@@ -43,6 +43,7 @@ from panoptic_ext.engine.setup import load_cfg
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.many_files import ManyFiles
 from panoptic_ext.visualization import draw_panoptic, save_picture
+from panoptic_ext.visualization.drawing_options import add_drawing_options, take_drawing_options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,11 +68,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--num", type=count, default=16, help="pictures of each data set; 0: all")
     add("--seed", type=count, default=0, help="of the choice of images and of the augmentations")
     add("--output", default="output/visualize_data", help="folder for the pictures")
+    add_drawing_options(parser)
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config values")
     args = parser.parse_args(argv)
     args.datasets, args.opts = split_options(
         args.datasets, args.opts, is_value=DatasetCatalog.__contains__
     )
+    args.drawing = take_drawing_options(args)
     return args
 
 
@@ -118,7 +121,7 @@ def draw_dataset(
             sample = mapper(record)
             if sample is None:
                 return
-        picture = draw_record(record, sample, metadata, cfg.INPUT.FORMAT)
+        picture = draw_record(record, sample, metadata, cfg.INPUT.FORMAT, args.drawing)
         stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
         save_picture(os.path.join(folder, f"{number:06d}_{stem}.jpg"), picture)
 
@@ -130,12 +133,19 @@ def draw_dataset(
 
 
 def draw_record(
-    record: dict[str, Any], sample: dict[str, Any] | None, metadata: Any, image_format: str
+    record: dict[str, Any],
+    sample: dict[str, Any] | None,
+    metadata: Any,
+    image_format: str,
+    drawing: dict[str, Any] | None = None,
 ) -> np.ndarray:
-    """(H, W, 3) RGB picture of a record as it lies on disk, or of the mapper's sample of it."""
+    """(H, W, 3) RGB picture of a record as it lies on disk, or of the mapper's sample of it.
+
+    `drawing` are options of `draw_panoptic`; Detectron2 draws records without a label map.
+    """
     if "pan_seg_file_name" in record:
         view = raw_view(record) if sample is None else mapped_view(sample, image_format)
-        return draw_panoptic(*view, metadata)
+        return draw_panoptic(*view, metadata, **(drawing or {}))
     if sample is None:
         visualizer = Visualizer(read_image(record["file_name"], "RGB"), metadata)
         return visualizer.draw_dataset_dict(record).get_image()

@@ -247,6 +247,10 @@ def test_results_are_what_the_evaluation_tool_reads(base, predict, tmp_path):
         ({"--weights": "nowhere.pth"}, "nowhere.pth"),
         ({"--no-pictures": None}, "--save-panoptic"),
         ({"--confidence-threshold": "2"}, "0 to 1"),
+        ({"--alpha": "2"}, "alpha, the opacity of segments, is 2"),
+        ({"--font-size": "0"}, "font_size is 0"),
+        ({"--batch-size": "0"}, "--batch-size is 0"),
+        ({"--classes": "gras"}, "'gras' is none of the 3 classes.*mean 'grass'"),
         ({"MODEL.DEVICES": "cpu"}, "MODEL.DEVICE"),
     ],
 )
@@ -275,6 +279,32 @@ def test_results_of_two_models_are_not_mixed(base, predict, tmp_path, capsys):
     assert "other weights or another config" in capsys.readouterr().err
     assert predict.main([*other, "--overwrite"]) == 0
     assert "1 predicted" in capsys.readouterr().out
+
+
+def test_batches_give_the_same_results_and_options_reach_the_pictures(base, predict, tmp_path):
+    """Case 42."""
+    photos, broken = tmp_path / "photos", tmp_path / "photos" / "2.png"
+    photos.mkdir()
+    for number in range(4):
+        _picture(number).save(photos / f"{number}.png")
+    broken.write_bytes(b"")
+    arguments = ["--config-file", str(base / "run"), "--input", str(photos), "--save-panoptic"]
+    arguments += ["--confidence-threshold", "0.01"]
+    some = ["--classes", "sky", "INPUT.FORMAT", "BGR"]
+    contents, pictures = [], []
+    for name, options in {
+        "alone": [],
+        "batch": ["--batch-size", "3"],
+        "drawn": ["--boxes", "--alpha", "0", "--no-labels", *some],
+    }.items():
+        folder = tmp_path / name
+        assert predict.main([*arguments, "--output", str(folder), *options]) == 1
+        contents.append(json.loads((folder / "panoptic.json").read_text())["annotations"])
+        pictures.append([np.asarray(Image.open(folder / f"{i}.png")) for i in (0, 1, 3)])
+    assert len(contents[0]) == 3 and contents[1] == contents[0]
+    assert all((a == b).all() for a, b in zip(*pictures[:2], strict=True))
+    assert any((a != b).any() for a, b in zip(pictures[0], pictures[2], strict=True))
+    assert predict.main([*arguments, "--output", str(tmp_path / "alone"), "--boxes"]) == 2
 
 
 def test_a_model_without_a_panoptic_result(base, predict, tmp_path, capsys, monkeypatch):

@@ -13,10 +13,10 @@ PYTEST_ARGS ?=
 # Two processes of one thread each: for two cores. A file's tests stay in one process.
 PYTEST := OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(or $(WORKERS),2) --dist loadfile
 
-.PHONY: help install demo test check format lint clean distclean
+.PHONY: help install demo test test-main check format lint clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  PYTHON=... chooses the Python of .venv (3.10 to 3.13), PYTEST_ARGS=... goes to pytest,"
 	@echo "  WORKERS=... is the number of its processes (2; 0 for one with a debugger)"
 
@@ -43,6 +43,9 @@ test: $(STAMP) ## lint, types and all tests, the slow ones too
 check: $(STAMP) ## lint, types and the quick tests
 	@PYTHON=$(VENV_PYTHON) tools/check.sh
 	@$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-main: $(STAMP) ## the quick tests with Detectron2 main: DETECTRON2=<folder of a clone of it>
+	@tools/test_with_detectron2_main.sh --base $(VENV_PYTHON) "$(DETECTRON2)" -- -m "not slow" $(PYTEST_ARGS)
 
 lint: $(STAMP) ## lint, format check and types
 	@PYTHON=$(VENV_PYTHON) tools/check.sh

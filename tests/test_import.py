@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,14 @@ def test_takes_little_longer_than_detectron2() -> None:
     """)
     base, extra = map(float, out.split())
     assert extra < 0.3 * base, f"Detectron2 {base:.2f} s, panoptic_ext {extra:.2f} s more"
+
+
+def test_tools_of_another_distribution_do_not_hide_ours(tmp_path: Path) -> None:
+    """Case 5: main's wheel has a top-level package `tools`, which is before a plain folder."""
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "__init__.py").write_text("")
+    spec = PathFinder.find_spec("tools", [str(ROOT), str(tmp_path)])
+    assert spec is not None and spec.origin == str(ROOT / "tools" / "__init__.py")
 
 
 # Without a Detectron2 that fits

@@ -157,26 +157,19 @@ class PanopticSemSegEvaluator(SemSegEvaluator):
         Returns:
             {"sem_seg": {"mIoU": ..., "IoU-<class>": ..., ...}} on the main worker, else None.
         """
+        matrices, predictions = [self._conf_matrix], [self._predictions]
         if self._distributed:
             comm.synchronize()
-            self._conf_matrix = np.sum(comm.all_gather(self._conf_matrix), axis=0)
-            self._predictions = list(itertools.chain(*comm.all_gather(self._predictions)))
+            matrices = comm.all_gather(matrices[0])
+            predictions = comm.all_gather(predictions[0])
             if not comm.is_main_process():
                 return None
-        scores = semantic_scores(self._conf_matrix, self._class_names)
+        scores = semantic_scores(np.sum(matrices, axis=0), self._class_names)
         if self._output_dir:
-            self._write_results(self._output_dir, scores)
+            _write_results(self._output_dir, scores, list(itertools.chain(*predictions)))
         results = OrderedDict({"sem_seg": scores})
         self._logger.info(results)
         return results
-
-    def _write_results(self, folder: str, scores: dict[str, float]) -> None:
-        """The files of SemSegEvaluator."""
-        predictions = json.dumps(self._predictions).encode()
-        write_file(os.path.join(folder, "sem_seg_predictions.json"), predictions)
-        stream = io.BytesIO()
-        torch.save(scores, stream)
-        write_file(os.path.join(folder, "sem_seg_evaluation.pth"), stream.getvalue())
 
     def _semantic_truth(self, record: dict[str, Any]) -> np.ndarray:
         """(H, W) int64 of contiguous ids; `num_classes` is void."""
@@ -186,3 +179,12 @@ class PanopticSemSegEvaluator(SemSegEvaluator):
         classes = {int(s["id"]): int(s["category_id"]) for s in segments}
         values = np.array([classes.get(i, self._num_classes) for i in ids.tolist()], np.int64)
         return np.repeat(values[inverse], runs.lengths()).reshape(runs.shape)
+
+
+def _write_results(folder: str, scores: dict[str, float], predictions: list[dict]) -> None:
+    """The files of SemSegEvaluator."""
+    content = json.dumps(predictions).encode()
+    write_file(os.path.join(folder, "sem_seg_predictions.json"), content)
+    stream = io.BytesIO()
+    torch.save(scores, stream)
+    write_file(os.path.join(folder, "sem_seg_evaluation.pth"), stream.getvalue())

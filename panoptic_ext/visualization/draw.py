@@ -144,7 +144,7 @@ def draw_segments(
     """
     check_drawing_options(metadata, **options)
     image = np.clip(np.asarray(image_rgb), 0, 255).astype(np.uint8)
-    ids = torch.as_tensor(np.array(torch.as_tensor(panoptic_seg).cpu(), dtype=np.int64))
+    ids = torch.as_tensor(panoptic_seg).cpu().to(torch.int64, copy=True)
     _check_sizes(image, ids)
     classes = class_metadata(metadata)
     if segments_info is None:

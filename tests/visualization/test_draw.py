@@ -56,6 +56,7 @@ def test_small_pictures_grow_to_a_readable_size():
     assert draw_panoptic(image, ids, segments, METADATA, scale=1.5).shape == (60, 90, 3)
 
 
+@pytest.mark.filterwarnings("error::DeprecationWarning")  # np.array of a tensor, in numpy 2
 def test_inputs_and_random_state_and_backend_are_left_alone():
     image, ids, segments = _scene()
     ids_tensor = torch.from_numpy(ids)

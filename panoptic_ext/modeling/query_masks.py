@@ -105,14 +105,20 @@ def masks_at_points(outputs: Sequence[dict[str, Any]], image: int, points: Tenso
     if not isinstance(every[0], QueryMasks):
         pairs = zip(every, points.expand(len(every), -1, -1), strict=True)
         return [sample_at_common_points(masks[image].float(), own)[None] for masks, own in pairs]
-    # One sampling for all points: on a CPU it begins with a copy of the features.
-    features = sample_at_common_points(every[0].features[image].float(), points.flatten(0, 1))
-    rows = features.t().unflatten(0, (draws, count))
+    features = every[0].features[image].float()
+    shared = _sampled_rows(features, points) if draws == 1 else None
     blocks = []
     for block in outputs_at_once(len(every), every[0].embed.shape[1] * count, points.device):
         embed = torch.stack([masks.embed.detach()[image] for masks in every[block]]).float()
-        blocks.append(_at_rows(embed, rows[block] if draws > 1 else rows))
+        rows = _sampled_rows(features, points[block]) if shared is None else shared
+        blocks.append(_at_rows(embed, rows))
     return blocks
+
+
+def _sampled_rows(features: Tensor, points: Tensor) -> Tensor:
+    """(D, h, w) features at (S, P, 2) points -> (S, P, D)."""
+    sampled = sample_at_common_points(features, points.flatten(0, 1))
+    return sampled.t().unflatten(0, points.shape[:2])
 
 
 def _at_rows(embed: Tensor, rows: Tensor) -> Tensor:

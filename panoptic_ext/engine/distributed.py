@@ -9,10 +9,11 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
+from torch import nn
 
 from panoptic_ext.errors import ConfigError, quoted
 
-__all__ = ["join_torchrun", "leave", "under_torchrun"]
+__all__ = ["join_torchrun", "leave", "share_buffers", "under_torchrun"]
 
 _TIMEOUT = timedelta(minutes=30)
 
@@ -37,6 +38,19 @@ def under_torchrun() -> bool:
     if given:
         _check_variables(complete=len(given) == 2)
     return len(given) == 2
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every worker the first one's buffers, such as the statistics of batch norms; in place.
+
+    All workers must call it. Training is not changed by it: it normalises with the batch's own
+    statistics.
+    """
+    if comm.get_world_size() == 1:
+        return
+    with torch.no_grad():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def _check_variables(*, complete: bool) -> None:

@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from panoptic_ext.atomic import write_atomic
+from panoptic_ext.engine.distributed import share_buffers
 from panoptic_ext.engine.loader import explain_system_error
 from panoptic_ext.engine.precision import evaluation_precision
 from panoptic_ext.engine.rng import preserved_rng
@@ -73,6 +74,9 @@ def evaluate(
         evaluators = [evaluators]
     if isinstance(model, DistributedDataParallel):
         model = model.module
+    # Each worker's batch norms keep statistics of its own images, and a checkpoint has the first
+    # one's: with those the results are the checkpoint's, and the same after --resume.
+    share_buffers(model)
     if cfg.TEST.AUG.ENABLED and cfg.DATASETS.TEST and comm.is_main_process():
         log_first_n(logging.WARNING, _NO_AUGMENTATION, name=__name__, key="message")
     results: OrderedDict[str, Any] = OrderedDict()

@@ -139,7 +139,18 @@ def _two_workers(rank: int, folder: str) -> None:
     assert os.path.isfile(os.path.join(folder, f"model_{trainer.iter:07d}.pth"))
     message = interrupted_evaluation(signal_at=3 if rank == 1 else None)
     assert message.startswith("stopped after evaluating 14 of 20 images")
+    _evaluate_with_other_statistics(rank)
     leave()
+
+
+def _evaluate_with_other_statistics(rank: int) -> None:
+    """Results are those of the checkpoint, which holds the first worker's statistics."""
+    model = nn.BatchNorm1d(2)
+    model.running_mean.fill_(rank + 5)
+    cfg = tiny_cfg("unused")
+    cfg.DATASETS.TEST = ()
+    evaluate.evaluate(None, cfg, model)
+    assert model.running_mean.tolist() == [5, 5]
 
 
 @pytest.mark.slow

@@ -93,7 +93,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--confidence-threshold", type=float, help="least score of a thing, 0 to 1")
     add("--no-pictures", action="store_true", help="draw nothing; needs --save-panoptic")
     add("--overwrite", action="store_true", help="make existing results again")
-    add("--batch-size", type=int, default=1, help="images of one size at once; pays on a GPU")
+    add("--batch-size", type=int, default=1, help="images of one size at once; for a GPU")
     add_drawing_options(parser)
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config values")
     args = parser.parse_args(argv)

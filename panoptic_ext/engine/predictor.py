@@ -99,8 +99,9 @@ class Predictor(DefaultPredictor):
         Args:
             images: each as `__call__` takes one; read one batch ahead.
             batch_size: how many images of one size the model gets at once, at most. Only
-                neighbours of one size share a batch, so that padding changes no result. On a
-                GPU, batches are faster; on a CPU they hardly are, and they take more memory.
+                neighbours of one size share a batch, so that padding changes no result; rounding
+                may, where two classes tie at a pixel. Meant for a GPU: on a CPU, small models took
+                from a third less to a quarter more time for it.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")

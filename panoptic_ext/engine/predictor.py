@@ -18,7 +18,12 @@ from panoptic_ext.engine.checkpoint import Checkpointer
 from panoptic_ext.engine.memory_errors import explained_memory_errors
 from panoptic_ext.engine.precision import evaluation_precision
 from panoptic_ext.engine.predictor_inputs import as_bgr_image, is_one_image
-from panoptic_ext.engine.setup import choose_device, load_cfg, without_pretrained
+from panoptic_ext.engine.setup import (
+    choose_device,
+    load_cfg,
+    set_precision,
+    without_pretrained,
+)
 from panoptic_ext.errors import ConfigError, MemoryNeededError, quoted
 from panoptic_ext.postprocessing import with_extents
 
@@ -61,6 +66,7 @@ class Predictor(DefaultPredictor):
                 "come from a data set; name one in either"
             )
         self.metadata = MetadataCatalog.get(names[0])
+        set_precision(cfg)
         self.model = build_model(without_pretrained(self.cfg)).eval()
         checkpointer = Checkpointer(
             self.model, save_to_disk=False, allow_pickle=cfg.MODEL.ALLOW_PICKLE

@@ -13,7 +13,7 @@ import cv2
 import torch
 
 from panoptic_ext.data.id_map import READ_ERRORS
-from panoptic_ext.errors import ConfigError
+from panoptic_ext.errors import ConfigError, shortened
 from panoptic_ext.interruption import Interrupted, StopRequest, stoppable
 
 __all__ = ["FILE_ERRORS", "ManyFiles", "explain_failure", "listed_failures"]
@@ -132,7 +132,7 @@ def explain_failure(error: BaseException) -> str:
         )
     elif not text:
         text = type(error).__name__
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ..."
+    return shortened(text, _LONGEST)
 
 
 def listed_failures(failed: Mapping[str, str], total: int, what: str) -> str:

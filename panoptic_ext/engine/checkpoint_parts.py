@@ -28,7 +28,10 @@ _KINDS = {bool: "a truth value", int: "a whole number", str: "text", dict: "a di
 # of torch added are not asked for.
 _STATE = {"SGD": {"momentum_buffer"}, "AdamW": {"step", "exp_avg", "exp_avg_sq"}}
 _GROUP_KEYS = ("lr", "weight_decay", "momentum", "dampening", "nesterov", "betas", "eps")
-_FIRST_CONFIG = "resume with the first run's config (config.yaml in its output folder)"
+_FIRST_CONFIG = (
+    "resume with the first run's config (config.yaml in its output folder) and its version of "
+    "panoptic_ext (run_info.json there)"
+)
 
 
 class PartError(CheckpointError):

@@ -143,7 +143,9 @@ class Predictor(DefaultPredictor):
         except MemoryNeededError:
             if len(inputs) == 1:
                 raise
-            return [self._predict([one])[0] for one in inputs]  # a smaller batch may fit
+            outputs = None
+        if outputs is None:  # a smaller batch may fit, once the error lets go of what this one took
+            return [self._predict([one])[0] for one in inputs]
         for output in outputs:
             panoptic_seg = output.get("panoptic_seg")
             # Models of others, such as Detectron2's PanopticFPN, leave area and bbox out.

@@ -326,7 +326,7 @@ def _data_set_wins(setting: Setting, settings: Sequence[Setting]) -> bool:
     names another data set cannot leave that key out.
     """
     place = next(i for i, s in enumerate(settings) if s is setting)
-    chosen = ("DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.PANOPTIC.")
+    chosen = ("DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.PANOPTIC.", "DATASETS.INSTANCES.")
     return any(s.key.startswith(chosen) and s.file != setting.file for s in settings[place:])
 
 

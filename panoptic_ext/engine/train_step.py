@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
@@ -16,6 +17,7 @@ from torch import nn
 from panoptic_ext.engine.divergence import divergence_of, stand_in_losses
 from panoptic_ext.engine.precision import FULL_PRECISION, Precision
 from panoptic_ext.errors import ConfigError, NonFiniteLossError
+from panoptic_ext.host_copies import to_device
 from panoptic_ext.interruption import StopRequest
 
 __all__ = ["TrainStep"]
@@ -158,7 +160,8 @@ class _LossCheck:
         self._problem = problem
         self._names = sorted(losses)
         self._local = torch.stack([losses[k].detach().double().reshape(()) for k in self._names])
-        mean = torch.cat([self._local, self._local.new_tensor([data_time, float(stop)])])
+        own = to_device(np.array([data_time, float(stop)]), self._local.device)
+        mean = torch.cat([self._local, own])
         if comm.get_world_size() > 1:
             dist.all_reduce(mean)
             mean /= comm.get_world_size()

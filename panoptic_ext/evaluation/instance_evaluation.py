@@ -27,7 +27,7 @@ from .label_png import write_file
 from .label_runs import LabelRuns, runs_from_ids
 from .truth_records import TruthRecords
 
-__all__ = ["PanopticInstanceEvaluator", "has_compiled_cocoeval"]
+__all__ = ["PanopticInstanceEvaluator", "has_compiled_cocoeval", "masks_as_arrays"]
 
 
 def has_compiled_cocoeval() -> bool:
@@ -37,6 +37,18 @@ def has_compiled_cocoeval() -> bool:
     own under its name.
     """
     return coco_evaluation.COCOeval_opt is not coco_evaluation.COCOeval
+
+
+def masks_as_arrays(instances: Instances) -> Instances:
+    """A copy whose masks COCOEvaluator can take: numpy 2 deprecates its np.array of a tensor.
+
+    Args:
+        instances: on the CPU; `pred_masks`, where they are there, (N, H, W) bool.
+    """
+    fields = dict(instances.get_fields())
+    if "pred_masks" in fields:
+        fields["pred_masks"] = fields["pred_masks"].numpy()
+    return Instances(instances.image_size, **fields)
 
 
 class PanopticInstanceEvaluator(COCOEvaluator):
@@ -116,10 +128,8 @@ class PanopticInstanceEvaluator(COCOEvaluator):
             instances = output["instances"].to(self._cpu_device)
             _check_size(instances, record)
             instances.pred_classes = self._to_things(instances.pred_classes, image_id)
-            if instances.has("pred_masks"):
-                # COCOEvaluator calls np.array on each mask, which numpy 2 deprecates for tensors.
-                instances.pred_masks = instances.pred_masks.numpy()
-            super().process([{"image_id": self._number[image_id]}], [{"instances": instances}])
+            masks = masks_as_arrays(instances)
+            super().process([{"image_id": self._number[image_id]}], [{"instances": masks}])
 
     def evaluate(self, img_ids: Any = None) -> OrderedDict:
         """As COCOEvaluator: AP, AP50, ... of "bbox" and "segm" in percent; nan if not available."""

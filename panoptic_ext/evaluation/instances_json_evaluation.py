@@ -16,6 +16,8 @@ from detectron2.evaluation import (
 
 from panoptic_ext.errors import EvaluationError, quoted
 
+from .instance_evaluation import has_compiled_cocoeval, masks_as_arrays
+
 __all__ = ["InstancesJsonEvaluator", "build_instances_json_evaluator"]
 
 
@@ -24,6 +26,13 @@ class InstancesJsonEvaluator(COCOEvaluator):
 
     Predicted classes are contiguous ids. An image that two workers got counts once.
     """
+
+    def process(self, inputs: Any, outputs: Any) -> None:
+        """As `COCOEvaluator.process`."""
+        for given, output in zip(inputs, outputs, strict=True):
+            if "instances" in output:
+                instances = output["instances"].to(self._cpu_device)
+                super().process([given], [{"instances": masks_as_arrays(instances)}])
 
     def evaluate(self, img_ids: Any = None) -> OrderedDict:
         """AP, AP50, ... of "bbox" and "segm" in percent; nan if not available."""
@@ -51,7 +60,9 @@ def build_instances_json_evaluator(dataset_name: str, output_dir: str) -> Datase
     if kind == "cityscapes_instance":
         return CityscapesInstanceEvaluator(dataset_name)
     if kind == "coco":
-        return InstancesJsonEvaluator(dataset_name, output_dir=output_dir, use_fast_impl=False)
+        return InstancesJsonEvaluator(
+            dataset_name, output_dir=output_dir, use_fast_impl=has_compiled_cocoeval()
+        )
     raise EvaluationError(
         f"data set {quoted(dataset_name)} has the evaluator_type {quoted(kind)}, expected 'coco' "
         f"or 'cityscapes_instance'; evaluate it with Detectron2's own evaluator of that type"

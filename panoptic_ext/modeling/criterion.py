@@ -219,6 +219,6 @@ def _average_num_masks(targets: Sequence[MaskTargets], device: torch.device) -> 
     workers = comm.get_world_size()
     if workers == 1:
         return max(count, 1.0)
-    total = torch.tensor([count], device=device)
+    total = torch.full((1,), count, device=device)  # filled there: a copy would be waited for
     torch.distributed.all_reduce(total)
     return (total / workers).clamp(min=1)

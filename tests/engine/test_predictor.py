@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -214,6 +215,24 @@ def test_a_batch_that_does_not_fit_into_memory_is_taken_apart():
     assert len(predictor(model)([BGR] * 3, batch_size=3)) == 3 and len(model.batches) == 3
     with pytest.raises(MemoryNeededError, match="7 x 5"):
         predictor(FakeModel(most=0))(BGR)
+
+
+def test_a_batch_is_taken_apart_without_what_it_had_taken():
+    """The memory that the failed batch holds is what the smaller ones need."""
+
+    class Buffer:
+        pass
+
+    class Wasteful(FakeModel):
+        def forward(self, inputs):
+            buffer = Buffer()
+            if len(inputs) == 1:
+                assert self.buffer_of_batch() is None
+            else:
+                self.buffer_of_batch = weakref.ref(buffer)
+            return super().forward(inputs)
+
+    assert len(predictor(Wasteful(most=1))([BGR] * 2, batch_size=2)) == 2
 
 
 def test_a_thin_image_is_resized_to_at_least_a_pixel():

@@ -16,6 +16,7 @@ from panoptic_ext.config import add_panoptic_ext_config
 from panoptic_ext.data import register_instances
 from panoptic_ext.errors import EvaluationError
 from panoptic_ext.evaluation import build_evaluator
+from panoptic_ext.evaluation.instance_evaluation import has_compiled_cocoeval
 from panoptic_ext.evaluation.instances_json_evaluation import build_instances_json_evaluator
 from tests.data.tiny_instances import CUP, HEIGHT, PLATE, WIDTH, TinyInstances
 
@@ -55,6 +56,7 @@ def results_of(data: TinyInstances, folder: Path, outputs: list[dict]) -> dict:
     return evaluator.evaluate()
 
 
+@pytest.mark.filterwarnings("error::DeprecationWarning")  # np.array of a tensor, in numpy 2
 def test_masks_of_the_truth_that_overlap_have_ap_100(data, tmp_path):
     """In a panoptic map the cup would be missing from the plate, or the plate from the cup."""
     outputs = [prediction(data, PLATE, CUP), prediction(data, PLATE)]
@@ -72,6 +74,12 @@ def test_ap_counts_the_thresholds_that_a_mask_reaches(data, tmp_path):
     results = results_of(data, tmp_path / "out", outputs)
     assert results["segm"]["AP-plate"] == pytest.approx(50, abs=1e-3)
     assert results["segm"]["AP-cup"] == 0
+
+
+def test_ap_is_of_the_compiled_cocoeval_where_there_is_one(data, tmp_path):
+    """Case 8, for the JSON's own evaluator."""
+    evaluator = build_instances_json_evaluator(NAME, str(tmp_path))
+    assert evaluator._use_fast_impl == has_compiled_cocoeval()
 
 
 def test_cityscapes_has_its_own_evaluator(tmp_path):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from panoptic_ext.errors import PanopticExtError, UnreadableFileError, shortened
 
@@ -17,6 +17,7 @@ __all__ = [
     "CHECKPOINT",
     "CONFIG_FILE",
     "IMAGE",
+    "INSTANCES_JSON",
     "LABEL_MAP",
     "LOG_FILE",
     "METADATA",
@@ -62,6 +63,7 @@ PANOPTIC_JSON = FileKind(
     "put it there or correct the path",
     "it may be an interrupted download or copy: get it again",
 )
+INSTANCES_JSON = replace(PANOPTIC_JSON, name="instances JSON")
 RESULTS_JSON = FileKind("results", 16 * _GIB, bad="write it again")
 METADATA = FileKind(
     "metadata file",

@@ -13,7 +13,7 @@ import pytest
 from torch import nn
 
 from panoptic_ext.data import PanopticSource, check_panoptic
-from panoptic_ext.data.datasets.structure import read_json
+from panoptic_ext.data.datasets.json_file import read_json
 from panoptic_ext.data.id_map import read_id_map, read_png_size
 from panoptic_ext.data.image_files import read_image
 from panoptic_ext.data.metadata_io import load_metadata

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import glob
-import itertools
 import logging
 import os
-import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,20 +17,23 @@ from fvcore.common.checkpoint import _strip_prefix_if_present
 from torch import nn
 
 from panoptic_ext.atomic import remove_leftovers, write_atomic
+from panoptic_ext.engine.checkpoint_files import (
+    TAG,
+    periodic_checkpoints,
+    set_aside,
+    training_checkpoints,
+)
 from panoptic_ext.engine.checkpoint_parts import PartError
 from panoptic_ext.engine.load_report import LoadReport, report_load
 from panoptic_ext.engine.weight_names import add_backbone_prefix, has_caffe2_names, split_heuristics
 from panoptic_ext.engine.weights_io import check_hash, load_pickle, load_torch
 from panoptic_ext.errors import CheckpointError
-from panoptic_ext.regular_files import SMALL_FILE, file_problem
 
 __all__ = ["Checkpointer"]
 
 logger = logging.getLogger(__name__)
 
-_TAG = "last_checkpoint"
 _COUNTER = "num_batches_tracked"  # only BatchNorm without momentum reads it; old files lack it
-_TRAINING_FILE = re.compile(r"model_(\d{7}|final)\.pth")
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -89,15 +88,14 @@ class Checkpointer(DetectionCheckpointer):
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the newest checkpoint in the file `last_checkpoint`, atomically."""
         content = last_filename_basename.encode()
-        write_atomic(os.path.join(self.save_dir, _TAG), lambda stream: stream.write(content))
+        write_atomic(os.path.join(self.save_dir, TAG), lambda stream: stream.write(content))
 
     def prune(self, keep: int) -> None:
         """Remove all but the `keep` newest periodic checkpoints (by iteration) of `save_dir`."""
         if not self.save_to_disk:
             return
-        periodic = [n for n in _listdir(self.save_dir) if re.fullmatch(r"model_\d{7}\.pth", n)]
-        for name in sorted(periodic)[:-keep]:
-            os.remove(os.path.join(self.save_dir, name))
+        for path in periodic_checkpoints(self.save_dir)[:-keep]:
+            os.remove(path)
 
     def has_checkpoint(self) -> bool:
         """Whether a run in `save_dir` left a checkpoint, tagged or not."""
@@ -120,13 +118,7 @@ class Checkpointer(DetectionCheckpointer):
         comm.synchronize()
         folder = ""
         if self.save_to_disk and self.has_checkpoint():
-            name = time.strftime("previous-%Y%m%d-%H%M%S")
-            folder = _new_folder(os.path.join(self.save_dir, name))
-            # The tagged file goes last but the tag: after a kill in between, there is still the
-            # whole earlier run to resume, or none.
-            for path in [*reversed(self._candidates()), os.path.join(self.save_dir, _TAG)]:
-                if os.path.isfile(path):
-                    os.replace(path, os.path.join(folder, os.path.basename(path)))
+            folder = set_aside(self.save_dir, self._candidates())
         comm.synchronize()
         return folder
 
@@ -242,22 +234,7 @@ class Checkpointer(DetectionCheckpointer):
         )
 
     def _candidates(self) -> list[str]:
-        names = [n for n in _listdir(self.save_dir) if _TRAINING_FILE.fullmatch(n)]
-        paths = [os.path.join(self.save_dir, name) for name in names]
-        paths.sort(key=_modified, reverse=True)
-        tag = os.path.join(self.save_dir, _TAG)
-        if file_problem(tag, SMALL_FILE):
-            return paths
-        try:
-            with open(tag, encoding="utf-8") as stream:
-                tagged = os.path.join(self.save_dir, os.path.basename(stream.read().strip()))
-        except (OSError, UnicodeDecodeError):
-            return paths
-        if not os.path.isfile(tagged):
-            if paths:
-                self.logger.warning("%s names %s, which is not there", _TAG, tagged)
-            return paths
-        return [tagged, *(path for path in paths if path != tagged)]
+        return training_checkpoints(self.save_dir, self.logger)
 
     def _read(self, path: str) -> tuple[str, dict[str, Any]]:
         """File or address -> (local file, content)."""
@@ -375,32 +352,6 @@ class Checkpointer(DetectionCheckpointer):
         report_load(report, self.logger, strict=strict)
 
 
-def _modified(path: str) -> float:
-    """When a file was written; 0 for a link to no file, which is passed over when it is read."""
-    try:
-        return os.path.getmtime(path)
-    except OSError:
-        return 0.0
-
-
-def _new_folder(path: str) -> str:
-    """Make a folder at `path`, or with a number behind it where that is taken."""
-    for number in itertools.count(1):
-        folder = path if number == 1 else f"{path}-{number}"
-        try:
-            os.mkdir(folder)
-        except FileExistsError:
-            continue
-        return folder
-    raise AssertionError("not reached")
-
-
 def _comm_device() -> torch.device:
     nccl = dist.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
-
-
-def _listdir(folder: str) -> list[str]:
-    if not os.path.isdir(folder):
-        return []
-    return [os.path.basename(p) for p in glob.glob(os.path.join(glob.escape(folder), "*.pth"))]

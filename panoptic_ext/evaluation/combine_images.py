@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from panoptic_ext.data import Category, get_metadata, get_records, thing_ids
-from panoptic_ext.data.datasets.structure import read_categories, read_json, safe_name
+from panoptic_ext.data.datasets.json_file import read_json
+from panoptic_ext.data.datasets.structure import read_categories, safe_name
 from panoptic_ext.errors import DatasetError, EvaluationError, quoted
 
 __all__ = ["ImageEntry", "ImageList", "listed"]

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from panoptic_ext.data.datasets.json_file import read_json
 from panoptic_ext.data.datasets.problems import raise_if_any
 from panoptic_ext.data.datasets.structure import (
     Category,
     check_structure,
     read_categories,
-    read_json,
 )
 from panoptic_ext.data.id_map import ExpectedSize, read_png_size
 from panoptic_ext.errors import DatasetError, EvaluationError, quoted

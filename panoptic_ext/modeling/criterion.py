@@ -22,7 +22,8 @@ from .losses import (
     point_mask_losses,
 )
 from .matcher import HungarianMatcher, Match
-from .point_sampling import MaskTargets, points_in_boxes, sample_masks, uncertain_points
+from .point_drawing import points_in_boxes, uncertain_points
+from .point_sampling import MaskTargets, sample_masks
 from .query_masks import matched_masks, outputs_at_once
 
 __all__ = ["MaskTargets", "SetCriterion"]

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ..errors import DatasetError, NonFiniteLossError
 from .losses import class_cost, mask_costs
-from .point_sampling import MaskTargets, common_points
+from .point_drawing import common_points
+from .point_sampling import MaskTargets
 from .query_masks import masks_at_points
 
 __all__ = ["HungarianMatcher", "Match", "out_of_place"]

@@ -192,6 +192,16 @@ def test_what_is_wrong_is_named_by_loader_and_check(
     )
 
 
+def test_an_instances_json_that_is_no_json_is_called_by_its_name(
+    tiny_instances: TinyInstances,
+) -> None:
+    Path(tiny_instances.json).write_text("[1")
+    with pytest.raises(DatasetError, match=r"^instances JSON .*instances\.json \(2 bytes\) is not"):
+        get_records(NAME)
+    (problem,) = check_panoptic(NAME)
+    assert problem.message.startswith("instances JSON ")
+
+
 def test_the_check_opens_images(tiny_instances: TinyInstances) -> None:
     assert check_panoptic(NAME) == []
     assert count_segments(NAME) == "2 images, 2 things, 4 instances"

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from panoptic_ext.modeling.criterion import SetCriterion
 from panoptic_ext.modeling.matcher import HungarianMatcher
-from panoptic_ext.modeling.point_sampling import MaskTargets, common_points, points_in_boxes
+from panoptic_ext.modeling.point_drawing import common_points, points_in_boxes
+from panoptic_ext.modeling.point_sampling import MaskTargets
 
 from .test_criterion import CLASSES, gradients, make_outputs, make_target
 from .test_point_sampling import planes, random_id_map

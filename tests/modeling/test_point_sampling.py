@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from panoptic_ext.modeling.point_drawing import uncertain_points
 from panoptic_ext.modeling.point_sampling import (
     MaskTargets,
     sample_at_common_points,
     sample_masks,
-    uncertain_points,
 )
 
 

@@ -10,10 +10,11 @@ from detectron2.data import MetadataCatalog
 from panoptic_ext.data.datasets.access import get_records
 from panoptic_ext.data.datasets.check_files import check_each
 from panoptic_ext.data.datasets.instances import check_instances
+from panoptic_ext.data.datasets.json_file import read_json
 from panoptic_ext.data.datasets.problems import Problem
-from panoptic_ext.data.datasets.structure import read_json
 from panoptic_ext.data.image_files import read_image
 from panoptic_ext.errors import DatasetError, quoted
+from panoptic_ext.regular_files import INSTANCES_JSON
 
 __all__ = ["check_instance_data", "count_instances"]
 
@@ -33,7 +34,9 @@ def check_instance_data(
     try:
         path = metadata.get("json_file", "")
         if path:
-            problems = check_instances(read_json(path), path, metadata.get("image_root", ""))
+            problems = check_instances(
+                read_json(path, INSTANCES_JSON), path, metadata.get("image_root", "")
+            )
             if problems:
                 return problems
         records = get_records(name)

@@ -11,15 +11,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any
 
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from panoptic_ext.data.datasets.files import FolderIndex, expand, search
+from panoptic_ext.data.datasets.json_file import is_int, read_json
 from panoptic_ext.data.datasets.problems import Problem, raise_if_any
-from panoptic_ext.data.datasets.structure import read_json, safe_name
+from panoptic_ext.data.datasets.structure import safe_name
 from panoptic_ext.errors import DatasetError, quoted
+from panoptic_ext.regular_files import INSTANCES_JSON
 
 __all__ = [
     "INSTANCE_EVALUATORS",
@@ -85,7 +87,7 @@ class InstanceMetadata(Metadata):
         if key not in InstanceMetadata._LAZY:
             return super().__getattr__(key)
         path, image_root = self._source.locate()
-        info = read_json(path)
+        info = read_json(path, INSTANCES_JSON)
         raise_if_any(_check_categories(info, path), path)
         # The order of Detectron2's load_coco_json and of pycocotools' results.
         rows = sorted((c["id"], c["name"]) for c in info["categories"])
@@ -191,7 +193,7 @@ def check_instances(info: dict[str, Any], path: str, image_root: str = "") -> li
         return problems
     problems += _check_images(info["images"], path, image_root)
     entries = [entry for entry in info["images"] if isinstance(entry, dict)]
-    images = {entry["id"] for entry in entries if _is_int(entry.get("id"))}
+    images = {entry["id"] for entry in entries if is_int(entry.get("id"))}
     categories = {category["id"] for category in info["categories"]}
     seen: set[Any] = set()
     for annotation in info["annotations"]:
@@ -201,7 +203,7 @@ def check_instances(info: dict[str, Any], path: str, image_root: str = "") -> li
 
 def _load(name: str, source: InstanceSource) -> list[dict[str, Any]]:
     path, image_root = source.locate()
-    raise_if_any(check_instances(read_json(path), path, image_root), path)
+    raise_if_any(check_instances(read_json(path, INSTANCES_JSON), path, image_root), path)
     return load_coco_json(path, image_root, name)
 
 
@@ -213,7 +215,7 @@ def _check_categories(info: dict[str, Any], path: str) -> list[Problem]:
     good = [
         c
         for c in categories
-        if isinstance(c, dict) and _is_int(c.get("id")) and isinstance(c.get("name"), str)
+        if isinstance(c, dict) and is_int(c.get("id")) and isinstance(c.get("name"), str)
     ]
     if len(good) < len(categories):
         bad = next(i for i, c in enumerate(categories) if c not in good)
@@ -228,7 +230,7 @@ def _check_images(images: Sequence[Any], path: str, image_root: str) -> list[Pro
     index = FolderIndex(image_root)
     ids: set[Any] = set()
     for number, entry in enumerate(images):
-        if not isinstance(entry, dict) or not _is_int(entry.get("id")):
+        if not isinstance(entry, dict) or not is_int(entry.get("id")):
             where = f"{path}, images entry {number}"
             problems.append(
                 Problem("bad-image", where, "no integer 'id'", "give each image an integer id")
@@ -241,7 +243,7 @@ def _check_images(images: Sequence[Any], path: str, image_root: str) -> list[Pro
             )
         ids.add(entry["id"])
         sides = [entry.get("height"), entry.get("width")]
-        if not all(_is_int(side) and side > 0 for side in sides):
+        if not all(is_int(side) and side > 0 for side in sides):
             problems.append(
                 Problem("bad-size", where, "no height and width", "write its size in pixels")
             )
@@ -270,7 +272,7 @@ def _check_images(images: Sequence[Any], path: str, image_root: str) -> list[Pro
 def _check_annotation(
     annotation: Any, images: set[Any], categories: set[int], seen: set[Any], path: str
 ) -> list[Problem]:
-    if not isinstance(annotation, dict) or not _is_int(annotation.get("id")):
+    if not isinstance(annotation, dict) or not is_int(annotation.get("id")):
         return [
             Problem("bad-annotation", path, "an annotation without integer 'id'", "number them")
         ]
@@ -283,7 +285,7 @@ def _check_annotation(
         ("image_id", images, "no-image-entry"),
         ("category_id", categories, "unknown-category"),
     ):
-        if not _is_int(annotation.get(key)) or annotation[key] not in known:
+        if not is_int(annotation.get(key)) or annotation[key] not in known:
             problems.append(
                 Problem(kind, where, f"its {key} is not in the JSON", f"correct its {key}")
             )
@@ -304,10 +306,6 @@ def _check_annotation(
     return problems
 
 
-def _is_int(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -320,7 +318,7 @@ def _is_segmentation(value: Any) -> bool:
     if isinstance(value, dict):
         size = value.get("size")
         counts = isinstance(value.get("counts"), (str, list))
-        return counts and isinstance(size, list) and len(size) == 2 and all(map(_is_int, size))
+        return counts and isinstance(size, list) and len(size) == 2 and all(map(is_int, size))
     return (
         isinstance(value, list)
         and bool(value)

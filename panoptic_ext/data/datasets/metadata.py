@@ -9,7 +9,8 @@ from typing import Any
 from detectron2.data import Metadata
 
 from panoptic_ext.data.datasets.files import expand, search
-from panoptic_ext.data.datasets.structure import Category, read_categories, read_json
+from panoptic_ext.data.datasets.json_file import read_json
+from panoptic_ext.data.datasets.structure import Category, read_categories
 from panoptic_ext.errors import DatasetError, quoted
 
 __all__ = ["PanopticMetadata", "PanopticSource"]

@@ -18,13 +18,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from panoptic_ext.data.datasets.divisor import segments_of_png
 from panoptic_ext.data.datasets.files import FolderIndex
+from panoptic_ext.data.datasets.json_file import read_json
 from panoptic_ext.data.datasets.metadata import PanopticMetadata, PanopticSource
 from panoptic_ext.data.datasets.problems import Problem, raise_if_any
 from panoptic_ext.data.datasets.structure import (
     Category,
     check_structure,
     read_categories,
-    read_json,
 )
 from panoptic_ext.data.id_map import check_encoding
 from panoptic_ext.errors import DatasetError, quoted, shortened

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 from panoptic_ext.data.datasets.divisor import check_divisor_categories
+from panoptic_ext.data.datasets.json_file import is_int
 from panoptic_ext.data.datasets.problems import Problem
 from panoptic_ext.data.id_map import MAX_RGB_ID
-from panoptic_ext.errors import NOT_JSON, DatasetError, quoted
-from panoptic_ext.regular_files import PANOPTIC_JSON, check_regular_file
+from panoptic_ext.errors import DatasetError, quoted
 
-__all__ = ["Category", "check_structure", "read_categories", "read_json", "safe_name"]
+__all__ = ["Category", "check_structure", "read_categories", "safe_name"]
 
 _MAX_DIVISOR_ID = 2**31 - 1
 _MAX_AREA = 2**53  # what JSON readers agree on; far beyond any image
@@ -28,27 +26,6 @@ class Category(NamedTuple):
     name: str
     isthing: bool
     color: tuple[int, int, int]
-
-
-def read_json(path: str) -> dict[str, Any]:
-    """Read a panoptic JSON; DatasetError unless it is a JSON object."""
-    check_regular_file(path, PANOPTIC_JSON, error=DatasetError)
-    try:
-        with open(path, encoding="utf-8") as file:
-            info = json.load(file)
-    except OSError as error:
-        raise DatasetError(f"panoptic JSON {path} cannot be read: {error}") from error
-    except NOT_JSON as error:
-        raise DatasetError(
-            f"panoptic JSON {path} ({os.path.getsize(path)} bytes) is not valid JSON: {error};"
-            f" {PANOPTIC_JSON.bad}"
-        ) from error
-    if not isinstance(info, dict):
-        raise DatasetError(
-            f"panoptic JSON {path} holds a {type(info).__name__}, expected an object with "
-            "images, annotations and categories"
-        )
-    return info
 
 
 def check_structure(
@@ -77,7 +54,7 @@ def check_structure(
     if categories is None:
         problems += _check_categories(info["categories"], path)
         ids = [c.get("id") for c in info["categories"] if isinstance(c, dict)]
-        known = {i for i in ids if _is_int(i)}
+        known = {i for i in ids if is_int(i)}
     else:
         known = {c.id for c in categories}
     if encoding == "divisor":
@@ -203,7 +180,7 @@ def _check_image(entry: Any, path: str) -> list[Problem]:
     if not safe_name(entry.get("file_name")):
         problems.append(_unsafe_name(where, entry.get("file_name")))
     size = (entry.get("height"), entry.get("width"))
-    if not all(_is_int(v) and v > 0 for v in size):
+    if not all(is_int(v) and v > 0 for v in size):
         problems.append(
             Problem(
                 "bad-size",
@@ -285,7 +262,7 @@ class _SegmentChecker:
     def _is_good(self, segment: dict[str, Any]) -> bool:
         # The quick test of every segment of a large data set; `_explain` makes the messages.
         return (
-            _is_int(segment.get("id"))
+            is_int(segment.get("id"))
             and 0 < segment["id"] <= self.max_id
             and self._is_known(segment.get("category_id"))
             and (
@@ -295,16 +272,16 @@ class _SegmentChecker:
         )
 
     def _is_known(self, category: Any) -> bool:
-        return _is_int(category) and category in self.category_ids
+        return is_int(category) and category in self.category_ids
 
     def _explain(self, segment: dict[str, Any], where: str) -> list[Problem]:
         problems = []
         i = segment.get("id")
-        if i == 0 and _is_int(i):
+        if i == 0 and is_int(i):
             problems.append(
                 Problem("segment-id-0", where, "0 is void", "number segments from 1 upwards")
             )
-        elif not _is_int(i) or not 0 < i <= self.max_id:
+        elif not is_int(i) or not 0 < i <= self.max_id:
             problems.append(
                 Problem(
                     "segment-id-range",
@@ -367,12 +344,8 @@ def _text(value: Any) -> str:
     return str(value) if isinstance(value, (str, int, float)) else quoted(value)
 
 
-def _is_int(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _is_in(value: Any, limit: int) -> bool:
-    return _is_int(value) and -limit <= value <= limit
+    return is_int(value) and -limit <= value <= limit
 
 
 def _is_area(value: Any) -> bool:
@@ -381,13 +354,13 @@ def _is_area(value: Any) -> bool:
 
 
 def _is_id(value: Any) -> bool:
-    return _is_int(value) or (isinstance(value, str) and bool(value))
+    return is_int(value) or (isinstance(value, str) and bool(value))
 
 
 def _as_color(value: Any) -> tuple[int, int, int] | None:
     if not isinstance(value, (list, tuple)) or len(value) != 3:
         return None
-    if not all(_is_int(v) and 0 <= v <= 255 for v in value):
+    if not all(is_int(v) and 0 <= v <= 255 for v in value):
         return None
     return value[0], value[1], value[2]
 

@@ -1,0 +1,87 @@
+"""The checkpoints that runs leave in an output folder, by their names."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import logging
+import os
+import re
+import time
+from collections.abc import Sequence
+
+from panoptic_ext.regular_files import SMALL_FILE, file_problem
+
+__all__ = ["TAG", "periodic_checkpoints", "set_aside", "training_checkpoints"]
+
+TAG = "last_checkpoint"
+"""The file that names the newest checkpoint."""
+
+_TRAINING_FILE = re.compile(r"model_(\d{7}|final)\.pth")
+_PERIODIC_FILE = re.compile(r"model_\d{7}\.pth")
+
+
+def training_checkpoints(folder: str, logger: logging.Logger) -> list[str]:
+    """Paths of the checkpoints in a folder: the one that the tag names, then the newest first."""
+    paths = _matching(folder, _TRAINING_FILE)
+    paths.sort(key=_modified, reverse=True)
+    tag = os.path.join(folder, TAG)
+    if file_problem(tag, SMALL_FILE):
+        return paths
+    try:
+        with open(tag, encoding="utf-8") as stream:
+            tagged = os.path.join(folder, os.path.basename(stream.read().strip()))
+    except (OSError, UnicodeDecodeError):
+        return paths
+    if not os.path.isfile(tagged):
+        if paths:
+            logger.warning("%s names %s, which is not there", TAG, tagged)
+        return paths
+    return [tagged, *(path for path in paths if path != tagged)]
+
+
+def periodic_checkpoints(folder: str) -> list[str]:
+    """Paths of the checkpoints of single iterations, by iteration."""
+    return sorted(_matching(folder, _PERIODIC_FILE))
+
+
+def set_aside(folder: str, checkpoints: Sequence[str]) -> str:
+    """Move checkpoints, the newest first in the list, and their tag into a new folder.
+
+    Returns:
+        That folder, `previous-<time>` in `folder`.
+    """
+    aside = _new_folder(os.path.join(folder, time.strftime("previous-%Y%m%d-%H%M%S")))
+    # The tagged file goes last but the tag: after a kill in between, there is still the whole
+    # earlier run to resume, or none.
+    for path in [*reversed(checkpoints), os.path.join(folder, TAG)]:
+        if os.path.isfile(path):
+            os.replace(path, os.path.join(aside, os.path.basename(path)))
+    return aside
+
+
+def _matching(folder: str, name: re.Pattern[str]) -> list[str]:
+    if not os.path.isdir(folder):
+        return []
+    paths = glob.glob(os.path.join(glob.escape(folder), "*.pth"))
+    return [path for path in paths if name.fullmatch(os.path.basename(path))]
+
+
+def _modified(path: str) -> float:
+    """When a file was written; 0 for a link to no file, which is passed over when it is read."""
+    try:
+        return os.path.getmtime(path)
+    except OSError:
+        return 0.0
+
+
+def _new_folder(path: str) -> str:
+    """Make a folder at `path`, or with a number behind it where that is taken."""
+    for number in itertools.count(1):
+        folder = path if number == 1 else f"{path}-{number}"
+        try:
+            os.mkdir(folder)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("not reached")

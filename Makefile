@@ -10,8 +10,9 @@ VENV_PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 DEMO := output/demo
 PYTEST_ARGS ?=
-# Two processes of one thread each: for two cores. A file's tests stay in one process.
-PYTEST := OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(or $(WORKERS),2) --dist loadfile
+# Two processes of one thread each: for two cores. A file's tests stay in one process, and files
+# keep the order of tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install demo test test-main check format lint clean distclean
 

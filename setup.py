@@ -39,7 +39,7 @@ EXTRAS = {
         "hypothesis>=6.80",
         "mypy==2.4.1",
         "pytest>=8.0",
-        "pytest-xdist>=3.5",
+        "pytest-xdist>=3.7",
         "ruff==0.17.5",
         "timm>=1.0",
         "torchmetrics>=1.4",

@@ -64,7 +64,10 @@ def clean_catalogs() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked gpu where torch sees no CUDA device."""
+    """Files with slow tests first; tests marked gpu are skipped where torch sees no CUDA device."""
+    # At the end one process would work through a slow file while the others have nothing left.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device, and torch sees none")

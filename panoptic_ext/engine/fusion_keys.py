@@ -14,6 +14,7 @@ from panoptic_ext.errors import ConfigError
 __all__ = ["check_fusion_keys"]
 
 BLOCK = "MODEL.PANOPTIC_FUSION"
+_IN_DUMPS_ALONE = "GLOBAL.HACK"  # a key of Detectron2's that nobody writes, but that dumps have
 
 
 def check_fusion_keys(cfg: CfgNode, given: Mapping[str, str]) -> None:
@@ -34,9 +35,10 @@ def check_fusion_keys(cfg: CfgNode, given: Mapping[str, str]) -> None:
     if not _is_known(arch) or (takes_fusion and not replaced):
         return
     keys, defaults = cfg.MODEL.PANOPTIC_FUSION, _defaults()
-    if f"{BLOCK}.UPSNET.NMS_THRESHOLD" in given and "INPUT.KEEP_EMPTY_SEGMENTS" not in given:
+    dump = _file_of(given.get(_IN_DUMPS_ALONE, ""))
+    if dump and "INPUT.KEEP_EMPTY_SEGMENTS" not in given:
         for name, value in _items(defaults):
-            if given.get(f"{BLOCK}.{name}") != "the command line":
+            if _file_of(given.get(f"{BLOCK}.{name}", "")) == dump:
                 _set(keys, name, value)
     changed = {
         f"{BLOCK}.{name}": value
@@ -54,6 +56,11 @@ def check_fusion_keys(cfg: CfgNode, given: Mapping[str, str]) -> None:
 def _is_known(arch: type) -> bool:
     """Whether it is ours or Detectron2's; others may read the keys in ways of their own."""
     return arch.__module__.startswith(("panoptic_ext.", "detectron2."))
+
+
+def _file_of(source: str) -> str:
+    """The file of a "file:line"; "" for the command line."""
+    return source.rpartition(":")[0]
 
 
 def _refuse(changed: Mapping[str, Any], why: str) -> None:

@@ -71,12 +71,14 @@ def test_predictions_to_combine_give_short_errors(key: str, value: str, tmp_path
     path.write_text(json.dumps([{**row, key: "THE VALUE"}]).replace('"THE VALUE"', value))
     images = ImageList("data", [ImageEntry(1, "x.jpg", "x.png", (2, 2))], [])
 
+    errors = []
     for reader in (InstanceResults, SemanticResults):
         try:
             read = reader(str(path), images)
             read.labels(images.images[0]) if isinstance(read, SemanticResults) else None
         except PanopticExtError as error:
-            assert len(str(error)) < 500 + len(str(tmp_path))
+            errors.append(str(error))
+    assert errors and max(map(len, errors)) < 500 + len(str(tmp_path))
 
 
 def test_no_line_of_an_error_is_longer_than_a_screen() -> None:

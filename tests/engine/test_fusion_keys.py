@@ -81,3 +81,18 @@ def test_the_config_of_a_run_loads_again(which: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(cfg.dump())
     again = load_cfg(str(tmp_path / "config.yaml"), use_data=False)
     assert again.MODEL.PANOPTIC_FUSION == cfg.MODEL.PANOPTIC_FUSION
+
+
+@pytest.mark.parametrize("which", ["fpn", "mask2former"])
+def test_a_block_that_a_user_wrote_is_not_taken_for_one_of_an_earlier_run(
+    which: str, tmp_path: Path
+) -> None:
+    block = "{NAME: upsnet, UPSNET: {NMS_THRESHOLD: 0.4}}"
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"_BASE_: {FILES[which]}\nMODEL: {{PANOPTIC_FUSION: {block}}}\n")
+    if which == "mask2former":
+        with pytest.raises(ConfigError, match="takes no fusion"):
+            load_cfg(str(path), use_data=False)
+        return
+    loaded = load_cfg(str(path), use_data=False).MODEL.PANOPTIC_FUSION
+    assert (loaded.NAME, loaded.UPSNET.NMS_THRESHOLD) == ("upsnet", 0.4)

@@ -9,18 +9,24 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 __all__ = [
+    "STOPPING",
     "Interrupted",
     "StopRequest",
     "outlive_interruption",
     "signals_of_a_command",
     "stoppable",
+    "until_stopped",
 ]
+
+STOPPING = "stopping after the current image; a second signal ends at once"
+
+Item = TypeVar("Item")
 
 _DEFAULTS: dict[int, tuple[Any, ...]] = {
     signal.SIGINT: (signal.default_int_handler, signal.SIG_DFL),
@@ -135,6 +141,23 @@ def stoppable(
         # Where one has come it is a request no more: what follows may be interrupted as ever.
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
+
+
+def until_stopped(images: Iterable[Item], message: Callable[[int], str]) -> Iterator[Item]:
+    """The images, one by one, until a signal has asked to stop.
+
+    Args:
+        images: or what stands for them.
+        message: number of those that are done -> how to go on.
+
+    Raises:
+        Interrupted: after Ctrl-C or SIGTERM, before the next image.
+    """
+    with stoppable(STOPPING) as stop:
+        for number, image in enumerate(images):
+            if stop:
+                raise stop.interrupted(message(number))
+            yield image
 
 
 def outlive_interruption(*_: object) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,16 @@ from torch import nn
 
 from panoptic_ext.engine.predictor import Predictor
 from panoptic_ext.errors import ConfigError, quoted
-from panoptic_ext.interruption import stoppable
+from panoptic_ext.interruption import until_stopped
 
 __all__ = ["FUSIONS", "compare_fusions", "fusion_table", "fusions_of", "load_test_data"]
 
 logger = logging.getLogger(__name__)
+
+_HOW_TO_GO_ON = (
+    "stopped after {} images; there is no result, and the same command compares from the first "
+    "image"
+)
 
 FUSIONS = ("hadamard", "heuristic", "upsnet", "spatial_ranking")
 """The fusions compared by default; a learned one only where the weights hold it.
@@ -90,7 +95,7 @@ def compare_fusions(
     own = model.fusion
     evaluators = {name: evaluator() for name in fusions}
     try:
-        for inputs in _until_stopped(data):
+        for inputs in until_stopped(data, _HOW_TO_GO_ON.format):
             with torch.no_grad(), predictor.precision.autocast():
                 instances, sem_seg = model.inference(inputs, do_postprocess=False)
             for found, logits, given in zip(instances, sem_seg, inputs, strict=True):
@@ -107,16 +112,6 @@ def compare_fusions(
         model.fusion = own
     quality = {name: done.evaluate()["panoptic_seg"] for name, done in evaluators.items()}
     return {name: {key: float(found[key]) for key in QUALITIES} for name, found in quality.items()}
-
-
-def _until_stopped(data: Iterable[Any]) -> Iterator[Any]:
-    with stoppable("stopping after the current image; a second signal ends at once") as stop:
-        for number, inputs in enumerate(data):
-            stop.check(
-                f"stopped after {number} images; there is no result, and the same command compares "
-                "from the first image"
-            )
-            yield inputs
 
 
 def fusion_table(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> str:

@@ -27,13 +27,12 @@ from panoptic_ext.engine.distributed import share_buffers
 from panoptic_ext.engine.loader import explain_system_error
 from panoptic_ext.engine.precision import evaluation_precision
 from panoptic_ext.engine.rng import preserved_rng
-from panoptic_ext.interruption import Interrupted, StopRequest, stoppable
+from panoptic_ext.interruption import STOPPING, Interrupted, StopRequest, stoppable
 
 __all__ = ["build_evaluator", "evaluate", "result_folder"]
 
 logger = logging.getLogger(__name__)
 
-_STOPPING = "stopping after the current image; a second signal ends at once"
 _NO_AUGMENTATION = (
     "TEST.AUG.ENABLED is True, but test-time augmentation is not there: each image is evaluated "
     "once, at its test size and unflipped, so results are those without it. TEST.AUG.ENABLED False "
@@ -141,7 +140,7 @@ class _OfAll(DatasetEvaluator):
 def _run(model: nn.Module, data: Any, evaluator: Any) -> dict[str, Any]:
     if isinstance(evaluator, (list, tuple)):
         evaluator = DatasetEvaluators(evaluator)
-    announce = _STOPPING if comm.is_main_process() else ""
+    announce = STOPPING if comm.is_main_process() else ""
     try:
         with stoppable(announce) as stop:
             images = _UntilStopped(data, stop)

@@ -16,7 +16,6 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +28,7 @@ from panoptic_ext.data.datasets.panoptic import register_source
 from panoptic_ext.data.datasets.shapes_render import CATEGORIES, VERSION, render
 from panoptic_ext.data.id_map import write_id_map
 from panoptic_ext.errors import ConfigError, DatasetError
-from panoptic_ext.interruption import stoppable
+from panoptic_ext.interruption import until_stopped
 
 __all__ = ["SPLITS", "ShapesParams", "ShapesSource", "ensure_shapes", "register_shapes"]
 
@@ -201,7 +200,11 @@ def _write_split(params: ShapesParams, split: str, folder: str) -> None:
         "annotations": [],
     }
     numbers = tqdm(range(params.count(split)), desc=f"shapes {split}", unit="image", delay=2)
-    for number in _until_stopped(numbers, split):
+    how_to_go_on = (
+        f"stopped after generating {{}} of {params.count(split)} images of shapes ({split}); they "
+        "were removed, and the same command generates them anew"
+    )
+    for number in until_stopped(numbers, how_to_go_on.format):
         seed = (params.seed, SPLITS.index(split), number)
         image, ids, segments = render(params.height, params.width, params.max_objects, seed)
         stem = f"{number:06d}"
@@ -224,16 +227,6 @@ def _write_split(params: ShapesParams, split: str, folder: str) -> None:
         )
     with open(os.path.join(folder, f"panoptic_{split}.json"), "w", encoding="utf-8") as file:
         json.dump(info, file)
-
-
-def _until_stopped(numbers: Collection[int], split: str) -> Iterator[int]:
-    with stoppable("stopping after the current image; a second signal ends at once") as stop:
-        for number in numbers:
-            stop.check(
-                f"stopped after generating {number} of {len(numbers)} images of shapes ({split}); "
-                "they were removed, and the same command generates them anew"
-            )
-            yield number
 
 
 def _measure(mask: Any) -> dict[str, Any]:

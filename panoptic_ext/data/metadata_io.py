@@ -14,8 +14,9 @@ from typing import Any
 from detectron2.data.catalog import Metadata
 
 from panoptic_ext.atomic import write_atomic
-from panoptic_ext.errors import NOT_JSON, DatasetError, quoted
-from panoptic_ext.regular_files import METADATA, check_regular_file
+from panoptic_ext.data.datasets.json_file import load_json
+from panoptic_ext.errors import DatasetError, quoted
+from panoptic_ext.regular_files import METADATA
 
 __all__ = ["METADATA_FILE", "load_metadata", "save_metadata"]
 
@@ -69,15 +70,7 @@ def load_metadata(path: str) -> Metadata:
     Raises:
         DatasetError: missing file, invalid JSON or another kind of JSON.
     """
-    check_regular_file(path, METADATA, error=DatasetError)
-    try:
-        with open(path, encoding="utf-8") as stream:
-            content = json.load(stream)
-    except (OSError, *NOT_JSON) as error:
-        raise DatasetError(
-            f"metadata file {path} cannot be read: {error}; expected the {METADATA_FILE} that"
-            " training writes into its output folder"
-        ) from error
+    content = load_json(path, METADATA)
     missing = [key for key in _REQUIRED if key not in content] if isinstance(content, dict) else []
     if missing or not isinstance(content, dict):
         raise DatasetError(

@@ -9,7 +9,6 @@ and SemSegEvaluator, and panoptic_ext's, write the JSONs.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections import defaultdict
@@ -19,8 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from panoptic_ext.data.datasets.json_file import load_json
 from panoptic_ext.data.id_map import READ_ERRORS
-from panoptic_ext.errors import NOT_JSON, EvaluationError, nearest, quoted
+from panoptic_ext.errors import EvaluationError, nearest, quoted
 from panoptic_ext.regular_files import LABEL_MAP, RESULTS_JSON, check_regular_file
 
 from .coco_rle import decode_window, run_lengths
@@ -282,16 +282,7 @@ def _pngs(folder: str) -> Iterator[str]:
 
 
 def _read_list(path: str, what: str) -> list[Any]:
-    check_regular_file(path, dataclasses.replace(RESULTS_JSON, name=what), error=EvaluationError)
-    try:
-        with open(path, encoding="utf-8") as stream:
-            rows = json.load(stream)
-    except OSError as error:
-        raise EvaluationError(f"{what} {path} cannot be read: {error.strerror}") from error
-    except NOT_JSON as error:
-        raise EvaluationError(
-            f"{what} {path} is not valid JSON: {error}; it may be cut off: write it again"
-        ) from error
+    rows = load_json(path, dataclasses.replace(RESULTS_JSON, name=what), error=EvaluationError)
     if not isinstance(rows, list):
         raise EvaluationError(
             f"{what} {path} hold a {type(rows).__name__}; expected a list of predictions, as"

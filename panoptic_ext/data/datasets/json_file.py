@@ -1,19 +1,43 @@
-"""The JSON of a data set, read as one object and otherwise unchecked."""
+"""JSON files, read whole; what is in them is checked elsewhere."""
 
 from __future__ import annotations
 
 import json
-import os
 from typing import Any, TypeGuard
 
-from panoptic_ext.errors import NOT_JSON, DatasetError
+from panoptic_ext.errors import NOT_JSON, DatasetError, PanopticExtError
 from panoptic_ext.regular_files import PANOPTIC_JSON, FileKind, check_regular_file
 
-__all__ = ["is_int", "read_json"]
+__all__ = ["is_int", "load_json", "read_json"]
+
+
+def load_json(path: str, kind: FileKind, *, error: type[PanopticExtError] = DatasetError) -> Any:
+    """The content of a JSON file.
+
+    Args:
+        path: of the file.
+        kind: what it should be.
+        error: the class to raise.
+
+    Raises:
+        `error`: it is no regular file of a sensible size, or no JSON.
+    """
+    size = check_regular_file(path, kind, error=error)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except OSError as failure:
+        raise error(
+            f"{kind.name} {path} cannot be read: {failure.strerror or failure}"
+        ) from failure
+    except NOT_JSON as failure:
+        raise error(
+            f"{kind.name} {path} ({size} bytes) is not valid JSON: {failure}; {kind.bad}"
+        ) from failure
 
 
 def read_json(path: str, kind: FileKind = PANOPTIC_JSON) -> dict[str, Any]:
-    """Read a JSON object.
+    """The JSON of a data set.
 
     Args:
         path: of the file.
@@ -22,17 +46,7 @@ def read_json(path: str, kind: FileKind = PANOPTIC_JSON) -> dict[str, Any]:
     Raises:
         DatasetError: no regular file, no JSON, or no object.
     """
-    check_regular_file(path, kind, error=DatasetError)
-    try:
-        with open(path, encoding="utf-8") as file:
-            info = json.load(file)
-    except OSError as error:
-        raise DatasetError(f"{kind.name} {path} cannot be read: {error}") from error
-    except NOT_JSON as error:
-        raise DatasetError(
-            f"{kind.name} {path} ({os.path.getsize(path)} bytes) is not valid JSON: {error};"
-            f" {kind.bad}"
-        ) from error
+    info = load_json(path, kind)
     if not isinstance(info, dict):
         raise DatasetError(
             f"{kind.name} {path} holds a {type(info).__name__}, expected an object with "

@@ -207,7 +207,9 @@ def test_the_check_opens_images(tiny_instances: TinyInstances) -> None:
     assert count_segments(NAME) == "2 images, 2 things, 4 instances"
     Image.new("RGB", (WIDTH, HEIGHT + 1)).save(tiny_instances.images / "1.png")
     (tiny_instances.images / "2.png").write_bytes(b"no image")
-    assert [p.kind for p in check_panoptic(NAME)] == ["size-mismatch", "damaged-image"]
+    problems = check_panoptic(NAME)
+    assert [p.kind for p in problems] == ["size-mismatch", "damaged-image"]
+    assert str(problems[1]).count("cannot be read") == 1 and problems[1].mend == "copy it again"
     assert check_panoptic(NAME, pixels=False) == []
 
 

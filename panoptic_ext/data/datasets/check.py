@@ -20,7 +20,7 @@ from panoptic_ext.data.datasets.instances import has_instances_alone
 from panoptic_ext.data.datasets.json_file import read_json
 from panoptic_ext.data.datasets.metadata import PanopticMetadata, PanopticSource
 from panoptic_ext.data.datasets.panoptic import load_source, missing_files
-from panoptic_ext.data.datasets.problems import Problem
+from panoptic_ext.data.datasets.problems import Problem, problem_of
 from panoptic_ext.data.datasets.structure import check_structure, safe_name
 from panoptic_ext.data.id_map import READ_ERRORS, find_runs, read_id_map, read_png_size
 from panoptic_ext.data.image_files import EXIF_ORIENTATION, deep_pixels, turned_size
@@ -215,8 +215,7 @@ def _check_image(sample: _Sample) -> tuple[tuple[int, int] | None, int, list[Pro
     where = f"{sample.where}, {sample.image}"
     problem = file_problem(sample.image, IMAGE)
     if problem:
-        text, _, mend = problem.rpartition("; ")
-        return None, 1, [Problem("damaged-image", where, text or problem, mend)]
+        return None, 1, [problem_of("damaged-image", where, problem)]
     try:
         with Image.open(sample.image) as image:
             if _is_larger((image.height, image.width), sample.size):
@@ -228,10 +227,7 @@ def _check_image(sample: _Sample) -> tuple[tuple[int, int] | None, int, list[Pro
     except READ_ERRORS as error:
         mend = "copy it again or remove it from the JSON"
         return None, 1, [Problem("damaged-image", where, f"cannot be read: {error}", mend)]
-    if not deep:
-        return size, turn, []
-    found, _, mend = deep.rpartition("; ")
-    return size, turn, [Problem("deep-image", where, found, mend)]
+    return size, turn, [problem_of("deep-image", where, deep)] if deep else []
 
 
 def _check_label_map(
@@ -244,8 +240,7 @@ def _check_label_map(
             return size, None, []  # its size is reported
         ids = read_id_map(sample.png, encoding)
     except DatasetError as error:
-        text, _, mend = str(error).rpartition("; ")
-        return None, None, [Problem("bad-label-map", sample.where, text or str(error), mend)]
+        return None, None, [problem_of("bad-label-map", sample.where, error)]
     return (ids.shape[0], ids.shape[1]), ids, []
 
 

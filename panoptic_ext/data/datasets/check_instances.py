@@ -11,7 +11,7 @@ from panoptic_ext.data.datasets.access import get_records
 from panoptic_ext.data.datasets.check_files import check_each
 from panoptic_ext.data.datasets.instances import check_instances
 from panoptic_ext.data.datasets.json_file import read_json
-from panoptic_ext.data.datasets.problems import Problem
+from panoptic_ext.data.datasets.problems import Problem, problem_of
 from panoptic_ext.data.image_files import read_image
 from panoptic_ext.errors import DatasetError, quoted
 from panoptic_ext.regular_files import INSTANCES_JSON
@@ -74,8 +74,7 @@ def _check_image(record: dict[str, Any]) -> list[Problem]:
     try:
         size = read_image(record["file_name"], "RGB").shape[:2]
     except DatasetError as error:
-        text, _, mend = str(error).rpartition("; ")
-        return [Problem("damaged-image", where, text or str(error), mend or "copy it again")]
+        return [problem_of("damaged-image", where, error)]
     expected = record["height"], record["width"]
     if size == expected:
         return []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from panoptic_ext.errors import DatasetError
 
-__all__ = ["Problem", "raise_if_any"]
+__all__ = ["Problem", "problem_of", "raise_if_any"]
 
 _SHOWN = 20
 
@@ -33,6 +33,18 @@ class Problem:
     def __str__(self) -> str:
         level = "warning: " if self.warning else ""
         return f"{level}{self.where}: {self.message}; {self.mend} [{self.kind}]"
+
+
+def problem_of(kind: str, where: str, explained: object, *, mend: str = "copy it again") -> Problem:
+    """A problem from an error that reads "what was found; how to mend it".
+
+    Args:
+        kind, where: as of `Problem`.
+        explained: the error, or its text.
+        mend: for an error that does not say it.
+    """
+    message, _, how = str(explained).rpartition("; ")
+    return Problem(kind, where, message or how, how if message else mend)
 
 
 def raise_if_any(problems: Sequence[Problem], source: str) -> None:

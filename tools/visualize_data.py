@@ -36,6 +36,7 @@ from panoptic_ext.data import (
     PanopticDatasetMapper,
     get_metadata,
     get_records,
+    has_instances_alone,
     read_id_map,
 )
 from panoptic_ext.data.image_files import read_image
@@ -105,6 +106,11 @@ def draw_dataset(
     name: str, cfg: CfgNode, args: argparse.Namespace, folder: str
 ) -> ManyFiles[tuple[int, dict[str, Any]]]:
     """Draw `args.num` records of one data set into `folder`; how many that were, and failed."""
+    if args.drawing and has_instances_alone(name):
+        raise ConfigError(
+            f"data set {name} holds instances alone, whose pictures Detectron2 draws without the "
+            f"options given ({', '.join(args.drawing)}); leave them out"
+        )
     records, metadata = get_records(name), get_metadata(name)
     count = min(args.num or len(records), len(records))
     chosen = np.random.default_rng(args.seed).permutation(len(records))[:count]

@@ -111,7 +111,7 @@ class _UntilStopped:
                 return
 
 
-class _OfAll(DatasetEvaluator):
+class _ResultsOfAllWorkers(DatasetEvaluator):
     """An evaluator that has results only where no worker was asked to stop."""
 
     def __init__(self, evaluator: Any, data: _UntilStopped, stop: StopRequest) -> None:
@@ -144,7 +144,9 @@ def _run(model: nn.Module, data: Any, evaluator: Any) -> dict[str, Any]:
     try:
         with stoppable(announce) as stop:
             images = _UntilStopped(data, stop)
-            return inference_on_dataset(model, images, _OfAll(evaluator, images, stop))
+            return inference_on_dataset(
+                model, images, _ResultsOfAllWorkers(evaluator, images, stop)
+            )
     except (OSError, RuntimeError) as error:
         explained = explain_system_error(error)
         if explained is None:

@@ -192,7 +192,8 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _of_content(kind: type) -> Callable[..., Any]:
-    """`kind` from its content alone: from a length it would fill memory out of a few bytes."""
+    """What makes a `kind` in a pickle: of given content only, for a length given in a few bytes
+    would fill the memory with zeros."""
 
     def make(*args: Any) -> Any:
         if args and isinstance(args[0], int):

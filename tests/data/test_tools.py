@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from panoptic_ext.data import register_panoptic
+from panoptic_ext.data import register_instances, register_panoptic
 from panoptic_ext.many_files import ManyFiles
 from tests.data.tiny import CATEGORIES, TinyDataset
+from tests.data.tiny_instances import HEIGHT, WIDTH, TinyInstances
 
 
 def tool(name: str) -> ModuleType:
@@ -174,6 +175,24 @@ def test_pictures(tiny: TinyDataset, tmp_path: Path, source: str) -> None:
     assert first.std() > 0
     assert tool("visualize_data").main(arguments) == 0
     assert np.array_equal(np.asarray(Image.open(picture)), first)
+
+
+@pytest.mark.parametrize("source", ["raw", "mapper"])
+def test_pictures_of_instances_alone(
+    tmp_path: Path, source: str, capsys: pytest.CaptureFixture[str], clean_catalogs: None
+) -> None:
+    data = TinyInstances(tmp_path / "tiny")
+    for image in data.images.iterdir():
+        Image.new("RGB", (WIDTH, HEIGHT)).save(image)
+    register_instances("tiny_alone", data.json, data.images)
+    arguments = ["--datasets", "tiny_alone", "--source", source, "--output", str(tmp_path / "out")]
+    assert tool("visualize_data").main(arguments) == 0
+    pictures = sorted((tmp_path / "out" / "tiny_alone").iterdir())
+    assert len(pictures) == 2
+    for picture in pictures:  # of black images
+        assert (np.asarray(Image.open(picture)) > 50).any()
+    assert tool("visualize_data").main([*arguments, "--alpha", "0.3", "--boxes"]) == 2
+    assert "(alpha, boxes); leave them out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

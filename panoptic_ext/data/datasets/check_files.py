@@ -56,7 +56,7 @@ def check_each(
     for item, found in bar:
         if found is None:
             name = where(item)
-            found = [Problem("unchecked", name, files.failed[name], "look at the files of it")]
+            found = [Problem("unchecked", name, files.failed[name], "open its files one by one")]
         problems += found
     if files.stop.signum is not None:
         message = (

@@ -137,7 +137,9 @@ def file_problem(path: str | os.PathLike, kind: FileKind) -> str:
     """
     try:
         status = os.stat(path)
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+    except ValueError:
+        return f"has a null character in its name; {kind.missing}"
+    except OSError as error:
         return f"{_why_no_file(path, error)}; {kind.missing}"
     for is_kind, description in _OTHER_FILES:
         if is_kind(status.st_mode):

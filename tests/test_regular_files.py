@@ -40,7 +40,7 @@ def test_each_thing_that_is_no_file_is_named(tmp_path: Path) -> None:
         tmp_path / "circle": "is a link that leads round in a circle",
         file / "inside": "a folder in its path is a file",
         tmp_path / ("x" * 300): "has a name that is too long",
-        tmp_path / "null\0character": "cannot be read (embedded null byte)",
+        tmp_path / "null\0character": "has a null character in its name; check the PNG root",
         tmp_path: "is a folder, expected a regular file",
         tmp_path / "pipe": "is a pipe, which may never end, expected a regular file",
         Path("/dev/zero"): "is a device, expected a regular file",

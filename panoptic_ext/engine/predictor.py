@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -140,11 +141,12 @@ class Predictor(DefaultPredictor):
         try:
             with explained_memory_errors(height, width), self.precision.autocast():
                 outputs = self.model(inputs)
-        except MemoryNeededError:
+        except MemoryNeededError as error:
             if len(inputs) == 1:
                 raise
+            _let_go(error)
             outputs = None
-        if outputs is None:  # a smaller batch may fit, once the error lets go of what this one took
+        if outputs is None:  # a smaller batch may fit
             return [self._predict([one])[0] for one in inputs]
         for output in outputs:
             panoptic_seg = output.get("panoptic_seg")
@@ -163,6 +165,13 @@ class Predictor(DefaultPredictor):
         """
         cfg = load_run_cfg(folder, opts)
         return cls(cfg, weights=find_weights(cfg, folder=folder))
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Empty the frames of an error and of what caused it: they hold the tensors of a batch."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def load_run_cfg(path: str, opts: Sequence[str] = ()) -> CN:

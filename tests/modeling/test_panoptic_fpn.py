@@ -294,9 +294,12 @@ def test_a_data_set_of_stuff_alone_is_an_error():
 
 def test_a_data_set_without_isthing_is_an_error_that_says_how_to_register_it():
     cfg = tiny_cfg()
-    cfg.DATASETS.TRAIN = ("coco_2017_train",)
-    with pytest.raises(ConfigError, match="register_panoptic"):
-        thing_ids_of_dataset(cfg)
+    cfg.DATASETS.TRAIN = ("fake_without_isthing",)
+    try:
+        with pytest.raises(ConfigError, match="register_panoptic"):
+            thing_ids_of_dataset(cfg)
+    finally:
+        MetadataCatalog.remove("fake_without_isthing")
 
 
 def test_semantic_loss_equals_detectron2s_where_something_is_labelled(model):

@@ -12,6 +12,7 @@ from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     COCOEvaluator,
     DatasetEvaluator,
+    LVISEvaluator,
 )
 
 from panoptic_ext.errors import EvaluationError, quoted
@@ -49,8 +50,8 @@ def build_instances_json_evaluator(dataset_name: str, output_dir: str) -> Datase
     """The evaluator that a data set of instances is published with.
 
     Args:
-        dataset_name: registered with Detectron2's `evaluator_type` "coco" or
-            "cityscapes_instance".
+        dataset_name: registered with Detectron2's `evaluator_type` "coco", "lvis" (needs the package
+            lvis) or "cityscapes_instance" (needs cityscapesScripts).
         output_dir: gets the results.
 
     Raises:
@@ -59,11 +60,13 @@ def build_instances_json_evaluator(dataset_name: str, output_dir: str) -> Datase
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
     if kind == "cityscapes_instance":
         return CityscapesInstanceEvaluator(dataset_name)
+    if kind == "lvis":
+        return LVISEvaluator(dataset_name, output_dir=output_dir)
     if kind == "coco":
         return InstancesJsonEvaluator(
             dataset_name, output_dir=output_dir, use_fast_impl=has_compiled_cocoeval()
         )
     raise EvaluationError(
-        f"data set {quoted(dataset_name)} has the evaluator_type {quoted(kind)}, expected 'coco' "
-        f"or 'cityscapes_instance'; evaluate it with Detectron2's own evaluator of that type"
+        f"data set {quoted(dataset_name)} has the evaluator_type {quoted(kind)}, expected 'coco', "
+        f"'lvis' or 'cityscapes_instance'; evaluate it with Detectron2's own evaluator of that type"
     )

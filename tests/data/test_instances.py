@@ -238,3 +238,21 @@ def test_the_registered_name_of_ade20k(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert len(get_records("ade20k_instance_train")) == 2
     assert {"ade20k_instance_train", "ade20k_instance_val"} <= set(DatasetCatalog.list())
     assert MetadataCatalog.get("ade20k_instance_train").evaluator_type == "coco"
+
+
+@pytest.mark.parametrize(
+    ("module", "advice"),
+    [
+        ("cityscapesscripts.helpers", "pip install cityscapesScripts"),
+        ("lvis", "pip install lvis"),
+        ("deeplearning.projects", "cityscapes_panoptic_train"),
+    ],
+)
+def test_a_module_that_a_reader_of_detectron2_lacks_is_named(module: str, advice: str) -> None:
+    def reader() -> list[dict[str, Any]]:
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    DatasetCatalog.register("theirs", reader)
+    MetadataCatalog.get("theirs").set(evaluator_type="lvis", thing_classes=["cup"])
+    with pytest.raises(DatasetError, match=rf"asks for the module '{module}': .*{advice}"):
+        get_records("theirs")

@@ -38,11 +38,7 @@ def get_records(name: str) -> list[dict[str, Any]]:
     except ModuleNotFoundError as error:
         raise DatasetError(
             f"data set {quoted(name)} cannot be read with this Detectron2, which asks for the "
-            f"module "
-            f"{quoted(error.name)}: install cityscapesScripts (pip install cityscapesScripts) "
-            f"or, with "
-            "Detectron2's main branch, whose Cityscapes reader needs a module that is not public, "
-            "take cityscapes_panoptic_train and _val"
+            f"module {quoted(error.name)}: {_how_to_get(error.name or '')}"
         ) from error
     except (OSError, AssertionError, KeyError, ValueError) as error:  # Detectron2's readers
         why = shortened(str(error) or type(error).__name__, 200)
@@ -99,6 +95,16 @@ def filter_empty(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         for record in records
         if any(not entry.get("iscrowd", 0) for entry in annotated(record))
     ]
+
+
+def _how_to_get(module: str) -> str:
+    package = {"cityscapesscripts": "cityscapesScripts"}.get(module.split(".")[0], module)
+    if module.split(".")[0] == "deeplearning":
+        return (
+            "it is not public; with Detectron2's main branch take cityscapes_panoptic_train and "
+            "_val, or take Detectron2 v0.6"
+        )
+    return f"install it (pip install {package})"
 
 
 def annotated(record: dict[str, Any]) -> list[dict[str, Any]]:

@@ -33,7 +33,7 @@ def check_instance_data(
     metadata = MetadataCatalog.get(name)
     try:
         path = metadata.get("json_file", "")
-        if path:
+        if path and metadata.get("evaluator_type", None) == "coco":
             problems = check_instances(
                 read_json(path, INSTANCES_JSON), path, metadata.get("image_root", "")
             )

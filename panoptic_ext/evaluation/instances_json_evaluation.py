@@ -50,8 +50,8 @@ def build_instances_json_evaluator(dataset_name: str, output_dir: str) -> Datase
     """The evaluator that a data set of instances is published with.
 
     Args:
-        dataset_name: registered with Detectron2's `evaluator_type` "coco", "lvis" (needs the package
-            lvis) or "cityscapes_instance" (needs cityscapesScripts).
+        dataset_name: registered with Detectron2's `evaluator_type` "coco", "lvis" (needs the
+            package lvis) or "cityscapes_instance" (needs cityscapesScripts).
         output_dir: gets the results.
 
     Raises:

@@ -6,8 +6,12 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from panoptic_ext.data.metadata_io import save_metadata
+from panoptic_ext.engine import predictor
 from panoptic_ext.engine.setup import load_cfg
 from tests.data.tiny import TinyDataset
 
@@ -15,17 +19,48 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_own_data_yaml_loads_and_trains_in_minutes(tmp_path, monkeypatch, clean_catalogs):
+@pytest.fixture
+def my_yaml(tmp_path, monkeypatch, clean_catalogs):
+    """The README's my.yaml, beside configs/ and the data that it names."""
     block = re.search(r"```yaml\n(.*?)```", README, re.DOTALL).group(1)
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     (tmp_path / "my.yaml").write_text(block)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     data = TinyDataset(tmp_path / "street")
     for split in ("train", "val"):
         shutil.copy(data.json, data.root / f"panoptic_{split}.json")
-    cfg = load_cfg(str(tmp_path / "my.yaml"), ["MODEL.DEVICE", "cpu"])
-    assert cfg.DATASETS.TRAIN == ("street_train",)
-    assert cfg.SOLVER.MAX_ITER <= 2000 and cfg.TEST.EVAL_PERIOD > 0
+    return load_cfg("my.yaml", ["MODEL.DEVICE", "cpu"])
+
+
+def test_own_data_yaml_loads_and_trains_in_minutes(my_yaml):
+    assert my_yaml.DATASETS.TRAIN == ("street_train",)
+    assert my_yaml.SOLVER.MAX_ITER <= 2000 and my_yaml.TEST.EVAL_PERIOD > 0
+
+
+@pytest.mark.parametrize("data_is_there", [True, False])
+def test_python_lines_predict_and_draw_after_that_run(my_yaml, monkeypatch, data_is_there):
+    Path("output/street").mkdir(parents=True)
+    Path("output/street/config.yaml").write_text(my_yaml.dump())
+    save_metadata(MetadataCatalog.get("street_train"), "output/street/metadata.json")
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        catalog.remove("street_train")
+    if not data_is_there:
+        shutil.rmtree("street")
+
+    class Untrained:
+        def __init__(self, cfg):
+            self.metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+
+        def __call__(self, image):
+            segment = {"id": 1, "category_id": 1, "isthing": True}
+            return {"panoptic_seg": (np.ones(image.shape[:2], np.int32), [segment])}
+
+    monkeypatch.setattr(predictor, "Predictor", Untrained)
+    values = {"image_bgr": np.zeros((40, 50, 3), np.uint8)}
+    exec(re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1), values)
+    assert values["predictor"].metadata.thing_classes == ["road", "car", "person"]
+    assert Path("drawn.png").is_file()
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(((?!http)[^)#]+)\)", README))))

@@ -55,7 +55,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def compare_run(run: str, args: argparse.Namespace, *, sheet: bool) -> dict[str, dict[str, float]]:
     """Results of one run's weights; the contact sheet if wanted."""
-    cfg = load_run_cfg(run, args.opts)
+    cfg = load_run_cfg(run, args.opts, own_data=True)
     name, data = load_test_data(cfg)
     predictor = Predictor(cfg, weights=args.weights or find_weights(cfg, folder=run))
     fusions = fusions_of(predictor, args.fusions)

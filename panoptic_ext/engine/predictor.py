@@ -174,12 +174,17 @@ def _let_go(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def load_run_cfg(path: str, opts: Sequence[str] = ()) -> CN:
+def load_run_cfg(path: str, opts: Sequence[str] = (), *, own_data: bool = False) -> CN:
     """The config to predict with; what a run left is enough, its data set need not be there.
+
+    A data set that is registered already under a name of the run's, with other files, stays so if
+    it has the run's classes.
 
     Args:
         path: a YAML file, or the output folder of a training run.
         opts: KEY VALUE pairs, applied last.
+        own_data: the run's data sets will be read too; a name that is registered with other files
+            is an error then.
 
     Returns:
         A frozen config whose classes are registered, on the CPU where there is no CUDA. Of what a
@@ -187,7 +192,8 @@ def load_run_cfg(path: str, opts: Sequence[str] = ()) -> CN:
 
     Raises:
         ConfigError: the config is wrong, or the folder is not one of a run.
-        DatasetError: the class names can be read from neither data set nor metadata.json.
+        DatasetError: the class names can be read from neither data set nor metadata.json, or a
+            data set of the run's name is registered with other classes.
     """
     config = os.path.join(path, _CONFIG_FILE) if os.path.isdir(path) else path
     if os.path.isdir(path) and not os.path.lexists(config):
@@ -197,9 +203,9 @@ def load_run_cfg(path: str, opts: Sequence[str] = ()) -> CN:
         )
     metadata = os.path.join(os.path.dirname(os.path.abspath(config)), METADATA_FILE)
     left_by_run = os.path.basename(config) == _CONFIG_FILE and os.path.lexists(metadata)
-    cfg = load_cfg(config, opts, use_data=not left_by_run)
-    if left_by_run:
-        known = load_metadata(metadata)
+    known = load_metadata(metadata) if left_by_run else None
+    cfg = load_cfg(config, opts, use_data=known is None, trained_on=None if own_data else known)
+    if known is not None:
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
             # Not by setattr: it compares with the value so far, and reads the data set for that.
             values = {k: v for k, v in known.as_dict().items() if k != "name"}

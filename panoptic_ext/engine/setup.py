@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, Metadata
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from panoptic_ext.atomic import TemporaryFile, remove_leftovers
@@ -34,7 +34,13 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-def load_cfg(config_file: str, opts: Sequence[str] = (), *, use_data: bool = True) -> CfgNode:
+def load_cfg(
+    config_file: str,
+    opts: Sequence[str] = (),
+    *,
+    use_data: bool = True,
+    trained_on: Metadata | None = None,
+) -> CfgNode:
     """Read, complete and check a config.
 
     Data sets of the config are registered. The value of void pixels, and for models of
@@ -46,6 +52,7 @@ def load_cfg(config_file: str, opts: Sequence[str] = (), *, use_data: bool = Tru
         opts: KEY VALUE ... pairs, applied last.
         use_data: False leaves classes and void as given and reads no data set, e.g. to predict
             with a trained model's `config.yaml` where the data is not.
+        trained_on: see `register_from_config`.
 
     Returns:
         A frozen config.
@@ -70,7 +77,7 @@ def load_cfg(config_file: str, opts: Sequence[str] = (), *, use_data: bool = Tru
     resolve_published_names(cfg)
     _check_model_name(cfg)
     check_fusion_keys(cfg, given)
-    register_from_config(cfg)
+    register_from_config(cfg, trained_on=trained_on)
     if use_data:
         _check_datasets_exist(cfg)
         _check_ground_truth(cfg)

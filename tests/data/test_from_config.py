@@ -9,7 +9,15 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from panoptic_ext.config import add_panoptic_ext_config
-from panoptic_ext.data import PanopticDatasetMapper, get_records, register_from_config
+from panoptic_ext.data import (
+    PanopticDatasetMapper,
+    get_records,
+    register_from_config,
+    register_instances,
+    register_panoptic,
+)
+from panoptic_ext.data.datasets.metadata import PanopticMetadata
+from panoptic_ext.data.metadata_io import load_metadata, save_metadata
 from panoptic_ext.errors import ConfigError, DatasetError
 from tests.data.tiny import TinyDataset
 
@@ -149,3 +157,47 @@ def test_shapes_follow_the_config(tmp_path: Path) -> None:
     register_from_config(cfg)
     records = get_records("shapes_panoptic_val")
     assert [(r["height"], r["width"]) for r in records] == [(64, 80)] * 2
+
+
+def test_the_same_files_are_the_same_data_set_however_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: TinyDataset
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    block = config([tiny.root.parent])
+    register_panoptic("tiny", *BLOCK.values())  # relative to the current folder, no search path
+    register_from_config(block)
+    register_panoptic("tiny", *tiny.paths())
+    with pytest.raises(DatasetError, match=r"content: png_root is '.*panoptic' there, '.*images'"):
+        register_panoptic("tiny", *tiny.paths()[:2], png_root=tiny.images)
+    block.DATASETS.PANOPTIC.clear()
+    block.DATASETS.INSTANCES.one = CfgNode({key: BLOCK[key] for key in ("JSON", "IMAGE_ROOT")})
+    register_instances("one", *tiny.paths()[:2])
+    register_from_config(block)
+    with pytest.raises(DatasetError, match=r"content: image_root is '.*' there, '.*panoptic' here"):
+        register_instances("one", tiny.json, tiny.pngs)
+
+
+def test_a_model_that_predicts_leaves_a_registration_with_its_classes(
+    tmp_path: Path, tiny: TinyDataset
+) -> None:
+    save_metadata(PanopticMetadata("run", tiny.source()), str(tmp_path / "metadata.json"))
+    trained_on = load_metadata(str(tmp_path / "metadata.json"))
+    elsewhere = TinyDataset(tmp_path / "elsewhere")
+    register_panoptic("tiny", *elsewhere.paths())
+    register_from_config(config([tmp_path]), trained_on=trained_on)
+    assert MetadataCatalog.get("tiny").panoptic_json == str(elsewhere.json)
+    with pytest.raises(DatasetError, match="registered with other content"):
+        register_from_config(config([tmp_path]))
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        catalog.remove("tiny")
+    elsewhere.info["categories"][0]["name"] = "street"
+    elsewhere.save()
+    register_panoptic("tiny", *elsewhere.paths())
+    with pytest.raises(DatasetError, match=r"other classes.*street, car, person there, road, car"):
+        register_from_config(config([tmp_path]), trained_on=trained_on)
+    elsewhere.json.unlink()  # nothing is known of its classes, and nothing needs it
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        catalog.remove("tiny")
+    register_panoptic("tiny", *elsewhere.paths())
+    register_from_config(config([tmp_path]), trained_on=trained_on)
+    assert MetadataCatalog.get("tiny").source.json == str(elsewhere.json)

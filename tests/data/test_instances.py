@@ -91,7 +91,7 @@ def test_a_block_of_yaml_registers_it(tiny_instances: TinyInstances) -> None:
 
 def test_a_taken_name_is_refused(tiny_instances: TinyInstances) -> None:
     register_instances(NAME, tiny_instances.json, tiny_instances.images)
-    with pytest.raises(DatasetError, match="taken by another registration"):
+    with pytest.raises(DatasetError, match="registered with other content: image_root"):
         register_instances(NAME, tiny_instances.json, "elsewhere")
 
 

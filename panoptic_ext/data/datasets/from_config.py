@@ -5,19 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from panoptic_ext.data.datasets.builtin import register_builtin, warn_of_others
 from panoptic_ext.data.datasets.instances import (
+    InstanceMetadata,
     InstanceSource,
     describe_instances,
     register_instance_source,
 )
-from panoptic_ext.data.datasets.metadata import PanopticSource
+from panoptic_ext.data.datasets.metadata import PanopticMetadata, PanopticSource
 from panoptic_ext.data.datasets.panoptic import register_source
+from panoptic_ext.data.datasets.same_source import source_differences
 from panoptic_ext.data.datasets.shapes import ShapesParams, register_shapes
 from panoptic_ext.data.id_map import check_encoding
-from panoptic_ext.errors import ConfigError, nearest, quoted
+from panoptic_ext.errors import ConfigError, DatasetError, nearest, quoted, shortened
 
 __all__ = ["register_from_config"]
 
@@ -31,11 +33,16 @@ _OPTIONAL = {
 }
 
 
-def register_from_config(cfg: CfgNode) -> None:
+def register_from_config(cfg: CfgNode, *, trained_on: Metadata | None = None) -> None:
     """Register the blocks of DATASETS.PANOPTIC and .INSTANCES, and shapes with DATASETS.SHAPES.
 
-    Nothing is read and no file is looked for: a path that does not exist is an error when the
-    data set is used. Calling it again changes nothing.
+    Nothing is read, and a path that does not exist is an error when the data set is used. Calling
+    it again changes nothing.
+
+    Args:
+        cfg: the config.
+        trained_on: classes of a model that is to predict alone. A name that is registered with
+            other files then stays as it is, if its classes, where they can be read, are these.
 
     Raises:
         ConfigError: a block has an unknown key or lacks one, or a value is of the wrong kind.
@@ -45,15 +52,51 @@ def register_from_config(cfg: CfgNode) -> None:
     described = (*cfg.DATASETS.PANOPTIC, *cfg.DATASETS.INSTANCES)
     register_builtin([name for name in names if name not in described])
     for name, block in cfg.DATASETS.PANOPTIC.items():
-        register_source(name, _source_from_block(name, block, tuple(cfg.DATASETS.SEARCH_PATH)))
+        source = _source_from_block(name, block, tuple(cfg.DATASETS.SEARCH_PATH))
+        if not _stays(name, source, trained_on):
+            register_source(name, source)
     for name, block in cfg.DATASETS.INSTANCES.items():
-        source = _instances_from_block(name, block, tuple(cfg.DATASETS.SEARCH_PATH))
-        register_instance_source(name, source)
+        instances = _instances_from_block(name, block, tuple(cfg.DATASETS.SEARCH_PATH))
+        if not _stays(name, instances, trained_on):
+            register_instance_source(name, instances)
     register_shapes(_shapes_params(cfg.DATASETS.SHAPES))
     warn_of_others([name for name in names if name in DatasetCatalog and name not in described])
     for name in names:
         if name in DatasetCatalog:
             describe_instances(name)
+
+
+def _stays(name: str, source: Any, trained_on: Metadata | None) -> bool:
+    """Whether `name` keeps another registration, in which the model's classes are the same."""
+    if trained_on is None or name not in DatasetCatalog:
+        return False
+    registered = MetadataCatalog.get(name)
+    if not isinstance(registered, (PanopticMetadata, InstanceMetadata)):
+        return False
+    if not source_differences(registered.source, source):
+        return False
+    try:
+        classes = _classes(registered)
+    except DatasetError:  # its files are not there either
+        return True
+    if classes == _classes(trained_on):
+        return True
+    there, here = (", ".join(str(c[0]) for c in row) for row in (classes, _classes(trained_on)))
+    raise DatasetError(
+        f"data set {quoted(name)} is registered with other classes than the model was trained on: "
+        f"{shortened(there, 200)} there, {shortened(here, 200)} in the run's metadata.json (or "
+        "other ids or kinds of them). Register it under another name, or remove it from "
+        "DatasetCatalog and MetadataCatalog"
+    )
+
+
+def _classes(metadata: Metadata) -> list[tuple[str, bool, int | None]]:
+    """(name, isthing, dataset_id) of each class, in their order."""
+    things = metadata.get("thing_dataset_id_to_contiguous_id", {})
+    ids = {**metadata.get("stuff_dataset_id_to_contiguous_id", {}), **things}
+    dataset_ids = {contiguous: dataset_id for dataset_id, contiguous in ids.items()}
+    names = enumerate(zip(metadata.thing_classes, metadata.isthing, strict=True))
+    return [(name, bool(isthing), dataset_ids.get(i)) for i, (name, isthing) in names]
 
 
 def _shapes_params(shapes: CfgNode) -> ShapesParams:

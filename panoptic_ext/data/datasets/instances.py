@@ -19,6 +19,7 @@ from detectron2.data.datasets import load_coco_json
 from panoptic_ext.data.datasets.files import FolderIndex, expand, search
 from panoptic_ext.data.datasets.json_file import is_int, read_json
 from panoptic_ext.data.datasets.problems import Problem, raise_if_any
+from panoptic_ext.data.datasets.same_source import source_differences
 from panoptic_ext.data.datasets.structure import safe_name
 from panoptic_ext.errors import DatasetError, quoted
 from panoptic_ext.regular_files import INSTANCES_JSON
@@ -128,16 +129,24 @@ def register_instances(name: str, json: str | os.PathLike, image_root: str | os.
 
 
 def register_instance_source(name: str, source: InstanceSource) -> None:
-    """Register `source` under `name`; the same source again changes nothing."""
+    """Register `source` under `name`; the same data set again changes nothing."""
     if not name:
         raise DatasetError("a data set needs a name, found an empty one")
     old = MetadataCatalog.get(name) if name in MetadataCatalog else None
     if name in DatasetCatalog:
-        if isinstance(old, InstanceMetadata) and old.source == source:
-            return
-        raise DatasetError(
-            f"data set name {quoted(name)} is taken by another registration; choose another name"
-        )
+        if not isinstance(old, InstanceMetadata):
+            raise DatasetError(
+                f"data set name {quoted(name)} is taken by another registration; choose another "
+                "name"
+            )
+        differences = source_differences(old.source, source)
+        if differences:
+            raise DatasetError(
+                f"data set {quoted(name)} is registered with other content: "
+                + "; ".join(differences)
+                + ". Choose another name, or remove it from DatasetCatalog and MetadataCatalog"
+            )
+        return
     if old is not None:
         MetadataCatalog.remove(name)
     DatasetCatalog.register(name, partial(_load, name, source))

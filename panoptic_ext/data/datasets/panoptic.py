@@ -7,7 +7,6 @@ metadata use; a segment id is a value in the PNG and names one segment of one im
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from panoptic_ext.data.datasets.files import FolderIndex
 from panoptic_ext.data.datasets.json_file import read_json
 from panoptic_ext.data.datasets.metadata import PanopticMetadata, PanopticSource
 from panoptic_ext.data.datasets.problems import Problem, raise_if_any
+from panoptic_ext.data.datasets.same_source import source_differences
 from panoptic_ext.data.datasets.structure import (
     Category,
     check_structure,
@@ -92,7 +92,7 @@ def register_source(name: str, source: PanopticSource, *, replace: bool = False)
                 f"data set name {quoted(name)} is taken by another registration; choose another "
                 "name"
             )
-        differences = _differences(old.source, source)
+        differences = source_differences(old.source, source)
         if not differences:
             return
         if not replace:
@@ -111,17 +111,6 @@ def register_source(name: str, source: PanopticSource, *, replace: bool = False)
         MetadataCatalog.remove(name)
     DatasetCatalog.register(name, partial(_load_registered, name, source))
     MetadataCatalog[name] = PanopticMetadata(name, source)
-
-
-def _differences(old: PanopticSource, new: PanopticSource) -> list[str]:
-    if type(old) is not type(new):
-        return [f"a {type(old).__name__} there, a {type(new).__name__} here"]
-    return [
-        f"{field.name} is {quoted(getattr(old, field.name))} there, "
-        f"{quoted(getattr(new, field.name))} here"
-        for field in dataclasses.fields(new)
-        if getattr(old, field.name) != getattr(new, field.name)
-    ]
 
 
 def _load_registered(name: str, source: PanopticSource) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Pictures of panoptic results, drawn by Detectron2's Visualizer.
+"""Pictures of panoptic results: segments, boxes and names over an image.
 
 Shapes: H, W height and width of the image in pixels; K number of classes; s the scale of the
 picture, so that it is (round(s * H), round(s * W)) pixels large.
@@ -6,7 +6,6 @@ picture, so that it is (round(s * H), round(s * W)) pixels large.
 
 from __future__ import annotations
 
-import colorsys
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,18 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.data.catalog import Metadata
-from detectron2.utils.colormap import colormap
-from detectron2.utils.visualizer import GenericMask, Visualizer
+from detectron2.utils.visualizer import Visualizer
 
 from panoptic_ext.errors import ConfigError, DatasetError, nearest, quoted
 from panoptic_ext.postprocessing import with_extents
 
+from .classes import class_color, class_metadata, class_name
+from .colors import BOX_OPACITY, shade, text_color
 from .labels import Label, Wanted, place_labels
+from .paint import paint_segments
 
 __all__ = [
     "Drawing",
     "check_drawing_options",
-    "class_metadata",
     "draw_panoptic",
     "draw_segments",
     "readable_scale",
@@ -34,7 +34,6 @@ __all__ = [
 
 _MIN_LONG_SIDE = 480  # pixels: smaller pictures have no room for labels
 _MAX_SCALE = 8.0
-_GOLDEN = 0.618033988749895  # its multiples spread evenly over [0, 1) for any number of instances
 _THING_FONT = 0.7  # relative to the font that stuff is named in
 _SMALLEST_FONT = 8.0  # pixels of the picture that can still be read
 _PIXELS_PER_POINT = 100 / 72  # matplotlib's default dpi
@@ -199,45 +198,6 @@ def check_drawing_options(
             )
 
 
-def class_metadata(metadata: Any) -> Metadata:
-    """Names, colours and kinds of all classes, complete.
-
-    Args:
-        metadata: as `draw_panoptic`; what is missing of colours is made up.
-
-    Returns:
-        A new Metadata with thing_classes, stuff_classes (K names), thing_colors, stuff_colors
-        (K times (R, G, B), 0-255) and isthing (K bools).
-    """
-    things = list(getattr(metadata, "thing_classes", None) or ())
-    stuff = list(getattr(metadata, "stuff_classes", None) or ()) or things
-    things = things or stuff
-    if not things:
-        raise DatasetError(
-            "no class names to draw with: the metadata has neither thing_classes nor"
-            " stuff_classes; register the data set with register_panoptic first"
-        )
-    made_up = [tuple(int(v) for v in row) for row in colormap(rgb=True, maximum=255)]
-    spare = [made_up[i % len(made_up)] for i in range(max(len(things), len(stuff)))]
-    isthing = getattr(metadata, "isthing", None)
-    if isthing is None:
-        ids = set(getattr(metadata, "thing_dataset_id_to_contiguous_id", {}).values())
-        isthing = [i in ids for i in range(len(spare))]
-    return Metadata(
-        thing_classes=things,
-        stuff_classes=stuff,
-        thing_colors=list(getattr(metadata, "thing_colors", None) or spare),
-        stuff_colors=list(getattr(metadata, "stuff_colors", None) or spare),
-        isthing=tuple(bool(v) for v in isthing),
-    )
-
-
-def class_name(segment: dict[str, Any], metadata: Any) -> str:
-    """Name of the class of a segment that has isthing and category_id."""
-    names = metadata.thing_classes if segment["isthing"] else metadata.stuff_classes
-    return str(names[segment["category_id"]])
-
-
 def _check_sizes(image: np.ndarray, ids: torch.Tensor) -> None:
     if image.ndim != 3 or image.shape[2] != 3:
         raise DatasetError(f"expected an RGB image of shape (H, W, 3), found {image.shape}")
@@ -277,52 +237,40 @@ def _complete_segments(
 
 
 class _PanopticVisualizer(Visualizer):
-    """Detectron2's Visualizer with repeatable colours, holes in things, and labels that fit."""
-
-    def __init__(self, image_rgb: np.ndarray, metadata: Metadata, *, scale: float) -> None:
-        super().__init__(image_rgb, metadata, scale=scale)
-        self._num_colors = 0
-
-    def _jitter(self, color: Sequence[float]) -> tuple[float, float, float]:
-        """Shades of `color` (RGB, 0-1) that differ from one call to the next."""
-        first = (0.5 + self._num_colors * _GOLDEN) % 1.0  # 0.5: the color itself
-        second = (1.0 - self._num_colors * _GOLDEN * _GOLDEN) % 1.0 or 1.0
-        self._num_colors += 1
-        hue, saturation, value = colorsys.rgb_to_hsv(*color)
-        return colorsys.hsv_to_rgb(
-            (hue + 0.16 * (first - 0.5)) % 1.0,
-            min(1.0, saturation * (0.6 + 0.4 * second)),
-            min(1.0, max(0.45, value) * (0.75 + 0.5 * first)),
-        )
+    """Detectron2's Visualizer with masks that all look alike, and labels that fit."""
 
     def draw_masks(
         self, ids: torch.Tensor, segments: Sequence[dict[str, Any]], *, alpha: float
     ) -> None:
-        """All segments without names; Detectron2's Visualizer writes into what it is given."""
-        copies = [dict(segment) for segment in segments]
-        self.draw_panoptic_seg_predictions(ids, copies, area_threshold=0, alpha=alpha)
+        """All segments without names: things in shades of their class's colour, with an edge.
 
-    def draw_text(self, text: str, position: Any, **kwargs: Any) -> Any:
-        """Nothing: `draw_labels` writes the names, once all segments are drawn."""
-        return self.output
-
-    def overlay_instances(self, **kwargs: Any) -> Any:
-        """As Detectron2's for masks: holes stay open."""
-        masks = [GenericMask(m, *m.shape) for m in kwargs["masks"]]
-        colors, alpha = kwargs["assigned_colors"], kwargs["alpha"]
-        for mask, color in zip(masks, colors, strict=True):
-            if mask.has_holes:
-                self.draw_binary_mask(mask.mask, color=color, alpha=alpha)
-            else:
-                super().overlay_instances(masks=[mask], assigned_colors=[color], alpha=alpha)
-        return self.output
+        Detectron2 outlines masks in white where they have no holes, so that one class has an
+        outline in one picture and none in the next; among many objects it is all that is seen.
+        """
+        colors, number = [], 0
+        for segment in segments:
+            colors.append(class_color(segment, self.metadata))
+            if segment["isthing"]:
+                colors[-1] = shade(colors[-1], number)
+                number += 1
+        width, height = self.output.canvas.get_width_height()
+        painted = paint_segments(
+            self.img,
+            ids.numpy(),
+            [int(segment["id"]) for segment in segments],
+            colors,
+            [segment["isthing"] for segment in segments],
+            alpha=alpha,
+            size=(height, width),
+        )
+        self.output.reset_image(painted)
 
     def draw_boxes(self, segments: Sequence[dict[str, Any]]) -> None:
         """The boxes of things, in the colour of their class."""
         for segment in segments:
             if segment["isthing"]:
-                x, y, width, height = segment["bbox"]
-                color = [c / 255 for c in self.metadata.thing_colors[segment["category_id"]]]
+                x, y, width, height = segment.get("full_bbox", segment["bbox"])
+                color = class_color(segment, self.metadata)
                 self.draw_box((x, y, x + width, y + height), alpha=1.0, edge_color=color)
 
     def draw_labels(
@@ -363,16 +311,14 @@ class _PanopticVisualizer(Visualizer):
 
     def _write(self, label: Label) -> None:
         """One label, its dollar signs no formulas, in a light shade of its class's colour."""
-        data, segment = self.metadata, label.segment
-        colors = data.thing_colors if segment["isthing"] else data.stuff_colors
         self.output.ax.text(
             label.x,
             label.y,
             label.text.replace("$", r"\$"),
             size=label.size / _PIXELS_PER_POINT * self.output.scale,
             family="sans-serif",
-            color=[0.4 + 0.6 * c / 255 for c in colors[segment["category_id"]]],
-            bbox={"facecolor": "black", "alpha": 0.7, "pad": 0.5, "edgecolor": "none"},
+            color=text_color(class_color(label.segment, self.metadata)),
+            bbox={"facecolor": "black", "alpha": BOX_OPACITY, "pad": 0.5, "edgecolor": "none"},
             verticalalignment="center_baseline",
             horizontalalignment="center",
             zorder=10,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .draw import class_metadata
+from .classes import class_metadata
 from .labels import font
 
 __all__ = ["class_numbers", "legend"]

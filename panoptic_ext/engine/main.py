@@ -20,6 +20,7 @@ from detectron2.utils.logger import setup_logger
 from panoptic_ext.engine import distributed
 from panoptic_ext.engine.checkpoint import Checkpointer
 from panoptic_ext.engine.dry_run import dry_run
+from panoptic_ext.engine.resume_command import command_to_resume, take_flags, with_command
 from panoptic_ext.engine.run_info import save_run_info
 from panoptic_ext.engine.setup import (
     check_workers,
@@ -37,11 +38,9 @@ __all__ = ["main"]
 
 logger = logging.getLogger(__name__)
 
+_FLAGS = ("--resume", "--eval-only", "--dry-run")
 _STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
-_ENDED_AT_ONCE = (
-    "stopped at once; a checkpoint that is there is whole, and the same command with --resume goes "
-    "on from it\n"
-)
+_ENDED_AT_ONCE = "stopped at once; a checkpoint that is there is whole. To go on from it: {}\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0, 2 after a message about something that the user can mend, 130 after Ctrl-C,
         143 after SIGTERM.
     """
-    args = build_parser().parse_args(argv)
+    args = parse_args(sys.argv[1:] if argv is None else argv)
     with signals_of_a_command():
         return _run(args)
 
@@ -63,15 +62,25 @@ def _run(args: argparse.Namespace) -> int:
     try:
         status = _start(args)
     except Interrupted as stopped:
-        status = _report_stop(stopped)
+        status = _report_stop(stopped, args)
     except KeyboardInterrupt:
-        sys.stderr.write(_ENDED_AT_ONCE)
+        sys.stderr.write(_ENDED_AT_ONCE.format(command_to_resume(args.argv)))
         return 130
     except PanopticExtError as error:
         sys.stderr.write(f"error{_worker()}: {error}\n")
         return 2  # without waiting for workers that may not come
     distributed.leave()
     return status
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments, with `argv` itself; --resume and the like may follow KEY VALUE pairs, too."""
+    args = build_parser().parse_args(argv)
+    args.argv = list(argv)
+    flags, args.opts = take_flags(args.opts, _FLAGS)
+    for flag in flags:
+        setattr(args, flag.removeprefix("--").replace("-", "_"), True)
+    return args
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -137,7 +146,7 @@ def _spawned(args: argparse.Namespace) -> None:
     try:
         status = _work(_load(args), args)
     except Interrupted as stopped:
-        status = _report_stop(stopped)
+        status = _report_stop(stopped, args)
     except PanopticExtError as error:
         sys.stderr.write(f"error{_worker()}: {error}\n")
         sys.stderr.flush()
@@ -146,9 +155,9 @@ def _spawned(args: argparse.Namespace) -> None:
         sys.exit(status)
 
 
-def _report_stop(stopped: Interrupted) -> int:
+def _report_stop(stopped: Interrupted, args: argparse.Namespace) -> int:
     if comm.is_main_process():
-        sys.stderr.write(f"{stopped}\n")
+        sys.stderr.write(with_command(str(stopped), args.argv) + "\n")
         sys.stderr.flush()
     return stopped.exit_code
 

@@ -29,6 +29,7 @@ from panoptic_ext.engine.hooks import (
 )
 from panoptic_ext.engine.precision import build_grad_scaler, training_precision
 from panoptic_ext.engine.resume import compare_runs, run_fingerprint
+from panoptic_ext.engine.resume_command import GOES_ON
 from panoptic_ext.engine.rng import get_rng_state
 from panoptic_ext.engine.setup import prepare_output, without_pretrained
 from panoptic_ext.engine.train_step import TrainStep
@@ -305,9 +306,7 @@ class Trainer(DefaultTrainer):
         comm.synchronize()  # nobody leaves before the file is there
         file = self.checkpointer.get_checkpoint_file()
         where = f"; the checkpoint is {file}" if file else ""
-        return Interrupted(
-            interrupted.signum, f"{done}{where}. The same command with --resume goes on from there"
-        )
+        return Interrupted(interrupted.signum, f"{done}{where}. {GOES_ON}")
 
     def _close_writers(self) -> None:
         for hook in self._hooks:

@@ -1,0 +1,55 @@
+"""The command that goes on with a training, to be copied from the terminal."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+
+__all__ = ["GOES_ON", "command_to_resume", "take_flags", "with_command"]
+
+GOES_ON = "The same command with --resume goes on from there"
+"""How a message ends where only the program that trains knows its command line."""
+
+_RESUME = "--resume"
+
+
+def command_to_resume(argv: Sequence[str]) -> str:
+    """The command line `argv` of this script, with --resume, quoted for a shell.
+
+    Args:
+        argv: arguments, without the script.
+    """
+    script = sys.argv[0]
+    python = "python" if shutil.which("python") == sys.executable else sys.executable
+    start = [python, script] if script.endswith(".py") else [script]
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # its own options are known to torchrun alone
+        start = ["torchrun", "...", script]
+    words = [*start, _RESUME, *(word for word in argv if word != _RESUME)]
+    return " ".join(word if word == "..." else shlex.quote(word) for word in words)
+
+
+def with_command(message: str, argv: Sequence[str]) -> str:
+    """`message` with the command in place of `GOES_ON`, if it ends with that."""
+    if not message.endswith(GOES_ON):
+        return message
+    return f"{message.removesuffix(GOES_ON)}To go on from there: {command_to_resume(argv)}"
+
+
+def take_flags(opts: Sequence[str], flags: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Options without a value that stand among KEY VALUE pairs, such as one appended at the end.
+
+    Args:
+        opts: the pairs.
+        flags: options such as "--resume"; one where a value is due is that value.
+
+    Returns:
+        The flags that are there; the pairs without them.
+    """
+    taken, pairs = [], []
+    for word in opts:
+        is_key = len(pairs) % 2 == 0
+        (taken if is_key and word in flags else pairs).append(word)
+    return taken, pairs

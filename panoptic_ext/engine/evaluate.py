@@ -24,6 +24,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from panoptic_ext.atomic import write_atomic
 from panoptic_ext.engine.distributed import share_buffers
+from panoptic_ext.engine.earlier_results import (
+    RESULTS_FILE,
+    evaluation_settings,
+    keep_earlier_results,
+    write_settings,
+)
 from panoptic_ext.engine.loader import explain_system_error
 from panoptic_ext.engine.precision import evaluation_precision
 from panoptic_ext.engine.rng import preserved_rng
@@ -58,7 +64,8 @@ def evaluate(
     """Run a model over DATASETS.TEST.
 
     It draws no number from the random generators that training uses. Images are evaluated once,
-    without test-time augmentation; where TEST.AUG asks for it, a warning says so.
+    without test-time augmentation; where TEST.AUG asks for it, a warning says so. Results of an
+    evaluation with other weights or settings are kept: see `keep_earlier_results`.
 
     Args:
         trainer: class with `build_test_loader` and `build_evaluator`.
@@ -81,12 +88,17 @@ def evaluate(
     results: OrderedDict[str, Any] = OrderedDict()
     with preserved_rng():
         for i, name in enumerate(cfg.DATASETS.TEST):
+            settings: dict[str, Any] = {}
+            if comm.is_main_process():
+                settings = evaluation_settings(cfg, model)
+                keep_earlier_results(result_folder(cfg, name), settings)
+            comm.synchronize()  # nobody writes into the folder before
             data = trainer.build_test_loader(cfg, name)
             evaluator = evaluators[i] if evaluators else trainer.build_evaluator(cfg, name)
             with evaluation_precision(cfg).autocast():
                 results[name] = _run(model, data, evaluator)
             if comm.is_main_process():
-                _publish(cfg, name, results[name], evaluator)
+                _publish(cfg, name, results[name], evaluator, settings)
     if len(results) == 1:
         return next(iter(results.values()))
     return results
@@ -154,13 +166,16 @@ def _run(model: nn.Module, data: Any, evaluator: Any) -> dict[str, Any]:
         raise explained from error
 
 
-def _publish(cfg: CfgNode, name: str, results: dict[str, Any], evaluator: Any) -> None:
+def _publish(
+    cfg: CfgNode, name: str, results: dict[str, Any], evaluator: Any, settings: dict[str, Any]
+) -> None:
     folder = result_folder(cfg, name)
     os.makedirs(folder, exist_ok=True)
     logger.info("Evaluation of %s:", name)
     print_csv_format(results)
     content = json.dumps(_finite(results), indent=1).encode()
-    write_atomic(os.path.join(folder, "results.json"), lambda stream: stream.write(content))
+    write_settings(folder, settings)
+    write_atomic(os.path.join(folder, RESULTS_FILE), lambda stream: stream.write(content))
     number = cfg.TEST.CONTACT_SHEET
     panoptic = getattr(evaluator, "panoptic", None)
     if number > 0 and panoptic is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import logger
+from detectron2.utils.events import EventStorage
 from torch import nn
 
 from panoptic_ext.engine.evaluate import evaluate
@@ -72,3 +74,38 @@ def test_augmentation_that_is_not_done_is_said_once(
 def test_a_published_file_that_asks_for_it_still_loads() -> None:
     cfg = load_cfg(str(PUBLISHED), ["TEST.AUG.ENABLED", "True"], use_data=False)
     assert cfg.TEST.AUG.ENABLED
+
+
+def test_results_of_other_settings_are_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fusion that is tried out on a run's weights must not replace the run's own results."""
+    cfg = tiny_cfg(tmp_path)
+    cfg.DATASETS.TEST = ("some",)
+    model = Double()
+    model.weight = nn.Parameter(torch.ones(2))
+    folders = tmp_path / "inference"
+
+    def run(training: bool = False, **names: str) -> list[str]:
+        cfg.MODEL.PANOPTIC_FUSION.NAME = names.get("fusion", "")
+        with EventStorage() if training else nullcontext():
+            evaluate(FakeTrainer, cfg, model)
+        return sorted(path.name for path in folders.iterdir())
+
+    assert run(training=True) == ["some"]
+    assert run() == ["some"], "the same weights and settings"
+    (folders / "some" / "contact_sheet.png").write_text("of the run")
+    with caplog.at_level("WARNING", "panoptic_ext"):
+        assert run(fusion="upsnet") == ["some", "some-1"]
+    text = caplog.records[-1].getMessage()
+    assert "(MODEL.PANOPTIC_FUSION.NAME was '', is 'upsnet')" in text
+    assert text.endswith(f"these are now in {folders}/some-1")
+    assert (folders / "some-1" / "contact_sheet.png").read_text() == "of the run"
+    assert run(fusion="upsnet") == ["some", "some-1"]
+    model.weight.data += 1
+    assert run(fusion="upsnet") == ["some", "some-1", "some-2"]
+    assert run(training=True) == ["some", "some-1", "some-2", "some-3"]
+    model.weight.data += 1
+    assert run(training=True) == ["some", "some-1", "some-2", "some-3"], "its next evaluation"
+    (folders / "some" / "evaluation.json").unlink()  # as former versions left it
+    assert run() == ["some", "some-1", "some-2", "some-3", "some-4"]

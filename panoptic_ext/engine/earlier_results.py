@@ -103,8 +103,13 @@ def _flat(node: CfgNode, prefix: str) -> dict[str, str]:
         if isinstance(value, CfgNode):
             values.update(_flat(value, key))
         elif key not in _OF_NO_INFLUENCE:
-            values[key] = repr(value)
+            values[key] = repr(_with_lists(value))
     return values
+
+
+def _with_lists(value: Any) -> Any:
+    """Tuples as lists: a config that was read from a file has these."""
+    return [_with_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -93,6 +93,7 @@ def test_results_of_other_settings_are_kept(
         return sorted(path.name for path in folders.iterdir())
 
     assert run(training=True) == ["some"]
+    cfg.MODEL.PIXEL_STD = tuple(cfg.MODEL.PIXEL_STD)
     assert run() == ["some"], "the same weights and settings"
     (folders / "some" / "contact_sheet.png").write_text("of the run")
     with caplog.at_level("WARNING", "panoptic_ext"):

@@ -31,6 +31,7 @@ from panoptic_ext.data.image_files import read_image
 from panoptic_ext.engine.compare_fusions import (
     compare_fusions,
     fusion_table,
+    fusions_left_out,
     fusions_of,
     load_test_data,
 )
@@ -59,6 +60,9 @@ def compare_run(run: str, args: argparse.Namespace, *, sheet: bool) -> dict[str,
     name, data = load_test_data(cfg)
     predictor = Predictor(cfg, weights=args.weights or find_weights(cfg, folder=run))
     fusions = fusions_of(predictor, args.fusions)
+    if not args.fusions:
+        for left_out, reason in fusions_left_out(predictor, fusions).items():
+            print(f"left out: {left_out} {reason}")
     records = {record["image_id"]: record for record in DatasetCatalog.get(name)}
     step = max(1, len(records) // max(args.images, 1))
     chosen = set(list(records)[::step][: args.images]) if sheet else set()

@@ -28,6 +28,7 @@ from panoptic_ext.engine.load_report import LoadReport, report_load
 from panoptic_ext.engine.weight_names import add_backbone_prefix, has_caffe2_names, split_heuristics
 from panoptic_ext.engine.weights_io import check_hash, load_pickle, load_torch
 from panoptic_ext.errors import CheckpointError
+from panoptic_ext.regular_files import CHECKPOINT, check_regular_file
 
 __all__ = ["Checkpointer"]
 
@@ -159,12 +160,9 @@ class Checkpointer(DetectionCheckpointer):
         Raises:
             CheckpointError: unreachable, unreadable, unsafe or unfitting file.
         """
+        if strict:
+            self.check_there(path)
         if not path:
-            if strict:
-                raise CheckpointError(
-                    "no weights to evaluate: MODEL.WEIGHTS is empty. Give MODEL.WEIGHTS FILE, or "
-                    "--resume to take the last checkpoint of OUTPUT_DIR"
-                )
             self.logger.info("No checkpoint found. Initializing model from scratch")
             return {}
         self.logger.info("Loading from %s ...", path)
@@ -175,6 +173,18 @@ class Checkpointer(DetectionCheckpointer):
             checkpointables=checkpointables,
             heuristics=heuristics,
         )
+
+    @staticmethod
+    def check_there(path: str) -> None:
+        """Raise CheckpointError where `load` would find no file; addresses are not looked up."""
+        if not path:
+            raise CheckpointError(
+                "no weights to evaluate: MODEL.WEIGHTS is empty. Give MODEL.WEIGHTS FILE, or "
+                "--resume to take the last checkpoint of OUTPUT_DIR"
+            )
+        local = os.path.expanduser(split_heuristics(path)[0])
+        if not urlparse(local).scheme:
+            check_regular_file(local, CHECKPOINT, error=CheckpointError)
 
     def _load_on_all(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,10 +12,16 @@ from torch import nn
 from panoptic_ext.engine.predictor import Predictor
 from panoptic_ext.errors import ConfigError, quoted
 from panoptic_ext.interruption import until_stopped
+from panoptic_ext.modeling.fusion import PANOPTIC_FUSION_REGISTRY
 
-__all__ = ["FUSIONS", "compare_fusions", "fusion_table", "fusions_of", "load_test_data"]
-
-logger = logging.getLogger(__name__)
+__all__ = [
+    "FUSIONS",
+    "compare_fusions",
+    "fusion_table",
+    "fusions_left_out",
+    "fusions_of",
+    "load_test_data",
+]
 
 _HOW_TO_GO_ON = (
     "stopped after {} images; there is no result, and the same command compares from the first "
@@ -64,10 +69,27 @@ def fusions_of(predictor: Predictor, names: Sequence[str] = ()) -> dict[str, nn.
             text = f"{predictor.weights} was not trained with the fusion {quoted(name)}"
             if names:
                 raise ConfigError(f"{text}; train with MODEL.PANOPTIC_FUSION.NAME {name}")
-            logger.info("%s: left out", text)
             continue
         fusions[name] = fusion.to(model.thing_ids.device).eval()
     return fusions
+
+
+def fusions_left_out(predictor: Predictor, fusions: Mapping[str, nn.Module]) -> dict[str, str]:
+    """The registered fusions that `fusions_of` left out, each with the reason."""
+    reasons = {}
+    for name, fusion in PANOPTIC_FUSION_REGISTRY:
+        if name in fusions:
+            continue
+        if name == "heuristic_detectron2":
+            reasons[name] = "gives the same as heuristic, by Detectron2's own code and slower"
+        elif fusion.wants_training:
+            reasons[name] = (
+                f"has to be learned, and {predictor.weights} was not trained with it "
+                f"(MODEL.PANOPTIC_FUSION.NAME {name})"
+            )
+        else:
+            reasons[name] = "is compared where it is named (--fusions)"
+    return reasons
 
 
 def compare_fusions(

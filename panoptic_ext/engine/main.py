@@ -28,9 +28,10 @@ from panoptic_ext.engine.setup import (
     load_cfg,
     prepare_output,
     set_precision,
+    warn_if_warmup_never_ends,
     without_pretrained,
 )
-from panoptic_ext.engine.trainer import Trainer
+from panoptic_ext.engine.trainer import Trainer, is_for_console
 from panoptic_ext.errors import ConfigError, PanopticExtError
 from panoptic_ext.interruption import Interrupted, signals_of_a_command, stoppable
 
@@ -98,6 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _start(args: argparse.Namespace) -> int:
     cfg = _load(args)
+    if args.eval_only:
+        _check_weights(cfg, args.resume)
     on_cuda = cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
     if distributed.under_torchrun():
         distributed.join_torchrun(use_cuda=on_cuda)
@@ -175,6 +178,9 @@ def _work(cfg: CfgNode, args: argparse.Namespace) -> int:
     comm.synchronize()
     for name in ("fvcore", "detectron2", "panoptic_ext"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
+    for handler in logging.getLogger("panoptic_ext").handlers:
+        if getattr(handler, "stream", None) is sys.stdout:
+            handler.addFilter(is_for_console)
     choose_device(cfg)
     check_workers(cfg, comm.get_world_size())
     set_precision(cfg)
@@ -188,6 +194,7 @@ def _work(cfg: CfgNode, args: argparse.Namespace) -> int:
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     if not args.eval_only:
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+        warn_if_warmup_never_ends(cfg)
     if args.dry_run:
         dry_run(cfg)
     elif args.eval_only:
@@ -198,6 +205,13 @@ def _work(cfg: CfgNode, args: argparse.Namespace) -> int:
         trainer.resume_or_load(resume=args.resume)
         trainer.train()
     return 0
+
+
+def _check_weights(cfg: CfgNode, resume: bool) -> None:
+    """Raise CheckpointError, before anything is built, where there are no weights to evaluate."""
+    reader = Checkpointer(torch.nn.Identity(), cfg.OUTPUT_DIR, save_to_disk=False)
+    if not (resume and os.path.isdir(cfg.OUTPUT_DIR) and reader.has_checkpoint()):
+        reader.check_there(cfg.MODEL.WEIGHTS)
 
 
 def _evaluate(cfg: CfgNode, resume: bool) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "load_cfg",
     "prepare_output",
     "set_precision",
+    "warn_if_warmup_never_ends",
     "without_pretrained",
 ]
 
@@ -157,6 +158,17 @@ def set_precision(cfg: CfgNode) -> None:
         )
     logger.info("Precision of float32 matrix products: %s", precision)
     torch.set_float32_matmul_precision(precision)
+
+
+def warn_if_warmup_never_ends(cfg: CfgNode) -> None:
+    """Say that a training ends before its learning rate has risen to SOLVER.BASE_LR."""
+    if cfg.SOLVER.MAX_ITER <= cfg.SOLVER.WARMUP_ITERS:
+        logger.warning(
+            "SOLVER.MAX_ITER %d is not more than SOLVER.WARMUP_ITERS %d: the learning rate never "
+            "reaches SOLVER.BASE_LR; raise the one or lower the other",
+            cfg.SOLVER.MAX_ITER,
+            cfg.SOLVER.WARMUP_ITERS,
+        )
 
 
 def _set(node: CfgNode, key: str, value: Any) -> None:

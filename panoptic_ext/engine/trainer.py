@@ -37,10 +37,11 @@ from panoptic_ext.engine.trainer_state import check_parts, restore_state, state_
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.interruption import Interrupted, stoppable
 
-__all__ = ["Trainer"]
+__all__ = ["Trainer", "is_for_console"]
 
 logger = logging.getLogger(__name__)
 
+_FILE_ONLY = {"is_for_file_only": True}
 _STOPPING = (
     "stopping: this iteration ends and a checkpoint is written; a second signal ends at once"
 )
@@ -238,7 +239,9 @@ class Trainer(DefaultTrainer):
             if "MODEL." not in str(error):
                 raise
             raise ConfigError(f"the model cannot be built: {error}") from error
-        logger.info("Model:\n%s", model)
+        number = sum(parameter.numel() for parameter in model.parameters())
+        logger.info("Model: %s, %s parameters", type(model).__name__, f"{number:,}")
+        logger.info("Model:\n%s", model, extra=_FILE_ONLY)
         return model
 
     @classmethod
@@ -312,6 +315,11 @@ class Trainer(DefaultTrainer):
         for hook in self._hooks:
             if isinstance(hook, WriterHook):
                 hook.after_train()
+
+
+def is_for_console(record: logging.LogRecord) -> bool:
+    """A filter for a console's handler: all but what is long and stands in log.txt."""
+    return not getattr(record, "is_for_file_only", False)
 
 
 def _distributed(model: nn.Module) -> nn.Module:

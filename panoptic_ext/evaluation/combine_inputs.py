@@ -38,6 +38,10 @@ __all__ = [
 SEMANTIC_IDS = ("dataset", "contiguous")
 _GREY_MODES = ("L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 VOID = -1
+_HOW_TO_WRITE = (
+    "check the path, or evaluate again with TEST.WRITE_PREDICTIONS True: without it train_net.py "
+    "writes no semantic predictions"
+)
 
 
 class SemanticPredictions(Protocol):
@@ -153,7 +157,11 @@ class SemanticResults:
         self.path = path
         self.ignored: list[str] = []
         self._classes = _Classes(images, ids, ignore_label)
+        if not os.path.lexists(path):
+            raise EvaluationError(f"semantic results {path} do not exist; {_HOW_TO_WRITE}")
         rows = _read_list(path, "semantic results")
+        if not rows:
+            raise EvaluationError(f"semantic results {path} hold no prediction; {_HOW_TO_WRITE}")
         by_name: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for number, row in enumerate(rows):
             _check_keys(row, ("file_name", "category_id", "segmentation"), path, number,

@@ -9,20 +9,21 @@ import logging
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.evaluation import SemSegEvaluator
 from detectron2.utils import comm
+from tabulate import tabulate
 
 from panoptic_ext.errors import EvaluationError, quoted
 
 from .label_png import write_file
 from .truth_records import TruthRecords
 
-__all__ = ["PanopticSemSegEvaluator", "semantic_scores"]
+__all__ = ["PanopticSemSegEvaluator", "semantic_scores", "semantic_table"]
 
 
 def semantic_scores(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
@@ -166,10 +167,11 @@ class PanopticSemSegEvaluator(SemSegEvaluator):
                 return None
         scores = semantic_scores(np.sum(matrices, axis=0), self._class_names)
         if self._output_dir:
-            _write_results(self._output_dir, scores, list(itertools.chain(*predictions)))
-        results = OrderedDict({"sem_seg": scores})
-        self._logger.info(results)
-        return results
+            rows = list(itertools.chain(*predictions)) if self._write else None
+            _write_results(self._output_dir, scores, rows)
+        table = semantic_table(scores, self._class_names)
+        self._logger.info("Semantic Evaluation Results:\n%s", table)
+        return OrderedDict({"sem_seg": scores})
 
     def _semantic_truth(self, record: dict[str, Any]) -> np.ndarray:
         """(H, W) int64 of contiguous ids; `num_classes` is void."""
@@ -181,10 +183,28 @@ class PanopticSemSegEvaluator(SemSegEvaluator):
         return np.repeat(values[inverse], runs.lengths()).reshape(runs.shape)
 
 
-def _write_results(folder: str, scores: dict[str, float], predictions: list[dict]) -> None:
-    """The files of SemSegEvaluator."""
-    content = json.dumps(predictions).encode()
-    write_file(os.path.join(folder, "sem_seg_predictions.json"), content)
+def semantic_table(scores: Mapping[str, float], class_names: Sequence[str]) -> str:
+    """A Markdown table of `semantic_scores`: all classes, then each, in percent."""
+    rows = [["**All**", scores["mIoU"], scores["mACC"]]]
+    rows += [[name, scores[f"IoU-{name}"], scores[f"ACC-{name}"]] for name in class_names]
+    cells = [[name, *("n/a" if math.isnan(v) else f"{v:.3f}" for v in row)] for name, *row in rows]
+    table = tabulate(
+        cells,
+        ["", "IoU", "accuracy"],
+        tablefmt="pipe",
+        disable_numparse=True,
+        colalign=("left", "right", "right"),
+    )
+    return f"{table}\nfwIoU {scores['fwIoU']:.3f}, pACC {scores['pACC']:.3f}"
+
+
+def _write_results(folder: str, scores: dict[str, float], predictions: list[dict] | None) -> None:
+    """The files of SemSegEvaluator; without predictions none of an earlier evaluation stays."""
+    path = os.path.join(folder, "sem_seg_predictions.json")
+    if predictions is not None:
+        write_file(path, json.dumps(predictions).encode())
+    elif os.path.lexists(path):
+        os.remove(path)
     stream = io.BytesIO()
     torch.save(scores, stream)
     write_file(os.path.join(folder, "sem_seg_evaluation.pth"), stream.getvalue())

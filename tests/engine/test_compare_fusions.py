@@ -9,7 +9,7 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
-from panoptic_ext.engine.compare_fusions import compare_fusions, fusions_of
+from panoptic_ext.engine.compare_fusions import compare_fusions, fusions_left_out, fusions_of
 from panoptic_ext.engine.precision import FULL_PRECISION
 from panoptic_ext.errors import ConfigError
 from tests.fakes import fake_input, fake_metadata
@@ -49,6 +49,9 @@ def test_the_fusions_of_panoptic_fpn(predictor):
     fusions = fusions_of(predictor)
     assert list(fusions) == ["hadamard", "heuristic", "upsnet"]  # the weights hold no ranking
     assert fusions["heuristic"] is own
+    left_out = fusions_left_out(predictor, fusions)
+    assert list(left_out) == ["heuristic_detectron2", "spatial_ranking"]
+    assert "has to be learned, and w.pth was not trained with it" in left_out["spatial_ranking"]
     found = compare_fusions(predictor, fusions, [[fake_input()]], evaluator=CountsPixels)
     assert predictor.model.fusion is own
     assert len({quality["PQ"] for quality in found.values()}) > 1

@@ -17,6 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from panoptic_ext.engine.distributed import make_local_group
+from panoptic_ext.engine.main import main
 from panoptic_ext.engine.run_info import git_state, save_run_info
 from panoptic_ext.engine.setup import (
     check_workers,
@@ -24,7 +25,9 @@ from panoptic_ext.engine.setup import (
     load_cfg,
     prepare_output,
     set_precision,
+    warn_if_warmup_never_ends,
 )
+from panoptic_ext.engine.trainer import Trainer, is_for_console
 from panoptic_ext.errors import ConfigError, PanopticExtError
 from tests.engine.tiny import NAME, tiny_cfg
 
@@ -298,3 +301,39 @@ def test_git_state_is_of_the_repository_that_tracks_the_file(tmp_path: Path) -> 
     assert git_state(str(installed)) is None
     found = git_state(str(tracked))
     assert found is not None and len(found["commit"]) == 40 and found["dirty"]
+
+
+@pytest.mark.parametrize(("iterations", "warns"), [(500, True), (1000, True), (1001, False)])
+def test_a_warmup_that_never_ends_is_said(caplog, iterations: int, warns: bool) -> None:
+    cfg = get_cfg()
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS = iterations, 1000
+    with caplog.at_level("WARNING", "panoptic_ext"):
+        warn_if_warmup_never_ends(cfg)
+    texts = [r.getMessage() for r in caplog.records]
+    assert len(texts) == int(warns)
+    assert not warns or texts[0].startswith(
+        f"SOLVER.MAX_ITER {iterations} is not more than SOLVER.WARMUP_ITERS 1000: "
+    )
+
+
+def test_an_evaluation_without_weights_ends_before_the_model_is_built(
+    monkeypatch, tmp_path, capsys
+) -> None:
+    monkeypatch.setattr(Trainer, "build_model", lambda cfg: pytest.fail("it was built"))
+    config = "configs/shapes/panoptic_fpn/panoptic_fpn_R18_shapes.yaml"
+    data = ("DATASETS.TRAIN", "[]", "DATASETS.TEST", "[]", "MODEL.DEVICE", "cpu")
+    argv = ["--config-file", config, "--eval-only", "OUTPUT_DIR", str(tmp_path / "no"), *data]
+    assert main(argv) == 2
+    assert "error: no weights to evaluate: MODEL.WEIGHTS is empty" in capsys.readouterr().err
+    assert main([*argv, "MODEL.WEIGHTS", "nowhere.pth"]) == 2
+    assert "error: checkpoint nowhere.pth does not exist" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+def test_layers_of_a_model_go_into_the_file_alone(tmp_path, caplog) -> None:
+    with caplog.at_level("INFO", "panoptic_ext"):
+        Trainer.build_model(tiny_cfg(tmp_path))
+    brief, whole = caplog.records
+    assert brief.getMessage() == "Model: PanopticExtTestTiny, 37 parameters"
+    assert is_for_console(brief) and not is_for_console(whole)
+    assert "(backbone): Linear" in whole.getMessage()

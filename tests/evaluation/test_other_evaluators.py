@@ -67,12 +67,21 @@ def instances(image_id: str, *, shrink: int = 0) -> dict:
     return {"instances": result}
 
 
-def test_semantic_perfect_and_known_imperfect(name, tmp_path):
+def test_semantic_perfect_and_known_imperfect(name, tmp_path, caplog):
     evaluator = PanopticSemSegEvaluator(name, str(tmp_path / "out"), write_predictions=True)
     truth = {i: labels_of(i) for i in toy.NAMES}
     result = toy.run(evaluator, name, {i: scores(v) for i, v in truth.items()})["sem_seg"]
     assert result["mIoU"] == result["pACC"] == 100.0 and result["IoU-person"] == 100.0
     assert (tmp_path / "out" / "sem_seg_predictions.json").stat().st_size > 2
+
+    evaluator = PanopticSemSegEvaluator(name, str(tmp_path / "out"))
+    with caplog.at_level("INFO", "panoptic_ext"):
+        toy.run(evaluator, name, {i: scores(v) for i, v in truth.items()})
+    assert not (tmp_path / "out" / "sem_seg_predictions.json").exists(), "of an earlier evaluation"
+    table = caplog.records[-1].getMessage().splitlines()
+    assert table[0] == "Semantic Evaluation Results:"
+    assert table[3].split() == ["|", "**All**", "|", "100.000", "|", "100.000", "|"]
+    assert table[-1] == "fwIoU 100.000, pACC 100.000"
 
     pred = {i: np.where(v == 1, 3, v) for i, v in truth.items()}  # cars, crowds too, become road
     result = toy.run(PanopticSemSegEvaluator(name), name, {i: scores(v) for i, v in pred.items()})

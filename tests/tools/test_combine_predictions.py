@@ -398,6 +398,9 @@ def test_bad_files_and_options(case: Case, capsys) -> None:
     broken = case.root / "broken.json"
     broken.write_text("[{")
     fails("is not valid JSON", "--semantic", str(broken))
+    broken.write_text("[]")
+    for nothing in (str(broken), "nowhere.json"):
+        fails("evaluate again with TEST.WRITE_PREDICTIONS True", "--semantic", nothing)
     fails("hold a dict; expected a list of predictions", "--instances", str(case.data.json))
     fails("--json names the data set alone", "--dataset", "coco_panoptic_val")
     (case.root / "out").write_text("a file in the way")

@@ -43,8 +43,7 @@ from panoptic_ext.errors import NOT_JSON, ConfigError, PanopticExtError
 from panoptic_ext.interruption import stoppable
 from panoptic_ext.many_files import ManyFiles
 from panoptic_ext.regular_files import SMALL_FILE, check_regular_file
-from panoptic_ext.visualization import draw_panoptic, readable_scale, save_picture
-from panoptic_ext.visualization.draw import check_drawing_options
+from panoptic_ext.visualization import Pictures, readable_scale, save_picture
 from panoptic_ext.visualization.drawing_options import (
     add_drawing_options,
     take_drawing_options,
@@ -120,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     _check_targets(inputs, args.output)
     cfg, weights = load(args)
     predictor = Predictor(cfg, weights=weights)
-    check_drawing_options(predictor.metadata, **args.drawing)
+    pictures = Pictures(predictor.metadata, args.drawing)
     settings = {"weights": _file_hash(predictor.weights), "config": _config_hash(cfg)}
     if args.drawing:
         settings["pictures"] = args.drawing
@@ -132,10 +131,9 @@ def run(args: argparse.Namespace) -> int:
         predictor,
         args.output,
         results,
-        pictures=not args.no_pictures,
+        pictures=None if args.no_pictures else pictures,
         least_score=args.confidence_threshold,
         batch_size=args.batch_size,
-        drawing=args.drawing,
     )
     try:
         job.run(inputs, overwrite=args.overwrite)
@@ -163,8 +161,10 @@ def report(args: argparse.Namespace, job: Job) -> int:
     print(job.summary())
     for name, reason in job.failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
-    if not args.no_pictures:
+    if job.pictures:
         print(f"pictures: {os.path.abspath(args.output)}")
+        if line := job.pictures.unlabelled_line():
+            print(line)
     if job.results is not None:
         print(f"COCO panoptic results: {os.path.abspath(job.results.write_json())}")
     job.files.stop.check(_STOPPED)
@@ -180,19 +180,16 @@ class Job:
         output: str,
         results: PanopticResults | None,
         *,
-        pictures: bool,
+        pictures: Pictures | None,
         least_score: float | None = None,
         batch_size: int = 1,
-        drawing: dict[str, Any] | None = None,
     ) -> None:
         self.predictor = predictor
-        self.metadata = predictor.metadata
         self.output = output
         self.results = results
         self.pictures = pictures
         self.least_score = 0.5 if least_score is None else least_score
         self.batch_size = batch_size
-        self.drawing = drawing or {}
         self.ahead = PredictAhead(predictor, [], self._segments)
         self.image_ids: dict[str, int | str] = {}
         self.files = ManyFiles[PredictionInput](lambda item: item.path)
@@ -251,9 +248,7 @@ class Job:
         self, item: PredictionInput, image: np.ndarray, panoptic_seg: Any, segments_info: Any
     ) -> None:
         if self.pictures:
-            picture = draw_panoptic(
-                image, panoptic_seg, segments_info, self.metadata, **self.drawing
-            )
+            picture = self.pictures.draw(image, panoptic_seg, segments_info)
             save_picture(self.picture_path(item), picture)
         if self.results is not None:
             image_id = self.image_ids[item.name]
@@ -303,14 +298,13 @@ class Job:
     ) -> None:
         panoptic_seg, segments_info = segments
         if self.pictures:
-            scale = readable_scale(*frame.shape[:2])
-            picture = draw_panoptic(
+            # No legend, which would be higher in some frames than in others.
+            picture = self.pictures.draw(
                 frame[:, :, ::-1],
                 panoptic_seg,
                 segments_info,
-                self.metadata,
-                scale=scale,
-                **self.drawing,
+                scale=readable_scale(*frame.shape[:2]),
+                legend=False,
             )
             writer.write(picture[:, :, ::-1])
         if self.results is not None:

@@ -28,7 +28,6 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb
-from detectron2.utils.visualizer import Visualizer
 from tqdm import tqdm
 
 from panoptic_ext.command_line import count, run_command, split_options
@@ -36,15 +35,14 @@ from panoptic_ext.data import (
     PanopticDatasetMapper,
     get_metadata,
     get_records,
-    has_instances_alone,
-    read_id_map,
 )
 from panoptic_ext.data.image_files import read_image
 from panoptic_ext.engine.setup import load_cfg
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.many_files import ManyFiles
-from panoptic_ext.visualization import draw_panoptic, save_picture
+from panoptic_ext.visualization import Pictures, ground_truth_segments, save_picture
 from panoptic_ext.visualization.drawing_options import add_drawing_options, take_drawing_options
+from panoptic_ext.visualization.instance_masks import instance_segments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,12 +104,7 @@ def draw_dataset(
     name: str, cfg: CfgNode, args: argparse.Namespace, folder: str
 ) -> ManyFiles[tuple[int, dict[str, Any]]]:
     """Draw `args.num` records of one data set into `folder`; how many that were, and failed."""
-    if args.drawing and has_instances_alone(name):
-        raise ConfigError(
-            f"data set {name} holds instances alone, whose pictures Detectron2 draws without the "
-            f"options given ({', '.join(args.drawing)}); leave them out"
-        )
-    records, metadata = get_records(name), get_metadata(name)
+    records, pictures = get_records(name), Pictures(get_metadata(name), args.drawing)
     count = min(args.num or len(records), len(records))
     chosen = np.random.default_rng(args.seed).permutation(len(records))[:count]
     cfg = cfg.clone()
@@ -127,49 +120,22 @@ def draw_dataset(
             sample = mapper(record)
             if sample is None:
                 return
-        picture = draw_record(record, sample, metadata, cfg.INPUT.FORMAT, args.drawing)
+        view = raw_view(record) if sample is None else mapped_view(sample, cfg.INPUT.FORMAT)
         stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
-        save_picture(os.path.join(folder, f"{number:06d}_{stem}.jpg"), picture)
+        save_picture(os.path.join(folder, f"{number:06d}_{stem}.jpg"), pictures.draw(*view))
 
     images = ManyFiles[tuple[int, dict[str, Any]]](lambda numbered: numbered[1]["file_name"])
     todo = [(number, records[number]) for number in sorted(chosen.tolist())]
     for _ in tqdm(images.results(todo, draw), desc=name, total=len(todo), unit="image"):
         pass
+    if line := pictures.unlabelled_line():
+        print(f"{name}: {line}")
     return images
-
-
-def draw_record(
-    record: dict[str, Any],
-    sample: dict[str, Any] | None,
-    metadata: Any,
-    image_format: str,
-    drawing: dict[str, Any] | None = None,
-) -> np.ndarray:
-    """(H, W, 3) RGB picture of a record as it lies on disk, or of the mapper's sample of it.
-
-    `drawing` are options of `draw_panoptic`; Detectron2 draws records without a label map.
-    """
-    if "pan_seg_file_name" in record:
-        view = raw_view(record) if sample is None else mapped_view(sample, image_format)
-        return draw_panoptic(*view, metadata, **(drawing or {}))
-    if sample is None:
-        visualizer = Visualizer(read_image(record["file_name"], "RGB"), metadata)
-        return visualizer.draw_dataset_dict(record).get_image()
-    instances = sample["instances"]
-    visualizer = Visualizer(
-        convert_image_to_rgb(sample["image"].permute(1, 2, 0), image_format), metadata
-    )
-    return visualizer.overlay_instances(
-        masks=instances.gt_masks.tensor.numpy(),
-        labels=[metadata.thing_classes[i] for i in instances.gt_classes.tolist()],
-    ).get_image()
 
 
 def raw_view(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
     """RGB image, id map and segments as they lie on disk."""
-    image = read_image(record["file_name"], "RGB")
-    ids = read_id_map(record["pan_seg_file_name"], record["pan_seg_encoding"])
-    return image, ids, record["segments_info"]
+    return (read_image(record["file_name"], "RGB"), *ground_truth_segments(record))
 
 
 def mapped_view(
@@ -177,6 +143,8 @@ def mapped_view(
 ) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
     """RGB image, id map and segments as the mapper gives them to a model."""
     image = convert_image_to_rgb(sample["image"].permute(1, 2, 0), image_format)
+    if "segments" not in sample:
+        return (image, *instance_segments(sample["instances"]))
     rows = sample["segments"]
     columns = (rows.gt_classes, rows.gt_isthing, rows.gt_iscrowd)
     segments = [

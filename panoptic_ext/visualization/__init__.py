@@ -8,8 +8,10 @@ from .contact_sheet import (
     save_picture,
 )
 from .draw import draw_panoptic, readable_scale
+from .pictures import Pictures
 
 __all__ = [
+    "Pictures",
     "SheetRow",
     "contact_sheet",
     "draw_panoptic",

@@ -19,6 +19,7 @@ from panoptic_ext.data.id_map import read_id_map
 from panoptic_ext.data.image_files import read_image
 
 from .draw import Drawing, draw_segments
+from .instance_masks import annotated_segments
 from .labels import font
 from .legend import class_numbers, legend
 
@@ -133,11 +134,14 @@ def ground_truth_segments(record: dict[str, Any]) -> tuple[np.ndarray, list[dict
     """The ground truth of a record of the data set, as `draw_panoptic` takes it.
 
     Args:
-        record: as DatasetCatalog gives it, with pan_seg_file_name and segments_info.
+        record: as DatasetCatalog gives it, with pan_seg_file_name and segments_info, or of
+            instances alone, with annotations.
 
     Returns:
         (H, W) int32 ids and copies of the segments.
     """
+    if "pan_seg_file_name" not in record:
+        return annotated_segments(record)
     ids = read_id_map(record["pan_seg_file_name"], record.get("pan_seg_encoding", "rgb"))
     return ids, [dict(segment) for segment in record["segments_info"]]
 
@@ -202,10 +206,7 @@ def _row_blocks(
 
 
 def _without_label(drawing: Drawing | None) -> str:
-    if drawing is None or drawing.num_labels == drawing.num_segments:
-        return ""
-    missing = drawing.num_segments - drawing.num_labels
-    return f"{missing} of {drawing.num_segments} segments without a label: too small"
+    return drawing.unlabelled_line if drawing else ""
 
 
 def _cells(

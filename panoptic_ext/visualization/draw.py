@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from panoptic_ext.postprocessing import with_extents
 from .classes import class_color, class_metadata, class_name
 from .colors import BOX_OPACITY, shade, text_color
 from .labels import Label, Wanted, place_labels
+from .legend import class_numbers, legend
 from .paint import paint_segments
 
 __all__ = [
@@ -64,6 +65,7 @@ def draw_panoptic(
     font_size: float | None = None,
     boxes: bool = False,
     classes: Sequence[str] | None = None,
+    legend: bool = False,
 ) -> np.ndarray:
     """Draw segments over an image; pixels of no segment (void) stay as they are.
 
@@ -75,7 +77,8 @@ def draw_panoptic(
         image_rgb: (H, W, 3) uint8 (or 0-255 of another type) in RGB order.
         panoptic_seg: (H, W) integer segment ids.
         segments_info: a dict with "id" and "category_id" (unified), optionally "isthing",
-            "score" and "iscrowd", for each segment. None: ids are category_id *
+            "score" and "full_bbox" (x, y, width and height of an object that others cover in
+            part, pixels of the image), for each segment. None: ids are category_id *
             metadata.label_divisor + instance, void is -1, as in Detectron2.
         metadata: with thing_classes and stuff_classes (K names each, indexed by the unified id);
             colours and thing ids are taken from it where they are there.
@@ -86,9 +89,12 @@ def draw_panoptic(
             smaller than stuff, and smaller where a segment is small.
         boxes: draw the boxes of things.
         classes: names; segments of all others are left out. None: all are drawn.
+        legend: add the drawn classes, their colours and numbers below. A segment that has no room
+            for its class's name gets the number; how many have no room for that is said below.
 
     Returns:
-        (s * H, s * W, 3) uint8 array in RGB order. Inputs are left as they are.
+        (s * H, s * W, 3) uint8 array in RGB order, with a legend higher than that. Inputs are left
+        as they are.
 
     Raises:
         DatasetError: sizes differ or a category is not one of the data set's.
@@ -105,6 +111,7 @@ def draw_panoptic(
         font_size=font_size,
         boxes=boxes,
         classes=classes,
+        legend=legend,
     ).picture
 
 
@@ -113,16 +120,25 @@ class Drawing:
     """A picture and what it shows.
 
     Attributes:
-        picture: (s * H, s * W, 3) uint8 RGB.
+        picture: (s * H, s * W, 3) uint8 RGB, and the legend below where one was wanted.
         classes: names of the drawn segments' classes.
         num_segments: that were drawn.
         num_labels: of these, with a text.
+        num_unlabelled: of these, without one for want of room; 0 where no labels were wanted.
     """
 
     picture: np.ndarray
     classes: frozenset[str]
     num_segments: int
     num_labels: int
+    num_unlabelled: int
+
+    @property
+    def unlabelled_line(self) -> str:
+        """How many segments have no room for a name; "" where all have one."""
+        if not self.num_unlabelled:
+            return ""
+        return f"{self.num_unlabelled} of {self.num_segments} segments without a label: too small"
 
 
 def draw_segments(
@@ -139,7 +155,7 @@ def draw_segments(
 
     Args:
         keys: a short text for each class name, written where the name does not fit.
-        **options: alpha, labels, font_size, boxes and classes of `draw_panoptic`.
+        **options: alpha, labels, font_size, boxes, classes and legend of `draw_panoptic`.
     """
     check_drawing_options(metadata, **options)
     image = np.clip(np.asarray(image_rgb), 0, 255).astype(np.uint8)
@@ -159,15 +175,22 @@ def draw_segments(
     visualizer.draw_masks(ids, segments, alpha=options.get("alpha", 0.5))
     if options.get("boxes"):
         visualizer.draw_boxes(segments)
-    num_labels = 0
-    if options.get("labels", True):
+    if options.get("legend"):
+        keys = {**class_numbers(metadata), **(keys or {})}
+    num_labels, wants_labels = 0, options.get("labels", True)
+    if wants_labels:
         num_labels = visualizer.draw_labels(ids, segments, options.get("font_size"), keys or {})
-    return Drawing(
+    drawing = Drawing(
         np.array(visualizer.output.get_image()),
         frozenset(class_name(segment, classes) for segment in segments),
         len(segments),
         num_labels,
+        len(segments) - num_labels if wants_labels else 0,
     )
+    if not options.get("legend"):
+        return drawing
+    strips = legend(metadata, drawing.classes, drawing.picture.shape[1], drawing.unlabelled_line)
+    return replace(drawing, picture=np.concatenate([drawing.picture, *strips]))
 
 
 def check_drawing_options(
@@ -178,6 +201,7 @@ def check_drawing_options(
     font_size: float | None = None,
     boxes: bool = False,
     classes: Sequence[str] | None = None,
+    legend: bool = False,
 ) -> None:
     """Look at the options of `draw_panoptic` before there is an image.
 

@@ -11,13 +11,16 @@ __all__ = ["add_drawing_options", "take_drawing_options"]
 
 
 def add_drawing_options(parser: argparse.ArgumentParser) -> None:
-    """Add --alpha, --no-labels, --font-size, --boxes and --classes."""
+    """Add --alpha, --no-labels, --font-size, --boxes, --classes and --legend."""
     group = parser.add_argument_group("pictures")
     group.add_argument("--alpha", type=float, default=0.5, help="opacity of segments, 0 to 1")
     group.add_argument("--no-labels", action="store_true", help="write no class names")
     group.add_argument("--font-size", type=float, metavar="PIXELS", help="of class names")
     group.add_argument("--boxes", action="store_true", help="draw the boxes of things")
     group.add_argument("--classes", nargs="+", metavar="NAME", help="draw these classes alone")
+    group.add_argument(
+        "--legend", action="store_true", help="add colours and numbers of the classes below"
+    )
 
 
 def take_drawing_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -38,4 +41,6 @@ def take_drawing_options(args: argparse.Namespace) -> dict[str, Any]:
         options["boxes"] = True
     if args.classes is not None:
         options["classes"] = args.classes
+    if args.legend:
+        options["legend"] = True
     return options

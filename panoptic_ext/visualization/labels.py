@@ -6,8 +6,8 @@ Lengths are pixels of the image, H x W; the size of a text is the height of its 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -31,7 +31,7 @@ class Wanted:
         segment: with "id", "area" and "bbox".
         texts: the first one that fits is taken, such as "car 93%", "car", "2".
         size: the largest font.
-        is_due: place it even if it stands out of the segment; of the texts, the first.
+        is_due: place it even if it stands out of the segment.
     """
 
     segment: dict[str, Any]
@@ -67,7 +67,8 @@ def place_labels(ids: np.ndarray, wanted: Sequence[Wanted], smallest: float) -> 
 
     A name lies wholly inside its segment, at the place where there is most room, and takes a
     third of it at most: so names overlap neither each other nor another segment. Fonts shrink to
-    fit, down to `smallest`. A name that `is_due` may stand out, but not over another one.
+    fit, down to `smallest`. A name that `is_due` may stand out, or stand beside its segment, but
+    not over another name.
 
     Args:
         ids: (H, W) segment ids.
@@ -87,12 +88,10 @@ def place_labels(ids: np.ndarray, wanted: Sequence[Wanted], smallest: float) -> 
         elif entry.is_due:
             waiting.append(entry)
     for entry in waiting:
-        text = entry.texts[0]
-        x, y, _ = _roomiest(_mask(ids, entry.segment), _aspect(text))
-        size = min(entry.size, smallest)
-        label = _moved_into(Label(entry.segment, text, x, y, size), ids.shape[1], ids.shape[0])
-        if not any(_overlap(label.box, other.box) for other in labels):
-            labels.append(label)
+        for label in _labels_outside(ids, entry, smallest):
+            if not any(_overlap(label.box, other.box) for other in labels):
+                labels.append(label)
+                break
     return labels
 
 
@@ -106,6 +105,17 @@ def _label_inside(ids: np.ndarray, entry: Wanted, smallest: float) -> Label | No
         if size >= min(smallest, entry.size):
             return Label(entry.segment, text, x, y, size)
     return None
+
+
+def _labels_outside(ids: np.ndarray, entry: Wanted, smallest: float) -> Iterator[Label]:
+    """Labels on the segment's middle and on each side of that, the first text first."""
+    for text in entry.texts:
+        x, y, _ = _roomiest(_mask(ids, entry.segment), _aspect(text))
+        middle = Label(entry.segment, text, x, y, min(entry.size, smallest))
+        x0, y0, x1, y1 = middle.box
+        for right, down in ((0, 0), (0, -1), (0, 1), (-1, 0), (1, 0)):
+            moved = replace(middle, x=x + right * (x1 - x0) / 2, y=y + down * (y1 - y0))
+            yield _moved_into(moved, ids.shape[1], ids.shape[0])
 
 
 def _mask(ids: np.ndarray, segment: dict[str, Any]) -> tuple[np.ndarray, int, int]:

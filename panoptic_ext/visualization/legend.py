@@ -23,13 +23,14 @@ def class_numbers(metadata: Any) -> dict[str, str]:
     return {name: str(i + 1) for i, (name, _) in enumerate(_classes(metadata))}
 
 
-def legend(metadata: Any, shown: Collection[str], width: int) -> list[np.ndarray]:
+def legend(metadata: Any, shown: Collection[str], width: int, note: str = "") -> list[np.ndarray]:
     """Colour, number and name of classes, in as many lines as they take.
 
     Args:
         metadata: as `draw_panoptic`.
         shown: names of the classes that the legend is for.
         width: of the strips, pixels.
+        note: a last line, or "".
 
     Returns:
         (22, width, 3) uint8 RGB strips, one for each line.
@@ -50,6 +51,11 @@ def legend(metadata: Any, shown: Collection[str], width: int) -> list[np.ndarray
         lines[-1].rectangle((x, 4, x + _SIZE, 4 + _SIZE), fill=color, outline=(90, 90, 90))
         lines[-1].text((x + _SIZE + 4, 3), text, fill="black", font=font(_SIZE))
         x += length
+    if note:
+        length = font(_SIZE).getlength(note) + 2 * _GAP
+        size = max(1, min(_SIZE, int(_SIZE * width / length)))  # pictures may be narrow
+        images.append(Image.new("RGB", (width, _LINE), "white"))
+        ImageDraw.Draw(images[-1]).text((_GAP, 3), note, fill=(90, 90, 90), font=font(size))
     return [np.asarray(image) for image in images]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -186,13 +187,35 @@ def test_pictures_of_instances_alone(
         Image.new("RGB", (WIDTH, HEIGHT)).save(image)
     register_instances("tiny_alone", data.json, data.images)
     arguments = ["--datasets", "tiny_alone", "--source", source, "--output", str(tmp_path / "out")]
-    assert tool("visualize_data").main(arguments) == 0
+    size = ["INPUT.MIN_SIZE_TRAIN", "(48,)"]
+    assert tool("visualize_data").main([*arguments, *size]) == 0
     pictures = sorted((tmp_path / "out" / "tiny_alone").iterdir())
     assert len(pictures) == 2
-    for picture in pictures:  # of black images
-        assert (np.asarray(Image.open(picture)) > 50).any()
-    assert tool("visualize_data").main([*arguments, "--alpha", "0.3", "--boxes"]) == 2
-    assert "(alpha, boxes); leave them out" in capsys.readouterr().err
+    first = [np.asarray(Image.open(picture)) for picture in pictures]
+    assert all((picture > 50).any() for picture in first)  # of black images
+    for options in (["--alpha", "0.3"], ["--boxes"], ["--no-labels"], ["--classes", "cup"]):
+        assert tool("visualize_data").main([*arguments, *options, *size]) == 0
+        again = np.asarray(Image.open(pictures[0]))
+        assert again.shape == first[0].shape and (again != first[0]).any(), options
+    assert tool("visualize_data").main([*arguments, "--legend", *size]) == 0
+    assert np.asarray(Image.open(pictures[0])).shape[0] > first[0].shape[0]
+    capsys.readouterr()
+    assert tool("visualize_data").main([*arguments, "--classes", "cpu"]) == 2
+    assert "mean 'cup'" in capsys.readouterr().err
+
+
+def test_segments_without_a_label_are_counted_at_the_end(
+    tiny: TinyDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--config-file", config_file(tiny), "--source", "raw"]
+    arguments += ["--output", str(tmp_path / "out"), "--font-size", "400"]
+    assert tool("visualize_data").main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert re.search(
+        r"tiny_train: \d of 5 segments in the pictures have no label: too small; --l", printed
+    )
+    assert tool("visualize_data").main([*arguments, "--no-labels"]) == 0
+    assert "no label" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

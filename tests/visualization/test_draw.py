@@ -171,6 +171,24 @@ def test_an_option_out_of_its_range_is_named(options, message):
         draw_panoptic(image, ids, segments, METADATA, **options)
 
 
+def test_a_legend_lies_below_and_numbers_what_is_too_small_for_a_name():
+    ids = np.kron(np.arange(1, 145).reshape(12, 12), np.ones((20, 20), int))
+    segments = [{"id": i, "category_id": int(i == 144)} for i in range(1, 145)]
+    image = np.zeros((240, 240, 3), np.uint8)
+    plain = draw_segments(image, ids, segments, METADATA, scale=1.0)
+    drawing = draw_segments(image, ids, segments, METADATA, scale=1.0, legend=True)
+    assert plain.picture.shape == (240, 240, 3) and plain.num_labels == 2
+    assert (drawing.num_labels, drawing.num_unlabelled) == (144, 0)
+    assert drawing.picture.shape == (262, 240, 3) and not drawing.unlabelled_line
+    below = {tuple(pixel) for pixel in drawing.picture[240:].reshape(-1, 3).tolist()}
+    assert {(200, 30, 30), (30, 200, 30)} <= below
+    many = draw_segments(image, ids, segments, METADATA, scale=1.0, font_size=60, legend=True)
+    assert many.unlabelled_line.endswith("of 144 segments without a label: too small")
+    assert many.picture.shape[0] == 240 + 2 * 22  # the count has a line
+    bare = draw_panoptic(image, ids, segments, METADATA, scale=1.0, labels=False, legend=True)
+    assert bare.shape[0] == 240 + 22
+
+
 def test_errors_name_what_was_found():
     image, ids, segments = _scene()
     with pytest.raises(DatasetError, match=r"\(40, 60\).*\(40, 59\)"):

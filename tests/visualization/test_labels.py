@@ -77,9 +77,23 @@ def test_one_that_is_due_stands_out_but_stays_in_the_picture_and_off_the_others(
     tiny, large, covered = segments_of(ids)
     wanted = [Wanted(s, ["a name"], 12.0, is_due=True) for s in (tiny, covered, large)]
     labels = place_labels(ids, wanted, 8.0)
-    assert [label.segment["id"] for label in labels] == [2, 1]
-    x0, y0, x1, y1 = labels[1].box
-    assert x0 > 0 and y0 >= 0 and x1 <= 100 and y1 <= 40
+    assert [label.segment["id"] for label in labels] == [2, 1, 3]
+    boxes = [label.box for label in labels]
+    for x0, y0, x1, y1 in boxes:
+        assert x0 > 0 and y0 >= 0 and x1 <= 100 and y1 <= 40
+    covered = sum(pixels_of(box, ids.shape).astype(int) for box in boxes)
+    assert covered.max() == 1
+    x0, y0, x1, y1 = boxes[2]  # beside the second name, and its own segment is next to it
+    assert x0 < 51 < x1 and (0 <= 10 - y1 < 8 or 0 <= y0 - 12 < 14)
+
+
+def test_one_that_is_due_takes_a_shorter_text_or_is_left_out_where_there_is_no_room():
+    ids = np.zeros((12, 80), np.int32)
+    ids[5, 20], ids[5, 70], ids[5, 10] = 1, 2, 3
+    texts = ["a long name", "2"]
+    wanted = [Wanted(s, texts, 8.0, is_due=True) for s in segments_of(ids)]
+    labels = place_labels(ids, wanted, 8.0)
+    assert [(lab.segment["id"], lab.text) for lab in labels] == [(1, "a long name"), (2, "2")]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (500, 1)])

@@ -52,8 +52,8 @@ def legend(metadata: Any, shown: Collection[str], width: int, note: str = "") ->
         lines[-1].text((x + _SIZE + 4, 3), text, fill="black", font=font(_SIZE))
         x += length
     if note:
-        length = font(_SIZE).getlength(note) + 2 * _GAP
-        size = max(1, min(_SIZE, int(_SIZE * width / length)))  # pictures may be narrow
+        note_width = font(_SIZE).getlength(note) + 2 * _GAP
+        size = max(1, min(_SIZE, int(_SIZE * width / note_width)))  # pictures may be narrow
         images.append(Image.new("RGB", (width, _LINE), "white"))
         ImageDraw.Draw(images[-1]).text((_GAP, 3), note, fill=(90, 90, 90), font=font(size))
     return [np.asarray(image) for image in images]

@@ -13,8 +13,6 @@ stopped by Ctrl-C, 143 by SIGTERM.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import logging
 import os
 import signal
@@ -33,24 +31,26 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
-from panoptic_ext.atomic import write_atomic
 from panoptic_ext.command_line import run_command, split_options
 from panoptic_ext.data.id_map import READ_ERRORS
 from panoptic_ext.engine.memory_errors import explained_memory_errors
 from panoptic_ext.engine.predict_ahead import PredictAhead
+from panoptic_ext.engine.prediction_settings import (
+    check_prediction_settings,
+    prediction_settings,
+)
 from panoptic_ext.engine.predictor import Predictor, find_weights, load_run_cfg
-from panoptic_ext.errors import NOT_JSON, ConfigError, PanopticExtError
+from panoptic_ext.errors import ConfigError, PanopticExtError
 from panoptic_ext.interruption import stoppable
 from panoptic_ext.many_files import ManyFiles
-from panoptic_ext.regular_files import SMALL_FILE, check_regular_file
 from panoptic_ext.visualization import Pictures, readable_scale, save_picture
 from panoptic_ext.visualization.drawing_options import (
+    OPTIONS,
     add_drawing_options,
     take_drawing_options,
 )
 from panoptic_ext.visualization.prediction_image_ids import choose_image_ids, ids_of_files
 from panoptic_ext.visualization.prediction_inputs import (
-    SETTINGS_FILE,
     PredictionInput,
     search_inputs,
 )
@@ -106,7 +106,8 @@ def run(args: argparse.Namespace) -> int:
     if args.no_pictures and not args.save_panoptic:
         raise ConfigError("--no-pictures leaves nothing to write; add --save-panoptic")
     if args.no_pictures and args.drawing:
-        raise ConfigError(f"--no-pictures draws nothing, but {', '.join(args.drawing)} was given")
+        options = ", ".join(OPTIONS[name] for name in args.drawing)
+        raise ConfigError(f"--no-pictures draws nothing, but {options} was given; leave one out")
     if args.batch_size < 1:
         raise ConfigError(f"--batch-size is {args.batch_size}, expected 1 or more")
     search = search_inputs(args.input, exclude=args.output)
@@ -120,10 +121,8 @@ def run(args: argparse.Namespace) -> int:
     cfg, weights = load(args)
     predictor = Predictor(cfg, weights=weights)
     pictures = Pictures(predictor.metadata, args.drawing)
-    settings = {"weights": _file_hash(predictor.weights), "config": _config_hash(cfg)}
-    if args.drawing:
-        settings["pictures"] = args.drawing
-    _check_settings(args.output, settings, overwrite=args.overwrite)
+    settings = prediction_settings(cfg, predictor.weights, args.drawing)
+    check_prediction_settings(args.output, settings, overwrite=args.overwrite)
     results = None
     if args.save_panoptic:
         results = PanopticResults(args.output, predictor.metadata, fresh=args.overwrite)
@@ -336,45 +335,6 @@ def _check_targets(inputs: Sequence[PredictionInput], output: str) -> None:
                 f"the picture of {item.path} would replace the input {target}; choose another"
                 " --output"
             )
-
-
-def _check_settings(output: str, settings: dict[str, Any], *, overwrite: bool) -> None:
-    """Refuse to mix results of two models in one folder, and note which model these are of."""
-    path = os.path.join(output, SETTINGS_FILE)
-    if os.path.exists(path) and not overwrite:
-        check_regular_file(path, SMALL_FILE, error=ConfigError)
-        try:
-            with open(path, encoding="utf-8") as stream:
-                before = json.load(stream)
-        except NOT_JSON:
-            before = None
-        if before != settings:
-            raise ConfigError(
-                f"{output} holds results of other weights or another config, or pictures with other"
-                " options; choose another --output, or --overwrite them"
-            )
-        return
-    os.makedirs(output, exist_ok=True)
-    write_atomic(path, lambda stream: stream.write(json.dumps(settings).encode()))
-
-
-def _config_hash(cfg: Any) -> str:
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = "", ""
-    text = "\n".join((cfg.MODEL.dump(), cfg.INPUT.dump(), cfg.TEST.dump()))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _file_hash(path: str) -> str:
-    """sha256 of a file; of the address itself where `path` is one."""
-    if not os.path.isfile(path):
-        return path
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _known_image_ids(cfg: Any) -> dict[str, int | str]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,15 @@ from torch import nn
 from panoptic_ext.atomic import write_atomic
 from panoptic_ext.errors import NOT_JSON, quoted
 
-__all__ = ["RESULTS_FILE", "evaluation_settings", "keep_earlier_results", "write_settings"]
+__all__ = [
+    "RESULTS_FILE",
+    "config_differences",
+    "config_values",
+    "evaluation_settings",
+    "keep_earlier_results",
+    "listed_some",
+    "write_settings",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +49,28 @@ def evaluation_settings(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         if isinstance(value, torch.Tensor):
             plain = value.detach().cpu().contiguous().reshape(-1)
             digest.update(plain.view(torch.uint8).numpy())
-    config: dict[str, str] = {}
-    for section in ("MODEL", "INPUT", "TEST"):
-        config.update(_flat(cfg[section], section))
     by = "training" if _is_training() else "evaluation"
-    return {"by": by, "weights": digest.hexdigest(), "config": config}
+    return {"by": by, "weights": digest.hexdigest(), "config": config_values(cfg)}
+
+
+def config_values(cfg: CfgNode) -> dict[str, str]:
+    """What a model's results depend on: full key -> value as text, of MODEL, INPUT and TEST."""
+    values: dict[str, str] = {}
+    for section in ("MODEL", "INPUT", "TEST"):
+        values.update(_flat(cfg[section], section))
+    return values
+
+
+def config_differences(before: Any, now: Mapping[str, str]) -> list[str]:
+    """Texts such as "TEST.AMP_DTYPE was '', is 'bfloat16'", of two results of `config_values`."""
+    there = before if isinstance(before, dict) else {}
+    keys = [key for key in {**now, **there} if there.get(key) != now.get(key)]
+    return [f"{key} was {_shown(there, key)}, is {_shown(now, key)}" for key in keys]
+
+
+def listed_some(texts: Sequence[str]) -> str:
+    """The first few, for a message."""
+    return "; ".join(texts[:_MOST_NAMED]) + "; ..." * (len(texts) > _MOST_NAMED)
 
 
 def keep_earlier_results(folder: str, settings: dict[str, Any]) -> str:
@@ -76,7 +101,7 @@ def keep_earlier_results(folder: str, settings: dict[str, Any]) -> str:
     logger.warning(
         "%s held results of an evaluation with other settings (%s): these are now in %s",
         folder,
-        "; ".join(differences[:_MOST_NAMED]) + "; ..." * (len(differences) > _MOST_NAMED),
+        listed_some(differences),
         kept,
     )
     return kept
@@ -125,10 +150,7 @@ def _read(path: str) -> dict[str, Any]:
 def _differences(before: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
     if not before:
         return ["which ones is not known"]
-    there, here = before.get("config"), settings["config"]
-    there = there if isinstance(there, dict) else {}
-    keys = [key for key in {**here, **there} if there.get(key) != here.get(key)]
-    texts = [f"{key} was {_shown(there, key)}, is {_shown(here, key)}" for key in keys]
+    texts = config_differences(before.get("config"), settings["config"])
     return texts + ["other weights"] * (before.get("weights") != settings["weights"])
 
 

@@ -276,7 +276,7 @@ def test_results_of_two_models_are_not_mixed(base, predict, tmp_path, capsys):
     assert predict.main(arguments) == 0
     other = [*arguments, "--confidence-threshold", "0.9"]
     assert predict.main(other) == 2
-    assert "other weights or another config" in capsys.readouterr().err
+    assert "CONFIDENCE_THRESH was 0.5, is 0.9; choose another" in capsys.readouterr().err
     assert predict.main([*other, "--overwrite"]) == 0
     assert "1 predicted" in capsys.readouterr().out
 

@@ -28,7 +28,9 @@ def add_drawing_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--boxes", action="store_true", help="draw the boxes of things")
     group.add_argument("--classes", nargs="+", metavar="NAME", help="draw these classes alone")
     group.add_argument(
-        "--legend", action="store_true", help="add colours and numbers of the classes below"
+        "--legend",
+        action="store_true",
+        help="add the classes below, with colours and numbers; not below videos",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from datetime import timedelta
 
 import torch
@@ -16,6 +17,7 @@ from panoptic_ext.errors import ConfigError, quoted
 __all__ = ["join_torchrun", "leave", "share_buffers", "under_torchrun"]
 
 _TIMEOUT = timedelta(minutes=30)
+_LET_GO = 0.2  # seconds
 
 # What torchrun sets and is read here or by torch: the least and the largest value of each number.
 _NUMBERS = {
@@ -142,6 +144,9 @@ def leave() -> None:
     """
     if not (dist.is_available() and dist.is_initialized()):
         return
+    # Destroying a gloo group joins its threads with the interpreter's lock held (torch 2.4), and a
+    # thread that still has to let go of a tensor waits for that lock: give it the time to.
+    time.sleep(_LET_GO)
     dist.destroy_process_group()
     for name in ("_get_global_gloo_group", "create_local_process_group"):  # the latter: main
         if hasattr(getattr(comm, name, None), "cache_clear"):

@@ -157,7 +157,13 @@ class _Corners:
         return near, far
 
 
-@torch.library.custom_op("panoptic_ext::ms_deform_attn_cpu", mutates_args=(), device_types="cpu")
+# Schemas are written out: torch 2.4 does not read them from annotations that are text.
+@torch.library.custom_op(
+    "panoptic_ext::ms_deform_attn_cpu",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor value, Tensor locations, Tensor attention, SymInt[] sizes) -> Tensor",
+)
 def _forward_op(value: Tensor, locations: Tensor, attention: Tensor, sizes: list[int]) -> Tensor:
     batch, _, heads, channels = value.shape
     queries, samples = attention.shape[1], attention.shape[3] * attention.shape[4]
@@ -189,7 +195,11 @@ def _(value: Tensor, locations: Tensor, attention: Tensor, sizes: list[int]) -> 
 
 
 @torch.library.custom_op(
-    "panoptic_ext::ms_deform_attn_cpu_backward", mutates_args=(), device_types="cpu"
+    "panoptic_ext::ms_deform_attn_cpu_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor grad_out, Tensor value, Tensor locations, Tensor attention, SymInt[] sizes, "
+    "bool need_value, bool need_samples) -> (Tensor, Tensor, Tensor)",
 )
 def _backward_op(
     grad_out: Tensor,

@@ -48,7 +48,8 @@ def take_flags(opts: Sequence[str], flags: Sequence[str]) -> tuple[list[str], li
     Returns:
         The flags that are there; the pairs without them.
     """
-    taken, pairs = [], []
+    taken: list[str] = []
+    pairs: list[str] = []
     for word in opts:
         is_key = len(pairs) % 2 == 0
         (taken if is_key and word in flags else pairs).append(word)

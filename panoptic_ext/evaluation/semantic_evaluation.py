@@ -185,8 +185,8 @@ class PanopticSemSegEvaluator(SemSegEvaluator):
 
 def semantic_table(scores: Mapping[str, float], class_names: Sequence[str]) -> str:
     """A Markdown table of `semantic_scores`: all classes, then each, in percent."""
-    rows = [["**All**", scores["mIoU"], scores["mACC"]]]
-    rows += [[name, scores[f"IoU-{name}"], scores[f"ACC-{name}"]] for name in class_names]
+    rows: list[tuple[str, float, float]] = [("**All**", scores["mIoU"], scores["mACC"])]
+    rows += [(name, scores[f"IoU-{name}"], scores[f"ACC-{name}"]) for name in class_names]
     cells = [[name, *("n/a" if math.isnan(v) else f"{v:.3f}" for v in row)] for name, *row in rows]
     table = tabulate(
         cells,

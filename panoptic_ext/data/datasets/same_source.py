@@ -36,14 +36,17 @@ def source_differences(old: Any, new: Any) -> list[str]:
     """
     if type(old) is not type(new):
         return [f"a {type(old).__name__} there, a {type(new).__name__} here"]
-    places = _places(old), _places(new)
     fields = [field.name for field in dataclasses.fields(new)]
     rows = [(name, getattr(old, name), getattr(new, name)) for name in fields]
-    if None not in places:
-        rows = [row for row in rows if row[0] not in _LOOKED_UP]
-        paths = [name for name in fields if name in _PATHS]
-        rows = [*zip(paths, *places, strict=True), *rows]
-    return [f"{name} is {quoted(a)} there, {quoted(b)} here" for name, a, b in rows if a != b]
+    rows = [(name, a, b) for name, a, b in rows if a != b]
+    if rows and all(name in _LOOKED_UP for name, _, _ in rows):
+        # Only now: to be located, a generated data set is made.
+        there, here = _places(old), _places(new)
+        if there is not None and here is not None:
+            paths = [name for name in fields if name in _PATHS]
+            places = zip(paths, there, here, strict=True)
+            rows = [(name, a, b) for name, a, b in places if a != b]
+    return [f"{name} is {quoted(a)} there, {quoted(b)} here" for name, a, b in rows]
 
 
 def _places(source: Source) -> tuple[str, ...] | None:

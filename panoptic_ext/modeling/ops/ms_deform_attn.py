@@ -151,7 +151,7 @@ def _why_no_triton(device_type: str, dtype: torch.dtype) -> str | None:
     if dtype == torch.float64:
         return "Triton kernels compute in float32, values are float64"
     if not _triton_installed():
-        return "Triton is not installed (pip install triton)"
+        return f"there is no Triton {_LEAST_TRITON} or newer (pip install triton)"
     from .ms_deform_attn_triton import runs_interpreted
 
     if device_type == "cuda" or runs_interpreted():
@@ -159,9 +159,14 @@ def _why_no_triton(device_type: str, dtype: torch.dtype) -> str | None:
     return f"Triton kernels need a CUDA device, tensors are on {device_type!r}"
 
 
+# That of torch 2.6. 3.0, of torch 2.4, cannot run the kernels even in its interpreter.
+_LEAST_TRITON = "3.2"
+
+
 @cache
 def _triton_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    """Whether there is a Triton that the kernels are written for; torch's version decides."""
+    return importlib.util.find_spec("triton") is not None and torch.__version__ >= (2, 6)
 
 
 @cache

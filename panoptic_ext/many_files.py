@@ -16,7 +16,7 @@ from panoptic_ext.data.id_map import READ_ERRORS
 from panoptic_ext.errors import ConfigError, shortened
 from panoptic_ext.interruption import Interrupted, StopRequest, stoppable
 
-__all__ = ["FILE_ERRORS", "ManyFiles", "explain_failure", "listed_failures"]
+__all__ = ["FILE_ERRORS", "ManyFiles", "explain_failure", "failure_line", "listed_failures"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -135,6 +135,11 @@ def explain_failure(error: BaseException) -> str:
     return shortened(text, _LONGEST)
 
 
+def failure_line(name: str, reason: str) -> str:
+    """A file's name and why it failed, without the name twice."""
+    return f"{name}: {reason.removeprefix(f'{name}: ').replace(f' {name}', '', 1)}"
+
+
 def listed_failures(failed: Mapping[str, str], total: int, what: str) -> str:
     """One message about all files that failed; that of a single one is its reason alone.
 
@@ -145,7 +150,7 @@ def listed_failures(failed: Mapping[str, str], total: int, what: str) -> str:
     """
     if len(failed) == 1:
         return next(iter(failed.values()))
-    lines: list[Any] = [f"{name}: {reason}" for name, reason in failed.items()]
+    lines: list[Any] = [failure_line(name, reason) for name, reason in failed.items()]
     if len(lines) > 20:
         lines[20:] = [f"and {len(lines) - 20} more"]
     return f"{len(failed)} of {total} images {what}:\n  " + "\n  ".join(lines)

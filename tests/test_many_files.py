@@ -12,7 +12,7 @@ import torch
 
 from panoptic_ext.atomic import write_atomic
 from panoptic_ext.errors import ConfigError, EvaluationError
-from panoptic_ext.many_files import ManyFiles, explain_failure, listed_failures
+from panoptic_ext.many_files import ManyFiles, explain_failure, failure_line, listed_failures
 
 ERRORS = {
     2: OSError(errno.ENAMETOOLONG, "File name too long", "x" * 256),
@@ -95,3 +95,9 @@ def test_a_name_that_leaves_no_room_for_a_temporary_suffix_is_written(tmp_path: 
     with pytest.raises(OSError) as failed:
         write_atomic(path + "n", lambda stream: None)
     assert failed.value.errno == errno.ENAMETOOLONG and failed.value.filename == path + "n"
+
+
+def test_a_failed_file_is_named_once() -> None:
+    reasons = ("image a/b.png is empty", "a/b.png: damaged", "no memory")
+    lines = [failure_line("a/b.png", reason) for reason in reasons]
+    assert lines == ["a/b.png: image is empty", "a/b.png: damaged", "a/b.png: no memory"]

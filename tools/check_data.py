@@ -65,6 +65,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--image-root", help="its images")
     add("--png-root", help="its label PNGs")
     add("--encoding", default="rgb", help='"rgb" or "divisor"')
+    add("--label-divisor", type=count, default=1000, metavar="N",
+        help='of "divisor": id = category * N + instance; default: 1000')  # fmt: skip
     add("--no-pixels", action="store_true", help="quick: open no image and no label map")
     add("--workers", type=int, default=4, help="threads that read files")
     add("--show", type=count, default=100, help="problems printed for each data set; 0: all")
@@ -81,7 +83,11 @@ def find_targets(args: argparse.Namespace) -> tuple[list[str | PanopticSource], 
     if args.json or args.image_root or args.png_root:
         if not (args.json and args.image_root and args.png_root):
             raise ConfigError("--json, --image-root and --png-root belong together; give all three")
-        return [PanopticSource(args.json, args.image_root, args.png_root, args.encoding)], []
+        if args.label_divisor < 1:
+            raise ConfigError("--label-divisor is 0, expected 1 or more")
+        paths = (args.json, args.image_root, args.png_root)
+        source = PanopticSource(*paths, encoding=args.encoding, label_divisor=args.label_divisor)
+        return [source], []
     cfg = load_cfg(args.config_file, args.opts, use_data=False)
     names = args.datasets or list(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
     if not names:
@@ -108,7 +114,7 @@ def report(target: str | PanopticSource, args: argparse.Namespace) -> bool:
     if problems:
         kinds = Counter(problem.kind for problem in problems)
         summary = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-        print(f"{name}: {len(problems)} problems: {summary}")
+        print(f"{name}: {len(problems)} problem{'s' * (len(problems) > 1)}: {summary}")
     if stopped is not None:
         raise stopped
     if not failed:

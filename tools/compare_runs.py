@@ -4,7 +4,7 @@
 Runs with the same label are seeds of one configuration: one colour, and one row of the table.
 
 Example:
-    tools/compare_runs.py --output curves.svg \
+    tools/compare_runs.py --output curves.svg \\
         "Panoptic FPN=output/facade/panoptic_fpn" "Mask2Former=output/facade/mask2former"
 """
 

@@ -2,7 +2,7 @@
 """Panoptic quality of one COCO panoptic result against another: two models, people, or one each.
 
 Example:
-    tools/evaluate_panoptic.py --gt panoptic_val.json --gt-root panoptic_val \
+    tools/evaluate_panoptic.py --gt panoptic_val.json --gt-root panoptic_val \\
         --pred panoptic_predictions.json --pred-root panoptic_predictions
 """
 
@@ -47,6 +47,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="true areas: the JSON's and an error where the pixels differ (check), the JSON's"
         " unchecked as panopticapi (json), or counted (pixels); default: check",
     )
+    parser.add_argument(
+        "--only-common",
+        action="store_true",
+        help="compare the images that both have, such as a subset; default: the same in both",
+    )
     return parser.parse_args(argv)
 
 
@@ -68,8 +73,15 @@ def run(args: argparse.Namespace) -> int:
         args.pred_root,
         num_threads=max(0, args.threads),
         gt_area=args.gt_area,
+        only_common=args.only_common,
         progress=True,
     )
+    if args.only_common:
+        without_prediction, without_truth = result.left_out
+        print(
+            f"{len(result.per_image)} images are in both files; left out are {without_prediction} "
+            f"without a prediction and {without_truth} without ground truth"
+        )
     print(quality_table(result.summary, result.categories))
     if args.output:
         write_file(args.output, json.dumps(_content(result), indent=1).encode())

@@ -42,7 +42,7 @@ from panoptic_ext.engine.prediction_settings import (
 from panoptic_ext.engine.predictor import Predictor, find_weights, load_run_cfg
 from panoptic_ext.errors import ConfigError, PanopticExtError
 from panoptic_ext.interruption import stoppable
-from panoptic_ext.many_files import ManyFiles
+from panoptic_ext.many_files import ManyFiles, failure_line
 from panoptic_ext.visualization import Pictures, readable_scale, save_picture
 from panoptic_ext.visualization.drawing_options import (
     OPTIONS,
@@ -159,7 +159,7 @@ def report(args: argparse.Namespace, job: Job) -> int:
     """Say what was done and where it lies; returns the exit code."""
     print(job.summary())
     for name, reason in job.failed.items():
-        print(f"failed: {name}: {reason}", file=sys.stderr)
+        print(f"failed: {failure_line(name, reason)}", file=sys.stderr)
     if job.pictures:
         print(f"pictures: {os.path.abspath(args.output)}")
         if line := job.pictures.unlabelled_line():
@@ -220,8 +220,8 @@ class Job:
             for item, _ in self.files.results(todo, self.predict):
                 progress.update()
                 if item.path in self.files.failed:
-                    reason = self.failed[item.path] = self.files.failed[item.path]
-                    progress.write(f"skipped {item.path}: {reason}", file=sys.stderr)
+                    self.failed[item.path] = self.files.failed[item.path]
+                    progress.set_postfix(failed=len(self.failed))  # they are listed at the end
 
     def predict(self, item: PredictionInput) -> None:
         """Predict, draw and store one image or video."""

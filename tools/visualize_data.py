@@ -39,7 +39,7 @@ from panoptic_ext.data import (
 from panoptic_ext.data.image_files import read_image
 from panoptic_ext.engine.setup import load_cfg
 from panoptic_ext.errors import ConfigError
-from panoptic_ext.many_files import ManyFiles
+from panoptic_ext.many_files import ManyFiles, failure_line
 from panoptic_ext.visualization import Pictures, ground_truth_segments, save_picture
 from panoptic_ext.visualization.drawing_options import add_drawing_options, take_drawing_options
 from panoptic_ext.visualization.instance_masks import instance_segments
@@ -95,8 +95,11 @@ def run(args: argparse.Namespace) -> int:
         if images.stop:
             break
     for name, reason in failed.items():
-        print(f"failed: {name}: {reason}", file=sys.stderr)
-    images.stop.check("stopped; the same command draws from the first image, --num fewer of them")
+        print(f"failed: {failure_line(name, reason)}", file=sys.stderr)
+    images.stop.check(
+        "stopped; the pictures drawn so far stay, and the same command draws all of them anew "
+        "(--num N: N of each data set)"
+    )
     return 2 if failed else 0
 
 

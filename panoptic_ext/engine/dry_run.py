@@ -67,8 +67,8 @@ def _check_data(name: str) -> None:
     serious = [problem for problem in problems if not problem.warning]
     if serious:
         raise DatasetError(
-            f"data set {name} has {len(serious)} problems, the first: {serious[0]}. "
-            "tools/check_data.py lists all"
+            f"data set {name} has {len(serious)} problem{'s, the first' * (len(serious) > 1)}: "
+            f"{serious[0]}. tools/check_data.py lists all"
         )
 
 

@@ -36,11 +36,13 @@ class FileResult:
         summary: of `PQStat.summary`.
         categories: of `PanopticFiles`.
         per_image: of `report.image_ranking`; file_name is the truth's PNG.
+        left_out: numbers of images of the truth and of the predictions that the other file lacks.
     """
 
     summary: dict[str, dict]
     categories: dict[int, dict]
     per_image: list[dict[str, Any]]
+    left_out: tuple[int, int] = (0, 0)
 
 
 def evaluate_files(
@@ -51,6 +53,7 @@ def evaluate_files(
     *,
     num_threads: int = 2,
     gt_area: str = "check",
+    only_common: bool = False,
     progress: bool = False,
 ) -> FileResult:
     """Compare two COCO panoptic results: a model or a person with the truth.
@@ -60,11 +63,13 @@ def evaluate_files(
         gt_root, pred_root: folders of their PNGs; None: the JSON's path without ".json".
         num_threads: that read PNGs and compare; 0: none beside the caller's.
         gt_area: as `PanopticEvaluator`.
+        only_common: compare the images that both files have, and leave out all others.
         progress: show a progress bar on stderr.
 
     Raises:
         EvaluationError: files not in COCO panoptic format, images with a missing or extra
-            prediction, or ids, categories, sizes or areas that do not fit.
+            prediction (with `only_common`: no image in both), or ids, categories, sizes or areas
+            that do not fit.
     """
     truth = PanopticFiles(gt_json, gt_root or os.path.splitext(gt_json)[0])
     predictions = PanopticFiles(
@@ -74,7 +79,7 @@ def evaluate_files(
         is_truth=False,
     )
     predictions.check_categories(truth)
-    pairs = _join(truth, predictions)
+    pairs = _join(truth, predictions, only_common=only_common)
 
     def compare(pair: tuple[Annotation, Annotation]) -> PQStat:
         annotation, predicted = pair
@@ -101,6 +106,7 @@ def evaluate_files(
         total.summary({c: bool(v["isthing"]) for c, v in truth.categories.items()}),
         truth.categories,
         image_ranking(stats, total, {a.image_id: a.file_name for a, _ in pairs}),
+        left_out=(len(truth.annotations) - len(pairs), len(predictions.annotations) - len(pairs)),
     )
 
 
@@ -142,10 +148,16 @@ def _check_headers(
         check_same_size(truth, prediction, f"image {quoted(annotation.image_id)}")
 
 
-def _join(truth: PanopticFiles, predictions: PanopticFiles) -> list[tuple[Annotation, Annotation]]:
+def _join(
+    truth: PanopticFiles, predictions: PanopticFiles, *, only_common: bool
+) -> list[tuple[Annotation, Annotation]]:
     pairs = [(a, predictions.find(a.image_id)) for a in truth.annotations.values()]
+    common = [(a, predicted) for a, predicted in pairs if predicted is not None]
+    if only_common and common:
+        return common
     missing = [a.image_id for a, predicted in pairs if predicted is None]
     extra = [i for i in predictions.annotations if truth.find(i) is None]
+    hint = "" if only_common or not common else ", or compare those in both (--only-common)"
     for kind, ids, where, other in (
         ("no prediction", missing, truth.path, predictions.path),
         ("a prediction but no ground truth", extra, predictions.path, truth.path),
@@ -154,6 +166,6 @@ def _join(truth: PanopticFiles, predictions: PanopticFiles) -> list[tuple[Annota
             listed = ", ".join(map(quoted, ids[:5])) + (", ..." if len(ids) > 5 else "")
             raise EvaluationError(
                 f"{len(ids)} images of {where} have {kind} in {other}: image ids {listed};"
-                " both files must be of the same images"
+                f" both files must be of the same images{hint}"
             )
-    return [(a, predicted) for a, predicted in pairs if predicted is not None]
+    return common

@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-from ..errors import NOT_JSON, PanopticExtError
+from ..errors import NOT_JSON, PanopticExtError, quoted
 from ..regular_files import METRICS, check_regular_file
 
 __all__ = ["Curve", "curve_table", "draw_curves", "read_curve"]
+
+_MOST_KEYS = 10  # that a message lists
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,24 @@ def read_curve(run: str, label: str, metric: str = "panoptic_seg/PQ") -> Curve:
             minutes.append(seconds / 60)
             values.append(float(row[metric]))
     if not values:
-        keys = sorted({key for row in rows.values() for key in row if "/" in key})
+        keys = {key for row in rows.values() for key in row if "/" in key}
         raise PanopticExtError(
-            f"{path} has no {metric!r}; expected at least one evaluation (TEST.EVAL_PERIOD) with "
-            f"it, found {', '.join(keys) or 'none'}"
+            f"{path} has no {quoted(metric)}; expected at least one evaluation (TEST.EVAL_PERIOD) "
+            f"with it, found {_nearest_keys(metric, keys) or 'none'}"
         )
     return Curve(label, iterations, minutes, values)
+
+
+def _nearest_keys(metric: str, keys: Collection[str]) -> str:
+    """The keys most like `metric`, and how many others there are."""
+
+    def likeness(key: str) -> float:
+        names = (key.lower(), key.rsplit("/", 1)[-1].lower())
+        return max(SequenceMatcher(None, metric.lower(), name).ratio() for name in names)
+
+    ordered = sorted(sorted(keys), key=likeness, reverse=True)
+    rest = len(ordered) - _MOST_KEYS
+    return ", ".join(ordered[:_MOST_KEYS]) + (f" and {rest} others" if rest > 0 else "")
 
 
 def _rows(path: str) -> dict[int, dict[str, Any]]:

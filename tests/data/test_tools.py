@@ -57,7 +57,7 @@ def test_check_of_files_that_are_not_registered(
     json, images, pngs = tiny.paths()
     arguments = ["--json", json, "--image-root", images, "--png-root", pngs]
     assert tool("check_data").main(arguments) == 1
-    assert "1 problems: 1 wrong-area" in capsys.readouterr().out
+    assert "1 problem: 1 wrong-area" in capsys.readouterr().out
     assert tool("check_data").main([*arguments, "--no-pixels"]) == 0
     assert tool("check_data").main(arguments[:2]) == 2
     assert "belong together" in capsys.readouterr().err
@@ -110,7 +110,7 @@ def test_an_image_that_is_missing_is_named(
     arguments = ["--config-file", config_file(tiny), "--source", source]
     assert tool("visualize_data").main([*arguments, "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert "1.png is a link to a file that does not exist" in error
+    assert re.search(r"failed: .*1\.png: .*image is a link to a file that does not exist", error)
     assert "cannot write" not in error
 
 
@@ -232,3 +232,26 @@ def test_numbers_below_zero(name: str, option: str, capsys: pytest.CaptureFixtur
 def test_pictures_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert tool("visualize_data").main([]) == 2
     assert "no data set to draw" in capsys.readouterr().err
+
+
+def test_names_that_are_not_registered_want_a_config(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("check_data", "visualize_data"):
+        assert tool(name).main(["--datasets", "street_train"]) == 2
+        assert "Give the --config-file that describes it under" in capsys.readouterr().err
+
+
+def test_label_divisor_of_files_that_are_not_registered(
+    tiny: TinyDataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for ids, path in zip(tiny.maps, sorted(tiny.pngs.iterdir()), strict=True):
+        Image.fromarray(np.where(ids == 0, 0, 7 * 10).astype(np.uint8)).save(path)
+    for annotation in tiny.info["annotations"]:
+        del annotation["segments_info"]
+    json, images, pngs = tiny.save().paths()
+    arguments = ["--json", json, "--image-root", images, "--png-root", pngs]
+    arguments += ["--encoding", "divisor"]
+    assert tool("check_data").main([*arguments, "--label-divisor", "10"]) == 0
+    assert "good, 2 images" in capsys.readouterr().out
+    assert tool("check_data").main(arguments) == 2
+    assert "category 70 (divisor 1000), which is not among" in capsys.readouterr().err
+    assert tool("check_data").main([*arguments, "--label-divisor", "0"]) == 2

@@ -61,6 +61,30 @@ def test_tool(files, tmp_path, capsys):
     assert content["PQ"] == 100 * expected
 
 
+def test_a_subset_is_compared_where_that_is_wanted(files, tmp_path, capsys):
+    names = ("gt", "gt-root", "pred", "pred-root")
+    arguments = [f"--{k}={v}" for k, v in zip(names, files, strict=True)]
+    spec = importlib.util.spec_from_file_location("evaluate_panoptic", TOOL)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    edit(files[PRED], lambda content: content["annotations"].pop())  # "c", the wrong one
+    edit(files[GT], lambda content: content["annotations"].pop(0))
+    assert tool.main(arguments) == 2
+    assert "compare those in both (--only-common)" in capsys.readouterr().err
+    assert tool.main([*arguments, "--only-common"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(
+        "1 images are in both files; left out are 1 without a prediction and 1 without ground truth"
+    )
+    result = evaluate_files(*files, only_common=True)
+    assert [row["image_id"] for row in result.per_image] == ["b"]
+    assert result.summary["All"]["pq"] == 1.0
+    edit(files[PRED], lambda content: content["annotations"].pop())
+    with pytest.raises(EvaluationError, match="have no prediction") as error:
+        evaluate_files(*files, only_common=True)
+    assert "--only-common" not in str(error.value)
+
+
 def test_tool_as_a_process_with_bad_input(files):
     Path(files[2]).write_text("{")
     result = subprocess.run(

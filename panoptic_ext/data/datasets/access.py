@@ -118,9 +118,9 @@ def _check_registered(name: str) -> None:
     if name not in DatasetCatalog:
         names = list(DatasetCatalog)
         raise DatasetError(
-            f"data set {quoted(name)} is not registered; {len(names)} others are. Register it with "
-            "panoptic_ext.data.register_panoptic or in YAML under "
-            f"DATASETS.PANOPTIC.{name}{nearest(name, names)}"
+            f"data set {quoted(name)} is not registered; {len(names)} others are. Give the "
+            f"--config-file that describes it under DATASETS.PANOPTIC.{name}, or register it in "
+            f"Python with panoptic_ext.data.register_panoptic{nearest(name, names)}"
         )
 
 

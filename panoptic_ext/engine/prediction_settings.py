@@ -33,7 +33,7 @@ def prediction_settings(cfg: CfgNode, weights: str, drawing: dict[str, Any]) -> 
         "weights", "config" (hashes) and "pictures", which are compared; "weights_file" and
         "config_values", which say in a message what differs.
     """
-    settings = {"weights": _file_hash(weights), "config": _config_hash(cfg)}
+    settings: dict[str, Any] = {"weights": _file_hash(weights), "config": _config_hash(cfg)}
     if drawing:
         settings["pictures"] = drawing
     return {**settings, "weights_file": weights, "config_values": config_values(cfg)}

@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from panoptic_ext.data.metadata_io import save_metadata
 from panoptic_ext.engine import predictor
 from panoptic_ext.engine.setup import load_cfg
+from panoptic_ext.errors import DatasetError
 from tests.data.tiny import TinyDataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,6 +62,9 @@ def test_python_lines_predict_and_draw_after_that_run(my_yaml, monkeypatch, data
     exec(re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1), values)
     assert values["predictor"].metadata.thing_classes == ["road", "car", "person"]
     assert Path("drawn.png").is_file()
+    if not data_is_there:  # who means to read the run's data is told that the name is taken
+        with pytest.raises(DatasetError, match="registered with other content"):
+            predictor.load_run_cfg("output/street", own_data=True)
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(((?!http)[^)#]+)\)", README))))

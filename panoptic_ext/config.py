@@ -85,6 +85,9 @@ def _add_input_keys(cfg: CN) -> None:
     # In training, go on when an image or label file is missing or damaged; each is named once and
     # counted at the end. Files that can be read but are wrong stay errors. Evaluation never skips.
     cfg.DATALOADER.SKIP_CORRUPT = False
+    # Share of the images that SAMPLER_TRAIN "RandomSubsetTrainingSampler" takes, 0 to 1. Detectron2
+    # reads this key and does not declare it.
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
 
 
 def _add_run_keys(cfg: CN) -> None:

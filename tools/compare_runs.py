@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
 
 # fvcore and Detectron2 script functions, and torch says so at every start.
 warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch loads: no traceback
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from panoptic_ext.command_line import explain_os_error
-from panoptic_ext.errors import PanopticExtError
+from panoptic_ext.command_line import run_command
+from panoptic_ext.errors import ConfigError
 from panoptic_ext.visualization.learning_curves import curve_table, draw_curves, read_curve
 
 
@@ -40,21 +43,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = parse_args(argv)
+    return run_command(lambda: run(args), output=args.output)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw the curves and print their table; returns 0."""
+    curves = []
+    for given in args.runs:
+        label, separator, folder = given.partition("=")
+        if not separator:
+            label, folder = os.path.basename(os.path.normpath(given)), given
+        curves.append(read_curve(folder, label, args.metric))
+    name = args.metric.rsplit("/", 1)[-1]
     try:
-        curves = []
-        for run in args.runs:
-            label, found, folder = run.partition("=")
-            if not found:
-                label, folder = os.path.basename(os.path.normpath(run)), run
-            curves.append(read_curve(folder, label, args.metric))
-        name = args.metric.rsplit("/", 1)[-1]
         draw_curves(curves, args.output, title=args.title, metric=name)
-    except (PanopticExtError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {explain_os_error(error, args.output)}", file=sys.stderr)
-        return 2
+    except ValueError as error:  # matplotlib, of a suffix that it does not know
+        raise ConfigError(str(error)) from error
     print(curve_table(curves, name))
     print(f"curves: {args.output}")
     return 0

@@ -14,6 +14,7 @@ Exit code: 0, or 2 where a config cannot be read or built.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -21,14 +22,16 @@ from pathlib import Path
 
 # fvcore and Detectron2 script functions, and torch says so at every start.
 warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch loads: no traceback
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch import nn
 
+from panoptic_ext.command_line import run_command
 from panoptic_ext.engine.setup import load_cfg
-from panoptic_ext.errors import PanopticExtError
 
 # Where a part of the table begins in a model; of several that fit, the longest counts.
 PARTS = {
@@ -57,18 +60,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     args = parser.parse_args(argv)
+    return run_command(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build the models and print the table or the lists; returns 0."""
     rows, lists = [], []
-    try:
-        for path in args.configs:
-            options = ["MODEL.DEVICE", "cpu", "MODEL.TIMM.PRETRAINED", "False", *args.opts]
-            model = build_model(load_cfg(path, options))
-            counts = count_parameters(model)
-            millions = {part: f"{count / 1e6:.3f}" for part, count in counts.items()}
-            rows.append({"config": Path(path).stem, **millions})
-            lists.append(f"{Path(path).stem}\n\n{list_tensors(model)}")
-    except PanopticExtError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for path in args.configs:
+        options = ["MODEL.DEVICE", "cpu", "MODEL.TIMM.PRETRAINED", "False", *args.opts]
+        model = build_model(load_cfg(path, options))
+        counts = count_parameters(model)
+        millions = {part: f"{count / 1e6:.3f}" for part, count in counts.items()}
+        rows.append({"config": Path(path).stem, **millions})
+        lists.append(f"{Path(path).stem}\n\n{list_tensors(model)}")
     table = tabulate(
         rows, headers="keys", tablefmt="github", stralign="right", disable_numparse=True
     )

@@ -5,7 +5,9 @@ Shapes: H x W is the augmented image, N the instances that are left in it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -54,7 +56,8 @@ def instances_of_annotations(
             continue
         segmentation = annotation.get("segmentation")
         _check_mask(segmentation, original_size, f"{where}, annotation {number}")
-        mask = _transformed_mask(segmentation, transforms, size)
+        with _quiet_decoding():
+            mask = _transformed_mask(segmentation, transforms, size)
         if keep_empty or mask.any():
             masks.append(mask)
             classes.append(int(annotation["category_id"]))
@@ -65,6 +68,14 @@ def instances_of_annotations(
     instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
     instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
     return instances
+
+
+@contextmanager
+def _quiet_decoding() -> Iterator[None]:
+    """Without numpy 2's warning about pycocotools' own arrays, which `-W error` makes an error."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="__array__ implementation doesn't accept a copy")
+        yield
 
 
 def _transformed_mask(

@@ -311,6 +311,11 @@ def _sampler_maker(cfg: CfgNode, records: list[Record]) -> Callable[[int], Any]:
         return lambda seed: TrainingSampler(size, seed=seed)
     if name == "RandomSubsetTrainingSampler":
         ratio = cfg.DATALOADER.RANDOM_SUBSET_RATIO
+        if int(size * ratio) < 1 or ratio > 1:
+            raise ConfigError(
+                f"DATALOADER.RANDOM_SUBSET_RATIO = {ratio} of {size} images takes "
+                f"{max(0, int(size * ratio))}; expected at least one, and a ratio of at most 1"
+            )
         return lambda seed: RandomSubsetTrainingSampler(
             size, ratio, seed_shuffle=seed, seed_subset=seed
         )

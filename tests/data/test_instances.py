@@ -105,6 +105,7 @@ def test_overlapping_masks_stay_whole_and_crowds_are_left_out(
     assert first.gt_boxes.tensor.tolist() == [[5, 10, 45, 30], [20, 12, 30, 22]]
 
 
+@pytest.mark.filterwarnings("error::DeprecationWarning")  # numpy 2's, case 7
 def test_masks_follow_the_image(tiny_instances: TinyInstances) -> None:
     """Polygons and run lengths against the same geometry on arrays: flip, twice the size, a crop
     that cuts the plate off, padding."""

@@ -162,8 +162,12 @@ def test_samplers_of_detectron2() -> None:
     counts = np.bincount(list(stream), minlength=10)
     assert counts[3] > 2 * counts[4]
     cfg.DATALOADER.SAMPLER_TRAIN = "RandomSubsetTrainingSampler"
+    assert len(set(itertools.islice(loader._sampler_maker(cfg, records)(1), 50))) == 10
     cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.5
     assert len(set(itertools.islice(loader._sampler_maker(cfg, records)(1), 50))) == 5
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.05  # of ten images: none
+    with pytest.raises(ConfigError, match=r"RANDOM_SUBSET_RATIO = 0\.05 of 10 images takes 0"):
+        loader._sampler_maker(cfg, records)
     cfg.DATALOADER.SAMPLER_TRAIN = "TraningSampler"
     with pytest.raises(ConfigError, match="did you mean 'TrainingSampler'"):
         loader._sampler_maker(cfg, records)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import resource
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from panoptic_ext.engine import memory_errors
 from panoptic_ext.engine.memory_errors import explained_memory_errors
 from panoptic_ext.errors import MemoryNeededError
 
@@ -46,3 +50,34 @@ def test_a_gpu_is_named_and_the_processor_offered() -> None:
 def test_other_errors_stay_as_they_are() -> None:
     with pytest.raises(RuntimeError, match=r"^shapes differ$"), explained_memory_errors(9, 9):
         raise RuntimeError("shapes differ")
+
+
+def test_more_than_the_free_memory_is_an_error_before_the_system_kills(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Linux grants both tensors, and kills the process that writes into them."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    monkeypatch.setattr(memory_errors, "free_memory", lambda: 300 << 20)
+    torch.empty(1 << 30, dtype=torch.uint8)
+    with (
+        pytest.raises(MemoryNeededError, match=r"asks for 1\.1 GB"),
+        explained_memory_errors(4000, 4000),
+    ):
+        torch.empty(200 << 20, dtype=torch.uint8)  # fits
+        torch.empty(1 << 30, dtype=torch.uint8)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    with explained_memory_errors(400, 400):  # too small to matter
+        torch.empty(1 << 30, dtype=torch.uint8)
+
+
+def test_a_container_has_less_than_its_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_errors, "_CGROUP", str(tmp_path))
+    machine = memory_errors.free_memory()
+    assert machine is not None and machine > 1 << 20
+    (tmp_path / "memory.max").write_text(f"{1 << 20}\n")
+    (tmp_path / "memory.stat").write_text("anon 1000\nfile 900000\nkernel 48576\n")
+    assert memory_errors.free_memory() == (1 << 20) - 1000 - 48576
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory_errors.free_memory() is not None

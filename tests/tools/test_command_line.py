@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from panoptic_ext.command_line import explain_os_error, split_options
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+OTHERS = {"__init__", "demo", "install_detectron2"}  # these load torch later or not at all
 
 
 @pytest.mark.parametrize(
@@ -41,3 +49,18 @@ def test_config_values_after_many_values(
 )
 def test_the_file_of_an_error_is_named(error: OSError, text: str) -> None:
     assert explain_os_error(error, "out").startswith(text)
+
+
+@pytest.mark.parametrize(
+    "name", [p.stem for p in sorted(TOOLS.glob("*.py")) if p.stem not in OTHERS]
+)
+def test_ctrl_c_while_a_tool_loads_prints_nothing(name: str, tmp_path: Path) -> None:
+    """Case 10: torch takes seconds to load, and a stopped import is a traceback."""
+    (tmp_path / "torch.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit('still there')\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, str(TOOLS / f"{name}.py")], env=env, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")

@@ -8,6 +8,7 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -31,8 +32,10 @@ from panoptic_ext.engine.earlier_results import (
     write_settings,
 )
 from panoptic_ext.engine.loader import explain_system_error
+from panoptic_ext.engine.memory_errors import explained_memory_errors
 from panoptic_ext.engine.precision import evaluation_precision
 from panoptic_ext.engine.rng import preserved_rng
+from panoptic_ext.errors import MemoryNeededError
 from panoptic_ext.interruption import STOPPING, Interrupted, StopRequest, stoppable
 
 __all__ = ["build_evaluator", "evaluate", "result_folder"]
@@ -123,6 +126,31 @@ class _UntilStopped:
                 return
 
 
+@contextmanager
+def _memory_for(inputs: list[Any]) -> Iterator[None]:
+    """An image that does not fit into memory is named, in the model as in the evaluators."""
+    images = [i for i in inputs if isinstance(i, dict)] or [{}]  # a loader may give anything
+    largest = max(images, key=lambda i: i.get("height", 0) * i.get("width", 0))
+    try:
+        with explained_memory_errors(largest.get("height", 0), largest.get("width", 0)):
+            yield
+    except MemoryNeededError as error:
+        raise MemoryNeededError(f"{largest.get('file_name', 'evaluation')}: {error}") from error
+
+
+class _Explained(nn.Module):
+    """A model whose errors of memory name the image."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+
+    def forward(self, inputs: list[dict[str, Any]]) -> Any:
+        with _memory_for(inputs):
+            return self.model(inputs)
+
+
 class _ResultsOfAllWorkers(DatasetEvaluator):
     """An evaluator that has results only where no worker was asked to stop."""
 
@@ -133,7 +161,8 @@ class _ResultsOfAllWorkers(DatasetEvaluator):
         self._evaluator.reset()
 
     def process(self, inputs: Any, outputs: Any) -> None:
-        self._evaluator.process(inputs, outputs)
+        with _memory_for(inputs):
+            self._evaluator.process(inputs, outputs)
 
     def evaluate(self) -> Any:
         # All workers end together: one alone would leave the others waiting for its part.
@@ -157,7 +186,7 @@ def _run(model: nn.Module, data: Any, evaluator: Any) -> dict[str, Any]:
         with stoppable(announce) as stop:
             images = _UntilStopped(data, stop)
             return inference_on_dataset(
-                model, images, _ResultsOfAllWorkers(evaluator, images, stop)
+                _Explained(model), images, _ResultsOfAllWorkers(evaluator, images, stop)
             )
     except (OSError, RuntimeError) as error:
         explained = explain_system_error(error)

@@ -17,6 +17,7 @@ from torch import nn
 
 from panoptic_ext.engine.evaluate import evaluate
 from panoptic_ext.engine.setup import load_cfg
+from panoptic_ext.errors import MemoryNeededError
 from tests.engine.tiny import tiny_cfg
 
 PUBLISHED = Path(__file__).parents[1] / "modeling/published_yaml/cityscapes_panoptic_swin_tiny.yaml"
@@ -110,3 +111,41 @@ def test_results_of_other_settings_are_kept(
     assert run(training=True) == ["some", "some-1", "some-2", "some-3"], "its next evaluation"
     (folders / "some" / "evaluation.json").unlink()  # as former versions left it
     assert run() == ["some", "some-1", "some-2", "some-3", "some-4"]
+
+
+@pytest.mark.parametrize("where", ["model", "evaluator"])
+def test_an_image_that_does_not_fit_into_memory_is_named(tmp_path: Path, where: str) -> None:
+    """Case 18, in evaluation."""
+
+    def refuse(*_: Any) -> None:
+        torch.empty(1 << 60, dtype=torch.uint8)
+
+    class Loader(FakeTrainer):
+        @staticmethod
+        def build_test_loader(cfg: CfgNode, name: str) -> list[list[dict[str, Any]]]:
+            image = {"x": torch.ones(1), "height": 13000, "width": 12000, "file_name": "big.png"}
+            return [[image]]
+
+    cfg, model, evaluator = tiny_cfg(str(tmp_path)), Double(), Count()
+    cfg.DATASETS.TEST = ("some",)
+    if where == "model":
+        model.forward = refuse  # type: ignore[assignment]
+    else:
+        evaluator.process = refuse  # type: ignore[method-assign]
+    with pytest.raises(MemoryNeededError, match=r"^big\.png: an image of 13000 x 12000"):
+        evaluate(Loader, cfg, model, [evaluator])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_is_evaluated_in_its_mode_and_left_in_the_former(
+    tmp_path: Path, training: bool
+) -> None:
+    class Mode(Double):
+        def forward(self, batch: list[dict[str, Any]]) -> list[torch.Tensor]:
+            assert not self.training
+            return super().forward(batch)
+
+    cfg, model = tiny_cfg(str(tmp_path)), Mode().train(training)
+    cfg.DATASETS.TEST = ("some",)
+    assert evaluate(FakeTrainer, cfg, model) == {"count": {"images": 2}}
+    assert model.training == training

@@ -4,14 +4,14 @@ Importing it registers its models and data sets in Detectron2's registries and c
 changes nothing else, except that whoever registers the name of one of its data sets later gets it.
 """
 
-from ._detectron2 import import_quietly, require_detectron2
+from panoptic_ext._detectron2 import import_quietly, require_detectron2
 
 require_detectron2()
 import_quietly()
 
-from . import data, modeling  # noqa: E402, F401  (imported to register)
-from .config import add_panoptic_ext_config  # noqa: E402
-from .data import register_panoptic  # noqa: E402
+from panoptic_ext import data, modeling  # noqa: E402, F401  (imported to register)
+from panoptic_ext.config import add_panoptic_ext_config  # noqa: E402
+from panoptic_ext.data import register_panoptic  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "add_panoptic_ext_config", "register_panoptic"]

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode as CN
 
-from .config_backbones import add_backbone_keys
-from .config_efficientps import add_efficientps_keys
-from .config_fusion import add_fusion_keys
-from .config_mask_former import add_mask_former_keys
+from panoptic_ext.config_backbones import add_backbone_keys
+from panoptic_ext.config_efficientps import add_efficientps_keys
+from panoptic_ext.config_fusion import add_fusion_keys
+from panoptic_ext.config_mask_former import add_mask_former_keys
 
 __all__ = ["add_panoptic_ext_config"]
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from .shared_data import shared_data_folder
+from tests.shared_data import shared_data_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 

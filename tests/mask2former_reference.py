@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from .shared_data import shared_data_folder
+from tests.shared_data import shared_data_folder
 
 FOLDER = shared_data_folder() / "mask2former_reference"
 

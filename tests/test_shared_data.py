@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .shared_data import shared_data_folder
+from tests.shared_data import shared_data_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 

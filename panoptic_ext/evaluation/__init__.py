@@ -1,12 +1,12 @@
 """Evaluation: panoptic quality of models and of files, and mIoU and AP of the same run."""
 
-from .build import IfGiven, PanopticEvaluators, build_evaluator
-from .files import FileResult, evaluate_files
-from .instance_evaluation import PanopticInstanceEvaluator
-from .kept_predictions import KeptPrediction
-from .panoptic_evaluation import PanopticEvaluator
-from .panoptic_quality import ClassCounts, PQStat, match_image
-from .semantic_evaluation import PanopticSemSegEvaluator
+from panoptic_ext.evaluation.build import IfGiven, PanopticEvaluators, build_evaluator
+from panoptic_ext.evaluation.files import FileResult, evaluate_files
+from panoptic_ext.evaluation.instance_evaluation import PanopticInstanceEvaluator
+from panoptic_ext.evaluation.kept_predictions import KeptPrediction
+from panoptic_ext.evaluation.panoptic_evaluation import PanopticEvaluator
+from panoptic_ext.evaluation.panoptic_quality import ClassCounts, PQStat, match_image
+from panoptic_ext.evaluation.semantic_evaluation import PanopticSemSegEvaluator
 
 __all__ = [
     "ClassCounts",

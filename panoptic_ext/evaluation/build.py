@@ -12,12 +12,11 @@ from detectron2.utils import comm
 
 from panoptic_ext.data import has_instances_alone, thing_ids
 from panoptic_ext.errors import ConfigError, nearest, quoted
-
-from .instance_evaluation import PanopticInstanceEvaluator
-from .instances_json_evaluation import build_instances_json_evaluator
-from .panoptic_evaluation import PanopticEvaluator
-from .semantic_evaluation import PanopticSemSegEvaluator
-from .truth_records import TruthRecords
+from panoptic_ext.evaluation.instance_evaluation import PanopticInstanceEvaluator
+from panoptic_ext.evaluation.instances_json_evaluation import build_instances_json_evaluator
+from panoptic_ext.evaluation.panoptic_evaluation import PanopticEvaluator
+from panoptic_ext.evaluation.semantic_evaluation import PanopticSemSegEvaluator
+from panoptic_ext.evaluation.truth_records import TruthRecords
 
 __all__ = ["EVALUATORS", "IfGiven", "PanopticEvaluators", "build_evaluator"]
 

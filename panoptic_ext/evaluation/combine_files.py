@@ -14,16 +14,15 @@ from tqdm import tqdm
 
 from panoptic_ext.atomic import remove_leftovers
 from panoptic_ext.errors import EvaluationError
+from panoptic_ext.evaluation.combine_images import ImageEntry, ImageList, listed
+from panoptic_ext.evaluation.combine_inputs import VOID, InstanceResults, SemanticPredictions
+from panoptic_ext.evaluation.label_png import write_file
+from panoptic_ext.evaluation.label_runs import runs_from_ids
+from panoptic_ext.evaluation.panoptic_json import Annotation
+from panoptic_ext.evaluation.prediction_files import PREDICTIONS, write_png
+from panoptic_ext.evaluation.segment_table import SegmentTable
 from panoptic_ext.many_files import ManyFiles, listed_failures
 from panoptic_ext.postprocessing.naive_fusion import naive_fusion
-
-from .combine_images import ImageEntry, ImageList, listed
-from .combine_inputs import VOID, InstanceResults, SemanticPredictions
-from .label_png import write_file
-from .label_runs import runs_from_ids
-from .panoptic_json import Annotation
-from .prediction_files import PREDICTIONS, write_png
-from .segment_table import SegmentTable
 
 __all__ = ["CombinedFiles", "NaiveRule", "combine_files"]
 

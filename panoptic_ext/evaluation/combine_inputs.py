@@ -21,10 +21,9 @@ from PIL import Image
 from panoptic_ext.data.datasets.json_file import load_json
 from panoptic_ext.data.id_map import READ_ERRORS
 from panoptic_ext.errors import EvaluationError, nearest, quoted
+from panoptic_ext.evaluation.coco_rle import decode_window, run_lengths
+from panoptic_ext.evaluation.combine_images import ImageEntry, ImageList, listed
 from panoptic_ext.regular_files import LABEL_MAP, RESULTS_JSON, check_regular_file
-
-from .coco_rle import decode_window, run_lengths
-from .combine_images import ImageEntry, ImageList, listed
 
 __all__ = [
     "SEMANTIC_IDS",

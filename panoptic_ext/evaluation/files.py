@@ -9,19 +9,18 @@ from typing import Any
 from tqdm import tqdm
 
 from panoptic_ext.errors import EvaluationError, quoted
-from panoptic_ext.many_files import ManyFiles, listed_failures
-
-from .label_runs import LabelRuns
-from .panoptic_json import Annotation, PanopticFiles
-from .panoptic_quality import (
+from panoptic_ext.evaluation.label_runs import LabelRuns
+from panoptic_ext.evaluation.panoptic_json import Annotation, PanopticFiles
+from panoptic_ext.evaluation.panoptic_quality import (
     PQStat,
     check_areas,
     check_same_size,
     match_image,
     predicted_segments,
 )
-from .report import image_ranking
-from .segment_table import SegmentTable
+from panoptic_ext.evaluation.report import image_ranking
+from panoptic_ext.evaluation.segment_table import SegmentTable
+from panoptic_ext.many_files import ManyFiles, listed_failures
 
 __all__ = ["GT_AREAS", "FileResult", "compare_with_truth", "evaluate_files"]
 

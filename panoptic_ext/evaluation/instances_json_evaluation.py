@@ -16,8 +16,7 @@ from detectron2.evaluation import (
 )
 
 from panoptic_ext.errors import EvaluationError, quoted
-
-from .instance_evaluation import has_compiled_cocoeval, masks_as_arrays
+from panoptic_ext.evaluation.instance_evaluation import has_compiled_cocoeval, masks_as_arrays
 
 __all__ = ["InstancesJsonEvaluator", "build_instances_json_evaluator"]
 

@@ -25,9 +25,8 @@ from panoptic_ext.data.id_map import (
     read_id_map,
 )
 from panoptic_ext.errors import DatasetError, EvaluationError, quoted
+from panoptic_ext.evaluation.label_runs import LabelRuns, runs_from_ids, runs_from_rgb
 from panoptic_ext.regular_files import LABEL_MAP, check_regular_file
-
-from .label_runs import LabelRuns, runs_from_ids, runs_from_rgb
 
 __all__ = ["encode_png", "read_runs", "write_file"]
 

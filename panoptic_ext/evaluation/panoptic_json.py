@@ -16,10 +16,9 @@ from panoptic_ext.data.datasets.structure import (
 )
 from panoptic_ext.data.id_map import ExpectedSize, read_png_size
 from panoptic_ext.errors import DatasetError, EvaluationError, quoted
-
-from .label_png import read_runs
-from .label_runs import LabelRuns
-from .segment_table import SegmentTable
+from panoptic_ext.evaluation.label_png import read_runs
+from panoptic_ext.evaluation.label_runs import LabelRuns
+from panoptic_ext.evaluation.segment_table import SegmentTable
 
 __all__ = ["Annotation", "PanopticFiles"]
 

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from panoptic_ext.errors import EvaluationError
-
-from .label_png import encode_png, write_file
-from .label_runs import LabelRuns
-from .panoptic_json import Annotation, PanopticFiles
-from .segment_table import SegmentTable
+from panoptic_ext.evaluation.label_png import encode_png, write_file
+from panoptic_ext.evaluation.label_runs import LabelRuns
+from panoptic_ext.evaluation.panoptic_json import Annotation, PanopticFiles
+from panoptic_ext.evaluation.segment_table import SegmentTable
 
 __all__ = ["PREDICTIONS", "check_png_names", "write_json", "write_png"]
 

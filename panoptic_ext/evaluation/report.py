@@ -8,7 +8,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from .panoptic_quality import PQStat
+from panoptic_ext.evaluation.panoptic_quality import PQStat
 
 __all__ = ["image_ranking", "metric_keys", "named_result", "quality_table"]
 

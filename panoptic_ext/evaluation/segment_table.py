@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from panoptic_ext.errors import EvaluationError, quoted
-
-from .label_runs import MAX_ID
+from panoptic_ext.evaluation.label_runs import MAX_ID
 
 __all__ = ["SegmentTable", "integer"]
 

@@ -9,9 +9,8 @@ from detectron2.data import Metadata
 from panoptic_ext.data import get_metadata, get_records
 from panoptic_ext.data.id_map import ExpectedSize
 from panoptic_ext.errors import EvaluationError, quoted
-
-from .label_png import read_runs
-from .label_runs import LabelRuns
+from panoptic_ext.evaluation.label_png import read_runs
+from panoptic_ext.evaluation.label_runs import LabelRuns
 
 __all__ = ["TruthRecords"]
 

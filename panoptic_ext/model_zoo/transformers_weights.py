@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, nearest
+from panoptic_ext.errors import CheckpointError, nearest
 
 __all__ = ["from_transformers", "load_from_transformers", "our_name", "to_transformers"]
 

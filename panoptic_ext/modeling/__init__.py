@@ -1,16 +1,16 @@
 """Models and their parts; importing this module registers them in Detectron2's registries."""
 
-from .backbone import TwoWayFPN
-from .meta_arch import (
+from panoptic_ext.modeling.backbone import TwoWayFPN
+from panoptic_ext.modeling.meta_arch import (
     EfficientPS,
     PanopticExtMaskFormer,
     PanopticExtMaskFormerHead,
     UnifiedPanopticFPN,
 )
-from .proposal_generator import SeparableRPNHead
-from .published_names import resolve_published_names
-from .roi_heads import MaskLogitsConvUpsampleHead, SeparableMaskHead
-from .semantic_head import EfficientPSSemSegHead, VoidSafeSemSegFPNHead
+from panoptic_ext.modeling.proposal_generator import SeparableRPNHead
+from panoptic_ext.modeling.published_names import resolve_published_names
+from panoptic_ext.modeling.roi_heads import MaskLogitsConvUpsampleHead, SeparableMaskHead
+from panoptic_ext.modeling.semantic_head import EfficientPSSemSegHead, VoidSafeSemSegFPNHead
 
 __all__ = [
     "EfficientPS",

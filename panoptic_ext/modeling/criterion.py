@@ -14,17 +14,17 @@ import torch
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ..host_copies import to_device
-from .losses import (
+from panoptic_ext.host_copies import to_device
+from panoptic_ext.modeling.losses import (
     classification_loss,
     empty_class_weight,
     point_dice_losses,
     point_mask_losses,
 )
-from .matcher import HungarianMatcher, Match
-from .point_drawing import points_in_boxes, uncertain_points
-from .point_sampling import MaskTargets, sample_masks
-from .query_masks import matched_masks, outputs_at_once
+from panoptic_ext.modeling.matcher import HungarianMatcher, Match
+from panoptic_ext.modeling.point_drawing import points_in_boxes, uncertain_points
+from panoptic_ext.modeling.point_sampling import MaskTargets, sample_masks
+from panoptic_ext.modeling.query_masks import matched_masks, outputs_at_once
 
 __all__ = ["MaskTargets", "SetCriterion"]
 

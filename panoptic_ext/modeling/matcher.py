@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import DatasetError, NonFiniteLossError
-from .losses import class_cost, mask_costs
-from .point_drawing import common_points
-from .point_sampling import MaskTargets
-from .query_masks import masks_at_points
+from panoptic_ext.errors import DatasetError, NonFiniteLossError
+from panoptic_ext.modeling.losses import class_cost, mask_costs
+from panoptic_ext.modeling.point_drawing import common_points
+from panoptic_ext.modeling.point_sampling import MaskTargets
+from panoptic_ext.modeling.query_masks import masks_at_points
 
 __all__ = ["HungarianMatcher", "Match", "out_of_place"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .point_sampling import MaskTargets, sample_masks
+from panoptic_ext.modeling.point_sampling import MaskTargets, sample_masks
 
 __all__ = ["common_points", "points_in_boxes", "uncertain_points"]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from ..errors import ConfigError, nearest
+from panoptic_ext.errors import ConfigError, nearest
 
 __all__ = ["resolve_published_names"]
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .linear import linear
-from .point_sampling import sample_at_common_points
+from panoptic_ext.modeling.linear import linear
+from panoptic_ext.modeling.point_sampling import sample_at_common_points
 
 __all__ = [
     "MaskPredictions",

@@ -11,7 +11,7 @@ from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import ConfigError, nearest
+from panoptic_ext.errors import ConfigError, nearest
 
 __all__ = ["SeparableConv2d", "make_activation", "make_conv"]
 

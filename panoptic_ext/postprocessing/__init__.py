@@ -1,8 +1,12 @@
 """From model outputs to segmentations: tensors in, maps and tables out."""
 
-from .hadamard_fusion import hadamard_fusion
-from .heuristic_fusion import combine_masks, heuristic_fusion, heuristic_fusion_detectron2
-from .mask_inference import (
+from panoptic_ext.postprocessing.hadamard_fusion import hadamard_fusion
+from panoptic_ext.postprocessing.heuristic_fusion import (
+    combine_masks,
+    heuristic_fusion,
+    heuristic_fusion_detectron2,
+)
+from panoptic_ext.postprocessing.mask_inference import (
     MaskOutputs,
     Sizes,
     instance_inference,
@@ -10,9 +14,9 @@ from .mask_inference import (
     panoptic_inference,
     semantic_inference,
 )
-from .segment_extents import with_extents
-from .semantic_stuff import panoptic_with_stuff, semantic_scores
-from .upsnet_fusion import upsnet_fusion
+from panoptic_ext.postprocessing.segment_extents import with_extents
+from panoptic_ext.postprocessing.semantic_stuff import panoptic_with_stuff, semantic_scores
+from panoptic_ext.postprocessing.upsnet_fusion import upsnet_fusion
 
 __all__ = [
     "MaskOutputs",

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .instance_windows import Instance
-from .semantic_labels import strips
+from panoptic_ext.postprocessing.instance_windows import Instance
+from panoptic_ext.postprocessing.semantic_labels import strips
 
 __all__ = ["VOID_POLICIES", "check_void_policy", "stuff_ids_of", "write_segments"]
 

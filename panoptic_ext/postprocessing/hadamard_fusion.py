@@ -16,15 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .fused_segments import check_void_policy, stuff_ids_of, write_segments
-from .instance_windows import (
+from panoptic_ext.postprocessing.fused_segments import (
+    check_void_policy,
+    stuff_ids_of,
+    write_segments,
+)
+from panoptic_ext.postprocessing.instance_windows import (
     keep_by_overlap,
     paste_logits,
     select_instances,
     take_if_better,
     window_strips,
 )
-from .semantic_labels import best_stuff
+from panoptic_ext.postprocessing.semantic_labels import best_stuff
 
 __all__ = ["hadamard_fusion", "hadamard_product"]
 

@@ -20,8 +20,12 @@ from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_inst
 from detectron2.structures import Instances
 from torch import Tensor
 
-from .fused_segments import check_void_policy, stuff_ids_of, write_segments
-from .instance_windows import (
+from panoptic_ext.postprocessing.fused_segments import (
+    check_void_policy,
+    stuff_ids_of,
+    write_segments,
+)
+from panoptic_ext.postprocessing.instance_windows import (
     Instance,
     count_marked,
     few_common,
@@ -29,7 +33,7 @@ from .instance_windows import (
     select_instances,
     window_strips,
 )
-from .semantic_labels import best_class
+from panoptic_ext.postprocessing.semantic_labels import best_class
 
 __all__ = ["combine_masks", "heuristic_fusion", "heuristic_fusion_detectron2"]
 

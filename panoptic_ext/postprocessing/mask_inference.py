@@ -20,9 +20,15 @@ import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from ..host_copies import to_device
-from .mask_outputs import InstancePixels, PanopticPixels, Pixels, SemanticPixels, collect
-from .tiled_resize import Size
+from panoptic_ext.host_copies import to_device
+from panoptic_ext.postprocessing.mask_outputs import (
+    InstancePixels,
+    PanopticPixels,
+    Pixels,
+    SemanticPixels,
+    collect,
+)
+from panoptic_ext.postprocessing.tiled_resize import Size
 
 __all__ = [
     "MaskOutputs",

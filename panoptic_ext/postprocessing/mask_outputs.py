@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..host_copies import to_device
-from .tiled_resize import Size, Tile, TiledResize
+from panoptic_ext.host_copies import to_device
+from panoptic_ext.postprocessing.tiled_resize import Size, Tile, TiledResize
 
 __all__ = ["InstancePixels", "PanopticPixels", "Pixels", "SemanticPixels", "collect"]
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .fused_segments import stuff_ids_of
-from .mask_inference import panoptic_inference
-from .semantic_labels import best_class
-from .tiled_resize import Size, TiledResize
+from panoptic_ext.postprocessing.fused_segments import stuff_ids_of
+from panoptic_ext.postprocessing.mask_inference import panoptic_inference
+from panoptic_ext.postprocessing.semantic_labels import best_class
+from panoptic_ext.postprocessing.tiled_resize import Size, TiledResize
 
 __all__ = ["fill_with_stuff", "panoptic_with_stuff", "semantic_scores", "stuff_as_queries"]
 

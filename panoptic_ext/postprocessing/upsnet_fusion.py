@@ -19,8 +19,12 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from .fused_segments import check_void_policy, stuff_ids_of, write_segments
-from .instance_windows import (
+from panoptic_ext.postprocessing.fused_segments import (
+    check_void_policy,
+    stuff_ids_of,
+    write_segments,
+)
+from panoptic_ext.postprocessing.instance_windows import (
     Instance,
     keep_by_overlap,
     paste_logits,
@@ -28,7 +32,7 @@ from .instance_windows import (
     take_if_better,
     window_strips,
 )
-from .semantic_labels import best_class, best_logit
+from panoptic_ext.postprocessing.semantic_labels import best_class, best_logit
 
 __all__ = ["upsnet_fusion"]
 

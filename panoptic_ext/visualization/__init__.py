@@ -1,14 +1,14 @@
 """Pictures of ground truth, predictions and runs."""
 
-from .contact_sheet import (
+from panoptic_ext.visualization.contact_sheet import (
     SheetRow,
     contact_sheet,
     ground_truth_segments,
     pq_contact_sheet,
     save_picture,
 )
-from .draw import draw_panoptic, readable_scale
-from .pictures import Pictures
+from panoptic_ext.visualization.draw import draw_panoptic, readable_scale
+from panoptic_ext.visualization.pictures import Pictures
 
 __all__ = [
     "Pictures",

@@ -17,11 +17,10 @@ from PIL import Image, ImageDraw
 from panoptic_ext.atomic import write_atomic
 from panoptic_ext.data.id_map import read_id_map
 from panoptic_ext.data.image_files import read_image
-
-from .draw import Drawing, draw_segments
-from .instance_masks import annotated_segments
-from .labels import font
-from .legend import class_numbers, legend
+from panoptic_ext.visualization.draw import Drawing, draw_segments
+from panoptic_ext.visualization.instance_masks import annotated_segments
+from panoptic_ext.visualization.labels import font
+from panoptic_ext.visualization.legend import class_numbers, legend
 
 __all__ = ["SheetRow", "contact_sheet", "ground_truth_segments", "pq_contact_sheet", "save_picture"]
 

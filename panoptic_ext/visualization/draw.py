@@ -18,12 +18,11 @@ from detectron2.utils.visualizer import Visualizer
 
 from panoptic_ext.errors import ConfigError, DatasetError, nearest, quoted
 from panoptic_ext.postprocessing import with_extents
-
-from .classes import class_color, class_metadata, class_name
-from .colors import BOX_OPACITY, shade, text_color
-from .labels import Label, Wanted, place_labels
-from .legend import class_numbers, legend
-from .paint import paint_segments
+from panoptic_ext.visualization.classes import class_color, class_metadata, class_name
+from panoptic_ext.visualization.colors import BOX_OPACITY, shade, text_color
+from panoptic_ext.visualization.labels import Label, Wanted, place_labels
+from panoptic_ext.visualization.legend import class_numbers, legend
+from panoptic_ext.visualization.paint import paint_segments
 
 __all__ = [
     "Drawing",

@@ -15,8 +15,8 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-from ..errors import NOT_JSON, PanopticExtError, quoted
-from ..regular_files import METRICS, check_regular_file
+from panoptic_ext.errors import NOT_JSON, PanopticExtError, quoted
+from panoptic_ext.regular_files import METRICS, check_regular_file
 
 __all__ = ["Curve", "curve_table", "draw_curves", "read_curve"]
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .classes import class_metadata
-from .labels import font
+from panoptic_ext.visualization.classes import class_metadata
+from panoptic_ext.visualization.labels import font
 
 __all__ = ["class_numbers", "legend"]
 

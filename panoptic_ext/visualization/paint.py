@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from .colors import Color, edge_color
+from panoptic_ext.visualization.colors import Color, edge_color
 
 __all__ = ["paint_segments"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .draw import check_drawing_options, draw_segments
+from panoptic_ext.visualization.draw import check_drawing_options, draw_segments
 
 __all__ = ["Pictures"]
 

@@ -8,8 +8,7 @@ from detectron2.data import MetadataCatalog
 from panoptic_ext.engine import main, predictor
 from panoptic_ext.engine.setup import without_pretrained
 from panoptic_ext.engine.trainer import Trainer
-
-from .tiny import tiny_cfg
+from tests.engine.tiny import tiny_cfg
 
 NAME = "pretrained_test"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from . import toy
+from tests.evaluation import toy
 
 
 @pytest.fixture

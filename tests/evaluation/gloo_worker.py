@@ -10,8 +10,7 @@ from detectron2.utils import comm
 
 from panoptic_ext.engine import distributed
 from panoptic_ext.evaluation import PanopticEvaluator
-
-from . import toy
+from tests.evaluation import toy
 
 
 def main(root: str, rank: int, size: int) -> None:

@@ -15,9 +15,8 @@ from PIL import Image
 
 from panoptic_ext.errors import EvaluationError
 from panoptic_ext.evaluation import evaluate_files
-
-from . import toy
-from .reference import CATEGORIES, segment, write_dataset
+from tests.evaluation import toy
+from tests.evaluation.reference import CATEGORIES, segment, write_dataset
 
 KEYS = ["PQ", "SQ", "RQ", "PQ_th", "SQ_th", "RQ_th", "PQ_st", "SQ_st", "RQ_st"]
 TOOL = Path(__file__).parents[2] / "tools" / "evaluate_panoptic.py"

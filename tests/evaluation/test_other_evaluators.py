@@ -24,9 +24,8 @@ from panoptic_ext.evaluation import (
 )
 from panoptic_ext.evaluation.instance_evaluation import has_compiled_cocoeval
 from panoptic_ext.evaluation.semantic_evaluation import semantic_scores
-
-from . import toy
-from .reference import CATEGORIES
+from tests.evaluation import toy
+from tests.evaluation.reference import CATEGORIES
 
 
 def scores(labels: np.ndarray) -> dict:

@@ -26,8 +26,7 @@ from panoptic_ext.evaluation.panoptic_quality import (
     predicted_segments,
 )
 from panoptic_ext.evaluation.segment_table import SegmentTable
-
-from .reference import (
+from tests.evaluation.reference import (
     CATEGORIES,
     IS_THING,
     count_image,

@@ -12,8 +12,7 @@ from detectron2.evaluation import DatasetEvaluator
 from PIL import Image
 
 from panoptic_ext.data import register_panoptic
-
-from .reference import CATEGORIES, segment, with_areas, write_dataset
+from tests.evaluation.reference import CATEGORIES, segment, with_areas, write_dataset
 
 UNIFIED = {c["id"]: i for i, c in enumerate(CATEGORIES)}  # things and stuff alternate in no order
 NAMES = {"a": "north/1.png", "b": "south/1.png", "c": "south/2.png"}

@@ -11,9 +11,8 @@ from panoptic_ext.modeling.criterion import SetCriterion
 from panoptic_ext.modeling.matcher import HungarianMatcher
 from panoptic_ext.modeling.point_drawing import common_points, points_in_boxes
 from panoptic_ext.modeling.point_sampling import MaskTargets
-
-from .test_criterion import CLASSES, gradients, make_outputs, make_target
-from .test_point_sampling import planes, random_id_map
+from tests.modeling.test_criterion import CLASSES, gradients, make_outputs, make_target
+from tests.modeling.test_point_sampling import planes, random_id_map
 
 WHOLE = [0.0, 0.0, 1.0, 1.0]
 

@@ -10,8 +10,7 @@ from panoptic_ext.modeling import criterion as criterion_module
 from panoptic_ext.modeling.criterion import SetCriterion
 from panoptic_ext.modeling.matcher import HungarianMatcher
 from panoptic_ext.modeling.point_sampling import MaskTargets
-
-from . import naive_mask_losses as naive
+from tests.modeling import naive_mask_losses as naive
 
 CLASSES = 4
 

@@ -17,9 +17,8 @@ from panoptic_ext.modeling.losses import (
     point_dice_losses,
     point_mask_losses,
 )
-
-from ..mask2former_reference import needs_reference, reference_arrays, reference_json
-from . import naive_mask_losses as naive
+from tests.mask2former_reference import needs_reference, reference_arrays, reference_json
+from tests.modeling import naive_mask_losses as naive
 
 
 def total_cost(class_logits, labels, mask_logits, targets):

@@ -18,9 +18,8 @@ from panoptic_ext.modeling.criterion import SetCriterion
 from panoptic_ext.modeling.matcher import HungarianMatcher
 from panoptic_ext.modeling.point_sampling import MaskTargets
 from panoptic_ext.modeling.query_masks import QueryMasks
-
-from ..mask2former_reference import needs_reference, reference_arrays, reference_json
-from . import naive_mask_losses as naive
+from tests.mask2former_reference import needs_reference, reference_arrays, reference_json
+from tests.modeling import naive_mask_losses as naive
 
 WIDTH = 512
 UNEQUAL = {"class_weight": 3.0, "mask_weight": 0.5, "dice_weight": 7.0}

@@ -10,8 +10,7 @@ from panoptic_ext.modeling.criterion import SetCriterion
 from panoptic_ext.modeling.matcher import HungarianMatcher
 from panoptic_ext.modeling.point_sampling import MaskTargets
 from panoptic_ext.modeling.query_masks import QueryMasks
-
-from ..operation_counts import OperationCounts
+from tests.operation_counts import OperationCounts
 
 CLASSES, QUERIES, POINTS = 5, 12, 32
 

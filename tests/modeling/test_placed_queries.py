@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from panoptic_ext.modeling.losses import box_loss, centre_loss
 from panoptic_ext.modeling.matcher import HungarianMatcher, out_of_place
 from panoptic_ext.modeling.point_sampling import MaskTargets
-
-from .test_point_sampling import planes, random_id_map
+from tests.modeling.test_point_sampling import planes, random_id_map
 
 
 def naive_centre_map(masks, size):

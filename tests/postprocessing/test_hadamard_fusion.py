@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from panoptic_ext.postprocessing import hadamard_fusion, instance_windows, semantic_labels
 from panoptic_ext.postprocessing.hadamard_fusion import hadamard_product
-
-from . import dense_fusion as dense
-from .dense_fusion import Case, make_case
+from tests.postprocessing import dense_fusion as dense
+from tests.postprocessing.dense_fusion import Case, make_case
 
 hadamard_cases = dense.cases(instance_logit_scale=st.sampled_from([1.0, 4.0]))
 scene = partial(dense.scene, instance_logit_scale=1.0)

@@ -20,9 +20,8 @@ from panoptic_ext.postprocessing import (
     heuristic_fusion_detectron2,
     instance_windows,
 )
-
-from . import dense_fusion as dense
-from .dense_fusion import Case, make_case
+from tests.postprocessing import dense_fusion as dense
+from tests.postprocessing.dense_fusion import Case, make_case
 
 FUSIONS = [heuristic_fusion, heuristic_fusion_detectron2]
 CORNERS: dict[str, dict[str, Any]] = {

@@ -21,10 +21,9 @@ from panoptic_ext.postprocessing import (
     tiled_resize,
 )
 from panoptic_ext.postprocessing.tiled_resize import TiledResize
-
-from ..mask2former_reference import needs_reference, reference_arrays, reference_json
-from ..operation_counts import OperationCounts
-from . import naive_mask_inference as naive
+from tests.mask2former_reference import needs_reference, reference_arrays, reference_json
+from tests.operation_counts import OperationCounts
+from tests.postprocessing import naive_mask_inference as naive
 
 THINGS = {0, 1, 2}
 

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from panoptic_ext.postprocessing import panoptic_inference, panoptic_with_stuff, semantic_scores
 from panoptic_ext.postprocessing.semantic_stuff import fill_with_stuff, stuff_as_queries
-
-from .naive_mask_inference import resize
+from tests.postprocessing.naive_mask_inference import resize
 
 
 def setting(classes, seed):

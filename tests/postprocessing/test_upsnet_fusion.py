@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panoptic_ext.postprocessing import instance_windows, semantic_labels, upsnet_fusion
-
-from . import dense_fusion as dense
-from .dense_fusion import Case, make_case
+from tests.postprocessing import dense_fusion as dense
+from tests.postprocessing.dense_fusion import Case, make_case
 
 upsnet_cases = dense.cases(nms_threshold=st.sampled_from([0.1, 0.5, 1.0]))
 scene = partial(dense.scene, nms_threshold=0.5)

@@ -1,8 +1,8 @@
 """Backbones that Detectron2 lacks; importing this module registers them."""
 
-from .swin import PanopticExtSwinTransformer, SwinTransformer
-from .timm_backbone import TimmBackbone, build_timm_backbone
-from .two_way_fpn import (
+from panoptic_ext.modeling.backbone.swin import PanopticExtSwinTransformer, SwinTransformer
+from panoptic_ext.modeling.backbone.timm_backbone import TimmBackbone, build_timm_backbone
+from panoptic_ext.modeling.backbone.two_way_fpn import (
     TwoWayFPN,
     build_resnet_two_way_fpn_backbone,
     build_timm_two_way_fpn_backbone,

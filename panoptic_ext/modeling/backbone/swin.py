@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ...errors import ConfigError, nearest
-from ..linear import Linear
+from panoptic_ext.errors import ConfigError, nearest
+from panoptic_ext.modeling.linear import Linear
 
 __all__ = ["PanopticExtSwinTransformer", "SwinTransformer"]
 

@@ -12,8 +12,8 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import Backbone
 from torch import Tensor, nn
 
-from ...errors import ConfigError, nearest
-from .timm_norm import convert_norms
+from panoptic_ext.errors import ConfigError, nearest
+from panoptic_ext.modeling.backbone.timm_norm import convert_norms
 
 __all__ = ["TimmBackbone", "build_timm_backbone"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ...errors import ConfigError, nearest
+from panoptic_ext.errors import ConfigError, nearest
 
 __all__ = ["TIMM_NORMS", "convert_norms"]
 

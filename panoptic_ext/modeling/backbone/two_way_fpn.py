@@ -17,9 +17,9 @@ from detectron2.modeling.backbone import Backbone, build_resnet_backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import ConfigError, nearest
-from ..separable_conv import SeparableConv2d, make_conv
-from .timm_backbone import build_timm_backbone
+from panoptic_ext.errors import ConfigError, nearest
+from panoptic_ext.modeling.backbone.timm_backbone import build_timm_backbone
+from panoptic_ext.modeling.separable_conv import SeparableConv2d, make_conv
 
 __all__ = [
     "TwoWayFPN",

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-from ...errors import ConfigError, nearest
+from panoptic_ext.errors import ConfigError, nearest
 
 __all__ = ["PANOPTIC_FUSION_REGISTRY", "PanopticFusion", "build_panoptic_fusion"]
 

@@ -12,12 +12,15 @@ from typing import Any, ClassVar
 from detectron2.config import configurable
 from torch import Tensor
 
-from ...errors import ConfigError, nearest
-from ...postprocessing.fused_segments import VOID_POLICIES
-from ...postprocessing.hadamard_fusion import hadamard_fusion
-from ...postprocessing.heuristic_fusion import heuristic_fusion, heuristic_fusion_detectron2
-from ...postprocessing.upsnet_fusion import upsnet_fusion
-from .build import PANOPTIC_FUSION_REGISTRY, PanopticFusion
+from panoptic_ext.errors import ConfigError, nearest
+from panoptic_ext.modeling.fusion.build import PANOPTIC_FUSION_REGISTRY, PanopticFusion
+from panoptic_ext.postprocessing.fused_segments import VOID_POLICIES
+from panoptic_ext.postprocessing.hadamard_fusion import hadamard_fusion
+from panoptic_ext.postprocessing.heuristic_fusion import (
+    heuristic_fusion,
+    heuristic_fusion_detectron2,
+)
+from panoptic_ext.postprocessing.upsnet_fusion import upsnet_fusion
 
 __all__ = [
     "Detectron2Fusion",

@@ -17,16 +17,16 @@ import torch.nn.functional as F
 from detectron2.config import configurable
 from torch import Tensor, nn
 
-from ...errors import ConfigError
-from ...postprocessing.spatial_ranking import (
+from panoptic_ext.errors import ConfigError
+from panoptic_ext.modeling.fusion.build import PANOPTIC_FUSION_REGISTRY
+from panoptic_ext.modeling.fusion.fusions import HeuristicFusion
+from panoptic_ext.postprocessing.spatial_ranking import (
     class_channels,
     reduced_labels,
     reduced_masks,
     reduced_size,
     spatial_ranking_scores,
 )
-from .build import PANOPTIC_FUSION_REGISTRY
-from .fusions import HeuristicFusion
 
 __all__ = ["SpatialRankingFusion", "SpatialRankingHead"]
 

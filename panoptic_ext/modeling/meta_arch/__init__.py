@@ -1,7 +1,7 @@
-from .efficientps import EfficientPS
-from .mask_former import PanopticExtMaskFormer
-from .mask_former_head import PanopticExtMaskFormerHead
-from .panoptic_fpn import UnifiedPanopticFPN
+from panoptic_ext.modeling.meta_arch.efficientps import EfficientPS
+from panoptic_ext.modeling.meta_arch.mask_former import PanopticExtMaskFormer
+from panoptic_ext.modeling.meta_arch.mask_former_head import PanopticExtMaskFormerHead
+from panoptic_ext.modeling.meta_arch.panoptic_fpn import UnifiedPanopticFPN
 
 __all__ = [
     "EfficientPS",

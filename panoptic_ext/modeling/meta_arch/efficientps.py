@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from ..backbone.folded_norm import fold_norms
-from .panoptic_fpn import UnifiedPanopticFPN
+from panoptic_ext.modeling.backbone.folded_norm import fold_norms
+from panoptic_ext.modeling.meta_arch.panoptic_fpn import UnifiedPanopticFPN
 
 __all__ = ["EfficientPS"]
 

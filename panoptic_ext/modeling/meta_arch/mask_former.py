@@ -17,8 +17,20 @@ from detectron2.modeling.backbone import Backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from ...errors import ConfigError
-from ...postprocessing import (
+from panoptic_ext.errors import ConfigError
+from panoptic_ext.modeling.backbone.folded_norm import fold_norms
+from panoptic_ext.modeling.criterion import SetCriterion
+from panoptic_ext.modeling.losses import box_loss, centre_loss, semantic_loss
+from panoptic_ext.modeling.matcher import out_of_place
+from panoptic_ext.modeling.meta_arch.mask_former_criterion import (
+    build_criterion,
+    build_semantic_classifier,
+)
+from panoptic_ext.modeling.meta_arch.mask_former_head import takes_dense
+from panoptic_ext.modeling.meta_arch.mask_targets import TASKS, build_mask_targets
+from panoptic_ext.modeling.meta_arch.panoptic_fpn import thing_ids_of_dataset
+from panoptic_ext.modeling.point_sampling import MaskTargets
+from panoptic_ext.postprocessing import (
     MaskOutputs,
     Sizes,
     mask_inference,
@@ -26,15 +38,6 @@ from ...postprocessing import (
     semantic_scores,
     with_extents,
 )
-from ..backbone.folded_norm import fold_norms
-from ..criterion import SetCriterion
-from ..losses import box_loss, centre_loss, semantic_loss
-from ..matcher import out_of_place
-from ..point_sampling import MaskTargets
-from .mask_former_criterion import build_criterion, build_semantic_classifier
-from .mask_former_head import takes_dense
-from .mask_targets import TASKS, build_mask_targets
-from .panoptic_fpn import thing_ids_of_dataset
 
 __all__ = ["PanopticExtMaskFormer", "task_of"]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from ...errors import ConfigError
-from ..criterion import SetCriterion
-from ..matcher import HungarianMatcher
+from panoptic_ext.errors import ConfigError
+from panoptic_ext.modeling.criterion import SetCriterion
+from panoptic_ext.modeling.matcher import HungarianMatcher
 
 __all__ = ["build_criterion", "build_semantic_classifier"]
 

@@ -10,10 +10,10 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from ...errors import ConfigError
-from ..pixel_decoder import build_pixel_decoder
-from ..query_masks import QueryMasks
-from ..transformer_decoder import build_transformer_decoder
+from panoptic_ext.errors import ConfigError
+from panoptic_ext.modeling.pixel_decoder import build_pixel_decoder
+from panoptic_ext.modeling.query_masks import QueryMasks
+from panoptic_ext.modeling.transformer_decoder import build_transformer_decoder
 
 __all__ = ["PanopticExtMaskFormerHead", "takes_dense"]
 

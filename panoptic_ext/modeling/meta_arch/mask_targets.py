@@ -12,8 +12,8 @@ from detectron2.structures import BitMasks, Instances, PolygonMasks
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...errors import DatasetError
-from ..criterion import MaskTargets
+from panoptic_ext.errors import DatasetError
+from panoptic_ext.modeling.criterion import MaskTargets
 
 __all__ = ["TASKS", "build_mask_targets"]
 

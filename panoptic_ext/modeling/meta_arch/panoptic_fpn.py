@@ -30,12 +30,12 @@ from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_pos
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
-from ...errors import ConfigError
-from ...postprocessing import with_extents
-from ..backbone.folded_norm import fold_norms
-from ..fusion import HeuristicFusion, PanopticFusion, build_panoptic_fusion
-from ..fusion.fusions import check_option
-from ..roi_heads import KeepsMaskLogits
+from panoptic_ext.errors import ConfigError
+from panoptic_ext.modeling.backbone.folded_norm import fold_norms
+from panoptic_ext.modeling.fusion import HeuristicFusion, PanopticFusion, build_panoptic_fusion
+from panoptic_ext.modeling.fusion.fusions import check_option
+from panoptic_ext.modeling.roi_heads import KeepsMaskLogits
+from panoptic_ext.postprocessing import with_extents
 
 __all__ = ["UnifiedPanopticFPN", "thing_ids_of_dataset"]
 

@@ -64,11 +64,11 @@ def ms_deform_attn(
         locations = sampling_locations.to(compute)
         weights = attention_weights.to(compute)
         if chosen == "triton":
-            from .ms_deform_attn_triton import ms_deform_attn_triton
+            from panoptic_ext.modeling.ops.ms_deform_attn_triton import ms_deform_attn_triton
 
             return ms_deform_attn_triton(value, shapes, locations, weights)
         if chosen == "cpu":
-            from .ms_deform_attn_cpu import ms_deform_attn_cpu
+            from panoptic_ext.modeling.ops.ms_deform_attn_cpu import ms_deform_attn_cpu
 
             return ms_deform_attn_cpu(value.to(compute), shapes, locations, weights).to(value.dtype)
         out = ms_deform_attn_reference(value.to(compute), shapes, locations, weights)
@@ -152,7 +152,7 @@ def _why_no_triton(device_type: str, dtype: torch.dtype) -> str | None:
         return "Triton kernels compute in float32, values are float64"
     if not _triton_installed():
         return f"there is no Triton {_LEAST_TRITON} or newer (pip install triton)"
-    from .ms_deform_attn_triton import runs_interpreted
+    from panoptic_ext.modeling.ops.ms_deform_attn_triton import runs_interpreted
 
     if device_type == "cuda" or runs_interpreted():
         return None

@@ -8,7 +8,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from ...errors import ConfigError, nearest
+from panoptic_ext.errors import ConfigError, nearest
 
 __all__ = ["PIXEL_DECODER_REGISTRY", "build_pixel_decoder", "checked_features"]
 

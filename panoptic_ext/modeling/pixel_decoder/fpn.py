@@ -14,7 +14,7 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .build import PIXEL_DECODER_REGISTRY, checked_features
+from panoptic_ext.modeling.pixel_decoder.build import PIXEL_DECODER_REGISTRY, checked_features
 
 __all__ = ["NUM_SCALES", "BasePixelDecoder", "lateral_conv", "output_conv"]
 

@@ -1,4 +1,7 @@
-from .efficientps import DensePredictionCell, EfficientPSSemSegHead
-from .sem_seg_fpn import VoidSafeSemSegFPNHead
+from panoptic_ext.modeling.semantic_head.efficientps import (
+    DensePredictionCell,
+    EfficientPSSemSegHead,
+)
+from panoptic_ext.modeling.semantic_head.sem_seg_fpn import VoidSafeSemSegFPNHead
 
 __all__ = ["DensePredictionCell", "EfficientPSSemSegHead", "VoidSafeSemSegFPNHead"]

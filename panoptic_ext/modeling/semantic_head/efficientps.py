@@ -21,9 +21,9 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import ConfigError
-from ..hard_pixel_loss import hard_pixel_cross_entropy
-from ..separable_conv import SeparableConv2d, make_conv
+from panoptic_ext.errors import ConfigError
+from panoptic_ext.modeling.hard_pixel_loss import hard_pixel_cross_entropy
+from panoptic_ext.modeling.separable_conv import SeparableConv2d, make_conv
 
 __all__ = ["DensePredictionCell", "EfficientPSSemSegHead"]
 

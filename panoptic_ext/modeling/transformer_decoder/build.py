@@ -7,7 +7,7 @@ from typing import Any
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from ...errors import ConfigError, nearest
+from panoptic_ext.errors import ConfigError, nearest
 
 __all__ = ["TRANSFORMER_DECODER_REGISTRY", "build_transformer_decoder"]
 

@@ -21,11 +21,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ...errors import ConfigError
-from ..position_encoding import sine_position_embedding
-from ..query_masks import mask_logits
-from .build import TRANSFORMER_DECODER_REGISTRY
-from .layers import MLP, CrossAttentionLayer, FeedForwardLayer, SelfAttentionLayer
+from panoptic_ext.errors import ConfigError
+from panoptic_ext.modeling.position_encoding import sine_position_embedding
+from panoptic_ext.modeling.query_masks import mask_logits
+from panoptic_ext.modeling.transformer_decoder.build import TRANSFORMER_DECODER_REGISTRY
+from panoptic_ext.modeling.transformer_decoder.layers import (
+    MLP,
+    CrossAttentionLayer,
+    FeedForwardLayer,
+    SelfAttentionLayer,
+)
 
 __all__ = ["MultiScaleMaskedTransformerDecoder", "Queries", "attention_mask"]
 

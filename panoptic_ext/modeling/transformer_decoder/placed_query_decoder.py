@@ -29,11 +29,14 @@ from detectron2.config import configurable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import ConfigError
-from ..position_encoding import sine_position_embedding
-from ..query_masks import mask_logits
-from .build import TRANSFORMER_DECODER_REGISTRY
-from .masked_transformer_decoder import MultiScaleMaskedTransformerDecoder, Queries
+from panoptic_ext.errors import ConfigError
+from panoptic_ext.modeling.position_encoding import sine_position_embedding
+from panoptic_ext.modeling.query_masks import mask_logits
+from panoptic_ext.modeling.transformer_decoder.build import TRANSFORMER_DECODER_REGISTRY
+from panoptic_ext.modeling.transformer_decoder.masked_transformer_decoder import (
+    MultiScaleMaskedTransformerDecoder,
+    Queries,
+)
 
 __all__ = [
     "PlacedQueryTransformerDecoder",

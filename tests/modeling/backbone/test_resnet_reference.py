@@ -4,8 +4,8 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_backbone
 
-from ...mask2former_reference import needs_reference, reference_arrays
-from .test_swin import PIXEL_MEAN, PIXEL_STD
+from tests.mask2former_reference import needs_reference, reference_arrays
+from tests.modeling.backbone.test_swin import PIXEL_MEAN, PIXEL_STD
 
 
 @needs_reference

@@ -9,8 +9,7 @@ from panoptic_ext.config import add_panoptic_ext_config
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.modeling.backbone import SwinTransformer
 from panoptic_ext.modeling.backbone.swin import SwinBlock, WindowAttention, _shift_mask
-
-from ...mask2former_reference import needs_reference, reference_arrays
+from tests.mask2former_reference import needs_reference, reference_arrays
 
 # The published COCO models' statistics for RGB images.
 PIXEL_MEAN = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)

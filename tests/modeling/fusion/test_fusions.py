@@ -28,8 +28,7 @@ from panoptic_ext.postprocessing import (
     heuristic_fusion_detectron2,
     upsnet_fusion,
 )
-
-from ...postprocessing.dense_fusion import Case, check_consistent, make_case
+from tests.postprocessing.dense_fusion import Case, check_consistent, make_case
 
 FUSIONS: dict[str, tuple[type, Callable[..., Any]]] = {
     "hadamard": (HadamardFusion, hadamard_fusion),

@@ -15,9 +15,8 @@ from panoptic_ext.modeling.fusion import build_panoptic_fusion
 from panoptic_ext.modeling.fusion.build import PanopticFusion
 from panoptic_ext.modeling.fusion.fusions import HeuristicFusion
 from panoptic_ext.modeling.fusion.spatial_ranking import SpatialRankingFusion, SpatialRankingHead
-
-from ...postprocessing import dense_fusion as dense
-from ...postprocessing.test_heuristic_fusion import CORNERS
+from tests.postprocessing import dense_fusion as dense
+from tests.postprocessing.test_heuristic_fusion import CORNERS
 
 GROUND, SHIRT, TIE = 0, 1, 3  # unified ids; 2 is stuff too
 SIZE = (24, 32)

@@ -6,8 +6,7 @@ import pytest
 from detectron2.data import MetadataCatalog
 
 from tests.fakes import fake_metadata
-
-from .tiny_mask_former import NAME, build
+from tests.modeling.meta_arch.tiny_mask_former import NAME, build
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,9 +12,8 @@ from panoptic_ext.errors import ConfigError
 from panoptic_ext.modeling.losses import semantic_loss
 from panoptic_ext.modeling.meta_arch import mask_former
 from tests.fakes import IS_THING
+from tests.modeling.meta_arch.tiny_mask_former import THINGS, build, mapped, predict, train
 from tests.postprocessing.naive_extents import check_extents
-
-from .tiny_mask_former import THINGS, build, mapped, predict, train
 
 PLACED = {
     "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "PlacedQueryTransformerDecoder",

@@ -13,9 +13,8 @@ import torch
 
 from panoptic_ext.modeling.ops import ms_deform_attn
 from panoptic_ext.modeling.ops import ms_deform_attn as ops_function
-
-from .interpreted_case import TOLERANCE
-from .test_ms_deform_attn import make_inputs, output_and_gradients
+from tests.modeling.ops.interpreted_case import TOLERANCE
+from tests.modeling.ops.test_ms_deform_attn import make_inputs, output_and_gradients
 
 ROOT = Path(__file__).resolve().parents[3]
 dispatch = sys.modules[ops_function.__module__]

@@ -16,8 +16,7 @@ from panoptic_ext.modeling.pixel_decoder import (
     build_pixel_decoder,
 )
 from panoptic_ext.modeling.pixel_decoder.deformable_encoder import DeformableEncoder, MSDeformAttn
-
-from ...mask2former_reference import needs_reference, reference_arrays
+from tests.mask2former_reference import needs_reference, reference_arrays
 
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 

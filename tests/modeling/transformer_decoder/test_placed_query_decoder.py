@@ -28,8 +28,7 @@ from panoptic_ext.modeling.transformer_decoder.placed_query_decoder import (
     peaks,
     window_coefficients,
 )
-
-from .test_masked_transformer_decoder import SMALL, features
+from tests.modeling.transformer_decoder.test_masked_transformer_decoder import SMALL, features
 
 OWN = ("semantic_head", "place_head", "box_head", "place_feat", "place_embed", "window_embed")
 PLACED = SMALL["num_queries"]

@@ -20,8 +20,8 @@ from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 
 from panoptic_ext.data import get_records
-from panoptic_ext.engine.checkpoint import Checkpointer
-from panoptic_ext.engine.setup import choose_device, load_cfg
+from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
+from panoptic_ext.engine.run_config import choose_device, load_cfg
 from panoptic_ext.engine.trainer import Trainer
 from panoptic_ext.errors import CheckpointError, PanopticExtError
 

@@ -37,9 +37,9 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOPanopticEvaluator
 
 from panoptic_ext.data import write_id_map
+from panoptic_ext.data.coco.label_png import read_runs
+from panoptic_ext.data.coco.runs import runs_from_ids
 from panoptic_ext.evaluation import PanopticEvaluator
-from panoptic_ext.evaluation.label_png import read_runs
-from panoptic_ext.evaluation.label_runs import runs_from_ids
 
 NUM_CLASSES, NUM_THINGS = 133, 80
 # height, width, segments, images

@@ -42,12 +42,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from panoptic_ext.postprocessing import (
-    combine_masks,
-    hadamard_fusion,
-    heuristic_fusion,
-    upsnet_fusion,
-)
+from panoptic_ext.fusion import combine_masks, hadamard_fusion, heuristic_fusion, upsnet_fusion
 
 SIZE, COARSE, CLASSES, CELLS = (1024, 2048), (256, 512), 19, 28
 THINGS = tuple(range(11, 19))  # as in Cityscapes

@@ -41,9 +41,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from panoptic_ext import add_panoptic_ext_config
 from panoptic_ext.data.augmentation import build_augmentations
+from panoptic_ext.data.coco.id_map import write_id_map
 from panoptic_ext.data.dataset_mapper import PanopticDatasetMapper
-from panoptic_ext.data.id_map import write_id_map
-from panoptic_ext.modeling.meta_arch.mask_targets import build_mask_targets
+from panoptic_ext.modeling.mask_classification.targets import build_mask_targets
 
 HEIGHT, WIDTH, SIDE, CLASSES = 480, 640, 1024, 133
 TARGETS = {14: 4.0, 60: 12.0}  # ratios of spec/performance.md, by number of segments

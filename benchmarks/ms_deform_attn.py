@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.mask2former import modeling_mask2former
 
-from panoptic_ext.modeling.ops import ms_deform_attn
+from panoptic_ext.modeling.layers import ms_deform_attn
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HEADS, CHANNELS, POINTS = 8, 32, 4

@@ -28,11 +28,11 @@ from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
 
-from panoptic_ext.engine.setup import choose_device, load_cfg
+from panoptic_ext.engine.run_config import choose_device, load_cfg
 from panoptic_ext.engine.trainer import Trainer
 from panoptic_ext.errors import ConfigError, PanopticExtError
+from panoptic_ext.modeling.mask_classification.points import MaskTargets
 from panoptic_ext.modeling.meta_arch.mask_former import PanopticExtMaskFormer
-from panoptic_ext.modeling.point_sampling import MaskTargets
 
 COVERED = 0.5  # IoU from which panoptic quality counts a segment as found
 

@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image
 
 from panoptic_ext.data import get_records
-from panoptic_ext.engine.predictor import Predictor, load_run_cfg
 from panoptic_ext.errors import PanopticExtError
+from panoptic_ext.prediction.predictor import Predictor, load_run_cfg
 from panoptic_ext.visualization import draw_panoptic, ground_truth_segments
 
 COLUMNS = ("image", "ground truth", "prediction")

@@ -20,9 +20,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests import ROOT
 from tests.shared_data import shared_data_folder
-
-ROOT = Path(__file__).resolve().parent.parent
 
 # A machine that is busy with other work draws and runs examples slowly, which is no fault of a
 # test. A test's own settings are on top of these.

@@ -12,7 +12,7 @@ import pytest
 
 from panoptic_ext import atomic
 from panoptic_ext.atomic import TemporaryFile, remove_leftovers, write_atomic
-from panoptic_ext.visualization.video import VideoWriter
+from panoptic_ext.prediction.video import VideoWriter
 
 WRITER = """
 import importlib.util, sys

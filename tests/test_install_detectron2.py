@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-TOOLS = Path(__file__).resolve().parent.parent / "tools"
+from tests import ROOT
+
+TOOLS = ROOT / "tools"
 sys.path.insert(0, str(TOOLS))
 
 import detectron2_patches as patches  # noqa: E402

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests import ROOT
+
 pytestmark = pytest.mark.slow
 
-TOOL = Path(__file__).resolve().parent.parent / "tools" / "install_detectron2.py"
+TOOL = ROOT / "tools" / "install_detectron2.py"
 NO_NETWORK = ("could not fetch",)
 
 # Runs in a process whose PYTHONPATH has the new install in front.

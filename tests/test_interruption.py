@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from panoptic_ext.command_line import run_command
+from panoptic_ext.commands.command_line import run_command
 from panoptic_ext.interruption import (
     Interrupted,
     StopRequest,

@@ -8,13 +8,12 @@ import sys
 import zipfile
 from email.message import Message
 from email.parser import Parser
-from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

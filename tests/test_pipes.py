@@ -12,25 +12,25 @@ from typing import Any
 import pytest
 from torch import nn
 
+from panoptic_ext.combine.images import ImageEntry, ImageList
+from panoptic_ext.combine.inputs import InstanceResults, SemanticFolder, SemanticResults
+from panoptic_ext.config.yaml_reader import read_file
 from panoptic_ext.data import PanopticSource, check_panoptic
-from panoptic_ext.data.datasets.json_file import read_json
-from panoptic_ext.data.id_map import read_id_map, read_png_size
+from panoptic_ext.data.coco.id_map import read_id_map, read_png_size
+from panoptic_ext.data.coco.json_file import read_json
+from panoptic_ext.data.coco.label_png import read_runs
+from panoptic_ext.data.datasets.metadata_file import load_metadata
 from panoptic_ext.data.image_files import read_image
-from panoptic_ext.data.metadata_io import load_metadata
-from panoptic_ext.engine.checkpoint import Checkpointer
+from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
+from panoptic_ext.engine.checkpoint.read_weights import load_pickle, load_torch
 from panoptic_ext.engine.hooks import trim_metrics
-from panoptic_ext.engine.predictor import load_run_cfg
-from panoptic_ext.engine.weights_io import load_pickle, load_torch
-from panoptic_ext.engine.yaml_config import read_file
 from panoptic_ext.errors import PanopticExtError
-from panoptic_ext.evaluation.combine_images import ImageEntry, ImageList
-from panoptic_ext.evaluation.combine_inputs import InstanceResults, SemanticFolder, SemanticResults
-from panoptic_ext.evaluation.files import evaluate_files
+from panoptic_ext.evaluation.compare_files import evaluate_files
 from panoptic_ext.evaluation.instance_evaluation import PanopticInstanceEvaluator
-from panoptic_ext.evaluation.label_png import read_runs
+from panoptic_ext.prediction.predictor import load_run_cfg
+from panoptic_ext.prediction.results import PanopticResults
+from panoptic_ext.prediction.video import VideoReader
 from panoptic_ext.visualization.learning_curves import read_curve
-from panoptic_ext.visualization.prediction_results import PanopticResults
-from panoptic_ext.visualization.video import VideoReader
 from tests.data.tiny import TinyDataset
 
 IMAGES = ImageList("data", [ImageEntry(1, "x.jpg", "x.png", (2, 2))], [])

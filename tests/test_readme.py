@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from panoptic_ext.data.metadata_io import save_metadata
-from panoptic_ext.engine import predictor
-from panoptic_ext.engine.setup import load_cfg
+from panoptic_ext.data.datasets.metadata_file import save_metadata
+from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.errors import DatasetError
+from panoptic_ext.prediction import predictor
+from tests import ROOT
 from tests.data.tiny import TinyDataset
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import runpy
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests import ROOT
 from tests.shared_data import shared_data_folder
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize("given", [None, ""])

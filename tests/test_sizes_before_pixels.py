@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from panoptic_ext.combine.images import ImageList
+from panoptic_ext.combine.inputs import SemanticFolder
 from panoptic_ext.data import PanopticDatasetMapper, check_panoptic
 from panoptic_ext.errors import DatasetError, EvaluationError
-from panoptic_ext.evaluation.combine_images import ImageList
-from panoptic_ext.evaluation.combine_inputs import SemanticFolder
-from panoptic_ext.evaluation.files import evaluate_files
-from panoptic_ext.evaluation.truth_records import TruthRecords
+from panoptic_ext.evaluation.compare_files import evaluate_files
+from panoptic_ext.evaluation.truth import TruthRecords
 from tests.data.tiny import TinyDataset
 
 

@@ -24,7 +24,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 from detectron2.data import DatasetCatalog
 
-from panoptic_ext.command_line import count, run_command, split_options
+from panoptic_ext.commands.command_line import count, run_command, split_options
 from panoptic_ext.data import (
     PanopticSource,
     check_panoptic,
@@ -32,7 +32,7 @@ from panoptic_ext.data import (
     count_segments,
 )
 from panoptic_ext.data.datasets.check_files import CheckInterrupted
-from panoptic_ext.engine.setup import load_cfg
+from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.errors import ConfigError
 
 

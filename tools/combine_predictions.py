@@ -31,17 +31,17 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch loads: no traceback
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from panoptic_ext.command_line import count, run_command
-from panoptic_ext.engine.setup import load_cfg
-from panoptic_ext.errors import ConfigError
-from panoptic_ext.evaluation.combine_files import CombinedFiles, NaiveRule, combine_files
-from panoptic_ext.evaluation.combine_images import ImageList, listed
-from panoptic_ext.evaluation.combine_inputs import (
+from panoptic_ext.combine.images import ImageList, listed
+from panoptic_ext.combine.inputs import (
     SEMANTIC_IDS,
     InstanceResults,
     SemanticPredictions,
     open_semantic,
 )
+from panoptic_ext.combine.merge import CombinedFiles, NaiveRule, combine_files
+from panoptic_ext.commands.command_line import count, run_command
+from panoptic_ext.engine.run_config import load_cfg
+from panoptic_ext.errors import ConfigError
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

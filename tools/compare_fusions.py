@@ -26,17 +26,17 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
-from panoptic_ext.command_line import count, run_command
+from panoptic_ext.commands.command_line import count, run_command
 from panoptic_ext.data.image_files import read_image
-from panoptic_ext.engine.compare_fusions import (
+from panoptic_ext.evaluation.panoptic_evaluation import PanopticEvaluator
+from panoptic_ext.prediction.compare_fusions import (
     compare_fusions,
     fusion_table,
     fusions_left_out,
     fusions_of,
     load_test_data,
 )
-from panoptic_ext.engine.predictor import Predictor, find_weights, load_run_cfg
-from panoptic_ext.evaluation.panoptic_evaluation import PanopticEvaluator
+from panoptic_ext.prediction.predictor import Predictor, find_weights, load_run_cfg
 from panoptic_ext.visualization.contact_sheet import SheetRow, contact_sheet, ground_truth_segments
 
 

@@ -23,7 +23,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch loads: no traceback
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from panoptic_ext.command_line import run_command
+from panoptic_ext.commands.command_line import run_command
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.visualization.learning_curves import curve_table, draw_curves, read_curve
 

@@ -115,7 +115,7 @@ def validation_images(config: Path) -> list[str]:
     from detectron2.data import DatasetCatalog
 
     from panoptic_ext.data import register_from_config
-    from panoptic_ext.engine.setup import load_cfg
+    from panoptic_ext.engine.run_config import load_cfg
 
     cfg = load_cfg(str(config), [])
     register_from_config(cfg)
@@ -184,7 +184,7 @@ def run(output: Path, opts: Sequence[str]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; the exit code: 0 done, 2 an error that the user can mend, 130 after Ctrl-C."""
     args = parse_arguments(arguments)
-    from panoptic_ext.command_line import run_command
+    from panoptic_ext.commands.command_line import run_command
 
     def run_or_say() -> int:
         try:

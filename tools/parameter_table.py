@@ -30,8 +30,8 @@ from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch import nn
 
-from panoptic_ext.command_line import run_command
-from panoptic_ext.engine.setup import load_cfg
+from panoptic_ext.commands.command_line import run_command
+from panoptic_ext.engine.run_config import load_cfg
 
 # Where a part of the table begins in a model; of several that fit, the longest counts.
 PARTS = {

@@ -31,32 +31,32 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
-from panoptic_ext.command_line import run_command, split_options
-from panoptic_ext.data.id_map import READ_ERRORS
+from panoptic_ext.commands.command_line import run_command, split_options
+from panoptic_ext.data.coco.id_map import READ_ERRORS
 from panoptic_ext.engine.memory_errors import explained_memory_errors
-from panoptic_ext.engine.predict_ahead import PredictAhead
-from panoptic_ext.engine.prediction_settings import (
-    check_prediction_settings,
-    prediction_settings,
-)
-from panoptic_ext.engine.predictor import Predictor, find_weights, load_run_cfg
 from panoptic_ext.errors import ConfigError, PanopticExtError
 from panoptic_ext.interruption import stoppable
 from panoptic_ext.many_files import ManyFiles, failure_line
+from panoptic_ext.prediction.ahead import PredictAhead
+from panoptic_ext.prediction.image_ids import choose_image_ids, ids_of_files
+from panoptic_ext.prediction.inputs import (
+    PredictionInput,
+    search_inputs,
+)
+from panoptic_ext.prediction.outputs import panoptic_result, segments_to_draw
+from panoptic_ext.prediction.predictor import Predictor, find_weights, load_run_cfg
+from panoptic_ext.prediction.results import PanopticResults
+from panoptic_ext.prediction.settings import (
+    check_prediction_settings,
+    prediction_settings,
+)
+from panoptic_ext.prediction.video import VideoReader, VideoWriter
 from panoptic_ext.visualization import Pictures, readable_scale, save_picture
 from panoptic_ext.visualization.drawing_options import (
     OPTIONS,
     add_drawing_options,
     take_drawing_options,
 )
-from panoptic_ext.visualization.prediction_image_ids import choose_image_ids, ids_of_files
-from panoptic_ext.visualization.prediction_inputs import (
-    PredictionInput,
-    search_inputs,
-)
-from panoptic_ext.visualization.prediction_results import PanopticResults
-from panoptic_ext.visualization.prediction_segments import panoptic_result, segments_to_draw
-from panoptic_ext.visualization.video import VideoReader, VideoWriter
 
 _STOPPED = "stopped; the same command goes on where it was"
 _FPN_THRESHOLD = "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH"

@@ -30,14 +30,14 @@ from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb
 from tqdm import tqdm
 
-from panoptic_ext.command_line import count, run_command, split_options
+from panoptic_ext.commands.command_line import count, run_command, split_options
 from panoptic_ext.data import (
     PanopticDatasetMapper,
     get_metadata,
     get_records,
 )
 from panoptic_ext.data.image_files import read_image
-from panoptic_ext.engine.setup import load_cfg
+from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.many_files import ManyFiles, failure_line
 from panoptic_ext.visualization import Pictures, ground_truth_segments, save_picture

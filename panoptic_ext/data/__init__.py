@@ -1,8 +1,15 @@
 """Data: registration, records, the mapper and the id map that all models share."""
 
 from panoptic_ext.data.augmentation import build_augmentations
+from panoptic_ext.data.coco.id_map import id_to_rgb, read_id_map, rgb_to_id, write_id_map
+from panoptic_ext.data.coco.json_checks import Category
 from panoptic_ext.data.dataset_mapper import PanopticDatasetMapper
-from panoptic_ext.data.datasets.access import (
+from panoptic_ext.data.datasets.check import check_panoptic, count_segments
+from panoptic_ext.data.datasets.from_config import register_from_config
+from panoptic_ext.data.datasets.instances import has_instances_alone, register_instances
+from panoptic_ext.data.datasets.metadata import PanopticMetadata, PanopticSource
+from panoptic_ext.data.datasets.panoptic import load_panoptic, register_panoptic
+from panoptic_ext.data.datasets.registered import (
     annotated,
     check_same_categories,
     filter_empty,
@@ -11,13 +18,6 @@ from panoptic_ext.data.datasets.access import (
     num_classes,
     thing_ids,
 )
-from panoptic_ext.data.datasets.check import check_panoptic, count_segments
-from panoptic_ext.data.datasets.from_config import register_from_config
-from panoptic_ext.data.datasets.instances import has_instances_alone, register_instances
-from panoptic_ext.data.datasets.metadata import PanopticMetadata, PanopticSource
-from panoptic_ext.data.datasets.panoptic import load_panoptic, register_panoptic
-from panoptic_ext.data.datasets.structure import Category
-from panoptic_ext.data.id_map import id_to_rgb, read_id_map, rgb_to_id, write_id_map
 from panoptic_ext.data.id_map_masks import IdMapMasks
 
 __all__ = [

@@ -19,9 +19,7 @@ from detectron2.utils.logger import log_first_n
 from panoptic_ext.data.annotated_instances import instances_of_annotations
 from panoptic_ext.data.augmentation import AugmentationInput, build_augmentations
 from panoptic_ext.data.augmentation_keys import check_choice
-from panoptic_ext.data.datasets.access import get_metadata
-from panoptic_ext.data.datasets.instances import has_instances_alone
-from panoptic_ext.data.id_map import (
+from panoptic_ext.data.coco.id_map import (
     ExpectedSize,
     Runs,
     find_runs,
@@ -29,6 +27,8 @@ from panoptic_ext.data.id_map import (
     remap_ids,
     segment_boxes,
 )
+from panoptic_ext.data.datasets.instances import has_instances_alone
+from panoptic_ext.data.datasets.registered import get_metadata
 from panoptic_ext.data.id_map_masks import IdMapMasks
 from panoptic_ext.data.image_files import read_image
 from panoptic_ext.errors import ConfigError, DatasetError, UnreadableFileError, nearest, quoted

@@ -12,7 +12,7 @@ import torch
 from detectron2.layers import ROIAlign
 from detectron2.structures import BitMasks, Boxes
 
-from panoptic_ext.data.id_map import find_runs, segment_boxes
+from panoptic_ext.data.coco.id_map import find_runs, segment_boxes
 
 __all__ = ["IdMapMasks"]
 

@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.data import detection_utils
 from PIL import Image
 
-from panoptic_ext.data.id_map import READ_ERRORS, too_many_pixels
+from panoptic_ext.data.coco.id_map import READ_ERRORS, too_many_pixels
 from panoptic_ext.errors import DatasetError, UnreadableFileError
 from panoptic_ext.regular_files import IMAGE, check_regular_file
 

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.events import EventStorage
 
-from panoptic_ext.engine.checkpoint import Checkpointer
+from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.engine.precision import evaluation_precision
 from panoptic_ext.engine.trainer import Trainer
 from panoptic_ext.errors import DatasetError

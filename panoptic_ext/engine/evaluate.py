@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from panoptic_ext.atomic import write_atomic
+from panoptic_ext.engine.checkpoint.rng import preserved_rng
 from panoptic_ext.engine.distributed import share_buffers
 from panoptic_ext.engine.earlier_results import (
     RESULTS_FILE,
@@ -34,7 +35,6 @@ from panoptic_ext.engine.earlier_results import (
 from panoptic_ext.engine.loader import explain_system_error
 from panoptic_ext.engine.memory_errors import explained_memory_errors
 from panoptic_ext.engine.precision import evaluation_precision
-from panoptic_ext.engine.rng import preserved_rng
 from panoptic_ext.errors import MemoryNeededError
 from panoptic_ext.interruption import STOPPING, Interrupted, StopRequest, stoppable
 

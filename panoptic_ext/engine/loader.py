@@ -26,7 +26,7 @@ from detectron2.data.samplers import (
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
-from panoptic_ext.engine.rng import seeded_sample
+from panoptic_ext.engine.checkpoint.rng import seeded_sample
 from panoptic_ext.errors import ConfigError, DatasetError, PanopticExtError, nearest, quoted
 from panoptic_ext.interruption import outlive_interruption
 

@@ -18,11 +18,10 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from panoptic_ext.engine import distributed
-from panoptic_ext.engine.checkpoint import Checkpointer
+from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.engine.dry_run import dry_run
 from panoptic_ext.engine.resume_command import command_to_resume, take_flags, with_command
-from panoptic_ext.engine.run_info import save_run_info
-from panoptic_ext.engine.setup import (
+from panoptic_ext.engine.run_config import (
     check_workers,
     choose_device,
     load_cfg,
@@ -31,6 +30,7 @@ from panoptic_ext.engine.setup import (
     warn_if_warmup_never_ends,
     without_pretrained,
 )
+from panoptic_ext.engine.run_info import save_run_info
 from panoptic_ext.engine.trainer import Trainer, is_for_console
 from panoptic_ext.errors import ConfigError, PanopticExtError
 from panoptic_ext.interruption import Interrupted, signals_of_a_command, stoppable

@@ -35,7 +35,7 @@ def save_run_info(cfg: CfgNode, output_dir: str) -> None:
         output_dir: a folder, made where needed.
     """
     from panoptic_ext import __version__
-    from panoptic_ext.data.metadata_io import METADATA_FILE, save_metadata
+    from panoptic_ext.data.datasets.metadata_file import METADATA_FILE, save_metadata
 
     os.makedirs(output_dir, exist_ok=True)
     info: dict[str, Any] = {

@@ -19,7 +19,10 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from panoptic_ext.engine import evaluate, loader, optimizer
-from panoptic_ext.engine.checkpoint import Checkpointer
+from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
+from panoptic_ext.engine.checkpoint.fingerprint import compare_runs, run_fingerprint
+from panoptic_ext.engine.checkpoint.rng import get_rng_state
+from panoptic_ext.engine.checkpoint.trainer_state import check_parts, restore_state, state_of
 from panoptic_ext.engine.first_steps import FirstStepsHook
 from panoptic_ext.engine.hooks import (
     CheckpointHook,
@@ -28,12 +31,9 @@ from panoptic_ext.engine.hooks import (
     is_precise_bn_wanted,
 )
 from panoptic_ext.engine.precision import build_grad_scaler, training_precision
-from panoptic_ext.engine.resume import compare_runs, run_fingerprint
 from panoptic_ext.engine.resume_command import GOES_ON
-from panoptic_ext.engine.rng import get_rng_state
-from panoptic_ext.engine.setup import prepare_output, without_pretrained
+from panoptic_ext.engine.run_config import prepare_output, without_pretrained
 from panoptic_ext.engine.train_step import TrainStep
-from panoptic_ext.engine.trainer_state import check_parts, restore_state, state_of
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.interruption import Interrupted, stoppable
 

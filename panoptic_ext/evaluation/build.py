@@ -16,7 +16,7 @@ from panoptic_ext.evaluation.instance_evaluation import PanopticInstanceEvaluato
 from panoptic_ext.evaluation.instances_json_evaluation import build_instances_json_evaluator
 from panoptic_ext.evaluation.panoptic_evaluation import PanopticEvaluator
 from panoptic_ext.evaluation.semantic_evaluation import PanopticSemSegEvaluator
-from panoptic_ext.evaluation.truth_records import TruthRecords
+from panoptic_ext.evaluation.truth import TruthRecords
 
 __all__ = ["EVALUATORS", "IfGiven", "PanopticEvaluators", "build_evaluator"]
 

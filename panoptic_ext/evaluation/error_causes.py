@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from panoptic_ext.evaluation.segment_table import SegmentTable
+from panoptic_ext.data.coco.segment_table import SegmentTable
 
 __all__ = ["FN_CAUSES", "FP_CAUSES", "false_negative_causes", "false_positive_causes"]
 

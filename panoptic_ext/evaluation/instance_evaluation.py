@@ -20,10 +20,10 @@ from detectron2.evaluation import COCOEvaluator, coco_evaluation
 from detectron2.structures import Instances
 from pycocotools.coco import COCO
 
+from panoptic_ext.data.coco.label_png import write_file
+from panoptic_ext.data.coco.runs import LabelRuns, runs_from_ids
 from panoptic_ext.errors import NOT_JSON, EvaluationError, quoted
-from panoptic_ext.evaluation.label_png import write_file
-from panoptic_ext.evaluation.label_runs import LabelRuns, runs_from_ids
-from panoptic_ext.evaluation.truth_records import TruthRecords
+from panoptic_ext.evaluation.truth import TruthRecords
 from panoptic_ext.regular_files import RESULTS_JSON, file_problem
 
 __all__ = ["PanopticInstanceEvaluator", "has_compiled_cocoeval", "masks_as_arrays"]

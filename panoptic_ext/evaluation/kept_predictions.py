@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from panoptic_ext.data.id_map import rgb_to_id
+from panoptic_ext.data.coco.id_map import rgb_to_id
 
 __all__ = ["KeptPrediction", "PredictionKeeper", "worst_and_best"]
 

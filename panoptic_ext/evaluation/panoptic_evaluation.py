@@ -19,22 +19,22 @@ from detectron2.evaluation import COCOPanopticEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from panoptic_ext.data.datasets.structure import Category
+from panoptic_ext.data.coco import writer as prediction_files
+from panoptic_ext.data.coco.json_checks import Category
+from panoptic_ext.data.coco.label_png import encode_png, write_file
+from panoptic_ext.data.coco.panoptic_files import Annotation, PanopticFiles
+from panoptic_ext.data.coco.runs import LabelRuns, runs_from_ids
+from panoptic_ext.data.coco.segment_table import SegmentTable, integer
 from panoptic_ext.errors import EvaluationError, nearest, quoted
-from panoptic_ext.evaluation import prediction_files
-from panoptic_ext.evaluation.files import compare_with_truth
+from panoptic_ext.evaluation.compare_files import compare_with_truth
 from panoptic_ext.evaluation.kept_predictions import (
     KeptPrediction,
     PredictionKeeper,
     worst_and_best,
 )
-from panoptic_ext.evaluation.label_png import encode_png, write_file
-from panoptic_ext.evaluation.label_runs import LabelRuns, runs_from_ids
 from panoptic_ext.evaluation.model_output import map_and_info
-from panoptic_ext.evaluation.panoptic_json import Annotation, PanopticFiles
 from panoptic_ext.evaluation.panoptic_quality import PQStat, predicted_segments
 from panoptic_ext.evaluation.report import image_ranking, metric_keys, named_result, quality_table
-from panoptic_ext.evaluation.segment_table import SegmentTable, integer
 
 __all__ = ["PanopticEvaluator"]
 

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from panoptic_ext.data.coco.runs import LabelRuns, Overlaps, overlaps
+from panoptic_ext.data.coco.segment_table import SegmentTable
 from panoptic_ext.errors import EvaluationError
 from panoptic_ext.evaluation.error_causes import false_negative_causes, false_positive_causes
-from panoptic_ext.evaluation.label_runs import LabelRuns, Overlaps, overlaps
-from panoptic_ext.evaluation.segment_table import SegmentTable
 
 __all__ = [
     "ClassCounts",

@@ -18,9 +18,9 @@ from detectron2.evaluation import SemSegEvaluator
 from detectron2.utils import comm
 from tabulate import tabulate
 
+from panoptic_ext.data.coco.label_png import write_file
 from panoptic_ext.errors import EvaluationError, quoted
-from panoptic_ext.evaluation.label_png import write_file
-from panoptic_ext.evaluation.truth_records import TruthRecords
+from panoptic_ext.evaluation.truth import TruthRecords
 
 __all__ = ["PanopticSemSegEvaluator", "semantic_scores", "semantic_table"]
 

@@ -1,5 +1,6 @@
 """Models and their parts; importing this module registers them in Detectron2's registries."""
 
+from panoptic_ext.config.published_names import resolve_published_names
 from panoptic_ext.modeling.backbone import TwoWayFPN
 from panoptic_ext.modeling.meta_arch import (
     EfficientPS,
@@ -8,7 +9,6 @@ from panoptic_ext.modeling.meta_arch import (
     UnifiedPanopticFPN,
 )
 from panoptic_ext.modeling.proposal_generator import SeparableRPNHead
-from panoptic_ext.modeling.published_names import resolve_published_names
 from panoptic_ext.modeling.roi_heads import MaskLogitsConvUpsampleHead, SeparableMaskHead
 from panoptic_ext.modeling.semantic_head import EfficientPSSemSegHead, VoidSafeSemSegFPNHead
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from panoptic_ext.command_line import split_options
+from panoptic_ext.commands.command_line import split_options
 
 __all__ = ["OPTIONS", "add_drawing_options", "take_drawing_options"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from panoptic_ext.data.coco.id_map import write_id_map
 from panoptic_ext.data.datasets.metadata import PanopticSource
 from panoptic_ext.data.datasets.panoptic import load_panoptic
-from panoptic_ext.data.id_map import write_id_map
 
 CATEGORIES = [
     {"id": 7, "name": "road", "isthing": 0, "color": [10, 20, 30]},

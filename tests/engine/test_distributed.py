@@ -19,9 +19,8 @@ from detectron2.utils import comm
 from panoptic_ext.engine.distributed import join_torchrun, leave, under_torchrun
 from panoptic_ext.engine.main import main
 from panoptic_ext.errors import ConfigError
-from tests import PATIENCE
+from tests import PATIENCE, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 WORKER = """
 import os, torch
 from pathlib import Path

@@ -16,11 +16,12 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from panoptic_ext.engine.evaluate import evaluate
-from panoptic_ext.engine.setup import load_cfg
+from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.errors import MemoryNeededError
+from tests import ROOT
 from tests.engine.tiny import tiny_cfg
 
-PUBLISHED = Path(__file__).parents[1] / "modeling/published_yaml/cityscapes_panoptic_swin_tiny.yaml"
+PUBLISHED = ROOT / "tests/config/published_yaml/cityscapes_panoptic_swin_tiny.yaml"
 
 
 class Count(DatasetEvaluator):

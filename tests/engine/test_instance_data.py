@@ -10,13 +10,13 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
 from panoptic_ext.data import PanopticDatasetMapper, get_records
-from panoptic_ext.data.metadata_io import load_metadata
+from panoptic_ext.data.datasets.metadata_file import load_metadata
 from panoptic_ext.engine import load_cfg, save_run_info
 from panoptic_ext.engine.loader import build_train_loader
 from panoptic_ext.errors import ConfigError
+from tests import ROOT
 from tests.data.tiny_instances import TinyInstances
 
-ROOT = Path(__file__).resolve().parents[2]
 COMMON = ROOT / "configs" / "common"
 TINY = [
     *("MODEL.DEVICE", "cpu", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from panoptic_ext.engine import loader
+from panoptic_ext.engine.checkpoint.rng import get_rng_state, preserved_rng, set_rng_state
 from panoptic_ext.engine.loader import TrainLoader, explain_system_error
-from panoptic_ext.engine.rng import get_rng_state, preserved_rng, set_rng_state
 from panoptic_ext.errors import ConfigError, DatasetError
 from tests.engine.tiny import tiny_cfg, tiny_mapper, tiny_records
 

@@ -24,12 +24,11 @@ from panoptic_ext.engine.precision import (
     evaluation_precision,
     training_precision,
 )
-from panoptic_ext.engine.predictor import Predictor
-from panoptic_ext.engine.setup import choose_device
+from panoptic_ext.engine.run_config import choose_device
 from panoptic_ext.errors import ConfigError
+from panoptic_ext.prediction.predictor import Predictor
+from tests import ROOT
 from tests.engine.tiny import TinyTrainer, tiny_cfg
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def amp_cfg(folder: Path, dtype: str = "bfloat16", test: str = "", **solver: Any) -> CfgNode:
@@ -176,7 +175,7 @@ def test_bfloat16_resumes_exactly_and_is_not_float32(tmp_path: Path) -> None:
 def test_predictor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = amp_cfg(tmp_path, test="bfloat16")
     spy = Spy()
-    monkeypatch.setattr("panoptic_ext.engine.predictor.build_model", lambda cfg: spy)
+    monkeypatch.setattr("panoptic_ext.prediction.predictor.build_model", lambda cfg: spy)
     path = tmp_path / "spy.pth"
     torch.save({"model": spy.state_dict()}, path)
     cfg.DATASETS.TEST = ("any",)

@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from panoptic_ext.engine.optimizer import build_optimizer
-from panoptic_ext.engine.setup import load_cfg
+from panoptic_ext.engine.run_config import load_cfg
 
 NORM = r"(norm|norm\d|decoder_norm|input_proj\.\d\.1)\.(weight|bias)"
 EMBEDDING = r"predictor\.(query_feat|query_embed|level_embed)\.weight"

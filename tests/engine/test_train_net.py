@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests import PATIENCE
+from tests import PATIENCE, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/shapes/panoptic_fpn/panoptic_fpn_R18_shapes.yaml"
 SMALL = [
     *("SEED", "1", "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "1"),

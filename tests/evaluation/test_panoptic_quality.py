@@ -16,16 +16,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from panoptic_ext.data.coco.runs import overlaps, runs_from_ids, runs_from_rgb
+from panoptic_ext.data.coco.segment_table import SegmentTable
 from panoptic_ext.errors import EvaluationError
-from panoptic_ext.evaluation.files import evaluate_files
-from panoptic_ext.evaluation.label_runs import overlaps, runs_from_ids, runs_from_rgb
+from panoptic_ext.evaluation.compare_files import evaluate_files
 from panoptic_ext.evaluation.panoptic_quality import (
     PQStat,
     check_areas,
     match_image,
     predicted_segments,
 )
-from panoptic_ext.evaluation.segment_table import SegmentTable
 from tests.evaluation.reference import (
     CATEGORIES,
     IS_THING,
@@ -275,7 +275,7 @@ def test_tables_and_sorting_count_alike(monkeypatch):
     rng = np.random.default_rng(0)
     runs = [runs_from_ids(np.repeat(rng.integers(0, 9, (40, 4)), 20, 1)) for _ in range(2)]
     table = overlaps(*runs)
-    monkeypatch.setattr("panoptic_ext.evaluation.label_runs._MAX_TABLE", 0)
+    monkeypatch.setattr("panoptic_ext.data.coco.runs._MAX_TABLE", 0)
     for name in ("gt_ids", "pred_ids", "pixels"):
         assert (getattr(table, name) == getattr(overlaps(*runs), name)).all()
 

@@ -16,7 +16,7 @@ from detectron2.utils import comm
 
 from panoptic_ext.errors import EvaluationError
 from panoptic_ext.evaluation import PanopticEvaluator
-from tests import PATIENCE
+from tests import PATIENCE, ROOT
 from tests.evaluation import toy
 from tests.evaluation.reference import segment, with_areas, write_dataset
 
@@ -106,7 +106,7 @@ def test_two_processes_over_gloo(tmp_path):
             [*command, str(tmp_path), str(rank), str(size)],
             stdout=subprocess.PIPE,
             text=True,
-            cwd=Path(__file__).parents[2],
+            cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from panoptic_ext.data import id_to_rgb
 from panoptic_ext.postprocessing import with_extents
-from tests.postprocessing.naive_extents import check_extents
+from tests.fusion.naive_extents import check_extents
 
 
 @settings(max_examples=60, deadline=None)

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from panoptic_ext.data.datasets.access import get_metadata
+from panoptic_ext.data.coco.id_map import READ_ERRORS, find_runs, read_id_map, read_png_size
+from panoptic_ext.data.coco.json_checks import check_structure, safe_name
+from panoptic_ext.data.coco.json_file import read_json
+from panoptic_ext.data.coco.problems import Problem, problem_of
 from panoptic_ext.data.datasets.check_files import check_each
 from panoptic_ext.data.datasets.check_instances import check_instance_data, count_instances
-from panoptic_ext.data.datasets.files import FolderIndex
+from panoptic_ext.data.datasets.file_search import FolderIndex
 from panoptic_ext.data.datasets.instances import has_instances_alone
-from panoptic_ext.data.datasets.json_file import read_json
 from panoptic_ext.data.datasets.metadata import PanopticMetadata, PanopticSource
 from panoptic_ext.data.datasets.panoptic import load_source, missing_files
-from panoptic_ext.data.datasets.problems import Problem, problem_of
-from panoptic_ext.data.datasets.structure import check_structure, safe_name
-from panoptic_ext.data.id_map import READ_ERRORS, find_runs, read_id_map, read_png_size
+from panoptic_ext.data.datasets.registered import get_metadata
 from panoptic_ext.data.image_files import EXIF_ORIENTATION, deep_pixels, turned_size
 from panoptic_ext.errors import DatasetError, quoted
 from panoptic_ext.regular_files import IMAGE, file_problem

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from panoptic_ext.data.datasets.problems import Problem
+from panoptic_ext.data.coco.problems import Problem
 from panoptic_ext.interruption import Interrupted
 from panoptic_ext.many_files import ManyFiles
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 
-from panoptic_ext.data.datasets.access import get_records
+from panoptic_ext.data.coco.json_file import read_json
+from panoptic_ext.data.coco.problems import Problem, problem_of
 from panoptic_ext.data.datasets.check_files import check_each
 from panoptic_ext.data.datasets.instances import check_instances
-from panoptic_ext.data.datasets.json_file import read_json
-from panoptic_ext.data.datasets.problems import Problem, problem_of
+from panoptic_ext.data.datasets.registered import get_records
 from panoptic_ext.data.image_files import read_image
 from panoptic_ext.errors import DatasetError, quoted
 from panoptic_ext.regular_files import INSTANCES_JSON

@@ -7,6 +7,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
+from panoptic_ext.data.coco.id_map import check_encoding
 from panoptic_ext.data.datasets.builtin import register_builtin, warn_of_others
 from panoptic_ext.data.datasets.instances import (
     InstanceMetadata,
@@ -18,7 +19,6 @@ from panoptic_ext.data.datasets.metadata import PanopticMetadata, PanopticSource
 from panoptic_ext.data.datasets.panoptic import register_source
 from panoptic_ext.data.datasets.same_source import source_differences
 from panoptic_ext.data.datasets.shapes import ShapesParams, register_shapes
-from panoptic_ext.data.id_map import check_encoding
 from panoptic_ext.errors import ConfigError, DatasetError, nearest, quoted, shortened
 
 __all__ = ["register_from_config"]

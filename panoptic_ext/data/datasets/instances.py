@@ -16,11 +16,11 @@ from typing import Any
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from panoptic_ext.data.datasets.files import FolderIndex, expand, search
-from panoptic_ext.data.datasets.json_file import is_int, read_json
-from panoptic_ext.data.datasets.problems import Problem, raise_if_any
+from panoptic_ext.data.coco.json_checks import safe_name
+from panoptic_ext.data.coco.json_file import is_int, read_json
+from panoptic_ext.data.coco.problems import Problem, raise_if_any
+from panoptic_ext.data.datasets.file_search import FolderIndex, expand, search
 from panoptic_ext.data.datasets.same_source import source_differences
-from panoptic_ext.data.datasets.structure import safe_name
 from panoptic_ext.errors import DatasetError, quoted
 from panoptic_ext.regular_files import INSTANCES_JSON
 

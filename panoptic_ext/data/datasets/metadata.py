@@ -8,9 +8,9 @@ from typing import Any
 
 from detectron2.data import Metadata
 
-from panoptic_ext.data.datasets.files import expand, search
-from panoptic_ext.data.datasets.json_file import read_json
-from panoptic_ext.data.datasets.structure import Category, read_categories
+from panoptic_ext.data.coco.json_checks import Category, read_categories
+from panoptic_ext.data.coco.json_file import read_json
+from panoptic_ext.data.datasets.file_search import expand, search
 from panoptic_ext.errors import DatasetError, quoted
 
 __all__ = ["PanopticMetadata", "PanopticSource"]
@@ -22,7 +22,7 @@ class PanopticSource:
 
     Attributes:
         json, image_root, png_root: paths; relative ones are looked up in `search_path`.
-        encoding: of the label PNGs, see `panoptic_ext.data.id_map`.
+        encoding: of the label PNGs, see `panoptic_ext.data.coco.id_map`.
         label_divisor: of the "divisor" encoding.
         ignore_label: value of void pixels in `sem_seg`; outside 0..K-1.
         evaluator_type: as Detectron2's metadata.

@@ -22,11 +22,11 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from panoptic_ext.data.datasets.files import expand
+from panoptic_ext.data.coco.id_map import write_id_map
+from panoptic_ext.data.datasets.file_search import expand
 from panoptic_ext.data.datasets.metadata import PanopticSource
 from panoptic_ext.data.datasets.panoptic import register_source
 from panoptic_ext.data.datasets.shapes_render import CATEGORIES, VERSION, render
-from panoptic_ext.data.id_map import write_id_map
 from panoptic_ext.errors import ConfigError, DatasetError
 from panoptic_ext.interruption import until_stopped
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from panoptic_ext.errors import ConfigError, nearest
-from panoptic_ext.modeling.linear import Linear
+from panoptic_ext.modeling.layers.linear import Linear
 
 __all__ = ["PanopticExtSwinTransformer", "SwinTransformer"]
 

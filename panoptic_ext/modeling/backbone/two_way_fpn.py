@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from panoptic_ext.errors import ConfigError, nearest
 from panoptic_ext.modeling.backbone.timm_backbone import build_timm_backbone
-from panoptic_ext.modeling.separable_conv import SeparableConv2d, make_conv
+from panoptic_ext.modeling.layers.separable_conv import SeparableConv2d, make_conv
 
 __all__ = [
     "TwoWayFPN",

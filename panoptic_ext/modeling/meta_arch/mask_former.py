@@ -19,17 +19,17 @@ from torch import Tensor, nn
 
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.modeling.backbone.folded_norm import fold_norms
-from panoptic_ext.modeling.criterion import SetCriterion
-from panoptic_ext.modeling.losses import box_loss, centre_loss, semantic_loss
-from panoptic_ext.modeling.matcher import out_of_place
-from panoptic_ext.modeling.meta_arch.mask_former_criterion import (
+from panoptic_ext.modeling.mask_classification.build_criterion import (
     build_criterion,
     build_semantic_classifier,
 )
+from panoptic_ext.modeling.mask_classification.criterion import SetCriterion
+from panoptic_ext.modeling.mask_classification.losses import box_loss, centre_loss, semantic_loss
+from panoptic_ext.modeling.mask_classification.matcher import out_of_place
+from panoptic_ext.modeling.mask_classification.points import MaskTargets
+from panoptic_ext.modeling.mask_classification.targets import TASKS, build_mask_targets
 from panoptic_ext.modeling.meta_arch.mask_former_head import takes_dense
-from panoptic_ext.modeling.meta_arch.mask_targets import TASKS, build_mask_targets
 from panoptic_ext.modeling.meta_arch.panoptic_fpn import thing_ids_of_dataset
-from panoptic_ext.modeling.point_sampling import MaskTargets
 from panoptic_ext.postprocessing import (
     MaskOutputs,
     Sizes,

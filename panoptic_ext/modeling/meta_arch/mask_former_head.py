@@ -11,8 +11,8 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from panoptic_ext.errors import ConfigError
+from panoptic_ext.modeling.mask_classification.query_masks import QueryMasks
 from panoptic_ext.modeling.pixel_decoder import build_pixel_decoder
-from panoptic_ext.modeling.query_masks import QueryMasks
 from panoptic_ext.modeling.transformer_decoder import build_transformer_decoder
 
 __all__ = ["PanopticExtMaskFormerHead", "takes_dense"]

@@ -31,9 +31,9 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from panoptic_ext.errors import ConfigError
+from panoptic_ext.fusion import HeuristicFusion, PanopticFusion, build_panoptic_fusion
+from panoptic_ext.fusion.fusions import check_option
 from panoptic_ext.modeling.backbone.folded_norm import fold_norms
-from panoptic_ext.modeling.fusion import HeuristicFusion, PanopticFusion, build_panoptic_fusion
-from panoptic_ext.modeling.fusion.fusions import check_option
 from panoptic_ext.modeling.roi_heads import KeepsMaskLogits
 from panoptic_ext.postprocessing import with_extents
 

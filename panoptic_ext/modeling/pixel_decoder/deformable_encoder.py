@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from panoptic_ext.modeling.linear import Linear, linear
-from panoptic_ext.modeling.ops import ms_deform_attn
+from panoptic_ext.modeling.layers import ms_deform_attn
+from panoptic_ext.modeling.layers.linear import Linear, linear
 
 __all__ = ["DeformableEncoder", "DeformableEncoderLayer", "MSDeformAttn"]
 

@@ -12,10 +12,10 @@ from detectron2.layers import Conv2d, ShapeSpec
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from panoptic_ext.modeling.layers.position_encoding import sine_position_embedding
 from panoptic_ext.modeling.pixel_decoder.build import PIXEL_DECODER_REGISTRY, checked_features
 from panoptic_ext.modeling.pixel_decoder.deformable_encoder import DeformableEncoder
 from panoptic_ext.modeling.pixel_decoder.fpn import NUM_SCALES, lateral_conv, output_conv
-from panoptic_ext.modeling.position_encoding import sine_position_embedding
 
 __all__ = ["MSDeformAttnPixelDecoder"]
 

@@ -10,7 +10,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY, StandardRPNHead
 from torch import nn
 
-from panoptic_ext.modeling.separable_conv import SeparableConv2d
+from panoptic_ext.modeling.layers.separable_conv import SeparableConv2d
 
 __all__ = ["SeparableRPNHead"]
 

@@ -19,7 +19,7 @@ from detectron2.modeling.roi_heads.mask_head import (
 from detectron2.structures import Instances
 from torch import Tensor
 
-from panoptic_ext.modeling.separable_conv import SeparableConv2d
+from panoptic_ext.modeling.layers.separable_conv import SeparableConv2d
 
 __all__ = ["KeepsMaskLogits", "MaskLogitsConvUpsampleHead", "SeparableMaskHead"]
 

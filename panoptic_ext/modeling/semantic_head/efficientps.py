@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from panoptic_ext.errors import ConfigError
-from panoptic_ext.modeling.hard_pixel_loss import hard_pixel_cross_entropy
-from panoptic_ext.modeling.separable_conv import SeparableConv2d, make_conv
+from panoptic_ext.modeling.layers.separable_conv import SeparableConv2d, make_conv
+from panoptic_ext.modeling.semantic_head.hard_pixel_loss import hard_pixel_cross_entropy
 
 __all__ = ["DensePredictionCell", "EfficientPSSemSegHead"]
 

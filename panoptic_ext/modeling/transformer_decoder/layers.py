@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from panoptic_ext.modeling.linear import Linear, linear
+from panoptic_ext.modeling.layers.linear import Linear, linear
 
 __all__ = ["MLP", "Attention", "CrossAttentionLayer", "FeedForwardLayer", "SelfAttentionLayer"]
 

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from panoptic_ext.errors import ConfigError
-from panoptic_ext.modeling.position_encoding import sine_position_embedding
-from panoptic_ext.modeling.query_masks import mask_logits
+from panoptic_ext.modeling.layers.position_encoding import sine_position_embedding
+from panoptic_ext.modeling.mask_classification.query_masks import mask_logits
 from panoptic_ext.modeling.transformer_decoder.build import TRANSFORMER_DECODER_REGISTRY
 from panoptic_ext.modeling.transformer_decoder.layers import (
     MLP,

@@ -15,13 +15,13 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from panoptic_ext import add_panoptic_ext_config
-from panoptic_ext.engine.checkpoint import Checkpointer
-from panoptic_ext.engine.yaml_config import merge_settings, read_file
+from panoptic_ext.config.yaml_reader import merge_settings, read_file
+from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.errors import CheckpointError, ConfigError
 from panoptic_ext.modeling import EfficientPSSemSegHead, UnifiedPanopticFPN
 from tests.fakes import IS_THING, fake_input, fake_metadata
-from tests.postprocessing.dense_fusion import check_consistent
-from tests.postprocessing.naive_extents import check_extents
+from tests.fusion.dense_fusion import check_consistent
+from tests.fusion.naive_extents import check_extents
 
 NAME = "fake_efficientps"
 THINGS = [i for i, thing in enumerate(IS_THING) if thing]

@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 
-from panoptic_ext.engine.checkpoint import Checkpointer
+from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.errors import CheckpointError, ConfigError, DatasetError
 from panoptic_ext.modeling.transformer_decoder import masked_transformer_decoder
 from tests.fakes import IS_THING
+from tests.fusion.naive_extents import check_extents
 from tests.modeling.meta_arch.tiny_mask_former import THINGS, build, mapped, predict, train
 from tests.postprocessing import naive_mask_inference as naive
-from tests.postprocessing.naive_extents import check_extents
 
 
 def test_gradient_reaches_every_parameter(model):

@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 
-from panoptic_ext.engine.checkpoint import Checkpointer
+from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.errors import ConfigError
-from panoptic_ext.modeling.losses import semantic_loss
+from panoptic_ext.modeling.mask_classification.losses import semantic_loss
 from panoptic_ext.modeling.meta_arch import mask_former
 from tests.fakes import IS_THING
+from tests.fusion.naive_extents import check_extents
 from tests.modeling.meta_arch.tiny_mask_former import THINGS, build, mapped, predict, train
-from tests.postprocessing.naive_extents import check_extents
 
 PLACED = {
     "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "PlacedQueryTransformerDecoder",

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from panoptic_ext.config import add_panoptic_ext_config
 from panoptic_ext.errors import ConfigError
-from panoptic_ext.modeling.ops import ms_deform_attn
+from panoptic_ext.modeling.layers import ms_deform_attn
 from panoptic_ext.modeling.pixel_decoder import (
     BasePixelDecoder,
     MSDeformAttnPixelDecoder,

@@ -6,8 +6,8 @@ from detectron2.layers import ShapeSpec
 from torch.nn import functional as F
 
 from panoptic_ext.errors import ConfigError
-from panoptic_ext.modeling.hard_pixel_loss import hard_pixel_cross_entropy
 from panoptic_ext.modeling.semantic_head import DensePredictionCell, EfficientPSSemSegHead
+from panoptic_ext.modeling.semantic_head.hard_pixel_loss import hard_pixel_cross_entropy
 
 SHAPES = {f"p{i}": ShapeSpec(channels=8, stride=2**i) for i in (5, 3, 2, 4)}
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from panoptic_ext import add_panoptic_ext_config
 from panoptic_ext.errors import ConfigError
-from panoptic_ext.modeling.query_masks import QueryMasks
+from panoptic_ext.modeling.mask_classification.query_masks import QueryMasks
 from panoptic_ext.modeling.transformer_decoder import (
     MultiScaleMaskedTransformerDecoder,
     PlacedQueryTransformerDecoder,

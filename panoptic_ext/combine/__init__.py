@@ -1,0 +1,1 @@
+"""Combine the files of two models to panoptic results."""

@@ -1,0 +1,293 @@
+"""The images and categories that predictions of two models are about, and how files name them.
+
+A dataset id is a category's id in the JSON, a contiguous id its position in `categories`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from panoptic_ext.data import Category, get_metadata, get_records, thing_ids
+from panoptic_ext.data.coco.json_checks import read_categories, safe_name
+from panoptic_ext.data.coco.json_file import read_json
+from panoptic_ext.errors import DatasetError, EvaluationError, quoted
+
+__all__ = ["ImageEntry", "ImageList", "listed"]
+
+ImageId = int | str
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """One image.
+
+    Attributes:
+        image_id: as in the data set's JSON.
+        file_name: of the image.
+        png_name: of the label PNG that is to be written, relative to its folder.
+        size: (H, W) in pixels.
+    """
+
+    image_id: ImageId
+    file_name: str
+    png_name: str
+    size: tuple[int, int]
+
+
+class ImageList:
+    """The images of a data set, in its order, and its categories.
+
+    Attributes:
+        where: names the data set in messages.
+        images: its images.
+        categories: in the order of their contiguous ids.
+        contiguous: {dataset id: contiguous id}.
+        thing_ids: contiguous ids of the things.
+    """
+
+    def __init__(self, where: str, images: Sequence[ImageEntry], categories: Sequence[Category]):
+        """Raises EvaluationError where two images have one id or one PNG."""
+        self.where = where
+        self.images = tuple(images)
+        self.categories = tuple(categories)
+        self.contiguous = {c.id: i for i, c in enumerate(categories)}
+        self.thing_ids = tuple(i for i, c in enumerate(categories) if c.isthing)
+        self._by_id = {image.image_id: image for image in images}
+        for kind, number in (
+            ("id", len(self._by_id)),
+            ("label PNG", len({i.png_name for i in images})),
+        ):
+            if number < len(images):
+                raise EvaluationError(
+                    f"{where}: two images have the same {kind}; give each image its own"
+                )
+        # What an image is called by: its own file first, then its label PNG, then its id.
+        self._names = [
+            _NameIndex((name(image), image) for image in images)
+            for name in (_file_name, _png_name, _id_name)
+        ]
+
+    @classmethod
+    def of_dataset(cls, name: str) -> ImageList:
+        """Of a registered data set.
+
+        Raises:
+            DatasetError: it is not registered or cannot be read.
+            EvaluationError: see `ImageList`.
+        """
+        metadata = get_metadata(name)
+        things = set(thing_ids(name))
+        png_root, image_root = metadata.panoptic_root, metadata.image_root
+        images = [
+            ImageEntry(
+                record["image_id"],
+                os.path.relpath(record["file_name"], image_root),
+                _with_png(os.path.relpath(record["pan_seg_file_name"], png_root)),
+                (record["height"], record["width"]),
+            )
+            for record in get_records(name)
+        ]
+        ids = {
+            contiguous: dataset_id
+            for table in (
+                metadata.thing_dataset_id_to_contiguous_id,
+                metadata.stuff_dataset_id_to_contiguous_id,
+            )
+            for dataset_id, contiguous in table.items()
+        }
+        rows = zip(metadata.stuff_classes, metadata.stuff_colors, strict=True)
+        categories = [Category(ids[i], n, i in things, tuple(c)) for i, (n, c) in enumerate(rows)]
+        return cls(f"data set {quoted(name)}", images, categories)
+
+    @classmethod
+    def of_json(cls, path: str) -> ImageList:
+        """Of a COCO panoptic JSON: its annotated images or, where none is, all of them.
+
+        Only `images` (id, file_name, height, width), `categories` and the file names of
+        `annotations` are read, so that the JSON of a test set, without annotations, will do.
+
+        Raises:
+            DatasetError: no such file, not JSON, or its categories cannot be used.
+            EvaluationError: its images cannot be used.
+        """
+        info = read_json(path)
+        categories = read_categories(info, path)
+        entries = _checked_images(info.get("images"), path)
+        names = _annotated(info.get("annotations"), path)
+        if names:
+            missing = [i for i in names if i not in entries]
+            if missing:
+                raise EvaluationError(
+                    f"{path}: annotations of images that are not in its images: {listed(missing)}"
+                )
+            entries = {i: entries[i] for i in names}
+        return cls(
+            path,
+            [
+                ImageEntry(
+                    i, e["file_name"], _with_png(names.get(i, e["file_name"])),
+                    (e["height"], e["width"]),
+                )
+                for i, e in entries.items()
+            ],
+            categories,
+        )  # fmt: skip
+
+    def by_ids(self, ids: Iterable[ImageId], where: str) -> dict[ImageId, ImageEntry]:
+        """The image of each id of a results file.
+
+        7 and "7" are one id where only one of them exists. Where image ids are no numbers,
+        pycocotools cannot take them, and panoptic_ext's evaluator of instances numbers the images
+        from 1 in the data set's order: such numbers are read too.
+
+        Args:
+            ids: as found in the file.
+            where: names the file in errors.
+
+        Raises:
+            EvaluationError: an id of no image, or numbers that could mean either.
+        """
+        found = set(ids)
+        by_text = {str(i): image for i, image in self._by_id.items()}
+        direct = {i: self._by_id.get(i) or by_text.get(str(i)) for i in found}
+        numbered: dict[ImageId, ImageEntry | None] = {}
+        if not all(isinstance(i, int) for i in self._by_id):
+            numbered = {i: self._number(i) for i in found}
+        unknown = [i for i, image in direct.items() if image is None]
+        by_number = bool(numbered) and None not in numbered.values()
+        if by_number and not unknown and direct != numbered:
+            raise EvaluationError(
+                f"{where}: image ids such as {listed(found)} are both ids of {self.where} and"
+                " positions in it, as panoptic_ext's own evaluator writes; write the ids as strings"
+            )
+        if unknown and not by_number:
+            raise EvaluationError(
+                f"{where}: predictions for {len(unknown)} image ids that {self.where} does not"
+                f" have: {listed(unknown)}; its ids are {listed(self._by_id)}. Both must be of the"
+                " same images"
+            )
+        chosen = numbered if unknown else direct
+        return {i: image for i, image in chosen.items() if image is not None}
+
+    def by_name(self, name: str) -> ImageEntry | None:
+        """The image that a file is called after, whatever its folder and extension; or None.
+
+        Raises:
+            EvaluationError: several images could be meant.
+        """
+        for index in self._names:
+            found = index.find(name)
+            if len(found) > 1:
+                raise EvaluationError(
+                    f"{name} could belong to {len(found)} images of {self.where}:"
+                    f" {listed(i.file_name for i in found)}; keep the images' folders"
+                )
+            if found:
+                return found[0]
+        return None
+
+    def _number(self, number: ImageId) -> ImageEntry | None:
+        if isinstance(number, int) and 1 <= number <= len(self.images):
+            return self.images[number - 1]
+        return None
+
+
+class _NameIndex:
+    """Finds what a path is called after: by base name, then by the folders they have in common."""
+
+    def __init__(self, named: Iterable[tuple[str, ImageEntry]]):
+        self._by_stem: dict[str, list[tuple[list[str], ImageEntry]]] = defaultdict(list)
+        for name, image in named:
+            parts = _parts(name)
+            self._by_stem[parts[-1]].append((parts, image))
+
+    def find(self, name: str) -> list[ImageEntry]:
+        """All that agree with `name` in the largest number of parts, of its base name at least."""
+        given = _parts(name)
+        found = self._by_stem.get(given[-1], [])
+        agreeing = [_common_tail(given, parts) for parts, _ in found]
+        return [
+            image
+            for (_, image), n in zip(found, agreeing, strict=True)
+            if n == max(agreeing, default=0)
+        ]
+
+
+def listed(values: Iterable[Any]) -> str:
+    """The first few, for a message."""
+    values = list(values)
+    return ", ".join(map(quoted, values[:_SHOWN])) + (", ..." if len(values) > _SHOWN else "")
+
+
+def _checked_images(images: Any, path: str) -> dict[ImageId, dict[str, Any]]:
+    """{id: entry} of the JSON's images."""
+    if not isinstance(images, list) or not images:
+        raise EvaluationError(
+            f"{path} has no images; expected a list of objects with id, file_name, height, width"
+        )
+    for entry in images:
+        good = (
+            isinstance(entry, dict)
+            and isinstance(entry.get("id"), (int, str))
+            and safe_name(entry.get("file_name"))
+            and all(type(entry.get(k)) is int and entry[k] > 0 for k in ("height", "width"))
+        )
+        if not good:
+            raise EvaluationError(
+                f"{path} has {quoted(entry, 120)} in images; expected an id, a file_name that is a"
+                " relative path, height and width in pixels"
+            )
+    entries = {entry["id"]: entry for entry in images}
+    if len(entries) < len(images):
+        raise EvaluationError(f"{path}: two images have the same id; give each image its own")
+    return entries
+
+
+def _annotated(annotations: Any, path: str) -> dict[ImageId, str]:
+    """{image_id: PNG file_name} of the JSON's annotations, if it has any."""
+    names = {}
+    for annotation in annotations or []:
+        good = (
+            isinstance(annotation, dict)
+            and isinstance(annotation.get("image_id"), (int, str))
+            and safe_name(annotation.get("file_name"))
+        )
+        if not good:
+            raise DatasetError(
+                f"{path} has {quoted(annotation, 120)} in annotations; expected a panoptic one, "
+                "with image_id and the file_name of its PNG, a relative path"
+            )
+        names[annotation["image_id"]] = annotation["file_name"]
+    return names
+
+
+def _with_png(name: str) -> str:
+    return os.path.splitext(name)[0] + ".png"
+
+
+def _common_tail(one: list[str], other: list[str]) -> int:
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _parts(name: str) -> list[str]:
+    return os.path.splitext(name.replace("\\", "/"))[0].split("/")
+
+
+def _file_name(image: ImageEntry) -> str:
+    return image.file_name
+
+
+def _png_name(image: ImageEntry) -> str:
+    return image.png_name
+
+
+def _id_name(image: ImageEntry) -> str:
+    # An id is a whole base name: what follows a dot in it is no extension.
+    return f"{image.image_id}."

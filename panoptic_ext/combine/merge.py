@@ -1,0 +1,210 @@
+"""Files of semantic and instance predictions, of any two models, into panoptic results."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from panoptic_ext.atomic import remove_leftovers
+from panoptic_ext.combine.images import ImageEntry, ImageList, listed
+from panoptic_ext.combine.inputs import VOID, InstanceResults, SemanticPredictions
+from panoptic_ext.data.coco.label_png import write_file
+from panoptic_ext.data.coco.panoptic_files import Annotation
+from panoptic_ext.data.coco.runs import runs_from_ids
+from panoptic_ext.data.coco.segment_table import SegmentTable
+from panoptic_ext.data.coco.writer import PREDICTIONS, write_png
+from panoptic_ext.errors import EvaluationError
+from panoptic_ext.fusion.naive import naive_fusion
+from panoptic_ext.many_files import ManyFiles, listed_failures
+
+__all__ = ["CombinedFiles", "NaiveRule", "combine_files"]
+
+
+@dataclass(frozen=True)
+class NaiveRule:
+    """Thresholds of `naive_fusion`."""
+
+    score_threshold: float = 0.5
+    overlap_threshold: float = 0.5
+    stuff_area_threshold: int = 4096
+
+
+@dataclass(frozen=True)
+class CombinedFiles:
+    """What `combine_files` wrote.
+
+    Attributes:
+        json: path of the COCO panoptic JSON.
+        png_root: folder of its PNGs.
+        images, things, stuff: how many were written.
+        without_instances, without_semantic: image ids that have no prediction of that kind; those
+            in both are void all over.
+    """
+
+    json: str
+    png_root: str
+    images: int
+    things: int
+    stuff: int
+    without_instances: tuple[int | str, ...]
+    without_semantic: tuple[int | str, ...]
+
+
+def combine_files(
+    images: ImageList,
+    instances: InstanceResults,
+    semantic: SemanticPredictions,
+    output: str,
+    rule: NaiveRule | None = None,
+    *,
+    allow_missing: bool = False,
+    num_threads: int = 2,
+    progress: bool = False,
+) -> CombinedFiles:
+    """Merge the predictions of each image by the naive rule and write COCO panoptic results.
+
+    Args:
+        images: the data set; each of its images gets a result.
+        instances, semantic: the predictions. An image may have no instance.
+        output: folder for `panoptic_predictions.json` and the folder `panoptic_predictions`.
+        rule: the thresholds.
+        allow_missing: go on without a semantic prediction: what instances leave free is void.
+        num_threads: that read, merge and write.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        EvaluationError: an image without semantic prediction, a prediction that cannot be read or
+            is of another size, or a folder that cannot be written to.
+    """
+    rule = rule or NaiveRule()
+    no_semantic = tuple(i.image_id for i in images.images if not semantic.has(i))
+    if no_semantic and not allow_missing:
+        raise EvaluationError(
+            f"{len(no_semantic)} of {len(images.images)} images of {images.where} have no semantic"
+            f" prediction: image ids {listed(no_semantic)}; predict them too, or go on without them"
+            " (--allow-missing)"
+        )
+    path, png_root = (os.path.join(output, PREDICTIONS + end) for end in (".json", ""))
+    _check_inputs_stay((images.where, instances.path, semantic.path), path, png_root)
+    _clear(path, png_root)
+
+    def combine(image: ImageEntry) -> list[dict[str, Any]]:
+        return _combine_image(images, image, instances, semantic, output, rule)
+
+    total = len(images.images)
+    files = ManyFiles[ImageEntry](
+        lambda image: f"image {image.image_id!r}", num_threads=max(1, num_threads)
+    )
+    bar = tqdm(
+        files.results(images.images, combine), "combine", total, unit="image", disable=not progress
+    )
+    segments = [found for _, found in bar if found is not None]
+    files.stop.check(
+        f"stopped after {files.done} of {total} images; their PNGs are in {png_root}, without a "
+        "JSON, and the same command makes all of them anew"
+    )
+    if files.failed:  # a JSON of the others alone would look whole
+        raise EvaluationError(listed_failures(files.failed, total, "cannot be combined"))
+    write_file(path, json.dumps(_content(images, segments)).encode())
+    things = {images.categories[i].id for i in images.thing_ids}
+    kinds = [s["category_id"] in things for row in segments for s in row]
+    return CombinedFiles(
+        path,
+        png_root,
+        len(segments),
+        sum(kinds),
+        len(kinds) - sum(kinds),
+        tuple(i.image_id for i in images.images if not instances.of(i)),
+        no_semantic,
+    )
+
+
+def _combine_image(
+    images: ImageList,
+    image: ImageEntry,
+    instances: InstanceResults,
+    semantic: SemanticPredictions,
+    output: str,
+    rule: NaiveRule,
+) -> list[dict[str, Any]]:
+    """Write one image's PNG; its segments_info with dataset ids."""
+    rows = instances.of(image)
+    labels = semantic.labels(image) if semantic.has(image) else np.full(image.size, VOID)
+
+    def mask_of(index: int) -> tuple[torch.Tensor, int, int]:
+        window, top, left = instances.window(image, rows[index])
+        return torch.from_numpy(window), top, left
+
+    ids, segments = naive_fusion(
+        torch.from_numpy(labels),
+        scores=[row["score"] for row in rows],
+        classes=[images.contiguous[row["category_id"]] for row in rows],
+        mask_of=mask_of,
+        thing_ids=images.thing_ids,
+        num_classes=len(images.categories),
+        score_threshold=rule.score_threshold,
+        overlap_threshold=rule.overlap_threshold,
+        stuff_area_threshold=rule.stuff_area_threshold,
+    )
+    table = SegmentTable(
+        np.array([s["id"] for s in segments], np.int64),
+        np.array([images.categories[s["category_id"]].id for s in segments], np.int64),
+        np.zeros(len(segments), bool),
+        np.array([s["area"] for s in segments], np.int64),
+    )
+    annotation = Annotation(image.image_id, image.png_name, None)
+    return write_png(output, annotation, runs_from_ids(ids.numpy()), table)
+
+
+def _content(images: ImageList, segments: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """The COCO panoptic JSON."""
+    return {
+        "images": [
+            {"id": i.image_id, "file_name": i.file_name, "height": i.size[0],
+             "width": i.size[1]}
+            for i in images.images
+        ],
+        "annotations": [
+            {"image_id": i.image_id, "file_name": i.png_name, "segments_info": found}
+            for i, found in zip(images.images, segments, strict=True)
+        ],
+        "categories": [
+            {**c._asdict(), "isthing": int(c.isthing), "color": list(c.color)}
+            for c in images.categories
+        ],
+    }  # fmt: skip
+
+
+def _check_inputs_stay(inputs: Iterable[str], path: str, png_root: str) -> None:
+    """Raise EvaluationError where the results would be written over what they are made of."""
+    results = [os.path.realpath(result) for result in (path, png_root)]
+    for given in inputs:
+        real = os.path.realpath(given)
+        is_around = os.path.isdir(real) and results[1].startswith(os.path.join(real, ""))
+        if real in results or is_around:
+            raise EvaluationError(
+                f"the results would be written to {path} and {png_root}, into or over the input"
+                f" {given}; choose another folder (--output)"
+            )
+
+
+def _clear(path: str, png_root: str) -> None:
+    """Remove the JSON of an earlier run, which would not fit PNGs that are half new."""
+    try:
+        os.makedirs(png_root, exist_ok=True)
+        remove_leftovers(os.path.dirname(path) or ".")
+        remove_leftovers(png_root)
+        if os.path.exists(path):
+            os.remove(path)
+    except OSError as error:
+        raise EvaluationError(
+            f"cannot write to {os.path.dirname(path) or '.'}: {error.strerror}; choose a folder"
+            " that is writable (--output)"
+        ) from error

@@ -1,0 +1,1 @@
+"""Commands: what train_net.py and tools/ run."""

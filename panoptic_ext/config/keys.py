@@ -1,0 +1,119 @@
+"""Where config keys are born: every key that panoptic_ext adds to a Detectron2 config.
+
+Detectron2's own keys keep their meaning and default, so its own models build as before.
+"""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode as CN
+
+from panoptic_ext.config.backbones import add_backbone_keys
+from panoptic_ext.config.efficientps import add_efficientps_keys
+from panoptic_ext.config.fusion import add_fusion_keys
+from panoptic_ext.config.mask_former import add_mask_former_keys
+
+__all__ = ["add_panoptic_ext_config"]
+
+
+def add_panoptic_ext_config(cfg: CN) -> None:
+    """Add the keys of panoptic_ext to `cfg`, in place.
+
+    Args:
+        cfg: a config from `detectron2.config.get_cfg()`. Calling it twice changes nothing.
+    """
+    if "PANOPTIC" in cfg.DATASETS:
+        return
+    _add_dataset_keys(cfg)
+    _add_input_keys(cfg)
+    _add_run_keys(cfg)
+    add_mask_former_keys(cfg)
+    add_backbone_keys(cfg)
+    add_efficientps_keys(cfg)
+    add_fusion_keys(cfg)
+
+
+def _add_dataset_keys(cfg: CN) -> None:
+    # Folders in which relative paths of DATASETS.PANOPTIC are looked up, in this order and after
+    # $DETECTRON2_DATASETS; relative ones are tried from the current folder and the project's.
+    cfg.DATASETS.SEARCH_PATH = ["datasets"]
+
+    # Data sets in COCO panoptic format, registered before the run: one block per name,
+    #   DATASETS.PANOPTIC.<name>.JSON        COCO panoptic JSON (required)
+    #   DATASETS.PANOPTIC.<name>.IMAGE_ROOT  folder of the images (required)
+    #   DATASETS.PANOPTIC.<name>.PNG_ROOT    folder of the PNG label maps (required)
+    #   DATASETS.PANOPTIC.<name>.ENCODING    "rgb" (COCO; default) or "divisor" (Cityscapes)
+    #   DATASETS.PANOPTIC.<name>.LABEL_DIVISOR, .IGNORE_LABEL, .EVALUATOR_TYPE  as register_panoptic
+    cfg.DATASETS.PANOPTIC = CN(new_allowed=True)
+
+    # Data sets of instances alone, for instance models; masks are polygons or run lengths:
+    #   DATASETS.INSTANCES.<name>.JSON        COCO instances JSON (required)
+    #   DATASETS.INSTANCES.<name>.IMAGE_ROOT  folder of the images (required)
+    cfg.DATASETS.INSTANCES = CN(new_allowed=True)
+
+    # The generated data set shapes_panoptic_{train,val}.
+    cfg.DATASETS.SHAPES = CN()
+    cfg.DATASETS.SHAPES.IMAGE_SIZE = [128, 160]  # height, width in pixels
+    cfg.DATASETS.SHAPES.NUM_TRAIN = 400  # images
+    cfg.DATASETS.SHAPES.NUM_VAL = 60  # images
+    cfg.DATASETS.SHAPES.MAX_OBJECTS = 8  # countable shapes in one image, at most
+    cfg.DATASETS.SHAPES.SEED = 0  # the same seed and sizes give the same bytes
+    cfg.DATASETS.SHAPES.CACHE = ""  # folder; "" is $PANOPTIC_EXT_CACHE or ~/.cache/panoptic_ext
+
+
+def _add_input_keys(cfg: CN) -> None:
+    # Which ground truth the mapper derives from the id map: "instances", "sem_seg", or none of
+    # them for mask-classification models, which read the id map and its table.
+    cfg.INPUT.PANOPTIC_TARGETS = ["instances", "sem_seg"]
+
+    # "shortest_edge": MIN_SIZE_TRAIN / MAX_SIZE_TRAIN, then INPUT.CROP where enabled.
+    # "lsj": large-scale jitter (Ghiasi et al., CVPR 2021), then a crop of fixed size.
+    cfg.INPUT.AUGMENTATION = "shortest_edge"
+    cfg.INPUT.IMAGE_SIZE = 1024  # lsj: side of the square crop, pixels
+    cfg.INPUT.MIN_SCALE = 0.1  # lsj: range of the scale, relative to IMAGE_SIZE
+    cfg.INPUT.MAX_SCALE = 2.0
+    # A crop is drawn again (ten times at most) while one category covers more than this share.
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
+    cfg.INPUT.COLOR_AUG_SSD = False  # brightness, contrast, saturation, hue as in SSD
+    # Pad image (grey, 128) and ground truth (void) to a multiple of this; 0 leaves them. Unlike
+    # the published Mask2Former, nothing of a larger image is cut off: INPUT.CROP is for that.
+    cfg.INPUT.SIZE_DIVISIBILITY = 0
+
+    # Keep segments that a crop leaves without a pixel, as targets with empty masks: most published
+    # mappers of Mask2Former do (docs/mask2former.md). None: no, or as INPUT.DATASET_MAPPER_NAME.
+    cfg.INPUT.KEEP_EMPTY_SEGMENTS = None
+
+    # In training, go on when an image or label file is missing or damaged; each is named once and
+    # counted at the end. Files that can be read but are wrong stay errors. Evaluation never skips.
+    cfg.DATALOADER.SKIP_CORRUPT = False
+    # Share of the images that SAMPLER_TRAIN "RandomSubsetTrainingSampler" takes, 0 to 1. Detectron2
+    # reads this key and does not declare it.
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
+
+
+def _add_run_keys(cfg: CN) -> None:
+    cfg.SOLVER.OPTIMIZER = "SGD"  # or "ADAMW"
+    # Periodic checkpoints that stay (model_final.pth always does); 0 keeps all of them.
+    cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0  # learning rate of backbone.* relative to BASE_LR
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = None  # weight decay of nn.Embedding; None: WEIGHT_DECAY
+
+    # Of SOLVER.AMP.ENABLED: "float16" (CUDA alone, with a gradient scaler; Detectron2's) or
+    # "bfloat16" (CUDA and CPU; measure first, old processors are slower in it).
+    cfg.SOLVER.AMP.DTYPE = "float16"
+
+    # Evaluation and prediction under autocast in "float16" (CUDA alone) or "bfloat16"; "": full
+    # precision, whatever SOLVER.AMP is, as Detectron2's trainers evaluate.
+    cfg.TEST.AMP_DTYPE = ""
+    # What is evaluated where the model gives it: "panoptic" (PQ), "semantic" (mIoU) and
+    # "instance" (AP of boxes and masks).
+    cfg.TEST.EVALUATORS = ["panoptic", "semantic", "instance"]
+    cfg.TEST.WRITE_PREDICTIONS = False  # also write predictions as COCO panoptic JSON + PNG
+    cfg.TEST.CONTACT_SHEET = 4  # images by worst and by best PQ in the contact sheet; 0: no sheet
+
+    # The model is small enough to train on a CPU: where there is no CUDA, MODEL.DEVICE cuda falls
+    # back to the CPU without a warning.
+    cfg.MODEL.MADE_FOR_CPU = False
+
+    # Unpickle checkpoints that hold more than tensors, arrays and plain values. Such a file can
+    # run any code when it is read: only for files whose author you trust.
+    cfg.MODEL.ALLOW_PICKLE = False

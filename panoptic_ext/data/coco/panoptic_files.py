@@ -1,0 +1,232 @@
+"""COCO panoptic JSON files, joined on image_id, as the evaluation needs them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from panoptic_ext.data.coco.id_map import ExpectedSize, read_png_size
+from panoptic_ext.data.coco.json_checks import (
+    Category,
+    check_structure,
+    read_categories,
+)
+from panoptic_ext.data.coco.json_file import read_json
+from panoptic_ext.data.coco.label_png import read_runs
+from panoptic_ext.data.coco.problems import raise_if_any
+from panoptic_ext.data.coco.runs import LabelRuns
+from panoptic_ext.data.coco.segment_table import SegmentTable
+from panoptic_ext.errors import DatasetError, EvaluationError, quoted
+
+__all__ = ["Annotation", "PanopticFiles"]
+
+ImageId = int | str
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One image of a COCO panoptic JSON.
+
+    Attributes:
+        image_id: as in the JSON.
+        file_name: of the label PNG, relative to the PNG folder.
+        segments_info: as in the JSON, with dataset category ids; None if the PNG says it all.
+    """
+
+    image_id: ImageId
+    file_name: str
+    segments_info: list[dict[str, Any]] | None
+
+
+class PanopticFiles:
+    """The annotations of one JSON and the folder of its PNGs; label maps are read when asked for.
+
+    Attributes:
+        content: the JSON without its annotations.
+        annotations: {image_id: Annotation}, in the order of the JSON.
+        category_list: the categories, in the order of the JSON.
+        categories: {category id: {"id", "name", "isthing", "color"}}, the same.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        root: str,
+        *,
+        encoding: str = "rgb",
+        label_divisor: int = 1000,
+        categories: Sequence[Category] | None = None,
+        is_truth: bool = True,
+    ):
+        """
+        Args:
+            path: of the JSON.
+            root: folder of the PNGs.
+            encoding: of the PNGs, "rgb" or "divisor"; then segments_info may be missing.
+            label_divisor: of the "divisor" encoding.
+            categories: used in place of the file's own.
+            is_truth: segments must have area and iscrowd.
+
+        Raises:
+            EvaluationError: the file or folder is missing or not in COCO panoptic format.
+        """
+        self.path, self.root, self.encoding = path, root, encoding
+        self.content, self.category_list = _read(path, encoding, categories, is_truth)
+        if not os.path.isdir(root):
+            raise EvaluationError(
+                f"the folder of the label PNGs of {path} is missing: {root}; name the right one "
+                "(--gt-root, --pred-root)"
+            )
+        self._label_divisor = label_divisor
+        self.categories: dict[int, dict] = {c.id: c._asdict() for c in self.category_list}
+        self.annotations: dict[ImageId, Annotation] = {
+            a["image_id"]: _annotation(a) for a in self.content.pop("annotations")
+        }
+        self._sizes = _sizes(self.content.get("images")) if is_truth else {}
+        self._by_name = {str(image_id): image_id for image_id in self.annotations}
+
+    def find(self, image_id: ImageId) -> Annotation | None:
+        """The annotation of an image; 7 and "7" find each other if only one of them exists."""
+        found = self.annotations.get(image_id)
+        if found is None and str(image_id) in self._by_name:
+            found = self.annotations[self._by_name[str(image_id)]]
+        return found
+
+    def where(self, annotation: Annotation) -> str:
+        """Names the image and file in errors."""
+        return f"image {quoted(annotation.image_id)} ({self._png(annotation)})"
+
+    def table(self, annotation: Annotation, runs: LabelRuns) -> SegmentTable:
+        """The segments of an image.
+
+        Args:
+            annotation: of the image.
+            runs: its label map, from `runs`.
+
+        Raises:
+            EvaluationError: the label map's own ids, without segments_info, are of no category.
+        """
+        if annotation.segments_info is not None:
+            return SegmentTable.from_checked(annotation.segments_info)
+        where = f"image {quoted(annotation.image_id)} in {self.path}"
+        segments = self._segments_of_divisor(runs)
+        return SegmentTable.from_segments_info(segments, self.categories, where)
+
+    def check_categories(self, truth: PanopticFiles) -> None:
+        """Check that the file, where it names categories, means by them what `truth` does.
+
+        Raises:
+            EvaluationError: a category id has another name there, or none.
+        """
+        for category in _listed_categories(self.content, self.path):
+            known = truth.categories.get(category["id"])
+            if known is not None and known["name"] != category.get("name"):
+                raise EvaluationError(
+                    f"{self.path} calls category {category['id']} {quoted(category.get('name'))},"
+                    f" {truth.path} calls it {quoted(known['name'])}; both must use the same "
+                    "categories"
+                )
+
+    def _segments_of_divisor(self, runs: LabelRuns) -> list[dict[str, Any]]:
+        """As Cityscapes: an id below the divisor is a category without instances, crowd if thing.
+
+        An unknown category stays for SegmentTable to report.
+        """
+        segments = []
+        for segment_id, area in zip(*(a.tolist() for a in runs.areas()), strict=True):
+            if segment_id == 0:
+                continue
+            whole = segment_id < self._label_divisor
+            category = segment_id if whole else segment_id // self._label_divisor
+            crowd = whole and bool(self.categories.get(category, {}).get("isthing"))
+            segments.append(
+                {"id": segment_id, "category_id": category, "iscrowd": crowd, "area": area}
+            )
+        return segments
+
+    def size(self, annotation: Annotation) -> tuple[int, int] | None:
+        """(H, W) of an image, from the header of its label PNG; None for what is no PNG.
+
+        Raises:
+            EvaluationError: the label PNG is no regular file, or the truth's JSON gives another
+                size.
+        """
+        path = self._png(annotation)
+        known = self._sizes.get(str(annotation.image_id))
+        try:
+            found = read_png_size(path)
+            if found is not None and known is not None:
+                ExpectedSize(*known, f"{self.path} says").check(path, *found)
+        except DatasetError as error:
+            raise EvaluationError(f"image {quoted(annotation.image_id)}: {error}") from error
+        return found
+
+    def runs(self, annotation: Annotation) -> LabelRuns:
+        """Read the label PNG of an image.
+
+        Raises:
+            EvaluationError: missing, damaged or no label PNG.
+        """
+        return read_runs(self._png(annotation), self.encoding)
+
+    def _png(self, annotation: Annotation) -> str:
+        return os.path.join(self.root, annotation.file_name)
+
+
+def _read(
+    path: str, encoding: str, categories: Sequence[Category] | None, is_truth: bool
+) -> tuple[dict[str, Any], Sequence[Category]]:
+    """The checked JSON and its categories.
+
+    Raises:
+        EvaluationError: all that the data set's own check finds in the JSON.
+    """
+    try:
+        content = read_json(path)
+        problems = check_structure(
+            content,
+            path,
+            encoding=encoding,
+            categories=categories,
+            needs_images=False,
+            needs_area=is_truth,
+        )
+        raise_if_any(problems, path)
+        return content, categories or read_categories(content, path)
+    except DatasetError as error:
+        raise EvaluationError(str(error)) from error
+
+
+def _sizes(images: Any) -> dict[str, tuple[int, int]]:
+    """{image id as text: (height, width)} of the JSON's images, which need not be well-formed."""
+    sizes = {}
+    for entry in images if isinstance(images, list) else []:
+        if isinstance(entry, dict) and isinstance(entry.get("id"), (int, str)):
+            height, width = entry.get("height"), entry.get("width")
+            if type(height) is int and type(width) is int and min(height, width) > 0:
+                sizes[str(entry["id"])] = height, width
+    return sizes
+
+
+def _listed_categories(content: dict[str, Any], path: str) -> list[dict[str, Any]]:
+    """The categories of a JSON that need not have any."""
+    found = content.get("categories") or []
+    wrong = [
+        category
+        for category in (found if isinstance(found, list) else [found])
+        if not isinstance(category, dict) or not isinstance(category.get("id"), int)
+    ]
+    if wrong or not isinstance(found, list):
+        raise EvaluationError(
+            f"{path} has {quoted((*wrong, found)[0], 100)} in categories; expected a list of "
+            "objects with id and name"
+        )
+    return found
+
+
+def _annotation(annotation: dict[str, Any]) -> Annotation:
+    return Annotation(
+        annotation["image_id"], annotation["file_name"], annotation.get("segments_info")
+    )

@@ -1,0 +1,1 @@
+"""Checkpoints: reading weights of any origin, saving and resuming a run."""

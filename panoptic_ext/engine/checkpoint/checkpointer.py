@@ -1,0 +1,371 @@
+"""Checkpoints that survive a kill at any moment, and weights that fit or say why not."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+import torch.distributed as dist
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
+from fvcore.common.checkpoint import _strip_prefix_if_present
+from torch import nn
+
+from panoptic_ext.atomic import remove_leftovers, write_atomic
+from panoptic_ext.engine.checkpoint.backbone_names import (
+    add_backbone_prefix,
+    has_caffe2_names,
+    split_heuristics,
+)
+from panoptic_ext.engine.checkpoint.files import (
+    TAG,
+    periodic_checkpoints,
+    set_aside,
+    training_checkpoints,
+)
+from panoptic_ext.engine.checkpoint.load_report import LoadReport, report_load
+from panoptic_ext.engine.checkpoint.parts import PartError
+from panoptic_ext.engine.checkpoint.read_weights import check_hash, load_pickle, load_torch
+from panoptic_ext.errors import CheckpointError
+from panoptic_ext.regular_files import CHECKPOINT, check_regular_file
+
+__all__ = ["Checkpointer"]
+
+logger = logging.getLogger(__name__)
+
+_COUNTER = "num_batches_tracked"  # only BatchNorm without momentum reads it; old files lack it
+
+
+class Checkpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, with atomic writing, safe reading and a load report.
+
+    It reads everything DetectionCheckpointer reads: torch files, model zoo pickles, pycls files,
+    `detectron2://` and http(s) addresses.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: bool | None = None,
+        allow_pickle: bool = False,
+        **checkpointables: Any,
+    ) -> None:
+        """
+        Args:
+            model: the model, wrapped in DistributedDataParallel or not.
+            save_dir: folder of the checkpoints; "" for reading only.
+            save_to_disk: None writes on the main process only.
+            allow_pickle: also read files that could run code (MODEL.ALLOW_PICKLE).
+            checkpointables: objects with state_dict and load_state_dict, by key.
+        """
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.allow_pickle = allow_pickle
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write `<name>.pth` beside its place, rename it, then tag it as the last one.
+
+        Raises:
+            CheckpointError: the file could not be written; the ones before it are untouched.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
+        data.update(kwargs)
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
+        try:
+            write_atomic(path, lambda stream: torch.save(data, stream))
+            self.tag_last_checkpoint(os.path.basename(path))
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(
+                f"checkpoint {path} could not be written: {error}. Earlier checkpoints are "
+                "untouched; free space or mend the folder, then go on with --resume"
+            ) from error
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Name the newest checkpoint in the file `last_checkpoint`, atomically."""
+        content = last_filename_basename.encode()
+        write_atomic(os.path.join(self.save_dir, TAG), lambda stream: stream.write(content))
+
+    def prune(self, keep: int) -> None:
+        """Remove all but the `keep` newest periodic checkpoints (by iteration) of `save_dir`."""
+        if not self.save_to_disk:
+            return
+        for path in periodic_checkpoints(self.save_dir)[:-keep]:
+            os.remove(path)
+
+    def has_checkpoint(self) -> bool:
+        """Whether a run in `save_dir` left a checkpoint, tagged or not."""
+        return bool(self._candidates())
+
+    def get_checkpoint_file(self) -> str:
+        """The checkpoint to resume from: the tagged one, else the newest, else ""."""
+        candidates = self._candidates()
+        return candidates[0] if candidates else ""
+
+    def set_aside(self) -> str:
+        """Move the checkpoints of an earlier run, and their tag, into a new folder beside them.
+
+        A run that begins anew calls it: else --resume would go on from the earlier one until the
+        new run has its first checkpoint. All workers call it, after they have read what they need.
+
+        Returns:
+            The folder on the worker that moved them, else "".
+        """
+        comm.synchronize()
+        folder = ""
+        if self.save_to_disk and self.has_checkpoint():
+            folder = set_aside(self.save_dir, self._candidates())
+        comm.synchronize()
+        return folder
+
+    def resume(self, *, check: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+        """Load the last readable checkpoint of `save_dir`: model and all checkpointables.
+
+        A missing or damaged file is passed over for the newest readable one, with a warning. The
+        main process chooses for all.
+
+        Args:
+            check: is called with the checkpoint before any but the model is loaded, and may raise
+                PartError.
+
+        Returns:
+            What the checkpoint holds beside them, `iteration` among it.
+
+        Raises:
+            CheckpointError: no checkpoint can be read, it does not fit this model, or one of its
+                parts cannot be used.
+        """
+        if self.save_to_disk:
+            remove_leftovers(self.save_dir)
+        return self._load_on_all(self._read_last, strict=True, checkpointables=None, check=check)
+
+    def load(
+        self, path: str, checkpointables: list[str] | None = None, *, strict: bool = False
+    ) -> dict[str, Any]:
+        """Load weights (and checkpointables) from a file or address.
+
+        Args:
+            path: file, http(s) or `detectron2://` address; "" loads nothing.
+            checkpointables: names to load; None for all that are in the file.
+            strict: every parameter of the model must be found with its shape, as in evaluation.
+
+        Returns:
+            What the file holds beside them.
+
+        Raises:
+            CheckpointError: unreachable, unreadable, unsafe or unfitting file.
+        """
+        if strict:
+            self.check_there(path)
+        if not path:
+            self.logger.info("No checkpoint found. Initializing model from scratch")
+            return {}
+        self.logger.info("Loading from %s ...", path)
+        address, heuristics = split_heuristics(path)
+        return self._load_on_all(
+            lambda: self._read(address),
+            strict=strict,
+            checkpointables=checkpointables,
+            heuristics=heuristics,
+        )
+
+    @staticmethod
+    def check_there(path: str) -> None:
+        """Raise CheckpointError where `load` would find no file; addresses are not looked up."""
+        if not path:
+            raise CheckpointError(
+                "no weights to evaluate: MODEL.WEIGHTS is empty. Give MODEL.WEIGHTS FILE, or "
+                "--resume to take the last checkpoint of OUTPUT_DIR"
+            )
+        local = os.path.expanduser(split_heuristics(path)[0])
+        if not urlparse(local).scheme:
+            check_regular_file(local, CHECKPOINT, error=CheckpointError)
+
+    def _load_on_all(
+        self,
+        read: Callable[[], tuple[str, dict[str, Any]]],
+        *,
+        strict: bool,
+        checkpointables: list[str] | None,
+        heuristics: bool = False,
+        check: Callable[[dict[str, Any]], None] | None = None,
+    ) -> dict[str, Any]:
+        path, checkpoint = self._read_for_all(read)
+        if heuristics:
+            checkpoint["matching_heuristics"] = True
+        self._prepare_names(path, checkpoint)
+        incompatible = self._load_model(checkpoint)
+        self._report(path, incompatible, strict)
+        with self._naming_the_way_out(path):
+            if check is not None:
+                check(checkpoint)
+        for key in self.checkpointables if checkpointables is None else checkpointables:
+            if key in checkpoint:
+                with self._naming_the_way_out(path):
+                    self.checkpointables[key].load_state_dict(checkpoint.pop(key))
+        return checkpoint
+
+    @contextmanager
+    def _naming_the_way_out(self, path: str) -> Iterator[None]:
+        """Add to a PartError which file it is about, and what can be done."""
+        try:
+            yield
+        except PartError as error:
+            others = [c for c in self._candidates() if c != path]
+            ways = [error.way_out] if error.way_out else []
+            if error.way_out is None and others:
+                older = os.path.basename(others[0])
+                ways = [f"move this file away, and --resume goes on from {older}"]
+            ways.append(f"start anew from its weights, without --resume: MODEL.WEIGHTS {path}")
+            raise CheckpointError(
+                f"cannot resume from {path}: {error}. To go on, {', or '.join(ways)}"
+            ) from error
+
+    def _read_last(self) -> tuple[str, dict[str, Any]]:
+        problems = []
+        for path in self._candidates():
+            try:
+                local, checkpoint = self._read(path)
+            except CheckpointError as error:
+                self.logger.warning("Passing over %s", error)
+                problems.append(str(error))
+                continue
+            if problems:
+                self.logger.warning("Resuming from %s, the newest readable checkpoint", path)
+            return local, checkpoint
+        raise CheckpointError(
+            f"no checkpoint in {self.save_dir} can be read: {'; '.join(problems) or 'none found'}. "
+            "Start again without --resume"
+        )
+
+    def _candidates(self) -> list[str]:
+        return training_checkpoints(self.save_dir, self.logger)
+
+    def _read(self, path: str) -> tuple[str, dict[str, Any]]:
+        """File or address -> (local file, content)."""
+        local = os.path.expanduser(path)
+        if not os.path.isfile(local) and urlparse(path).scheme:
+            local = self._fetch(path)
+        return local, self._load_file(local)
+
+    def _read_for_all(
+        self, read: Callable[[], tuple[str, dict[str, Any]]]
+    ) -> tuple[str, dict[str, Any]]:
+        """The main process chooses the file; every worker reads that one.
+
+        Where a worker (of another machine) does not have it, the main process sends the content.
+        """
+        if comm.get_world_size() == 1:
+            return read()
+        choice: list[Any] = [None, None]
+        checkpoint: dict[str, Any] | None = None
+        if comm.is_main_process():
+            try:
+                choice[0], checkpoint = read()
+            except CheckpointError as error:
+                choice[1] = str(error)
+        dist.broadcast_object_list(choice, src=0, device=_comm_device())
+        path, problem = choice
+        if problem is not None:
+            raise CheckpointError(problem)
+        if not all(comm.all_gather(os.path.isfile(path))):
+            content: list[Any] = [checkpoint]
+            dist.broadcast_object_list(content, src=0, device=_comm_device())
+            return path, content[0]
+        return path, self._load_file(path) if checkpoint is None else checkpoint
+
+    def _fetch(self, address: str) -> str:
+        try:
+            local = self.path_manager.get_local_path(address)
+        except Exception as error:  # every handler of iopath has its own errors
+            raise CheckpointError(
+                f"weights {address} cannot be fetched: {error}. Check the address and the network, "
+                "or fetch the file by hand and give its path as MODEL.WEIGHTS"
+            ) from error
+        if address.startswith(("http://", "https://")):
+            check_hash(local, address)
+        return local
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        """File -> {"model": name -> tensor or array, ...}, as Detectron2 expects it."""
+        if filename.endswith(".pkl"):
+            loaded = load_pickle(filename, allow_pickle=self.allow_pickle)
+            self._check_mapping(filename, loaded)
+            if "model" in loaded and "__author__" in loaded:
+                return loaded
+            weights = loaded.get("blobs", loaded.get("model", loaded))
+            if "blobs" in loaded or has_caffe2_names(weights):  # Caffe2 and Detectron1
+                blobs = {k: v for k, v in weights.items() if not k.endswith("_momentum")}
+                return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+            return loaded if "model" in loaded else {"model": loaded}
+        loaded = load_torch(filename, allow_pickle=self.allow_pickle)
+        self._check_mapping(filename, loaded)
+        if filename.endswith(".pyth") and "model_state" in loaded:  # pycls
+            weights = {
+                k: v
+                for k, v in loaded["model_state"].items()
+                if not k.endswith("num_batches_tracked")
+            }
+            return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+        return loaded if "model" in loaded else {"model": loaded}
+
+    @staticmethod
+    def _check_mapping(filename: str, loaded: Any) -> None:
+        weights = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
+        names = list(weights) if isinstance(weights, dict) else []
+        if not names or not all(isinstance(name, str) for name in names):
+            raise CheckpointError(
+                f"checkpoint {filename} holds a {type(weights).__name__}, expected a dict of "
+                "tensors by parameter name (or one under the key 'model')"
+            )
+
+    def _prepare_names(self, path: str, checkpoint: dict[str, Any]) -> None:
+        """Turn names of the file into the model's, before names and shapes are compared.
+
+        As torch loads would be too late.
+        """
+        weights = checkpoint["model"]
+        _strip_prefix_if_present(weights, "module.")
+        for name in [n for n, v in weights.items() if not hasattr(v, "shape")]:
+            self.logger.warning("Ignoring %s of the checkpoint: no tensor", name)
+            del weights[name]
+        if not checkpoint.get("matching_heuristics"):
+            weights = add_backbone_prefix(path, weights, self.model.state_dict())
+            checkpoint["model"] = weights
+        for name, module in self.model.named_modules():
+            if hasattr(module, "rename_old_parameters"):
+                module.rename_old_parameters(weights, f"{name}." if name else "")
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        incompatible = super()._load_model(checkpoint)
+        missing = incompatible.missing_keys
+        missing[:] = [k for k in missing if not k.endswith(_COUNTER)]
+        return incompatible
+
+    def _report(self, path: str, incompatible: Any, strict: bool) -> None:
+        """Log how much of the model was found; raise where that is not enough."""
+        shapes = {name: (found, want) for name, found, want in incompatible.incorrect_shapes}
+        missing = [k for k in incompatible.missing_keys if k not in shapes]
+        report = LoadReport(
+            path,
+            names=[k for k in self.model.state_dict() if not k.endswith(_COUNTER)],
+            missing=missing,
+            shapes=shapes,
+            unexpected=list(incompatible.unexpected_keys),
+            why=self.model.why_missing(missing) if hasattr(self.model, "why_missing") else "",
+        )
+        report_load(report, self.logger, strict=strict)
+
+
+def _comm_device() -> torch.device:
+    nccl = dist.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")

@@ -1,0 +1,96 @@
+"""What a checkpoint says of the run that wrote it, compared with the run that reads it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+from panoptic_ext._detectron2 import detectron2_version
+from panoptic_ext.config.detectron2_main import MAIN_DEFAULTS
+from panoptic_ext.config.plain_yaml import load_plain_yaml
+from panoptic_ext.engine.checkpoint.parts import PartError, check_kind
+from panoptic_ext.errors import shortened
+
+__all__ = ["check_fingerprint", "compare_runs", "run_fingerprint"]
+
+logger = logging.getLogger(__name__)
+
+# Differences here change neither weights nor losses.
+_HARMLESS = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "VIS_PERIOD", "DATASETS.SEARCH_PATH")
+
+
+def run_fingerprint(cfg: CfgNode) -> dict[str, Any]:
+    """Config, versions and number of workers, as plain values."""
+    from panoptic_ext import __version__
+
+    return {
+        "config": cfg.dump(),
+        "versions": {
+            "panoptic_ext": __version__,
+            "detectron2": detectron2_version(),
+            "torch": str(torch.__version__),
+        },
+        "workers": comm.get_world_size(),
+    }
+
+
+def check_fingerprint(part: str, saved: Any) -> None:
+    """Raise PartError unless `saved` is what `run_fingerprint` gives."""
+    check_kind(part, saved, dict)
+    check_kind(f"{part}.config", saved.get("config"), str)
+    check_kind(f"{part}.versions", saved.get("versions"), dict)
+    try:
+        config = load_plain_yaml(saved["config"])
+    except yaml.YAMLError as error:
+        reason = shortened(" ".join(str(error).split()), 150)
+        raise PartError(f"{part}.config", f"is no plain YAML ({reason})") from error
+    check_kind(f"{part}.config", config, dict)
+
+
+def compare_runs(saved: dict[str, Any], cfg: CfgNode) -> list[str]:
+    """Log what differs between the run that wrote a checkpoint and this one.
+
+    Args:
+        saved: `run_fingerprint` of the run that wrote it, checked; empty where the checkpoint has
+            none.
+
+    Returns:
+        One line per difference; keys of evaluation and machine are left out.
+    """
+    if not saved:
+        logger.warning("The checkpoint does not say by which config it was trained: not compared")
+        return []
+    now = run_fingerprint(cfg)
+    old_config = dict(_flat(load_plain_yaml(saved["config"]), ""))
+    new_config = dict(_flat(yaml.safe_load(now["config"]), ""))
+    lines = []
+    for key in sorted(old_config.keys() | new_config.keys()):
+        absent = MAIN_DEFAULTS.get(key, "not there")  # v0.6 works as main does at its defaults
+        old, new = old_config.get(key, absent), new_config.get(key, absent)
+        if old != new and not key.startswith(("TEST.", *_HARMLESS)):
+            lines.append(f"{key}: {old} in the checkpoint, {new} now")
+    for name, new in now["versions"].items():
+        old = saved.get("versions", {}).get(name)
+        if old != new:
+            lines.append(f"{name}: version {old} in the checkpoint, {new} now")
+    if lines:
+        logger.warning(
+            "This run differs from the one that wrote the checkpoint; optimizer and schedule go on "
+            "with the learning rates of the checkpoint:\n  %s",
+            "\n  ".join(lines),
+        )
+    return lines
+
+
+def _flat(node: dict, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

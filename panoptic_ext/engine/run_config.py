@@ -1,0 +1,381 @@
+"""From a config file and `KEY VALUE` pairs to a checked config and a prepared process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, Metadata
+from detectron2.modeling import META_ARCH_REGISTRY
+
+from panoptic_ext.atomic import TemporaryFile, remove_leftovers
+from panoptic_ext.config import add_panoptic_ext_config
+from panoptic_ext.config.fusion_keys import check_fusion_keys
+from panoptic_ext.config.published_names import resolve_published_names
+from panoptic_ext.config.yaml_reader import Setting, merge_settings, read_file, read_opts
+from panoptic_ext.engine.bfloat16_speed import warn_if_bfloat16_is_slow
+from panoptic_ext.engine.precision import bfloat16_on_cpu, check_precision, unusable_float16
+from panoptic_ext.errors import ConfigError, nearest, quoted
+
+__all__ = [
+    "check_workers",
+    "choose_device",
+    "load_cfg",
+    "prepare_output",
+    "set_precision",
+    "warn_if_warmup_never_ends",
+    "without_pretrained",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def load_cfg(
+    config_file: str,
+    opts: Sequence[str] = (),
+    *,
+    use_data: bool = True,
+    trained_on: Metadata | None = None,
+) -> CfgNode:
+    """Read, complete and check a config.
+
+    Data sets of the config are registered. The value of void pixels, and for models of
+    panoptic_ext the numbers of classes, are taken from the data set where they are left out, and
+    compared with it where they are given; see `_data_set_wins` for those of a `_BASE_`.
+
+    Args:
+        config_file: YAML file, or "" for defaults.
+        opts: KEY VALUE ... pairs, applied last.
+        use_data: False leaves classes and void as given and reads no data set, e.g. to predict
+            with a trained model's `config.yaml` where the data is not.
+        trained_on: see `register_from_config`.
+
+    Returns:
+        A frozen config.
+
+    Raises:
+        ConfigError: what is wrong, in which file and line, and how to mend it.
+        DatasetError: the data set cannot be read.
+    """
+    from panoptic_ext.data import register_from_config
+
+    cfg = get_cfg()
+    add_panoptic_ext_config(cfg)
+    settings = [*(read_file(config_file) if config_file else []), *read_opts(opts)]
+    given = merge_settings(cfg, settings)
+    if "VERSION" in given and get_cfg().VERSION != cfg.VERSION:
+        raise ConfigError(
+            f"{given['VERSION']}: VERSION {cfg.VERSION} of Detectron2's config format; only "
+            f"{get_cfg().VERSION} is read. Rename the old keys as Detectron2's "
+            "config/compat.py lists them"
+        )
+    _check_values(cfg)
+    resolve_published_names(cfg)
+    _check_model_name(cfg)
+    check_fusion_keys(cfg, given)
+    register_from_config(cfg, trained_on=trained_on)
+    if use_data:
+        _check_datasets_exist(cfg)
+        _check_ground_truth(cfg)
+        if _has_unified_classes(cfg):
+            _fill_in_classes(cfg, settings)
+        _fill_in_void(cfg, settings)
+    cfg.freeze()
+    return cfg
+
+
+def choose_device(cfg: CfgNode) -> None:
+    """Fall back, in place, to the CPU where CUDA is not there, and from float16 without CUDA.
+
+    bfloat16 is kept: it works on a CPU too, and a warning says where it is slower than float32. The
+    fall-back to the CPU is a warning, for a model that is made for the CPU (MODEL.MADE_FOR_CPU) an
+    info line.
+    """
+    wanted = cfg.MODEL.DEVICE
+    fall_back = wanted.startswith("cuda") and not torch.cuda.is_available()
+    if fall_back:
+        _set(cfg.MODEL, "DEVICE", "cpu")
+    full = unusable_float16(cfg)
+    if "SOLVER.AMP" in full:
+        _set(cfg.SOLVER.AMP, "ENABLED", False)
+    if "TEST.AMP_DTYPE" in full:
+        _set(cfg.TEST, "AMP_DTYPE", "")
+    if fall_back and cfg.MODEL.MADE_FOR_CPU:
+        in_full = ", in full precision: float16 is for CUDA" if full else ""
+        logger.info("Running on the CPU, which this model is made for%s", in_full)
+    elif fall_back:
+        logger.warning(
+            "MODEL.DEVICE is %s, but CUDA is not available: running on the CPU instead, %smuch "
+            "slower (MODEL.DEVICE cpu silences this)",
+            wanted,
+            "in full precision and " if full else "",
+        )
+    elif full:
+        logger.warning(
+            "float16 (%s) is for CUDA: running in full precision on %s; bfloat16 works there "
+            "(SOLVER.AMP.DTYPE, TEST.AMP_DTYPE)",
+            ", ".join(full),
+            wanted,
+        )
+    warn_if_bfloat16_is_slow(bfloat16_on_cpu(cfg))
+
+
+def check_workers(cfg: CfgNode, world_size: int) -> None:
+    """Raise ConfigError if the workers cannot share the batch, or would all take one GPU."""
+    if world_size > 1 and re.fullmatch(r"cuda:\d+", cfg.MODEL.DEVICE):
+        raise ConfigError(
+            f"MODEL.DEVICE = {cfg.MODEL.DEVICE} would put all {world_size} workers on one GPU; set "
+            "it to cuda (each worker takes its own, CUDA_VISIBLE_DEVICES chooses which), or start "
+            "one worker"
+        )
+    reference = cfg.SOLVER.REFERENCE_WORLD_SIZE or world_size
+    if cfg.SOLVER.IMS_PER_BATCH % reference:
+        hint = "" if reference == world_size else " (SOLVER.REFERENCE_WORLD_SIZE)"
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH = {cfg.SOLVER.IMS_PER_BATCH} images cannot be shared evenly by "
+            f"{reference} workers{hint}; make it a multiple of {reference}"
+        )
+
+
+def set_precision(cfg: CfgNode) -> None:
+    """Set how torch multiplies float32 matrices, by FLOAT32_PRECISION (Detectron2 main has it).
+
+    Raises:
+        ConfigError: an unknown precision.
+    """
+    precision = cfg.get("FLOAT32_PRECISION", "")
+    if not precision:
+        return
+    if precision not in _PRECISIONS:
+        raise ConfigError(
+            f"FLOAT32_PRECISION = {quoted(precision)}, expected '' or one of "
+            f"{', '.join(_PRECISIONS)}"
+        )
+    logger.info("Precision of float32 matrix products: %s", precision)
+    torch.set_float32_matmul_precision(precision)
+
+
+def warn_if_warmup_never_ends(cfg: CfgNode) -> None:
+    """Say that a training ends before its learning rate has risen to SOLVER.BASE_LR."""
+    if cfg.SOLVER.MAX_ITER <= cfg.SOLVER.WARMUP_ITERS:
+        logger.warning(
+            "SOLVER.MAX_ITER %d is not more than SOLVER.WARMUP_ITERS %d: the learning rate never "
+            "reaches SOLVER.BASE_LR; raise the one or lower the other",
+            cfg.SOLVER.MAX_ITER,
+            cfg.SOLVER.WARMUP_ITERS,
+        )
+
+
+def _set(node: CfgNode, key: str, value: Any) -> None:
+    frozen = node.is_frozen()
+    node.defrost()
+    node[key] = value
+    if frozen:
+        node.freeze()
+
+
+_PRECISIONS = ("highest", "high", "medium")  # of torch.set_float32_matmul_precision
+_LEAST = {
+    "SOLVER.IMS_PER_BATCH": 1,
+    "SOLVER.MAX_ITER": 1,
+    "SOLVER.CHECKPOINT_PERIOD": 1,
+    "SOLVER.CHECKPOINTS_TO_KEEP": 0,
+    "SOLVER.WARMUP_ITERS": 0,
+    "SOLVER.REFERENCE_WORLD_SIZE": 0,
+    "SOLVER.WEIGHT_DECAY": 0,
+    "DATALOADER.NUM_WORKERS": 0,
+    "TEST.EVAL_PERIOD": 0,
+    "TEST.CONTACT_SHEET": 0,
+}
+
+
+def _check_values(cfg: CfgNode) -> None:
+    for key, least in _LEAST.items():
+        node: Any = cfg
+        for name in key.split("."):
+            node = node[name]
+        if node < least:
+            raise ConfigError(f"{key} = {node}, expected at least {least}")
+    if not cfg.SOLVER.BASE_LR > 0:
+        raise ConfigError(f"SOLVER.BASE_LR = {cfg.SOLVER.BASE_LR}, expected more than 0")
+    check_precision(cfg)
+    device = cfg.MODEL.DEVICE
+    if device != "cpu" and not device.startswith(("cuda", "mps", "xpu")):
+        raise ConfigError(
+            f"MODEL.DEVICE = {quoted(device)}, expected 'cuda', 'cuda:<number>' or 'cpu'"
+        )
+    if not cfg.OUTPUT_DIR:
+        raise ConfigError("OUTPUT_DIR is empty; name a folder for logs and checkpoints")
+
+
+def _check_model_name(cfg: CfgNode) -> None:
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in META_ARCH_REGISTRY:
+        known = sorted(key for key, _ in META_ARCH_REGISTRY)
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE = {quoted(name)} is not registered{nearest(name, known)}; "
+            f"registered: {', '.join(known)}"
+        )
+
+
+def _check_datasets_exist(cfg: CfgNode) -> None:
+    from panoptic_ext.data.datasets.builtin import builtin_names
+
+    for key in ("TRAIN", "TEST"):
+        names = cfg.DATASETS[key]
+        if isinstance(names, str):
+            raise ConfigError(f"DATASETS.{key} must be a list of names; write [{quoted(names)}]")
+        for name in names:
+            if name not in DatasetCatalog.list():
+                hint = nearest(name, {*DatasetCatalog.list(), *builtin_names()}) or "."
+                raise ConfigError(
+                    f"DATASETS.{key} names {quoted(name)}, which is not registered{hint} Describe "
+                    f"it under DATASETS.PANOPTIC.{name} (JSON, IMAGE_ROOT, PNG_ROOT), instances "
+                    f"alone under DATASETS.INSTANCES.{name} (JSON, IMAGE_ROOT), or call "
+                    "register_panoptic"
+                )
+
+
+def _has_unified_classes(cfg: CfgNode) -> bool:
+    """Whether the model takes one class space for things and stuff, as those of panoptic_ext do."""
+    arch = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    return getattr(arch, "unified_classes", arch.__module__.startswith("panoptic_ext."))
+
+
+def _check_ground_truth(cfg: CfgNode) -> None:
+    """Raise ConfigError where a model of segments is to learn from instances alone."""
+    from panoptic_ext.data import has_instances_alone
+
+    arch = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    learns = getattr(arch, "learns_from_instances", None)
+    if not _has_unified_classes(cfg) or (learns is not None and learns(cfg)):
+        return
+    alone = [name for name in _all_names(cfg) if has_instances_alone(name)]
+    if alone:
+        raise ConfigError(
+            f"data set {alone[0]} holds instances alone, and {cfg.MODEL.META_ARCHITECTURE} with "
+            f"INPUT.PANOPTIC_TARGETS {list(cfg.INPUT.PANOPTIC_TARGETS)} learns from panoptic label "
+            "maps; name a panoptic data set, or take an instance model (a Mask2Former with "
+            "configs/common/mask2former/Base-Instance.yaml among its _BASE_)"
+        )
+
+
+def _fill_in_classes(cfg: CfgNode, settings: Sequence[Setting]) -> None:
+    from panoptic_ext.data import check_same_categories, num_classes, thing_ids
+
+    names = _all_names(cfg)
+    if not names:
+        return
+    check_same_categories(names)
+    classes, things = num_classes(names[0]), len(thing_ids(names[0]))
+    arch = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    in_head = arch.head_classes(cfg, classes, things) if hasattr(arch, "head_classes") else classes
+    what_in_head = "categories" if in_head == classes else "thing categories"
+    for node, key, value, what in (
+        (cfg.MODEL.SEM_SEG_HEAD, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", in_head, what_in_head),
+        (cfg.MODEL.ROI_HEADS, "MODEL.ROI_HEADS.NUM_CLASSES", things, "thing categories"),
+    ):
+        if value != node.NUM_CLASSES:
+            reason = f"data set {names[0]} has {value} {what}"
+            _take_from_data_set(key, node.NUM_CLASSES, value, reason, settings)
+        node.NUM_CLASSES = value
+
+
+def _fill_in_void(cfg: CfgNode, settings: Sequence[Setting]) -> None:
+    """What the mapper writes for void must be what the losses ignore."""
+    from panoptic_ext.data import get_metadata, has_instances_alone, num_classes
+
+    labels = {
+        name: get_metadata(name).get("ignore_label", 255)
+        for name in _all_names(cfg)
+        if not has_instances_alone(name)  # their pixels without an instance have no label
+    }
+    if not labels:
+        return
+    (name, label), *rest = labels.items()
+    for other, other_label in rest:
+        if other_label != label:
+            raise ConfigError(
+                f"void is {label} in data set {name} and {other_label} in {other}; give both the "
+                "same ignore_label (IGNORE_LABEL in DATASETS.PANOPTIC)"
+            )
+    key, node = "MODEL.SEM_SEG_HEAD.IGNORE_VALUE", cfg.MODEL.SEM_SEG_HEAD
+    if label != node.IGNORE_VALUE:
+        reason = (
+            f"void is {label} in data set {name} (its ignore_label, "
+            f"DATASETS.PANOPTIC.{name}.IGNORE_LABEL)"
+        )
+        _take_from_data_set(key, node.IGNORE_VALUE, label, reason, settings)
+    node.IGNORE_VALUE = label
+    if _has_unified_classes(cfg) and 0 <= label < num_classes(name):
+        raise ConfigError(
+            f"void is {label} in data set {name}, within its {num_classes(name)} class ids, so that"
+            f" class would be ignored; register it with ignore_label={max(255, num_classes(name))}"
+        )
+
+
+def _take_from_data_set(
+    key: str, given: Any, value: Any, reason: str, settings: Sequence[Setting]
+) -> None:
+    """Say what becomes of a given value that differs from the data set's.
+
+    Raises:
+        ConfigError: it was not given for another data set, so one of the two is a mistake.
+    """
+    setting = next((s for s in reversed(settings) if s.key == key), None)
+    if setting is None:
+        return
+    text = f"{setting.source}: {key} = {given}, but {reason}"
+    if _data_set_wins(setting, settings):
+        logger.warning("%s, which was chosen after it: the data set's %s is taken", text, value)
+        return
+    leave_out = "" if setting.in_base else "leave the key out (it is taken from the data set) or "
+    raise ConfigError(f"{text}; {leave_out}set it to {value}")
+
+
+def _data_set_wins(setting: Setting, settings: Sequence[Setting]) -> bool:
+    """Whether the data set was chosen in a file, or on a command line, over that of `setting`.
+
+    A published file has the number of classes of its own data set. Who takes it as `_BASE_` and
+    names another data set cannot leave that key out.
+    """
+    place = next(i for i, s in enumerate(settings) if s is setting)
+    chosen = ("DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.PANOPTIC.", "DATASETS.INSTANCES.")
+    return any(s.key.startswith(chosen) and s.file != setting.file for s in settings[place:])
+
+
+def _all_names(cfg: CfgNode) -> list[str]:
+    return [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+
+
+def prepare_output(folder: str) -> None:
+    """Make the output folder and try to write into it; leftovers of killed runs are removed.
+
+    Raises:
+        ConfigError: it cannot be made or written.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        remove_leftovers(folder)
+        with TemporaryFile(os.path.join(folder, ".write-test")) as probe:
+            probe.stream.write(b"x" * 4096)
+            probe.stream.flush()
+    except OSError as error:
+        raise ConfigError(
+            f"OUTPUT_DIR {folder} cannot be written: {error.strerror or error}. Free space, mend "
+            "its permissions, or give another folder with OUTPUT_DIR FOLDER"
+        ) from error
+
+
+def without_pretrained(cfg: CfgNode) -> CfgNode:
+    """The config of the same model, built without fetching weights that a checkpoint replaces."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.TIMM.PRETRAINED = False
+    cfg.freeze()
+    return cfg

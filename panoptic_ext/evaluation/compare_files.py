@@ -1,0 +1,170 @@
+"""Panoptic quality of one COCO panoptic result against another, from their files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from panoptic_ext.data.coco.panoptic_files import Annotation, PanopticFiles
+from panoptic_ext.data.coco.runs import LabelRuns
+from panoptic_ext.data.coco.segment_table import SegmentTable
+from panoptic_ext.errors import EvaluationError, quoted
+from panoptic_ext.evaluation.panoptic_quality import (
+    PQStat,
+    check_areas,
+    check_same_size,
+    match_image,
+    predicted_segments,
+)
+from panoptic_ext.evaluation.report import image_ranking
+from panoptic_ext.many_files import ManyFiles, listed_failures
+
+__all__ = ["GT_AREAS", "FileResult", "compare_with_truth", "evaluate_files"]
+
+GT_AREAS = ("check", "json", "pixels")
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """What `evaluate_files` found.
+
+    Attributes:
+        summary: of `PQStat.summary`.
+        categories: of `PanopticFiles`.
+        per_image: of `report.image_ranking`; file_name is the truth's PNG.
+        left_out: numbers of images of the truth and of the predictions that the other file lacks.
+    """
+
+    summary: dict[str, dict]
+    categories: dict[int, dict]
+    per_image: list[dict[str, Any]]
+    left_out: tuple[int, int] = (0, 0)
+
+
+def evaluate_files(
+    gt_json: str,
+    gt_root: str | None,
+    pred_json: str,
+    pred_root: str | None,
+    *,
+    num_threads: int = 2,
+    gt_area: str = "check",
+    only_common: bool = False,
+    progress: bool = False,
+) -> FileResult:
+    """Compare two COCO panoptic results: a model or a person with the truth.
+
+    Args:
+        gt_json, pred_json: COCO panoptic JSON files, joined on image_id.
+        gt_root, pred_root: folders of their PNGs; None: the JSON's path without ".json".
+        num_threads: that read PNGs and compare; 0: none beside the caller's.
+        gt_area: as `PanopticEvaluator`.
+        only_common: compare the images that both files have, and leave out all others.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        EvaluationError: files not in COCO panoptic format, images with a missing or extra
+            prediction (with `only_common`: no image in both), or ids, categories, sizes or areas
+            that do not fit.
+    """
+    truth = PanopticFiles(gt_json, gt_root or os.path.splitext(gt_json)[0])
+    predictions = PanopticFiles(
+        pred_json,
+        pred_root or os.path.splitext(pred_json)[0],
+        categories=truth.category_list,
+        is_truth=False,
+    )
+    predictions.check_categories(truth)
+    pairs = _join(truth, predictions, only_common=only_common)
+
+    def compare(pair: tuple[Annotation, Annotation]) -> PQStat:
+        annotation, predicted = pair
+        where = f"prediction for {predictions.where(predicted)}"
+        _check_headers(truth.size(annotation), predictions.size(predicted), annotation)
+        runs = predictions.runs(predicted)
+        table = predicted_segments(runs, predictions.table(predicted, runs), where)
+        return compare_with_truth(truth, annotation, runs, table, gt_area)
+
+    images = ManyFiles[tuple[Annotation, Annotation]](
+        lambda pair: f"image {pair[0].image_id!r}", num_threads=num_threads
+    )
+    results = images.results(pairs, compare)
+    bar = tqdm(results, total=len(pairs), unit="image", desc="PQ", disable=not progress)
+    stats = {a.image_id: stat for (a, _), stat in bar if stat is not None}
+    images.stop.check(
+        f"stopped after comparing {images.done} of {len(pairs)} images; there is no result, and the"
+        " same command compares from the first image"
+    )
+    if images.failed:  # a quality of the others alone would be another number
+        raise EvaluationError(listed_failures(images.failed, len(pairs), "cannot be compared"))
+    total = PQStat.total(stats.values())
+    return FileResult(
+        total.summary({c: bool(v["isthing"]) for c, v in truth.categories.items()}),
+        truth.categories,
+        image_ranking(stats, total, {a.image_id: a.file_name for a, _ in pairs}),
+        left_out=(len(truth.annotations) - len(pairs), len(predictions.annotations) - len(pairs)),
+    )
+
+
+def compare_with_truth(
+    truth: PanopticFiles,
+    annotation: Annotation,
+    runs: LabelRuns,
+    table: SegmentTable,
+    gt_area: str = "check",
+) -> PQStat:
+    """Read the truth of one image and compare a prediction with it.
+
+    Args:
+        truth: the ground truth.
+        annotation: the image, from `truth`.
+        runs, table: the prediction, from `predicted_segments`.
+        gt_area: as `PanopticEvaluator`.
+
+    Raises:
+        EvaluationError: the truth cannot be read, sizes differ, or its areas are wrong.
+    """
+    if gt_area not in GT_AREAS:
+        raise EvaluationError(f"gt_area is {quoted(gt_area)}; expected one of {GT_AREAS}")
+    _check_headers(truth.size(annotation), runs.shape, annotation)
+    gt_runs = truth.runs(annotation)
+    gt_table = truth.table(annotation, gt_runs)
+    if gt_area == "check":
+        check_areas(gt_runs, gt_table, truth.where(annotation))
+    elif gt_area == "pixels":
+        gt_table = gt_table.with_pixel_areas(*gt_runs.areas())
+    return match_image(gt_runs, gt_table, runs, table, f"image {quoted(annotation.image_id)}")
+
+
+def _check_headers(
+    truth: tuple[int, int] | None, prediction: tuple[int, int] | None, annotation: Annotation
+) -> None:
+    """Compare the (H, W) of two label maps before the larger of them is unpacked."""
+    if truth is not None and prediction is not None:
+        check_same_size(truth, prediction, f"image {quoted(annotation.image_id)}")
+
+
+def _join(
+    truth: PanopticFiles, predictions: PanopticFiles, *, only_common: bool
+) -> list[tuple[Annotation, Annotation]]:
+    pairs = [(a, predictions.find(a.image_id)) for a in truth.annotations.values()]
+    common = [(a, predicted) for a, predicted in pairs if predicted is not None]
+    if only_common and common:
+        return common
+    missing = [a.image_id for a, predicted in pairs if predicted is None]
+    extra = [i for i in predictions.annotations if truth.find(i) is None]
+    hint = "" if only_common or not common else ", or compare those in both (--only-common)"
+    for kind, ids, where, other in (
+        ("no prediction", missing, truth.path, predictions.path),
+        ("a prediction but no ground truth", extra, predictions.path, truth.path),
+    ):
+        if ids:
+            listed = ", ".join(map(quoted, ids[:5])) + (", ..." if len(ids) > 5 else "")
+            raise EvaluationError(
+                f"{len(ids)} images of {where} have {kind} in {other}: image ids {listed};"
+                f" both files must be of the same images{hint}"
+            )
+    return common

@@ -1,0 +1,99 @@
+"""What all fusions share: checked options, and from codes per pixel to map and segments.
+
+Shapes: n instances, S stuff classes, H x W pixels. Codes: 0 void, 1..S stuff, S + 1..S + n the
+instances in the order in which they were visited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from panoptic_ext.fusion.windows import Instance
+from panoptic_ext.postprocessing.best_class import strips
+
+__all__ = ["VOID_POLICIES", "check_void_policy", "write_segments"]
+
+VOID_POLICIES = ("void", "stuff")
+
+
+def check_void_policy(void_policy: str) -> None:
+    """Raises:
+    ValueError: not one of VOID_POLICIES.
+    """
+    if void_policy not in VOID_POLICIES:
+        raise ValueError(f"void_policy is {void_policy!r}; expected one of {VOID_POLICIES}")
+
+
+def write_segments(
+    things: Tensor,
+    stuff: Tensor,
+    *,
+    instances: Sequence[Instance],
+    stuff_ids: Sequence[int | None],
+    stuff_area_threshold: float,
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Fill pixels without an instance with stuff and number the segments.
+
+    Args:
+        things: (H, W) float32 codes of instances, 0 where there is none.
+        stuff: (H, W) float32 codes of stuff, 0 for void.
+        instances: in the order of their codes.
+        stuff_ids: unified ids in the order of their codes; None for one that means void.
+        stuff_area_threshold: stuff with fewer pixels becomes void.
+
+    Returns:
+        As `PanopticFusion.forward`: things in the order of `instances`, then stuff by class; none
+        of them empty.
+    """
+    codes = torch.empty(things.shape, dtype=torch.int32, device=things.device)
+    length = 1 + len(stuff_ids) + len(instances)
+    counts = torch.zeros(length, dtype=torch.int64, device=things.device)
+    for rows in strips(things):
+        codes[rows] = torch.maximum(things[rows], stuff[rows])
+        counts += torch.bincount(codes[rows].reshape(-1), minlength=length)
+    table, segments = _number(counts.tolist(), instances, stuff_ids, stuff_area_threshold)
+    by_code = torch.tensor(table, dtype=torch.int32, device=codes.device)
+    for rows in strips(codes):
+        strip = codes[rows]
+        strip.copy_(by_code.index_select(0, strip.reshape(-1)).view_as(strip))
+    return codes, segments
+
+
+def _number(
+    areas: list[int],
+    instances: Sequence[Instance],
+    stuff_ids: Sequence[int | None],
+    stuff_area_threshold: float,
+) -> tuple[list[int], list[dict[str, Any]]]:
+    """Segment id of every code, and the segments."""
+    table = [0] * len(areas)
+    segments: list[dict[str, Any]] = []
+    for code, instance in enumerate(instances, start=1 + len(stuff_ids)):
+        if areas[code]:
+            table[code] = len(segments) + 1
+            segments.append(
+                {
+                    "id": table[code],
+                    "isthing": True,
+                    "category_id": instance.category,
+                    "score": instance.score,
+                    "instance_id": instance.index,
+                    "area": areas[code],
+                }
+            )
+    for code, category in enumerate(stuff_ids, start=1):
+        if category is not None and areas[code] >= max(1, stuff_area_threshold):
+            table[code] = len(segments) + 1
+            segments.append(
+                {
+                    "id": table[code],
+                    "isthing": False,
+                    "category_id": category,
+                    "area": areas[code],
+                }
+            )
+    return table, segments

@@ -1,0 +1,1 @@
+"""Mask classification: targets, points, query masks, losses, matcher and criteria."""

@@ -1,0 +1,96 @@
+"""The losses of Mask2Former as a config describes them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+
+from panoptic_ext.errors import ConfigError
+from panoptic_ext.modeling.mask_classification.criterion import SetCriterion
+from panoptic_ext.modeling.mask_classification.matcher import HungarianMatcher
+
+__all__ = ["build_criterion", "build_semantic_classifier"]
+
+# Least and greatest value of the loss's keys, and what is expected.
+_LOSS_KEYS = {
+    "CLASS_WEIGHT": (0, math.inf, "a weight of 0 or more"),
+    "MASK_WEIGHT": (0, math.inf, "a weight of 0 or more"),
+    "DICE_WEIGHT": (0, math.inf, "a weight of 0 or more"),
+    "NO_OBJECT_WEIGHT": (0, math.inf, "a weight of 0 or more (published: 0.1)"),
+    "SEMANTIC_LOSS_WEIGHT": (0, math.inf, "0 (no such loss) or more"),
+    "CENTRE_LOSS_WEIGHT": (0, math.inf, "a weight of 0 or more"),
+    "TRAIN_NUM_POINTS": (1, math.inf, "1 point a mask or more (published: 12544)"),
+    "OVERSAMPLE_RATIO": (1, math.inf, "1 candidate for each point or more (published: 3)"),
+    "IMPORTANCE_SAMPLE_RATIO": (0, 1, "a share of the points from 0 to 1 (published: 0.75)"),
+    "BOX_SAMPLE_RATIO": (0, 1, "a share of the points from 0 (the published sampling) to 1"),
+}
+
+
+def _check_loss_keys(keys: Any) -> None:
+    for key, (least, most, expected) in _LOSS_KEYS.items():
+        value = keys[key]
+        if not (math.isfinite(value) and least <= value <= most):
+            raise ConfigError(f"MODEL.MASK_FORMER.{key} is {value}, expected {expected}")
+
+
+def build_semantic_classifier(cfg: Any, head: nn.Module, has_stuff: bool) -> nn.Module | None:
+    """mask_features -> class logits of the auxiliary semantic loss.
+
+    Returns:
+        None where it has no weight, or the head's predictor gives such logits itself.
+
+    Raises:
+        ConfigError: it has no weight although the predictor finds stuff by it.
+    """
+    weight = cfg.MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT
+    if getattr(getattr(head, "predictor", None), "gives_semantic_logits", False):
+        if has_stuff and not weight:
+            raise ConfigError(
+                "MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT is 0, but "
+                f"{cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME} finds stuff in the classes of "
+                "the pixels, which this loss teaches; set it above 0 (the small configs have 5.0)"
+            )
+        return None
+    if not weight:
+        return None
+    keys = cfg.MODEL.SEM_SEG_HEAD
+    return nn.Conv2d(keys.MASK_DIM, keys.NUM_CLASSES, kernel_size=1)
+
+
+def build_criterion(cfg: Any) -> SetCriterion:
+    """The criterion of a config, with the weight of each loss of each decoder output.
+
+    Raises:
+        ConfigError: a key of the loss is out of its range.
+    """
+    keys = cfg.MODEL.MASK_FORMER
+    _check_loss_keys(keys)
+    weights = {
+        "loss_ce": keys.CLASS_WEIGHT,
+        "loss_mask": keys.MASK_WEIGHT,
+        "loss_dice": keys.DICE_WEIGHT,
+    }
+    if keys.DEEP_SUPERVISION:
+        final = dict(weights)
+        for i in range(keys.DEC_LAYERS - 1):
+            weights.update({f"{name}_{i}": weight for name, weight in final.items()})
+    matcher = HungarianMatcher(
+        class_weight=keys.CLASS_WEIGHT,
+        mask_weight=keys.MASK_WEIGHT,
+        dice_weight=keys.DICE_WEIGHT,
+        num_points=keys.TRAIN_NUM_POINTS,
+        box_sample_ratio=keys.BOX_SAMPLE_RATIO,
+        shared_points=keys.SHARED_MATCHING_POINTS,
+    )
+    return SetCriterion(
+        num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        matcher=matcher,
+        weight_dict=weights,
+        no_object_weight=keys.NO_OBJECT_WEIGHT,
+        num_points=keys.TRAIN_NUM_POINTS,
+        oversample_ratio=keys.OVERSAMPLE_RATIO,
+        importance_sample_ratio=keys.IMPORTANCE_SAMPLE_RATIO,
+        box_sample_ratio=keys.BOX_SAMPLE_RATIO,
+    )

@@ -1,0 +1,172 @@
+"""Mask logits of queries, computed where the loss looks at them instead of everywhere.
+
+A mask is the product of a query's embedding with the mask features. The matcher needs it at random
+points, and sampling is linear: sample(embed . features) = embed . sample(features), one sampling
+for all queries and decoder outputs. The mask loss needs whole masks of the matched queries only,
+and only these carry a gradient.
+
+Outputs of a decoder share operations, as many as `outputs_at_once` says: for a GPU, which waits for
+the host to launch small operations, all of them; on a CPU as many as stay in its cache.
+
+Shapes: O outputs of a decoder, B images, Q queries, D channels, P points, h x w mask resolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from panoptic_ext.modeling.layers.linear import linear
+from panoptic_ext.modeling.mask_classification.points import sample_at_common_points
+
+__all__ = [
+    "MaskPredictions",
+    "QueryMasks",
+    "mask_logits",
+    "masks_at_points",
+    "matched_masks",
+    "outputs_at_once",
+]
+
+# Values of a tensor that several outputs share: on a CPU larger ones cost more by touching new
+# memory than they save, elsewhere they would cost memory.
+_CPU_VALUES = 2**20
+_OTHER_VALUES = 2**25
+
+
+def mask_logits(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
+    """Dot product of (B, Q, D) embeddings with (B, D, h, w) features -> (B, Q, h, w)."""
+    if mask_features.device.type == "cpu" and not torch.compiler.is_compiling():
+        # A 1x1 convolution of each image by its embeddings; see `modeling.linear`. Split keeps the
+        # layout of the features, so that they are not copied.
+        each = [
+            F.conv2d(features, embed[:, :, None, None])
+            for features, embed in zip(mask_features.split(1), mask_embed, strict=True)
+        ]
+        return (each[0] if len(each) == 1 else torch.cat(each)).contiguous()
+    return torch.bmm(mask_embed, mask_features.flatten(2)).unflatten(-1, mask_features.shape[-2:])
+
+
+class QueryMasks:
+    """(B, Q, h, w) mask logits that are not computed yet.
+
+    Attributes:
+        embed: (B, Q, D).
+        features: (B, D, h, w), the same tensor for all outputs of a decoder.
+    """
+
+    def __init__(self, embed: Tensor, features: Tensor) -> None:
+        self.embed = embed
+        self.features = features
+
+    @property
+    def device(self) -> torch.device:
+        return self.features.device
+
+    def dense(self) -> Tensor:
+        """All of them, (B, Q, h, w)."""
+        return mask_logits(self.embed, self.features)
+
+
+MaskPredictions = Tensor | QueryMasks
+"""Mask logits of one decoder output: (B, Q, h, w), or what computes them."""
+
+
+def outputs_at_once(count: int, values: int, device: torch.device) -> list[slice]:
+    """Consecutive outputs of a decoder whose losses or costs are computed together.
+
+    Args:
+        count: O.
+        values: of the largest tensor that one of them needs.
+        device: where.
+    """
+    most = _CPU_VALUES if device.type == "cpu" else _OTHER_VALUES
+    length = min(max(most // max(values, 1), 1), count)
+    return [slice(i, min(i + length, count)) for i in range(0, count, length)]
+
+
+def masks_at_points(outputs: Sequence[dict[str, Any]], image: int, points: Tensor) -> list[Tensor]:
+    """Mask logits of one image at points common to its queries, without gradient.
+
+    Args:
+        outputs: of a decoder, each with "pred_masks": all tensors, or all `QueryMasks`.
+        image: which one of the batch.
+        points: (1, P, 2) for all outputs, or (O, P, 2), for each its own; see `point_sampling`.
+
+    Returns:
+        (o, Q, P) float32, the outputs in order, o of them as `outputs_at_once` joins them.
+    """
+    every = [output["pred_masks"] for output in outputs]
+    draws, count = points.shape[:2]
+    if not isinstance(every[0], QueryMasks):
+        pairs = zip(every, points.expand(len(every), -1, -1), strict=True)
+        return [sample_at_common_points(masks[image].float(), own)[None] for masks, own in pairs]
+    features = every[0].features[image].float()
+    shared = _sampled_rows(features, points) if draws == 1 else None
+    blocks = []
+    for block in outputs_at_once(len(every), every[0].embed.shape[1] * count, points.device):
+        embed = torch.stack([masks.embed.detach()[image] for masks in every[block]]).float()
+        rows = _sampled_rows(features, points[block]) if shared is None else shared
+        blocks.append(_at_rows(embed, rows))
+    return blocks
+
+
+def _sampled_rows(features: Tensor, points: Tensor) -> Tensor:
+    """(D, h, w) features at (S, P, 2) points -> (S, P, D)."""
+    sampled = sample_at_common_points(features, points.flatten(0, 1))
+    return sampled.t().unflatten(0, points.shape[:2])
+
+
+def _at_rows(embed: Tensor, rows: Tensor) -> Tensor:
+    """(o, Q, D) embeddings with (1 or o, P, D) sampled features -> (o, Q, P)."""
+    if len(rows) == 1:
+        every = linear(rows[0].contiguous(), embed.flatten(0, 1)).t()
+        return every.unflatten(0, embed.shape[:2])
+    return embed @ rows.mT
+
+
+def matched_masks(outputs: Sequence[dict[str, Any]], rows: Sequence[Tensor]) -> list[Tensor]:
+    """Masks of the matched queries, with gradient.
+
+    Args:
+        outputs: as in `masks_at_points`.
+        rows: of each image (O * M,) int64 on the masks' device, output after output: places of its
+            matched queries in (O, B, Q).
+
+    Returns:
+        For each image (O * M, h, w) float32 logits in the order of `rows`.
+    """
+    every = [output["pred_masks"] for output in outputs]
+    if not isinstance(every[0], QueryMasks):
+        return _rows_of_dense(every, rows)
+    embeds = torch.stack([masks.embed for masks in every]).flatten(0, 2)
+    # One product for all outputs: their gradients meet in it, not in maps of D channels.
+    return [
+        _product(embeds.index_select(0, own), features).float()
+        for own, features in zip(rows, every[0].features.split(1), strict=True)
+    ]
+
+
+def _rows_of_dense(every: Sequence[Tensor], rows: Sequence[Tensor]) -> list[Tensor]:
+    """As `matched_masks`, of (B, Q, h, w) masks, whose gradients are as large: one an output."""
+    size = every[0].shape[0] * every[0].shape[1]
+    by_output = [own.view(len(every), -1) for own in rows]
+    picked = [
+        masks.flatten(0, 1)
+        .index_select(0, torch.cat([own[number] for own in by_output]) - number * size)
+        .split([own.shape[1] for own in by_output])
+        for number, masks in enumerate(every)
+    ]
+    return [torch.cat(of_image).float() for of_image in zip(*picked, strict=True)]
+
+
+def _product(embed: Tensor, features: Tensor) -> Tensor:
+    """(M, D) with (1, D, h, w) -> (M, h, w); a convolution cannot have no output channel."""
+    features = features.to(embed.dtype)  # autocast, which would do so, is off in the loss
+    if len(embed) == 0:
+        return (embed @ features[0].flatten(1)).view(0, *features.shape[-2:])
+    return mask_logits(embed[None], features)[0]

@@ -1,0 +1,115 @@
+"""Best class per pixel from semantic logits, a strip of rows at a time.
+
+The strips stay in cache. On a CPU, comparing the channels with their maximum and multiplying by
+ranks is several times faster than `max(dim=0)`, which finds places one by one, let alone
+`argmax(dim=0)`. Comparisons write floats, which is faster than writing bools. Few operations on
+many values cost the threads few meetings. Float16 and bfloat16 logits are compared as float32.
+
+Shapes: K classes, H x W pixels, a strip of r rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["best_class", "best_logit", "best_stuff", "strips", "stuff_ids_of"]
+
+# Values of a strip: about what the caches of a core hold, or a fraction of a GPU.
+_CPU_STRIP_VALUES = 2**20
+_CUDA_STRIP_VALUES = 2**25
+
+
+def strips(image: Tensor) -> Iterator[slice]:
+    """Rows that cover an image (H, W) or (K, H, W), in pieces of some megabytes."""
+    *channels, height, width = image.shape
+    values = _CUDA_STRIP_VALUES if image.is_cuda else _CPU_STRIP_VALUES
+    step = max(1, values // max(1, math.prod(channels) * width))
+    return (slice(start, min(start + step, height)) for start in range(0, height, step))
+
+
+def best_class(sem_seg: Tensor, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The best of some classes; among equals the first.
+
+    Args:
+        sem_seg: (K, H, W) logits.
+        ids: the channels to choose from.
+
+    Returns:
+        (H, W) float32 logit, -inf without any class; and (H, W) float32 1 + place of the class in
+        `ids`, 0 without any class.
+    """
+    best, codes = (sem_seg.new_empty(sem_seg.shape[1:], dtype=torch.float32) for _ in range(2))
+    for rows in strips(sem_seg):
+        _strip_argmax(sem_seg[:, rows], ids, best[rows], codes[rows])
+    return best, codes
+
+
+def best_logit(sem_seg: Tensor, ids: Sequence[int]) -> Tensor:
+    """The largest logit of some classes of (K, H, W): (H, W) float32, -inf without any class."""
+    best = sem_seg.new_empty(sem_seg.shape[1:], dtype=torch.float32)
+    for rows in strips(sem_seg):
+        _strip_max(sem_seg[:, rows], ids, best[rows])
+    return best
+
+
+def best_stuff(
+    sem_seg: Tensor, *, thing_ids: Sequence[int], stuff_ids: Sequence[int], void_policy: str
+) -> tuple[Tensor, Tensor]:
+    """The best stuff class, and what a pixel is that no instance takes.
+
+    Args:
+        sem_seg: (K, H, W) logits.
+        void_policy: "void": void where a thing's logit is above that of all stuff; "stuff": never.
+
+    Returns:
+        (H, W) float32 logit of the best stuff class, -inf without any; and (H, W) float32 codes:
+        0 for void, 1 + place in `stuff_ids` otherwise.
+    """
+    best, codes = (sem_seg.new_empty(sem_seg.shape[1:], dtype=torch.float32) for _ in range(2))
+    for rows in strips(sem_seg):
+        strip = sem_seg[:, rows]
+        _strip_argmax(strip, stuff_ids, best[rows], codes[rows])
+        if void_policy == "void" and thing_ids and stuff_ids:
+            things = torch.empty_like(best[rows])
+            _strip_max(strip, thing_ids, things)
+            codes[rows] *= torch.ge(best[rows], things, out=things)
+    return best, codes
+
+
+def _channels(strip: Tensor, ids: Sequence[int]) -> Tensor:
+    """Channels `ids` of (K, r, W), float32; without a copy where they follow one another."""
+    first, stop = ids[0], ids[-1] + 1
+    follow = list(ids) == list(range(first, stop))
+    return (strip[first:stop] if follow else strip[list(ids)]).float()
+
+
+def _strip_max(strip: Tensor, ids: Sequence[int], best: Tensor) -> None:
+    """Writes the largest of the channels `ids` of (K, r, W) to `best` (r, W)."""
+    if ids:
+        torch.amax(_channels(strip, ids), 0, out=best)
+    else:
+        best.fill_(-torch.inf)
+
+
+def _strip_argmax(strip: Tensor, ids: Sequence[int], best: Tensor, codes: Tensor) -> None:
+    """As `_strip_max`, and writes the codes of `best_class` to `codes` (r, W)."""
+    if not ids:
+        best.fill_(-torch.inf)
+        codes.zero_()
+        return
+    logits = _channels(strip, ids)
+    torch.amax(logits, 0, out=best)
+    # The first channel has the highest rank, so that it wins a tie; without a rank (NaN) the last.
+    ranks = torch.arange(len(ids), 0, -1, device=strip.device, dtype=torch.float32)
+    equal = torch.eq(logits, best, out=torch.empty_like(logits)).mul_(ranks[:, None, None])
+    torch.amax(equal, 0, out=codes)
+    codes.clamp_(min=1).neg_().add_(len(ids) + 1)
+
+
+def stuff_ids_of(num_classes: int, thing_ids: Collection[int]) -> list[int]:
+    """Unified ids of the classes that are not things, ascending."""
+    return [label for label in range(num_classes) if label not in thing_ids]

@@ -1,0 +1,183 @@
+"""Panoptic and semantic segmentation from queries for things and a semantic map for stuff.
+
+Shapes: Q queries, K classes, S stuff classes, h x w logits, H x W output. Sizes are as in
+`mask_inference`: logits are resized as `tiled_resize` says, a tile at a time, so that
+`panoptic_with_stuff` never holds K x H x W values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from panoptic_ext.postprocessing.best_class import best_class, stuff_ids_of
+from panoptic_ext.postprocessing.mask_inference import panoptic_inference
+from panoptic_ext.postprocessing.tiled_resize import Size, TiledResize
+
+__all__ = ["fill_with_stuff", "panoptic_with_stuff", "semantic_scores", "stuff_as_queries"]
+
+CERTAIN = 30.0  # a class logit whose softmax is 1 beside zeros, however many classes there are
+
+
+@torch.no_grad()
+def semantic_scores(
+    semantic_logits: Tensor, *, image_size: Size, padded_size: Size, output_size: Size
+) -> Tensor:
+    """Probabilities of the classes, (K, H, W) float32.
+
+    Args:
+        semantic_logits: (K, h, w).
+    """
+    resize = TiledResize(
+        semantic_logits.float(),
+        image_size=image_size,
+        padded_size=padded_size,
+        output_size=output_size,
+    )
+    scores = resize.masks.new_empty((len(semantic_logits), *output_size))
+    for tile in resize:
+        inside = resize.tile(tile).softmax(0)
+        scores[:, tile.rows.pixels, tile.columns.pixels] = inside.view(-1, *tile.size)
+    return scores
+
+
+@torch.no_grad()
+def panoptic_with_stuff(
+    mask_cls: Tensor,
+    mask_pred: Tensor,
+    semantic_logits: Tensor,
+    *,
+    image_size: Size,
+    padded_size: Size,
+    output_size: Size,
+    thing_ids: Collection[int],
+    object_mask_threshold: float,
+    overlap_threshold: float,
+    stuff_area_threshold: float,
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Things as in `panoptic_inference`, with stuff as their rivals; stuff fills what they leave.
+
+    Args:
+        mask_cls: (Q, K + 1) logits.
+        mask_pred: (Q, h, w) logits.
+        semantic_logits: (K, h, w).
+        thing_ids, object_mask_threshold, overlap_threshold: see `panoptic_inference`.
+        stuff_area_threshold: see `fill_with_stuff`.
+
+    Returns:
+        As `fill_with_stuff`.
+    """
+    sizes = {"image_size": image_size, "padded_size": padded_size, "output_size": output_size}
+    stuff_ids = stuff_ids_of(len(semantic_logits), thing_ids)
+    stuff_cls, stuff_pred = stuff_as_queries(semantic_logits.float(), stuff_ids)
+    panoptic, segments = panoptic_inference(
+        torch.cat((mask_cls.float(), stuff_cls)),
+        torch.cat((mask_pred.float(), stuff_pred)),
+        **sizes,
+        thing_ids=thing_ids,
+        object_mask_threshold=object_mask_threshold,
+        overlap_threshold=overlap_threshold,
+    )
+    things = [segment for segment in segments if segment["isthing"]]
+    table = torch.zeros(len(segments) + 1, dtype=torch.int32)
+    for number, segment in enumerate(things, start=1):
+        table[segment["id"]] = number
+        segment["id"] = number
+    panoptic = table.to(panoptic.device).index_select(0, panoptic.view(-1)).view(panoptic.shape)
+    return fill_with_stuff(
+        panoptic,
+        things,
+        semantic_logits,
+        **sizes,
+        thing_ids=thing_ids,
+        stuff_area_threshold=stuff_area_threshold,
+    )
+
+
+def stuff_as_queries(semantic_logits: Tensor, stuff_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The stuff that a semantic map shows, as queries that are sure of their class.
+
+    Args:
+        semantic_logits: (K, h, w).
+        stuff_ids: S of the classes.
+
+    Returns:
+        (S, K + 1) class logits, and (S, h, w) mask logits: by how much the class exceeds the best
+        of all others, so that at each cell only the likeliest class can be on.
+    """
+    num_classes = len(semantic_logits)
+    certain = semantic_logits.new_zeros(len(stuff_ids), num_classes + 1)
+    certain[range(len(stuff_ids)), list(stuff_ids)] = CERTAIN
+    if num_classes == 1:  # there is no other
+        return certain, torch.full_like(semantic_logits[: len(stuff_ids)], CERTAIN)
+    first, second = semantic_logits.topk(2, dim=0).values
+    stuff = semantic_logits[list(stuff_ids)]
+    return certain, stuff - torch.where(stuff == first, second, first)
+
+
+@torch.no_grad()
+def fill_with_stuff(
+    panoptic: Tensor,
+    segments: list[dict[str, Any]],
+    semantic_logits: Tensor,
+    *,
+    image_size: Size,
+    padded_size: Size,
+    output_size: Size,
+    thing_ids: Collection[int],
+    stuff_area_threshold: float,
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Give pixels without a segment to the likeliest class, if this is stuff.
+
+    The merging of Panoptic FPN (Kirillov et al., CVPR 2019): things first, and void where the map
+    says that there is a thing but none was found.
+
+    Args:
+        panoptic: (H, W) int32 ids of things, 0 where there is none; stays as it is.
+        segments: things, ids from 1 on; stays as it is.
+        semantic_logits: (K, h, w).
+        thing_ids: classes that are things.
+        stuff_area_threshold: stuff with fewer pixels becomes void.
+
+    Returns:
+        (H, W) int32 and all segments, stuff by class after the things, each with `id`, `isthing`,
+        `category_id`, `score` (mean probability of its class on its pixels) and `area` (pixels).
+    """
+    num_classes = len(semantic_logits)
+    resize = TiledResize(
+        semantic_logits.float(),
+        image_size=image_size,
+        padded_size=padded_size,
+        output_size=output_size,
+    )
+    codes = torch.empty_like(panoptic)
+    sums = torch.zeros(2, num_classes + 1, dtype=torch.float64, device=panoptic.device)
+    for tile in resize:
+        logits = resize.tile(tile).view(num_classes, *tile.size)
+        best, labels = best_class(logits, range(num_classes))
+        found = labels.int().mul_(panoptic[tile.where] == 0)
+        codes[tile.where] = found
+        probability = logits.sub_(best).exp_().sum(0).reciprocal_().double()
+        flat = found.view(-1)
+        sums[0] += torch.bincount(flat, minlength=num_classes + 1)
+        sums[1] += torch.bincount(flat, probability.view(-1), minlength=num_classes + 1)
+    table = [0] * (num_classes + 1)
+    segments = list(segments)
+    for code, (area, total) in enumerate(sums.t().tolist()):
+        if code == 0 or code - 1 in thing_ids or area < max(1, stuff_area_threshold):
+            continue
+        table[code] = len(segments) + 1
+        segments.append(
+            {
+                "id": table[code],
+                "isthing": False,
+                "category_id": code - 1,
+                "score": total / area,
+                "area": int(area),
+            }
+        )
+    by_code = torch.tensor(table, dtype=torch.int32, device=codes.device)
+    return panoptic + by_code.index_select(0, codes.view(-1)).view(codes.shape), segments

@@ -1,0 +1,1 @@
+"""From images to results: predictor, inputs, outputs, videos."""

@@ -1,0 +1,164 @@
+"""Every fusion on the same weights: one inference an image, one evaluator a fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode as CN
+from torch import nn
+
+from panoptic_ext.errors import ConfigError, quoted
+from panoptic_ext.fusion import PANOPTIC_FUSION_REGISTRY
+from panoptic_ext.interruption import until_stopped
+from panoptic_ext.prediction.predictor import Predictor
+
+__all__ = [
+    "FUSIONS",
+    "compare_fusions",
+    "fusion_table",
+    "fusions_left_out",
+    "fusions_of",
+    "load_test_data",
+]
+
+_HOW_TO_GO_ON = (
+    "stopped after {} images; there is no result, and the same command compares from the first "
+    "image"
+)
+
+FUSIONS = ("hadamard", "heuristic", "upsnet", "spatial_ranking")
+"""The fusions compared by default; a learned one only where the weights hold it.
+
+`naive` works on files of any two models: tools/combine_predictions.py.
+"""
+
+QUALITIES = ("PQ", "PQ_th", "PQ_st", "SQ", "RQ")
+
+
+def fusions_of(predictor: Predictor, names: Sequence[str] = ()) -> dict[str, nn.Module]:
+    """The fusions to compare on a model's weights.
+
+    Args:
+        predictor: of a model with a fusion (EfficientPS, Panoptic FPN).
+        names: as MODEL.PANOPTIC_FUSION.NAME; none: `FUSIONS`, those left out that the weights
+            hold nothing for.
+
+    Raises:
+        ConfigError: the model has no fusion, a name is unknown, or a learned fusion was named that
+            the weights do not hold.
+    """
+    model = predictor.model
+    if not hasattr(model, "fusion"):
+        raise ConfigError(
+            f"{type(model).__name__} has no fusion to compare; expected a model that takes one, "
+            "MODEL.META_ARCHITECTURE EfficientPS or UnifiedPanopticFPN (Panoptic FPN)"
+        )
+    own = predictor.cfg.MODEL.PANOPTIC_FUSION.NAME or model.default_fusion
+    fusions: dict[str, nn.Module] = {}
+    for name in names or FUSIONS:
+        if name == own:
+            fusions[name] = model.fusion
+            continue
+        cfg = predictor.cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.PANOPTIC_FUSION.NAME = name
+        fusion = model.build_fusion(cfg, thing_ids=model.thing_ids.tolist())
+        if any(True for _ in fusion.parameters()):
+            text = f"{predictor.weights} was not trained with the fusion {quoted(name)}"
+            if names:
+                raise ConfigError(f"{text}; train with MODEL.PANOPTIC_FUSION.NAME {name}")
+            continue
+        fusions[name] = fusion.to(model.thing_ids.device).eval()
+    return fusions
+
+
+def fusions_left_out(predictor: Predictor, fusions: Mapping[str, nn.Module]) -> dict[str, str]:
+    """The registered fusions that `fusions_of` left out, each with the reason."""
+    reasons = {}
+    for name, fusion in PANOPTIC_FUSION_REGISTRY:
+        if name in fusions:
+            continue
+        if name == "heuristic_detectron2":
+            reasons[name] = "gives the same as heuristic, by Detectron2's own code and slower"
+        elif fusion.wants_training:
+            reasons[name] = (
+                f"has to be learned, and {predictor.weights} was not trained with it "
+                f"(MODEL.PANOPTIC_FUSION.NAME {name})"
+            )
+        else:
+            reasons[name] = "is compared where it is named (--fusions)"
+    return reasons
+
+
+def compare_fusions(
+    predictor: Predictor,
+    fusions: Mapping[str, nn.Module],
+    data: Any,
+    *,
+    evaluator: Callable[[], Any],
+    seen: Callable[[dict[str, Any], dict[str, Any]], None] | None = None,
+) -> dict[str, dict[str, float]]:
+    """Panoptic quality of each fusion.
+
+    Args:
+        predictor: of a model with `inference(inputs, do_postprocess=False)`, `postprocess_one` and
+            a `fusion`, which is put back afterwards.
+        fusions: by name.
+        data: batches of mapped test inputs.
+        evaluator: makes a PanopticEvaluator for each fusion.
+        seen: called with each input and its {name: (panoptic_seg, segments_info)}.
+
+    Returns:
+        For each name PQ, PQ_th, PQ_st, SQ and RQ in percent.
+    """
+    model = predictor.model
+    own = model.fusion
+    evaluators = {name: evaluator() for name in fusions}
+    try:
+        for inputs in until_stopped(data, _HOW_TO_GO_ON.format):
+            with torch.no_grad(), predictor.precision.autocast():
+                instances, sem_seg = model.inference(inputs, do_postprocess=False)
+            for found, logits, given in zip(instances, sem_seg, inputs, strict=True):
+                results = {}
+                for name, fusion in fusions.items():
+                    model.fusion = fusion
+                    with torch.no_grad(), predictor.precision.autocast():
+                        output = model.postprocess_one(found, logits, given)
+                    evaluators[name].process([given], [output])
+                    results[name] = output["panoptic_seg"]
+                if seen is not None:
+                    seen(given, results)
+    finally:
+        model.fusion = own
+    quality = {name: done.evaluate()["panoptic_seg"] for name, done in evaluators.items()}
+    return {name: {key: float(found[key]) for key in QUALITIES} for name, found in quality.items()}
+
+
+def fusion_table(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
+    """A Markdown table: a row per fusion, the mean over the runs and, of several, least to largest.
+
+    Args:
+        runs: results of `compare_fusions`, one for each run. Fusions missing in one are left out.
+    """
+    names = [name for name in runs[0] if all(name in run for run in runs)]
+    lines = [f"| fusion | {' | '.join(QUALITIES)} |", "|---|" + "---:|" * len(QUALITIES)]
+    for name in names:
+        cells = []
+        for key in QUALITIES:
+            values = [run[name][key] for run in runs]
+            spread = f" ({min(values):.1f} to {max(values):.1f})" if len(runs) > 1 else ""
+            cells.append(f"{sum(values) / len(values):.2f}{spread}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def load_test_data(cfg: CN) -> tuple[str, Any]:
+    """Name and loader of the first of DATASETS.TEST."""
+    from panoptic_ext.engine.loader import build_test_loader
+
+    if not cfg.DATASETS.TEST:
+        raise ConfigError("DATASETS.TEST is empty; name the data set to compare fusions on")
+    name = cfg.DATASETS.TEST[0]
+    return name, build_test_loader(cfg, name)

@@ -1,0 +1,247 @@
+"""One image in, one panoptic result out: a trained model without data set, loader or trainer."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode as CN
+from detectron2.data import MetadataCatalog
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+
+from panoptic_ext.data.augmentation import ResizeShortestEdge
+from panoptic_ext.data.datasets.metadata_file import METADATA_FILE, load_metadata
+from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
+from panoptic_ext.engine.memory_errors import explained_memory_errors
+from panoptic_ext.engine.precision import evaluation_precision
+from panoptic_ext.engine.run_config import (
+    choose_device,
+    load_cfg,
+    set_precision,
+    without_pretrained,
+)
+from panoptic_ext.errors import ConfigError, MemoryNeededError, quoted
+from panoptic_ext.postprocessing import with_extents
+from panoptic_ext.prediction.image_arrays import as_bgr_image, is_one_image
+
+__all__ = ["Predictor", "find_weights", "load_run_cfg"]
+
+_CONFIG_FILE = "config.yaml"
+
+
+class Predictor(DefaultPredictor):
+    """Detectron2's DefaultPredictor that reads weights safely and insists that they fit.
+
+    Calling it takes an image, such as (H, W, 3) uint8 in BGR order whatever INPUT.FORMAT is, and
+    gives the model's output at H x W: "panoptic_seg" and, where the model has them, "sem_seg",
+    "instances". A list of images gives a list of outputs.
+
+    Attributes:
+        cfg: a copy of the config.
+        model: in eval mode.
+        metadata: of the data set that the model was trained on.
+        weights: the file the weights came from.
+        precision: what it predicts in, TEST.AMP_DTYPE.
+    """
+
+    def __init__(self, cfg: CN, *, weights: str = "") -> None:
+        """
+        Args:
+            cfg: a config whose data set, or its metadata, is registered (`load_run_cfg` does that).
+            weights: a checkpoint; "" takes `find_weights(cfg)`.
+
+        Raises:
+            CheckpointError: the weights cannot be read or do not fit.
+            ConfigError: there are none.
+        """
+        self.cfg = cfg.clone()
+        self.weights = weights or find_weights(cfg)
+        names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+        if not names:
+            raise ConfigError(
+                "DATASETS.TRAIN and DATASETS.TEST are both empty, but the names of the classes "
+                "come from a data set; name one in either"
+            )
+        self.metadata = MetadataCatalog.get(names[0])
+        set_precision(cfg)
+        self.model = build_model(without_pretrained(self.cfg)).eval()
+        checkpointer = Checkpointer(
+            self.model, save_to_disk=False, allow_pickle=cfg.MODEL.ALLOW_PICKLE
+        )
+        checkpointer.load(self.weights, checkpointables=[], strict=True)
+        self.aug = ResizeShortestEdge(
+            [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST
+        )
+        self.input_format = cfg.INPUT.FORMAT
+        self.precision = evaluation_precision(cfg)
+
+    def __call__(self, original_image: Any, *, batch_size: int = 1) -> Any:
+        """Predict, in the precision of TEST.AMP_DTYPE.
+
+        Args:
+            original_image: whatever `as_bgr_image` takes: a path, a PIL image, an array or a
+                tensor, BGR and from 0 to 255; or a list, a tuple or a generator of these.
+            batch_size: as `predict_each`.
+
+        Returns:
+            The model's output for one image; of several images a list of them.
+
+        Raises:
+            ImageError, UnreadableFileError: an image cannot be used; of several, it is numbered.
+            MemoryNeededError: there is not enough memory for images of this size.
+        """
+        if not is_one_image(original_image):
+            return list(self.predict_each(original_image, batch_size=batch_size))
+        return self._predict([self._input(original_image)])[0]
+
+    def predict_each(
+        self, images: Iterable[Any], *, batch_size: int = 1
+    ) -> Iterator[dict[str, Any]]:
+        """The outputs of several images in their order, made while they are asked for.
+
+        Args:
+            images: each as `__call__` takes one; read one batch ahead.
+            batch_size: how many images of one size the model gets at once, at most. Only
+                neighbours of one size share a batch, so that padding changes no result; rounding
+                may, where two classes tie at a pixel. Meant for a GPU: on a CPU, small models took
+                from a third less to a quarter more time for it.
+        """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")
+        batch: list[dict[str, Any]] = []
+        for number, image in enumerate(images):
+            one = self._input(image, f"image {number} of the list")
+            if batch and (
+                len(batch) == batch_size or one["image"].shape != batch[0]["image"].shape
+            ):
+                yield from self._predict(batch)
+                batch = []
+            batch.append(one)
+        if batch:
+            yield from self._predict(batch)
+
+    def _input(self, image: Any, name: str = "the image") -> dict[str, Any]:
+        """One input of the model, at the size of testing."""
+        pixels = as_bgr_image(image, name)
+        height, width = pixels.shape[:2]
+        if self.input_format == "RGB":
+            pixels = pixels[:, :, ::-1]
+        with explained_memory_errors(height, width):
+            resized = self.aug.get_transform(pixels).apply_image(pixels)
+        tensor = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
+        return {"image": tensor, "height": height, "width": width}
+
+    @torch.no_grad()
+    def _predict(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        height, width = inputs[0]["height"], inputs[0]["width"]
+        try:
+            with explained_memory_errors(height, width), self.precision.autocast():
+                outputs = self.model(inputs)
+        except MemoryNeededError as error:
+            if len(inputs) == 1:
+                raise
+            _let_go(error)
+            outputs = None
+        if outputs is None:  # a smaller batch may fit
+            return [self._predict([one])[0] for one in inputs]
+        for output in outputs:
+            panoptic_seg = output.get("panoptic_seg")
+            # Models of others, such as Detectron2's PanopticFPN, leave area and bbox out.
+            if panoptic_seg is not None and not all("bbox" in s for s in panoptic_seg[1] or ()):
+                output["panoptic_seg"] = with_extents(*panoptic_seg)
+        return outputs
+
+    @classmethod
+    def from_output_dir(cls, folder: str, *, opts: Sequence[str] = ()) -> Predictor:
+        """The last checkpoint of a run, by the config.yaml and metadata.json that the run left.
+
+        Args:
+            folder: OUTPUT_DIR of the run, moved or not.
+            opts: KEY VALUE pairs over the config.
+        """
+        cfg = load_run_cfg(folder, opts)
+        return cls(cfg, weights=find_weights(cfg, folder=folder))
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Empty the frames of an error and of what caused it: they hold the tensors of a batch."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def load_run_cfg(path: str, opts: Sequence[str] = (), *, own_data: bool = False) -> CN:
+    """The config to predict with; what a run left is enough, its data set need not be there.
+
+    A data set that is registered already under a name of the run's, with other files, stays so if
+    it has the run's classes.
+
+    Args:
+        path: a YAML file, or the output folder of a training run.
+        opts: KEY VALUE pairs, applied last.
+        own_data: the run's data sets will be read too; a name that is registered with other files
+            is an error then.
+
+    Returns:
+        A frozen config whose classes are registered, on the CPU where there is no CUDA. Of what a
+        run left, OUTPUT_DIR is the folder that holds it, wherever the run was started.
+
+    Raises:
+        ConfigError: the config is wrong, or the folder is not one of a run.
+        DatasetError: the class names can be read from neither data set nor metadata.json, or a
+            data set of the run's name is registered with other classes.
+    """
+    config = os.path.join(path, _CONFIG_FILE) if os.path.isdir(path) else path
+    if os.path.isdir(path) and not os.path.lexists(config):
+        raise ConfigError(
+            f"{path} has no {_CONFIG_FILE}; expected the output folder of a training run, or a"
+            " YAML file"
+        )
+    metadata = os.path.join(os.path.dirname(os.path.abspath(config)), METADATA_FILE)
+    left_by_run = os.path.basename(config) == _CONFIG_FILE and os.path.lexists(metadata)
+    known = load_metadata(metadata) if left_by_run else None
+    cfg = load_cfg(config, opts, use_data=known is None, trained_on=None if own_data else known)
+    if known is not None:
+        for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+            # Not by setattr: it compares with the value so far, and reads the data set for that.
+            values = {k: v for k, v in known.as_dict().items() if k != "name"}
+            MetadataCatalog.get(name).__dict__.update(values)
+    choose_device(cfg)
+    if (left_by_run or os.path.isdir(path)) and "OUTPUT_DIR" not in opts[::2]:
+        _set_output_dir(cfg, os.path.dirname(os.path.abspath(config)))
+    return cfg
+
+
+def _set_output_dir(cfg: CN, folder: str) -> None:
+    """Where the run lies now: what it wrote may be relative to another folder, or moved since."""
+    cfg.defrost()
+    cfg.OUTPUT_DIR = folder
+    cfg.freeze()
+
+
+def find_weights(cfg: CN, *, folder: str = "") -> str:
+    """The last checkpoint of a run, else MODEL.WEIGHTS.
+
+    Args:
+        cfg: its OUTPUT_DIR and MODEL.WEIGHTS are read.
+        folder: is looked at before OUTPUT_DIR.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    for candidate in (folder, cfg.OUTPUT_DIR):
+        if candidate and os.path.isdir(candidate):
+            reader = Checkpointer(torch.nn.Identity(), candidate, save_to_disk=False)
+            if reader.has_checkpoint():
+                return reader.get_checkpoint_file()
+    if not cfg.MODEL.WEIGHTS:
+        raise ConfigError(
+            f"no weights to predict with: {quoted(folder or cfg.OUTPUT_DIR)} has no checkpoint and"
+            " MODEL.WEIGHTS is empty. Train first, or name a checkpoint: --weights FILE on a"
+            " command line, Predictor(cfg, weights=FILE) in Python"
+        )
+    return cfg.MODEL.WEIGHTS

@@ -1,0 +1,143 @@
+"""tools/demo.py: from nothing to a report, once; what is there is not done again."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests import PATIENCE, ROOT
+
+SMALL = [
+    *("SEED", "1", "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0"),
+    *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "3", "SOLVER.WARMUP_ITERS", "1"),
+    *("TEST.EVALUATORS", "['panoptic']", "TEST.CONTACT_SHEET", "1"),
+    *("DATASETS.SHAPES.NUM_TRAIN", "4", "DATASETS.SHAPES.NUM_VAL", "3"),
+    *("DATASETS.SHAPES.IMAGE_SIZE", "[64,64]", "INPUT.MIN_SIZE_TRAIN", "[64]"),
+    *("INPUT.MIN_SIZE_TEST", "64", "MODEL.FPN.OUT_CHANNELS", "32"),
+    *("MODEL.SEM_SEG_HEAD.CONVS_DIM", "32", "MODEL.ROI_BOX_HEAD.FC_DIM", "32"),
+    *("MODEL.ROI_MASK_HEAD.CONV_DIM", "32"),
+]
+STEPS = ("training and evaluation", "pictures of the ground truth", "pictures of predictions")
+
+
+@pytest.fixture(scope="module")
+def demo() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("demo", ROOT / "tools" / "demo.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(output: Path, *opts: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "tools/demo.py", "--output", str(output), *SMALL, *opts]
+    return subprocess.run(
+        command, cwd=ROOT, env=env, text=True, capture_output=True, timeout=PATIENCE, check=False
+    )
+
+
+def times(folder: Path) -> dict[Path, int]:
+    """When each file of the steps was written."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".demo.json")
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+@pytest.mark.slow
+def test_end_to_end_and_once_only(tmp_path: Path) -> None:
+    output, cache = tmp_path / "demo", ("DATASETS.SHAPES.CACHE", str(tmp_path / "cache"))
+    first = run(output, *cache)
+    assert first.returncode == 0, first.stderr[-3000:]
+    for line in ("PQ", "ground truth: ", "predictions: ", "worst and best images: ", "done in "):
+        assert line in first.stdout
+    assert len(list((output / "ground_truth").rglob("*.jpg"))) == 4
+    assert len(list((output / "predictions").rglob("*.jpg"))) == 3
+    assert (output / "model_final.pth").exists()
+    written = times(output)
+
+    again = run(output, *cache)
+    assert again.returncode == 0, again.stderr[-3000:]
+    for step in STEPS:
+        assert f"{step}: done already" in again.stdout
+    assert again.stdout.count(" PQ ") == 1
+    assert times(output) == written
+
+    other = run(output, *cache, "SOLVER.BASE_LR", "0.5")
+    assert other.returncode == 2 and "Traceback" not in other.stderr
+    assert "made with other configs or options; remove it (make clean)" in other.stderr
+    assert times(output) == written
+
+
+def test_a_step_that_fails_is_done_again(demo: ModuleType, tmp_path: Path) -> None:
+    steps = demo.Steps(tmp_path / "out", "a")
+    with pytest.raises(demo.DemoError, match=r"^draw failed with exit code 3; its own message"):
+        steps.run("draw", ["-c", "raise SystemExit(3)"])
+    assert not demo.Steps(tmp_path / "out", "a").is_done("draw")
+    mark = tmp_path / "mark"
+    steps.run("draw", ["-c", f"open({str(mark)!r}, 'x')"])
+    demo.Steps(tmp_path / "out", "a").run("draw", ["-c", f"open({str(mark)!r}, 'x')"])
+    with pytest.raises(demo.DemoError, match="holds a demo that was made with other configs"):
+        demo.Steps(tmp_path / "out", "b")
+    (tmp_path / "out" / ".demo.json").write_text("{half")
+    assert not demo.Steps(tmp_path / "out", "b").is_done("draw")
+
+
+def test_what_a_demo_was_made_with(demo: ModuleType) -> None:
+    assert demo.fingerprint(["SEED", "1"]) == demo.fingerprint(["SEED", "1"])
+    assert len({demo.fingerprint(o) for o in ([], ["SEED", "1"], ["SEED", "2"])}) == 3
+
+
+def test_the_report_takes_the_newest_evaluation(
+    demo: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(demo.DemoError, match="holds no evaluation; remove"):
+        demo.report(tmp_path, 0.0)
+    rows = [
+        {"panoptic_seg/" + key: value for key in ("PQ", "SQ", "RQ", "PQ_th", "PQ_st")}
+        for value in (1.0, 42.5)
+    ]
+    lines = [json.dumps(row) for row in (rows[0], {"iteration": 3}, rows[1])]
+    (tmp_path / "metrics.json").write_text("\n".join([*lines, '{"half']))
+    demo.report(tmp_path, 90.0)
+    printed = capsys.readouterr().out
+    assert printed.count("42.50") == 5 and "done in 1.5 minutes" in printed
+
+
+def test_a_signal_reaches_the_step_and_ends_the_demo(
+    demo: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Case 10: the step ends by itself, and only then the demo."""
+    marks = [tmp_path / name for name in ("ready", "ended")]
+    step = (
+        "import pathlib, signal, sys, time\n"
+        f"ready, ended = map(pathlib.Path, {list(map(str, marks))!r})\n"
+        "def end(*_):\n    ended.touch()\n    sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "ready.touch()\n"
+        "time.sleep(60)\n"
+    )
+
+    def interrupt() -> None:
+        while not marks[0].exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def run(*_: object) -> None:
+        threading.Thread(target=interrupt).start()
+        demo.run_to_end([sys.executable, "-S", "-c", step], dict(os.environ))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "run", run)
+        assert demo.main(["--output", str(tmp_path / "out")]) == 130
+    assert marks[1].exists()
+    assert capsys.readouterr().err == "stopped; the same command goes on from there\n"

@@ -1,0 +1,88 @@
+"""How much the losses ask of a GPU: case 37, where it waited for 2082 small operations a step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from panoptic_ext.modeling.mask_classification import query_masks
+from panoptic_ext.modeling.mask_classification.criterion import SetCriterion
+from panoptic_ext.modeling.mask_classification.matcher import HungarianMatcher
+from panoptic_ext.modeling.mask_classification.points import MaskTargets
+from panoptic_ext.modeling.mask_classification.query_masks import QueryMasks
+from tests.operation_counts import OperationCounts
+
+CLASSES, QUERIES, POINTS = 5, 12, 32
+
+
+def make(outputs: int, images: int) -> tuple[dict, list[MaskTargets], list[torch.Tensor]]:
+    """Outputs of a decoder, targets of 0, 3, 6, ... objects, and leaves that get a gradient."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).requires_grad_()
+
+    features = draw(images, 8, 8, 8)
+    leaves = [features]
+    every = []
+    for _ in range(outputs):
+        embed, logits = draw(images, QUERIES, 8), draw(images, QUERIES, CLASSES + 1)
+        every.append({"pred_logits": logits, "pred_masks": QueryMasks(embed, features)})
+        leaves += [embed, logits]
+    targets = []
+    for image in range(images):
+        ids = torch.randint(0, 3 * image + 1, (32, 32), generator=generator, dtype=torch.int32)
+        targets.append(MaskTargets(torch.arange(3 * image) % CLASSES, ids))
+    return {**every[0], "aux_outputs": every[1:]}, targets, leaves
+
+
+def make_criterion(**matching: bool) -> SetCriterion:
+    matcher = HungarianMatcher(num_points=POINTS, **matching)
+    return SetCriterion(CLASSES, matcher, {}, 0.1, POINTS, 3.0, 0.75)
+
+
+def count(outputs: int, images: int, **matching: bool) -> tuple[OperationCounts, OperationCounts]:
+    """Of the losses and of their gradients."""
+    predictions, targets, _ = make(outputs, images)
+    with OperationCounts() as forward:
+        losses = make_criterion(**matching)(predictions, targets)
+    total = sum(losses.values())
+    with OperationCounts() as backward:
+        total.backward()
+    return forward, backward
+
+
+@pytest.mark.parametrize("shared_points", [False, True])
+def test_the_losses_take_few_operations_however_many_outputs_there_are(shared_points):
+    forward, backward = count(10, 2, shared_points=shared_points)
+    assert forward.operations < 420 and backward.operations < 120  # published: 1518 and 300
+    fewer, _ = count(2, 2, shared_points=shared_points)
+    assert forward.operations - fewer.operations <= 8  # a selection an image and output
+    assert forward.waits == {} and backward.waits == {}
+    assert forward.copies == {"cpu": 1}  # all costs at once
+
+
+@pytest.mark.parametrize("shared_points", [False, True])
+def test_outputs_one_by_one_or_together_have_the_same_losses(monkeypatch, shared_points):
+    """At points that are the same for each mask, as the order of the draws differs."""
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: _spread(shape))
+    results = []
+    for values in (1, 2**30):
+        monkeypatch.setattr(query_masks, "_CPU_VALUES", values)
+        predictions, targets, leaves = make(3, 3)
+        losses = make_criterion(shared_points=shared_points)(predictions, targets)
+        sum(losses.values()).backward()
+        results.append((losses, [leaf.grad for leaf in leaves]))
+    (one, gradients), (joined, joined_gradients) = results
+    assert list(one) == list(joined) and len(one) == 9
+    for name in one:
+        torch.testing.assert_close(joined[name], one[name], rtol=1e-5, atol=1e-6)
+    for got, wanted in zip(joined_gradients, gradients, strict=True):
+        assert wanted.abs().sum() > 0
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
+
+
+def _spread(shape: tuple[int, ...]) -> torch.Tensor:
+    """The same points for each mask and each draw."""
+    generator = torch.Generator().manual_seed(shape[-2])
+    return torch.empty(shape[-2:]).uniform_(generator=generator).expand(shape).clone()

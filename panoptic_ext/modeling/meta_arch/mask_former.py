@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from detectron2.config import configurable
-from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_sem_seg_head
 from detectron2.modeling.backbone import Backbone
 from detectron2.structures import ImageList
@@ -28,8 +27,8 @@ from panoptic_ext.modeling.mask_classification.losses import box_loss, centre_lo
 from panoptic_ext.modeling.mask_classification.matcher import out_of_place
 from panoptic_ext.modeling.mask_classification.points import MaskTargets
 from panoptic_ext.modeling.mask_classification.targets import TASKS, build_mask_targets
+from panoptic_ext.modeling.meta_arch.classes import classes_of_dataset
 from panoptic_ext.modeling.meta_arch.mask_former_head import takes_dense
-from panoptic_ext.modeling.meta_arch.panoptic_fpn import thing_ids_of_dataset
 from panoptic_ext.postprocessing import (
     MaskOutputs,
     Sizes,
@@ -150,7 +149,7 @@ class PanopticExtMaskFormer(nn.Module):
         keys = cfg.MODEL.MASK_FORMER
         divisibility = keys.SIZE_DIVISIBILITY
         head = build_sem_seg_head(cfg, backbone.output_shape())
-        classes = _classes_of_dataset(cfg)
+        classes = _classes_of_head(cfg)
         has_stuff = len(classes["class_ids"]) > len(classes["thing_ids"])
         has_stuff &= task_of(cfg) != "instance"
         return {
@@ -372,11 +371,10 @@ def _column(values: Sequence[float]) -> Tensor:
     return torch.as_tensor(list(values), dtype=torch.float32).view(-1, 1, 1)
 
 
-def _classes_of_dataset(cfg: Any) -> dict[str, Any]:
-    """Which unified id each class of the head is: all of the data set's, or its things alone."""
-    thing_ids = thing_ids_of_dataset(cfg)
-    name = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)[0]
-    total = len(MetadataCatalog.get(name).isthing)
+def _classes_of_head(cfg: Any) -> dict[str, Any]:
+    """Contiguous id of each class of the head: all of the data set's, or its things alone."""
+    dataset = classes_of_dataset(cfg)
+    thing_ids, total = dataset.thing_ids, dataset.num_classes
     found = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     test = cfg.MODEL.MASK_FORMER.TEST
     if found == total:
@@ -390,7 +388,7 @@ def _classes_of_dataset(cfg: Any) -> dict[str, Any]:
             )
     else:
         raise ConfigError(
-            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {found}, but data set {name} has {total} classes, "
-            f"{len(thing_ids)} of them things; leave the key out and it is derived"
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {found}, but data set {dataset.dataset_name} has "
+            f"{total} classes, {len(thing_ids)} of them things; leave the key out and it is derived"
         )
     return {"class_ids": class_ids, "thing_ids": thing_ids, "num_dataset_classes": total}

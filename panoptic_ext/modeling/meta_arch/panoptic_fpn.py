@@ -24,7 +24,6 @@ from typing import Any, ClassVar
 
 import torch
 from detectron2.config import configurable
-from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, PanopticFPN
 from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
 from detectron2.structures import ImageList, Instances
@@ -34,35 +33,13 @@ from panoptic_ext.errors import ConfigError
 from panoptic_ext.fusion import HeuristicFusion, PanopticFusion, build_panoptic_fusion
 from panoptic_ext.fusion.fusions import check_option
 from panoptic_ext.modeling.backbone.folded_norm import fold_norms
+from panoptic_ext.modeling.meta_arch.classes import classes_of_dataset
 from panoptic_ext.modeling.roi_heads import KeepsMaskLogits
 from panoptic_ext.postprocessing import with_extents
 
-__all__ = ["UnifiedPanopticFPN", "thing_ids_of_dataset"]
+__all__ = ["UnifiedPanopticFPN"]
 
 logger = logging.getLogger(__name__)
-
-
-def thing_ids_of_dataset(cfg: Any) -> list[int]:
-    """Unified ids of the thing classes of the data set that `cfg` trains (or else tests) on.
-
-    Raises:
-        ConfigError: no data set is named, or its metadata does not say what is a thing.
-    """
-    names = tuple(cfg.DATASETS.TRAIN) or tuple(cfg.DATASETS.TEST)
-    if not names:
-        raise ConfigError(
-            "DATASETS.TRAIN and DATASETS.TEST are both empty, but the model takes its thing "
-            "classes from a data set; name one in either"
-        )
-    isthing = getattr(MetadataCatalog.get(names[0]), "isthing", None)
-    if isthing is None:
-        raise ConfigError(
-            f"the metadata of data set {names[0]!r} has no `isthing`, which tells things from "
-            "stuff in unified ids; register it with panoptic_ext.register_panoptic or in "
-            "DATASETS.PANOPTIC (instances alone: panoptic_ext.data.register_instances, "
-            "DATASETS.INSTANCES)"
-        )
-    return [i for i, thing in enumerate(isthing) if thing]
 
 
 @META_ARCH_REGISTRY.register()
@@ -148,7 +125,7 @@ class UnifiedPanopticFPN(PanopticFPN):
     def from_config(cls, cfg: Any) -> dict[str, Any]:
         ret = super().from_config(cls.with_mask_logits(cfg))
         fold_norms(ret["backbone"])
-        ret["thing_ids"] = thing_ids_of_dataset(cfg)
+        ret["thing_ids"] = classes_of_dataset(cfg).thing_ids
         ret["num_classes"] = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         ret["fusion"] = cls.build_fusion(cfg, thing_ids=ret["thing_ids"])
         return ret

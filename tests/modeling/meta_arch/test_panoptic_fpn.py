@@ -20,7 +20,6 @@ from torch import nn
 from panoptic_ext import add_panoptic_ext_config
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.modeling import UnifiedPanopticFPN
-from panoptic_ext.modeling.meta_arch.panoptic_fpn import thing_ids_of_dataset
 from panoptic_ext.modeling.semantic_head import VoidSafeSemSegFPNHead
 from tests.fakes import IS_THING, fake_input, fake_metadata
 from tests.fusion.naive_extents import check_extents
@@ -290,16 +289,6 @@ def test_a_data_set_of_stuff_alone_is_an_error():
             build_model(cfg)
     finally:
         MetadataCatalog.remove("fake_stuff_panoptic")
-
-
-def test_a_data_set_without_isthing_is_an_error_that_says_how_to_register_it():
-    cfg = tiny_cfg()
-    cfg.DATASETS.TRAIN = ("fake_without_isthing",)
-    try:
-        with pytest.raises(ConfigError, match="register_panoptic"):
-            thing_ids_of_dataset(cfg)
-    finally:
-        MetadataCatalog.remove("fake_without_isthing")
 
 
 def test_semantic_loss_equals_detectron2s_where_something_is_labelled(model):

@@ -45,7 +45,6 @@ def plain_segments(segments):
     return [{key: s[key] for key in ("id", "isthing", "category_id")} for s in segments]
 
 
-@needs_reference
 def test_reference_panoptic_cases():
     arrays = reference_arrays("panoptic_inference")
     cases = reference_json("panoptic_inference")

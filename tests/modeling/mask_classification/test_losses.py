@@ -17,7 +17,7 @@ from panoptic_ext.modeling.mask_classification.losses import (
     point_dice_losses,
     point_mask_losses,
 )
-from tests.mask2former_reference import needs_reference, reference_arrays, reference_json
+from tests.mask2former_reference import reference_arrays, reference_json
 from tests.modeling.mask_classification import naive_mask_losses as naive
 
 
@@ -59,7 +59,6 @@ def test_costs_and_losses_equal_the_naive_ones(queries, count, classes, points, 
     )
 
 
-@needs_reference
 def test_reference_costs_assignments_and_losses():
     arrays = reference_arrays("matching_and_losses")
     for case in reference_json("matching_and_losses"):

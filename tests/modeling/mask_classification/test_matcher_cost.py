@@ -18,7 +18,7 @@ from panoptic_ext.modeling.mask_classification.criterion import SetCriterion
 from panoptic_ext.modeling.mask_classification.matcher import HungarianMatcher
 from panoptic_ext.modeling.mask_classification.points import MaskTargets
 from panoptic_ext.modeling.mask_classification.query_masks import QueryMasks
-from tests.mask2former_reference import needs_reference, reference_arrays, reference_json
+from tests.mask2former_reference import reference_arrays, reference_json
 from tests.modeling.mask_classification import naive_mask_losses as naive
 
 WIDTH = 512
@@ -102,7 +102,6 @@ def test_costs_equal_the_naive_ones_under_unequal_weights(fixed_points, lazy):
     check()
 
 
-@needs_reference
 @pytest.mark.parametrize("lazy", [False, True])
 def test_reference_cases_through_matcher_and_criterion(fixed_points, lazy):
     """With the default weights, which are the published 2, 5, 5."""

@@ -14,7 +14,7 @@ PYTEST_ARGS ?=
 # keep the order of tests/conftest.py.
 PYTEST := OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo test test-main check format lint clean distclean
+.PHONY: help install demo docs test test-main check format lint clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ $(STAMP): setup.py tools/install.sh tools/install_detectron2.py $(wildcard tools
 demo: $(STAMP) ## train on generated shapes, evaluate, draw (about 8 minutes on 2 cores)
 	@$(VENV_PYTHON) tools/demo.py --output $(DEMO)
 
+docs: $(STAMP) ## build the site of docs/ into site/; a warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build --quiet --strict
+	@echo "site/index.html"
+
 test: $(STAMP) ## lint, types and all tests, the slow ones too
 	@PYTHON=$(VENV_PYTHON) tools/check.sh
 	@$(PYTEST) $(PYTEST_ARGS)
@@ -56,7 +60,7 @@ format: $(STAMP) ## mend the formatting and what lint can mend
 	@$(VENV_PYTHON) -m ruff format .
 
 clean: ## remove caches, build files and the demo's output
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(DEMO)
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(DEMO)
 	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv as well

@@ -45,6 +45,8 @@ EXTRAS = {
         "torchmetrics>=1.4",
         "transformers>=4.40",
     ],
+    # The site of docs/ (make docs), read from the sources: it needs neither torch nor Detectron2.
+    "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.30,<2"],
 }
 EXTRAS["all"] = sorted({item for extra in EXTRAS.values() for item in extra})
 

@@ -55,7 +55,7 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     found = metadata(wheel)
     assert found["Name"].replace("-", "_") == "panoptic_ext"
     assert found["Requires-Python"] == ">=3.10"
-    assert set(found.get_all("Provides-Extra")) == {"all", "dev", "hf", "timm"}
+    assert set(found.get_all("Provides-Extra")) == {"all", "dev", "docs", "hf", "timm"}
     required = [line for line in found.get_all("Requires-Dist") if "extra ==" not in line]
     assert "torch>=2.4" in required
     assert not any(line.startswith(("detectron2", "pb1")) for line in required)

@@ -56,7 +56,7 @@ say "installing $torch (several GB, the longest step)"
 quiet "${pip[@]}" install $torch
 say "installing panoptic_ext and its development tools"
 # As a path: a script beside the clone finds the package, not the clone's folder of its name.
-quiet "${pip[@]}" install -e ".[dev]" --config-settings editable_mode=compat
+quiet "${pip[@]}" install -e ".[dev,docs]" --config-settings editable_mode=compat
 say "installing Detectron2"
 "$venv/bin/python" tools/install_detectron2.py
 say "done in $((SECONDS - started)) s"

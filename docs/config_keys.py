@@ -1,0 +1,133 @@
+"""The page of config keys, read from the source of panoptic_ext/config without importing it.
+
+    python docs/config_keys.py      # prints the page
+
+A key is an assignment `cfg.A.B = value`; its meaning is the comment directly above it or at the end
+of its line. A block is an assignment of `CN()`; the comment above it introduces the block.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import sys
+import tokenize
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "panoptic_ext" / "config"
+
+INTRODUCTION = """# Config keys
+
+Every key that panoptic_ext adds to a Detectron2 config, with its default. Detectron2's own keys
+keep their meaning; its documentation lists them. A key is set in a YAML file or at the end of a
+command line: `SOLVER.OPTIMIZER ADAMW`. A misspelled name is refused, and the nearest one
+that exists is named.
+
+This page is written from the comments in `panoptic_ext/config/` whenever the site is built.
+"""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One assignment to a config."""
+
+    name: str
+    """In full, such as "MODEL.TIMM.NAME"."""
+    default: str | None
+    """As Python source; None for a block of keys."""
+    meaning: str
+    """The comment, joined to one paragraph; "" where there is none."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """The keys of one file."""
+
+    title: str
+    keys: list[Key]
+
+
+def comments(source: str) -> dict[int, tuple[str, bool]]:
+    """Line number -> (text, whether it stands alone on its line) of every comment."""
+    found = {}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            alone = token.line[: token.start[1]].strip() == ""
+            found[token.start[0]] = (token.string.lstrip("# ").rstrip(), alone)
+    return found
+
+
+def meaning(node: ast.stmt, texts: dict[int, tuple[str, bool]]) -> str:
+    """The comment lines directly above a statement, then the one at its end."""
+    above = []
+    line = node.lineno - 1
+    while line in texts and texts[line][1]:
+        above.append(texts[line][0])
+        line -= 1
+    lines = above[::-1]
+    for number in range(node.lineno, (node.end_lineno or node.lineno) + 1):
+        if number in texts:
+            lines.append(texts[number][0])
+    return " ".join(lines)
+
+
+def key_name(target: ast.expr) -> str:
+    """ "A.B" of the expression `cfg.A.B`; "" for anything else."""
+    parts = []
+    while isinstance(target, ast.Attribute):
+        parts.append(target.attr)
+        target = target.value
+    is_key = isinstance(target, ast.Name) and target.id == "cfg" and parts
+    return ".".join(reversed(parts)) if is_key else ""
+
+
+def read_keys(source: str) -> list[Key]:
+    """The keys of one file, in its order."""
+    texts = comments(source)
+    keys = []
+    assignments = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Assign)]
+    for node in sorted(assignments, key=lambda node: node.lineno):
+        name = key_name(node.targets[0])
+        if name:
+            is_block = isinstance(node.value, ast.Call)
+            default = None if is_block else ast.unparse(node.value)
+            keys.append(Key(name, default, meaning(node, texts)))
+    return keys
+
+
+def sections() -> list[Section]:
+    """Every file of panoptic_ext/config that has keys, `keys.py` first."""
+    found = []
+    for path in sorted(FOLDER.glob("*.py"), key=lambda path: (path.stem != "keys", path.stem)):
+        source = path.read_text(encoding="utf-8")
+        keys = read_keys(source)
+        if keys:
+            docstring = ast.get_docstring(ast.parse(source)) or path.stem
+            found.append(Section(docstring.split("\n\n")[0].replace("\n", " "), keys))
+    return found
+
+
+def page() -> str:
+    """The whole page, in Markdown."""
+    lines = [INTRODUCTION]
+    for section in sections():
+        title, _, rest = section.title.partition(":")
+        lines += [f"## {title.strip().rstrip('.')}", ""]
+        if rest:
+            lines += [rest.strip()[:1].upper() + rest.strip()[1:], ""]
+        for key in section.keys:
+            lines += _entry(key)
+    return "\n".join(lines)
+
+
+def _entry(key: Key) -> list[str]:
+    anchor = f'<span id="{key.name}"></span>'
+    if key.default is None:
+        return [f"### {key.name}", "", key.meaning, ""]
+    return [f"{anchor}`{key.name}` = `{key.default}`", f":   {key.meaning}", ""]
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())

@@ -20,12 +20,14 @@ from functools import lru_cache
 from types import TracebackType
 from typing import BinaryIO
 
+from panoptic_ext.errors import EvaluationError, PanopticExtError
+
 try:
     import fcntl
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["TemporaryFile", "remove_leftovers", "write_atomic"]
+__all__ = ["TemporaryFile", "remove_leftovers", "write_atomic", "write_file"]
 
 # Older versions wrote `<name>.tmp-<process>`.
 _TEMPORARY = re.compile(r".+\.tmp-(?:(?P<machine>[0-9a-f]{8})-)?(?P<process>\d+)(?P<kind>\.\w+)?")
@@ -59,6 +61,35 @@ def write_atomic(path: str, write: Callable[[BinaryIO], object], *, durable: boo
         temporary.commit()
     if durable:
         _sync_folder(os.path.dirname(path) or ".")
+
+
+def write_file(
+    path: str,
+    content: bytes,
+    *,
+    durable: bool = True,
+    error: type[PanopticExtError] | None = EvaluationError,
+) -> None:
+    """Write bytes as `write_atomic`; makes the folder.
+
+    Args:
+        path, durable: as `write_atomic`.
+        content: of the file.
+        error: the class to raise; None raises the OSError itself.
+
+    Raises:
+        `error`: not writable, or no space left.
+    """
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        write_atomic(path, lambda stream: stream.write(content), durable=durable)
+    except OSError as failure:
+        if error is None:
+            raise
+        raise error(
+            f"cannot write {path}: {failure.strerror}; choose a folder that is writable and has "
+            "space"
+        ) from failure
 
 
 class TemporaryFile:

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import cv2
 import torch
 
-from panoptic_ext.data.coco.id_map import READ_ERRORS
+from panoptic_ext.data.image_files import READ_ERRORS
 from panoptic_ext.errors import ConfigError, shortened
 from panoptic_ext.interruption import Interrupted, StopRequest, stoppable
 

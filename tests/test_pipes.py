@@ -16,9 +16,8 @@ from panoptic_ext.combine.images import ImageEntry, ImageList
 from panoptic_ext.combine.inputs import InstanceResults, SemanticFolder, SemanticResults
 from panoptic_ext.config.yaml_reader import read_file
 from panoptic_ext.data import PanopticSource, check_panoptic
-from panoptic_ext.data.coco.id_map import read_id_map, read_png_size
 from panoptic_ext.data.coco.json_file import read_json
-from panoptic_ext.data.coco.label_png import read_runs
+from panoptic_ext.data.coco.label_png import read_id_map, read_png_size, read_runs
 from panoptic_ext.data.datasets.metadata_file import load_metadata
 from panoptic_ext.data.image_files import read_image
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer

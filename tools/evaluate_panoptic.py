@@ -22,8 +22,8 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch loads: no traceback
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from panoptic_ext.atomic import write_file
 from panoptic_ext.commands.command_line import run_command
-from panoptic_ext.data.coco.label_png import write_file
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.evaluation.compare_files import GT_AREAS, FileResult, evaluate_files
 from panoptic_ext.evaluation.report import named_result, quality_table

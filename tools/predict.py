@@ -32,7 +32,7 @@ from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
 from panoptic_ext.commands.command_line import run_command, split_options
-from panoptic_ext.data.coco.id_map import READ_ERRORS
+from panoptic_ext.data.image_files import READ_ERRORS
 from panoptic_ext.engine.memory_errors import explained_memory_errors
 from panoptic_ext.errors import ConfigError, PanopticExtError
 from panoptic_ext.interruption import stoppable

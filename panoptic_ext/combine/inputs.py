@@ -16,14 +16,13 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
 from panoptic_ext.combine.images import ImageEntry, ImageList, listed
-from panoptic_ext.data.coco.id_map import READ_ERRORS
 from panoptic_ext.data.coco.json_file import load_json
+from panoptic_ext.data.coco.label_png import ExpectedSize, read_class_map
 from panoptic_ext.data.coco.rle import decode_window, run_lengths
-from panoptic_ext.errors import EvaluationError, nearest, quoted
-from panoptic_ext.regular_files import LABEL_MAP, RESULTS_JSON, check_regular_file
+from panoptic_ext.errors import DatasetError, EvaluationError, nearest, quoted
+from panoptic_ext.regular_files import RESULTS_JSON
 
 __all__ = [
     "SEMANTIC_IDS",
@@ -35,7 +34,6 @@ __all__ = [
 ]
 
 SEMANTIC_IDS = ("dataset", "contiguous")
-_GREY_MODES = ("L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 VOID = -1
 _HOW_TO_WRITE = (
     "check the path, or evaluate again with TEST.WRITE_PREDICTIONS True: without it train_net.py "
@@ -243,7 +241,7 @@ class SemanticFolder:
 
     def labels(self, image: ImageEntry) -> np.ndarray:
         path = self._paths[image.image_id]
-        return self._classes.contiguous(_read_grey(path, image), path)
+        return self._classes.contiguous(_read_labels(path, image), path)
 
 
 def open_semantic(
@@ -255,29 +253,17 @@ def open_semantic(
     return SemanticResults(path, images, ids=ids, ignore_label=ignore_label)
 
 
-def _read_grey(path: str, image: ImageEntry) -> np.ndarray:
-    """(H, W) int64 of the label PNG of an image; palette entries are their numbers."""
-    check_regular_file(path, LABEL_MAP, error=EvaluationError)
-    try:
-        with Image.open(path) as labels:
-            if (labels.height, labels.width) != image.size:  # before pixels are unpacked
-                raise EvaluationError(
-                    f"{path} is {labels.height} x {labels.width}; expected {image.size[0]} x"
-                    f" {image.size[1]} (height x width), the size of image "
-                    f"{quoted(image.image_id)}: predictions must be of the original resolution"
-                )
-            if labels.format == "PNG" and labels.mode in _GREY_MODES:
-                return np.asarray(labels).astype(np.int64)
-            found = f"a {labels.format} file of mode {labels.mode}"
-    except EvaluationError:
-        raise
-    except READ_ERRORS as error:
-        raise EvaluationError(
-            f"{path} cannot be read ({error}); expected a PNG of labels: write it again"
-        ) from error
-    raise EvaluationError(
-        f"{path} is {found}; expected a PNG of labels, grey of 8 or 16 bits, one class id a pixel"
+def _read_labels(path: str, image: ImageEntry) -> np.ndarray:
+    """(H, W) class ids of the label PNG of an image."""
+    expected = ExpectedSize(
+        *image.size,
+        f"image {quoted(image.image_id)} is",
+        "predictions must be of the original resolution",
     )
+    try:
+        return read_class_map(path, size=expected)
+    except DatasetError as error:
+        raise EvaluationError(str(error)) from error
 
 
 def _pngs(folder: str) -> Iterator[str]:

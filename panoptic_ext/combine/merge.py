@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from panoptic_ext.atomic import remove_leftovers
+from panoptic_ext.atomic import remove_leftovers, write_file
 from panoptic_ext.combine.images import ImageEntry, ImageList, listed
 from panoptic_ext.combine.inputs import VOID, InstanceResults, SemanticPredictions
-from panoptic_ext.data.coco.label_png import write_file
 from panoptic_ext.data.coco.panoptic_files import Annotation
 from panoptic_ext.data.coco.runs import runs_from_ids
 from panoptic_ext.data.coco.segment_table import SegmentTable

@@ -19,14 +19,9 @@ from detectron2.utils.logger import log_first_n
 from panoptic_ext.data.annotated_instances import instances_of_annotations
 from panoptic_ext.data.augmentation import AugmentationInput, build_augmentations
 from panoptic_ext.data.augmentation_keys import check_choice
-from panoptic_ext.data.coco.id_map import (
-    ExpectedSize,
-    Runs,
-    find_runs,
-    read_id_map,
-    remap_ids,
-    segment_boxes,
-)
+from panoptic_ext.data.coco.id_map import remap_ids
+from panoptic_ext.data.coco.label_png import ExpectedSize, read_id_map
+from panoptic_ext.data.coco.runs import find_runs, segment_boxes
 from panoptic_ext.data.datasets.instances import has_instances_alone
 from panoptic_ext.data.datasets.registered import get_metadata
 from panoptic_ext.data.id_map_masks import IdMapMasks
@@ -224,32 +219,27 @@ class PanopticDatasetMapper:
         """Tensors from the augmented map of local ids and the table it was made with, of which
         the (N,) bool `present` are in the label map."""
         runs = find_runs(local, split_rows=True)
-        visible = np.bincount(runs.values, minlength=len(segments) + 1)[1:]
+        visible = np.bincount(runs.ids, minlength=len(segments) + 1)[1:]
         kept = np.flatnonzero(present if self.keep_empty else visible)
         renumber = np.zeros(len(segments) + 1, np.int32)
         renumber[kept + 1] = np.arange(1, len(kept) + 1)
         table = np.array(
             [(s["category_id"], s["isthing"], s["iscrowd"]) for s in segments], np.int64
         ).reshape(-1, 3)[kept]
-        run_ids = renumber[runs.values]
-        ids = _expand(run_ids, runs, local.shape)
+        run_ids = renumber[runs.ids]
+        ids = torch.from_numpy(runs.expand(run_ids))
         rows = Instances((local.shape[0], local.shape[1]))
         rows.gt_classes = torch.from_numpy(table[:, 0].copy())
         rows.gt_isthing = torch.from_numpy(table[:, 1] > 0)
         rows.gt_iscrowd = torch.from_numpy(table[:, 2] > 0)
         out = {"panoptic_ids": ids, "segments": rows}
         if "instances" in self.targets:
-            boxes = segment_boxes(runs, local.shape[1], run_ids - 1, len(kept))
+            boxes = segment_boxes(runs, run_ids - 1, len(kept))
             out["instances"] = _instances(ids, rows, torch.from_numpy(boxes))
         if "sem_seg" in self.targets:
             classes = np.concatenate([[self.ignore_label], table[:, 0]]).astype(np.int64)
-            out["sem_seg"] = _expand(classes[run_ids], runs, local.shape)
+            out["sem_seg"] = torch.from_numpy(runs.expand(classes[run_ids]))
         return out
-
-
-def _expand(values: np.ndarray, runs: Runs, shape: tuple[int, ...]) -> torch.Tensor:
-    """(H, W) tensor from one value for each run."""
-    return torch.from_numpy(np.repeat(values, runs.lengths).reshape(shape))
 
 
 _GROUND_TRUTH = ("segments_info", "pan_seg_file_name", "pan_seg_encoding", "annotations")

@@ -12,7 +12,7 @@ import torch
 from detectron2.layers import ROIAlign
 from detectron2.structures import BitMasks, Boxes
 
-from panoptic_ext.data.coco.id_map import find_runs, segment_boxes
+from panoptic_ext.data.coco.runs import find_runs, segment_boxes
 
 __all__ = ["IdMapMasks"]
 
@@ -142,9 +142,9 @@ class IdMapMasks:
         ids = self.ids.cpu()
         unique, inverse = torch.unique(ids, return_inverse=True)
         runs = find_runs(self.id_map.cpu().numpy(), split_rows=True)
-        row, found = self._rows(torch.from_numpy(runs.values), unique)
+        row, found = self._rows(torch.from_numpy(runs.ids), unique)
         rows = torch.where(found, row, -1).numpy()
-        boxes = torch.from_numpy(segment_boxes(runs, self.image_size[1], rows, len(unique)))
+        boxes = torch.from_numpy(segment_boxes(runs, rows, len(unique)))
         return torch.cat([ids[:, None].long(), boxes[inverse]], dim=1)
 
     @staticmethod

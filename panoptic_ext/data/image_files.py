@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 
 import numpy as np
 from detectron2.data import detection_utils
 from PIL import Image
 
-from panoptic_ext.data.coco.id_map import READ_ERRORS, too_many_pixels
 from panoptic_ext.errors import DatasetError, UnreadableFileError
 from panoptic_ext.regular_files import IMAGE, check_regular_file
 
-__all__ = ["EXIF_ORIENTATION", "deep_pixels", "read_image", "turned_size"]
+__all__ = [
+    "EXIF_ORIENTATION",
+    "READ_ERRORS",
+    "deep_pixels",
+    "read_image",
+    "too_many_pixels",
+    "turned_size",
+]
+
+READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+"""What Pillow raises for missing, truncated, foreign or absurdly large image files."""
 
 EXIF_ORIENTATION = 274
 """The EXIF tag that says how to turn an image: 1 as it is, 2 to 8 turned or mirrored."""
@@ -68,6 +78,17 @@ def deep_pixels(image: Image.Image) -> str:
     return (
         f"has pixels of {kind} (mode {image.mode}), expected 8 bits a channel: values above 255 "
         "would all become white; convert to 8 bit, scaled to 0..255"
+    )
+
+
+def too_many_pixels(error: Image.DecompressionBombError) -> str:
+    """What is wrong and what to do, where an image has more pixels than Pillow reads."""
+    numbers = re.findall(r"\d+", str(error))
+    number = f"{int(numbers[0]) / 1e6:.0f} million pixels" if numbers else "too many pixels"
+    most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+    return (
+        f"has {number}, expected at most {most:.0f} million: the file is damaged, or has to be "
+        "made smaller or cut into parts"
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from panoptic_ext.data.coco.panoptic_files import Annotation, PanopticFiles
-from panoptic_ext.data.coco.runs import LabelRuns
+from panoptic_ext.data.coco.runs import Runs
 from panoptic_ext.data.coco.segment_table import SegmentTable
 from panoptic_ext.errors import EvaluationError, quoted
 from panoptic_ext.evaluation.panoptic_quality import (
@@ -112,7 +112,7 @@ def evaluate_files(
 def compare_with_truth(
     truth: PanopticFiles,
     annotation: Annotation,
-    runs: LabelRuns,
+    runs: Runs,
     table: SegmentTable,
     gt_area: str = "check",
 ) -> PQStat:

@@ -20,8 +20,8 @@ from detectron2.evaluation import COCOEvaluator, coco_evaluation
 from detectron2.structures import Instances
 from pycocotools.coco import COCO
 
-from panoptic_ext.data.coco.label_png import write_file
-from panoptic_ext.data.coco.runs import LabelRuns, runs_from_ids
+from panoptic_ext.atomic import write_file
+from panoptic_ext.data.coco.runs import Runs, runs_from_ids
 from panoptic_ext.errors import NOT_JSON, EvaluationError, quoted
 from panoptic_ext.evaluation.truth import TruthRecords
 from panoptic_ext.regular_files import RESULTS_JSON, file_problem
@@ -265,11 +265,11 @@ def _check_size(instances: Instances, record: dict[str, Any]) -> None:
         )
 
 
-def _column_masks(runs: LabelRuns) -> dict[int, dict[str, Any]]:
+def _column_masks(runs: Runs) -> dict[int, dict[str, Any]]:
     """COCO's run lengths, which go down the columns, of each segment."""
     height, width = runs.shape
     columns = runs_from_ids(np.ascontiguousarray(runs.dense().T))
-    lengths = columns.lengths()
+    lengths = columns.lengths
     order = np.argsort(columns.ids, kind="stable")
     ids, first = np.unique(columns.ids[order], return_index=True)
     masks = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import io
 import math
 import threading
 from collections.abc import Callable
@@ -11,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from panoptic_ext.data.coco.id_map import rgb_to_id
+from panoptic_ext.data.coco.label_png import decode_png
 
 __all__ = ["KeptPrediction", "PredictionKeeper", "worst_and_best"]
 
@@ -40,8 +38,7 @@ class KeptPrediction:
 
     def ids(self) -> np.ndarray:
         """The (H, W) int32 label map."""
-        with Image.open(io.BytesIO(self.png)) as image:
-            return rgb_to_id(np.asarray(image))
+        return decode_png(self.png)
 
 
 class PredictionKeeper:

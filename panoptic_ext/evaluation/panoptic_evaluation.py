@@ -19,11 +19,12 @@ from detectron2.evaluation import COCOPanopticEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from panoptic_ext.atomic import write_file
 from panoptic_ext.data.coco import writer as prediction_files
 from panoptic_ext.data.coco.json_checks import Category
-from panoptic_ext.data.coco.label_png import encode_png, write_file
+from panoptic_ext.data.coco.label_png import encode_png
 from panoptic_ext.data.coco.panoptic_files import Annotation, PanopticFiles
-from panoptic_ext.data.coco.runs import LabelRuns, runs_from_ids
+from panoptic_ext.data.coco.runs import Runs, runs_from_ids
 from panoptic_ext.data.coco.segment_table import SegmentTable, integer
 from panoptic_ext.errors import EvaluationError, nearest, quoted
 from panoptic_ext.evaluation.compare_files import compare_with_truth
@@ -50,7 +51,7 @@ class _Prediction:
     annotation: Annotation
     image_id: int | str  # as the loader gave it
     image_file: str
-    runs: LabelRuns
+    runs: Runs
     table: SegmentTable
     info: list[dict[str, Any]]
 
@@ -264,7 +265,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             info,
         )
 
-    def _info_of_divisor(self, runs: LabelRuns) -> list[dict[str, Any]]:
+    def _info_of_divisor(self, runs: Runs) -> list[dict[str, Any]]:
         """Segments of a map of category * label_divisor + instance + 1, 0 void."""
         divisor = self._metadata.label_divisor
         segments = []

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from panoptic_ext.data.coco.runs import LabelRuns, Overlaps, overlaps
+from panoptic_ext.data.coco.runs import Overlaps, Runs, overlaps
 from panoptic_ext.data.coco.segment_table import SegmentTable
 from panoptic_ext.errors import EvaluationError
 from panoptic_ext.evaluation.error_causes import false_negative_causes, false_positive_causes
@@ -178,7 +178,7 @@ class PQStat:
 _KEYS = ("pq", "sq", "rq")
 
 
-def predicted_segments(runs: LabelRuns, table: SegmentTable, where: str) -> SegmentTable:
+def predicted_segments(runs: Runs, table: SegmentTable, where: str) -> SegmentTable:
     """The predicted segments with their areas counted in the pixels.
 
     Args:
@@ -207,7 +207,7 @@ def predicted_segments(runs: LabelRuns, table: SegmentTable, where: str) -> Segm
     return table.with_areas(areas)
 
 
-def check_areas(runs: LabelRuns, table: SegmentTable, where: str) -> None:
+def check_areas(runs: Runs, table: SegmentTable, where: str) -> None:
     """Compare the true areas of the JSON with the pixels.
 
     Segments without any pixel pass: they are false negatives, as in panopticapi.
@@ -240,9 +240,9 @@ def check_same_size(truth: tuple[int, int], prediction: tuple[int, int], where: 
 
 
 def match_image(
-    gt_runs: LabelRuns,
+    gt_runs: Runs,
     gt: SegmentTable,
-    pred_runs: LabelRuns,
+    pred_runs: Runs,
     pred: SegmentTable,
     where: str,
 ) -> PQStat:

@@ -18,7 +18,7 @@ from detectron2.evaluation import SemSegEvaluator
 from detectron2.utils import comm
 from tabulate import tabulate
 
-from panoptic_ext.data.coco.label_png import write_file
+from panoptic_ext.atomic import write_file
 from panoptic_ext.errors import EvaluationError, quoted
 from panoptic_ext.evaluation.truth import TruthRecords
 
@@ -176,10 +176,10 @@ class PanopticSemSegEvaluator(SemSegEvaluator):
         """(H, W) int64 of contiguous ids; `num_classes` is void."""
         runs = self._truth.runs(record)
         segments = record["segments_info"]
-        ids, inverse = np.unique(runs.ids, return_inverse=True)
+        ids, inverse = runs.index
         classes = {int(s["id"]): int(s["category_id"]) for s in segments}
         values = np.array([classes.get(i, self._num_classes) for i in ids.tolist()], np.int64)
-        return np.repeat(values[inverse], runs.lengths()).reshape(runs.shape)
+        return runs.expand(values[inverse])
 
 
 def semantic_table(scores: Mapping[str, float], class_names: Sequence[str]) -> str:

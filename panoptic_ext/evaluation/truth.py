@@ -7,9 +7,8 @@ from typing import Any
 from detectron2.data import Metadata
 
 from panoptic_ext.data import get_metadata, get_records
-from panoptic_ext.data.coco.id_map import ExpectedSize
-from panoptic_ext.data.coco.label_png import read_runs
-from panoptic_ext.data.coco.runs import LabelRuns
+from panoptic_ext.data.coco.label_png import ExpectedSize, read_runs
+from panoptic_ext.data.coco.runs import Runs
 from panoptic_ext.errors import EvaluationError, quoted
 
 __all__ = ["TruthRecords"]
@@ -45,7 +44,7 @@ class TruthRecords:
             self.records[record["image_id"]] = record
 
     @staticmethod
-    def runs(record: dict[str, Any]) -> LabelRuns:
+    def runs(record: dict[str, Any]) -> Runs:
         """The label map of a record.
 
         Raises:

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from panoptic_ext.data.coco.id_map import READ_ERRORS
-from panoptic_ext.data.image_files import deep_pixels, read_image
+from panoptic_ext.data.image_files import READ_ERRORS, deep_pixels, read_image
 from panoptic_ext.errors import ImageError
 
 __all__ = ["as_bgr_image", "is_one_image"]

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from panoptic_ext.atomic import write_atomic
-from panoptic_ext.data.coco.id_map import find_runs, segment_boxes, write_id_map
+from panoptic_ext.data.coco.label_png import write_id_map
+from panoptic_ext.data.coco.runs import find_runs, segment_boxes
 from panoptic_ext.errors import NOT_JSON, PanopticExtError
 from panoptic_ext.regular_files import LOG_FILE, check_regular_file
 
@@ -47,14 +48,14 @@ def coco_segments(
     """
     ids = torch.as_tensor(panoptic_seg).cpu().numpy().astype(np.int64)
     runs = find_runs(ids, split_rows=True)
-    values, row = np.unique(runs.values, return_inverse=True)
+    values, row = np.unique(runs.ids, return_inverse=True)
     if segments_info is None:
         segments_info = [
             {"id": int(v), "category_id": int(v) // label_divisor} for v in values if v >= 0
         ]
     by_id = {int(segment["id"]): segment for segment in segments_info}
     areas = np.bincount(row, runs.lengths, minlength=len(values)).astype(int)
-    corners = segment_boxes(runs, max(1, ids.shape[1]), row, len(values))
+    corners = segment_boxes(runs, row, len(values))
     boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
     numbers: np.ndarray = np.zeros(len(values), np.int32)
     segments: list[dict[str, Any]] = []

@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image, ImageDraw
 
 from panoptic_ext.atomic import write_atomic
-from panoptic_ext.data.coco.id_map import read_id_map
+from panoptic_ext.data.coco.label_png import read_id_map
 from panoptic_ext.data.image_files import read_image
 from panoptic_ext.visualization.draw import Drawing, draw_segments
 from panoptic_ext.visualization.instance_masks import annotated_segments

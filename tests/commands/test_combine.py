@@ -347,7 +347,7 @@ def test_every_image_that_fails_is_named(case: Case, capsys) -> None:
     assert tool().main(arguments) == 2
     error = capsys.readouterr().err
     assert "error: 2 of 2 images cannot be combined:\n  image 1: " in error
-    assert "\n  image 2: " in error and "2.png cannot be read" in error
+    assert "\n  image 2: " in error and "2.png is not an image" in error
     assert not (case.root / "out" / "panoptic_predictions.json").exists()
 
 
@@ -376,11 +376,11 @@ def test_bad_label_pngs(case: Case, capsys) -> None:
     fails("has two PNGs of image 1")
     (case.folder / "sub" / "1.png").unlink()
     Image.new("L", (3, 5)).save(case.folder / "1.png")
-    fails("is 5 x 3; expected 24 x 32")
+    fails("is 5 x 3 (height x width), image 1 is 24 x 32")
     Image.new("RGB", (WIDTH, HEIGHT)).save(case.folder / "1.png")
-    fails("is a PNG file of mode RGB; expected a PNG of labels")
+    fails("is a RGB PNG, expected a grey one of 8 or 16 bits or a palette, one class id a pixel")
     (case.folder / "1.png").write_bytes(b"no picture")
-    fails("1.png cannot be read")
+    fails("1.png is not an image")
     (case.folder / "1.png").rename(case.folder / "other.png")
     fails("1 of 2 images")
     (case.folder / "2.png").unlink()

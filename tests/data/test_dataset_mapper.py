@@ -16,7 +16,7 @@ from PIL import Image
 
 from panoptic_ext.data import PanopticDatasetMapper
 from panoptic_ext.data.augmentation import PadToDivisor, PadToSize, ResizeShortestEdge
-from panoptic_ext.data.coco.id_map import write_id_map
+from panoptic_ext.data.coco.label_png import write_id_map
 from panoptic_ext.errors import ConfigError, DatasetError, UnreadableFileError
 from tests.data.tiny import CAR, CROWD, HEIGHT, WIDTH, TinyDataset
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from panoptic_ext.data.coco.id_map import write_id_map
+from panoptic_ext.data.coco.label_png import write_id_map
 from panoptic_ext.data.datasets.metadata import PanopticSource
 from panoptic_ext.data.datasets.panoptic import load_panoptic
 

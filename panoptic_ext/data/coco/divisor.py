@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from typing import Any
 
-import numpy as np
-
-from panoptic_ext.data.coco.id_map import find_runs, read_id_map
+from panoptic_ext.data.coco.label_png import read_id_map
 from panoptic_ext.data.coco.problems import Problem
+from panoptic_ext.data.coco.runs import find_runs
 from panoptic_ext.errors import DatasetError
 
 __all__ = ["check_divisor_categories", "segments_of_png"]
@@ -52,9 +51,7 @@ def segments_of_png(
     """
     if 0 in contiguous:
         raise DatasetError(str(_category_0(f"label map {path}")))
-    runs = find_runs(read_id_map(path, "divisor"))
-    ids, inverse = np.unique(runs.values, return_inverse=True)
-    areas = np.bincount(inverse, weights=runs.lengths, minlength=len(ids)).astype(int)
+    ids, areas = find_runs(read_id_map(path, "divisor")).areas()
     segments = []
     for i, area in zip(ids.tolist(), areas.tolist(), strict=True):
         category = i if i < label_divisor else i // label_divisor

@@ -1,9 +1,13 @@
-"""Label PNGs to and from runs.
+"""Label PNGs: the one place that reads and writes them, as id maps or as runs.
 
+Encodings: "rgb" is COCO's, id = R + 256 G + 65536 B; "divisor" stores the integer
+category * label_divisor + instance itself, in a grey PNG of 8 or 16 bits.
+
+`read_id_map` decodes with Pillow. `read_runs` is for the evaluation, which reads nothing else:
 OpenCV decodes 8-bit RGB, all that COCO's format has, in two thirds of Pillow's time and, unlike
-torchvision, survives damaged data. The rest goes through `panoptic_ext.data.read_id_map`, whose
-errors name what is wrong. No decoder here checks the checksums of pixel data, so they are checked
-first: a flipped bit must not become another segment.
+torchvision, survives damaged data. What OpenCV does not take goes through `read_id_map`, whose
+errors name what is wrong. No decoder here checks the checksums of pixel data, so `read_runs` checks
+them first: a flipped bit must not become another segment.
 """
 
 from __future__ import annotations
@@ -11,40 +15,123 @@ from __future__ import annotations
 import io
 import os
 import zlib
+from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from panoptic_ext.atomic import write_atomic
-from panoptic_ext.data.coco.id_map import (
-    PNG_HEADER_LENGTH,
-    ExpectedSize,
-    id_to_rgb,
-    png_size,
-    read_id_map,
+from panoptic_ext.data.coco.id_map import MAX_RGB_ID, id_to_rgb
+from panoptic_ext.data.coco.runs import Runs, runs_from_ids, runs_from_rgb
+from panoptic_ext.data.image_files import READ_ERRORS, too_many_pixels
+from panoptic_ext.errors import (
+    DatasetError,
+    EvaluationError,
+    UnreadableFileError,
+    nearest,
+    quoted,
 )
-from panoptic_ext.data.coco.runs import LabelRuns, runs_from_ids, runs_from_rgb
-from panoptic_ext.errors import DatasetError, EvaluationError, quoted
 from panoptic_ext.regular_files import LABEL_MAP, check_regular_file
 
-__all__ = ["encode_png", "read_runs", "write_file"]
+__all__ = [
+    "ENCODINGS",
+    "ExpectedSize",
+    "check_encoding",
+    "decode_png",
+    "encode_png",
+    "png_size",
+    "read_class_map",
+    "read_id_map",
+    "read_png_size",
+    "read_runs",
+    "write_id_map",
+]
+
+ENCODINGS = ("rgb", "divisor")
+
+_GREY_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "L")
+# "classes" is no encoding of a data set: one class id a pixel, or the number of a palette's colour.
+_MODES = {"rgb": ("RGB", "RGBA"), "divisor": _GREY_MODES, "classes": (*_GREY_MODES, "P")}
+_MODE_NAMES = {"1": "black and white", "L": "grayscale", "P": "palette", "LA": "grayscale + alpha"}
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_HEADER_LENGTH = 24  # signature, IHDR's length and name, width, height
 # The rest of IHDR, after width and height, of a PNG of 8-bit RGB that is not interlaced.
 _RGB_KIND = b"\x08\x02\0\0\0"
 _PIXEL_CHUNKS = (b"IHDR", b"IDAT", b"IEND")
-_MAX_PIXELS = 1 << 26  # Pillow has its say on larger ones
+# Larger images go to Pillow, which enforces its decompression-bomb limit.
+_MAX_OPENCV_PIXELS = 1 << 26
 # Not in OpenCV before 4.11: Pillow does the work there.
 _READ_RGB: int | None = getattr(cv2, "IMREAD_COLOR_RGB", None)
 
 
-def read_runs(path: str, encoding: str = "rgb", size: ExpectedSize | None = None) -> LabelRuns:
+class ExpectedSize(NamedTuple):
+    """The size that a label map must have, and the words of the error where it has another.
+
+    The error reads: label map PATH is 1 x 2 (height x width), `who` 3 x 4; `mend`.
+    """
+
+    height: int
+    width: int
+    who: str = "the JSON says"
+    mend: str = "correct the JSON or the label map"
+
+    def check(self, path: str | os.PathLike, height: int, width: int) -> None:
+        """Raise DatasetError unless a file has this size."""
+        if (height, width) != (self.height, self.width):
+            raise DatasetError(
+                f"label map {os.fspath(path)} is {height} x {width} (height x width), {self.who} "
+                f"{self.height} x {self.width}; {self.mend}"
+            )
+
+
+def check_encoding(encoding: str) -> None:
+    """Raise DatasetError unless `encoding` is one of ENCODINGS."""
+    if encoding not in ENCODINGS:
+        raise DatasetError(
+            f"unknown encoding {quoted(encoding)}, expected one of {ENCODINGS}"
+            + nearest(encoding, ENCODINGS)
+        )
+
+
+def read_id_map(
+    path: str | os.PathLike, encoding: str = "rgb", *, size: ExpectedSize | None = None
+) -> np.ndarray:
     """Read a label PNG.
 
     Args:
+        path: the PNG file.
+        encoding: "rgb" or "divisor" (module docstring).
+        size: that it must have; compared with the file's header, before pixels are unpacked.
+
+    Returns:
+        (H, W) int32 id map; 0 is void.
+
+    Raises:
+        UnreadableFileError: no regular file with content, truncated, or not an image.
+        DatasetError: an image, but not a PNG of a mode of this encoding, or of another size.
+    """
+    check_encoding(encoding)
+    return _read(path, encoding, size)
+
+
+def read_class_map(path: str | os.PathLike, *, size: ExpectedSize | None = None) -> np.ndarray:
+    """Read a PNG of class ids: grey of 8 or 16 bits, or a palette, whose entries are numbers.
+
+    Args and errors as `read_id_map`.
+
+    Returns:
+        (H, W) int32.
+    """
+    return _read(path, "classes", size)
+
+
+def read_runs(path: str, encoding: str = "rgb", size: ExpectedSize | None = None) -> Runs:
+    """Read a label PNG for the evaluation: fast, its checksums checked.
+
+    Args:
         path: of the file.
-        encoding: "rgb" or "divisor", see `panoptic_ext.data.read_id_map`.
+        encoding: "rgb" or "divisor" (module docstring).
         size: that it must have; compared with the file's header, before pixels are unpacked.
 
     Raises:
@@ -54,7 +141,7 @@ def read_runs(path: str, encoding: str = "rgb", size: ExpectedSize | None = None
     check_regular_file(path, LABEL_MAP, error=EvaluationError)
     try:
         with open(path, "rb") as stream:
-            head = stream.read(PNG_HEADER_LENGTH)
+            head = stream.read(_HEADER_LENGTH)
             found = png_size(head)
             if found is not None and size is not None:
                 size.check(path, *found)
@@ -66,7 +153,7 @@ def read_runs(path: str, encoding: str = "rgb", size: ExpectedSize | None = None
         raise _unreadable(path, getattr(error, "strerror", str(error))) from error
     pixel_chunks = _checked_chunks(content, path)
     if encoding == "rgb":
-        rgb = _decode_rgb(pixel_chunks)
+        rgb = _decode_with_opencv(pixel_chunks)
         if rgb is not None:
             return runs_from_rgb(rgb)
     try:
@@ -77,26 +164,118 @@ def read_runs(path: str, encoding: str = "rgb", size: ExpectedSize | None = None
         raise _unreadable(path, str(error)) from error
 
 
-def encode_png(runs: LabelRuns) -> bytes:
-    """The map as COCO's RGB PNG."""
+def read_png_size(path: str | os.PathLike) -> tuple[int, int] | None:
+    """(height, width) of a label PNG from its header alone; None for what is no PNG.
+
+    Raises:
+        UnreadableFileError: no regular file with content.
+    """
+    check_regular_file(path, LABEL_MAP)
+    try:
+        with open(path, "rb") as stream:
+            return png_size(stream.read(_HEADER_LENGTH))
+    except OSError as error:
+        raise UnreadableFileError(f"label map {path} cannot be read ({error.strerror})") from error
+
+
+def png_size(head: bytes) -> tuple[int, int] | None:
+    """(height, width) from the first bytes of a PNG; None for what is no PNG."""
+    is_png = head.startswith(_SIGNATURE) and head[12:16] == b"IHDR"
+    if not is_png or len(head) < _HEADER_LENGTH:
+        return None
+    return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
+
+
+def decode_png(content: bytes) -> np.ndarray:
+    """The (H, W) int32 id map of a PNG from `encode_png`."""
+    with Image.open(io.BytesIO(content)) as image:
+        return _decode(image, "rgb")
+
+
+def encode_png(label_map: Runs | np.ndarray) -> bytes:
+    """A label map, (H, W) ids or their runs, as COCO's RGB PNG."""
     with io.BytesIO() as stream:
-        Image.fromarray(id_to_rgb(runs.dense())).save(stream, format="PNG", compress_level=1)
+        write_id_map(stream, label_map.dense() if isinstance(label_map, Runs) else label_map)
         return stream.getvalue()
 
 
-def write_file(path: str, content: bytes, *, durable: bool = True) -> None:
-    """Write a file as `write_atomic`; makes its folder.
+def write_id_map(
+    path: str | os.PathLike | BinaryIO, ids: np.ndarray, encoding: str = "rgb"
+) -> None:
+    """Write an (H, W) integer id map as a label PNG, to a path or an open binary file.
 
-    Raises:
-        EvaluationError: not writable, or no space left.
+    `read_id_map` gives it back exactly.
     """
+    check_encoding(encoding)
+    ids = np.asarray(ids)
+    if ids.ndim != 2:
+        raise DatasetError(f"expected an (H, W) id map, found shape {ids.shape}")
+    if encoding == "rgb":
+        image = Image.fromarray(id_to_rgb(ids))
+    elif ids.size and ids.min() < 0:
+        raise DatasetError(f"id {ids.min()} < 0 cannot be written; void is 0")
+    elif ids.size and ids.max() > 0xFFFF:
+        raise DatasetError(
+            f"id {ids.max()} does not fit a 16-bit PNG; use a smaller label_divisor or "
+            'encoding "rgb"'
+        )
+    else:
+        image = Image.fromarray(ids.astype(np.uint16))
+    image.save(path, format="PNG", compress_level=1)
+
+
+def _read(path: str | os.PathLike, encoding: str, size: ExpectedSize | None) -> np.ndarray:
+    check_regular_file(path, LABEL_MAP)
     try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        write_atomic(path, lambda stream: stream.write(content), durable=durable)
-    except OSError as error:
-        raise EvaluationError(
-            f"cannot write {path}: {error.strerror}; choose a folder that is writable and has space"
+        with Image.open(path) as image:
+            _check_label_format(image, path, encoding)
+            if size is not None:
+                size.check(path, image.height, image.width)
+            return _decode(image, encoding)
+    except DatasetError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UnreadableFileError(f"label map {path} {too_many_pixels(error)}") from error
+    except READ_ERRORS as error:
+        what = "is not an image" if isinstance(error, UnidentifiedImageError) else "is damaged"
+        raise UnreadableFileError(
+            f"label map {path} {what} ({error}); expected a readable PNG: copy or make it again"
         ) from error
+
+
+def _decode(image: Image.Image, encoding: str) -> np.ndarray:
+    """(H, W) int32 ids of an image of a mode of this encoding."""
+    if encoding != "rgb":
+        return np.asarray(image).astype(np.int32)
+    # Pillow holds RGB in four bytes a pixel, so this view needs no arithmetic.
+    packed = np.asarray(image.convert("RGBA")).view("<i4")[..., 0]
+    return (packed & MAX_RGB_ID).astype(np.int32, copy=False)
+
+
+def _check_label_format(image: Image.Image, path: str | os.PathLike, encoding: str) -> None:
+    if image.format != "PNG":
+        raise DatasetError(
+            f"label map {path} is a {image.format} file, expected PNG: lossy formats change ids; "
+            "make the label maps again as PNG"
+        )
+    if image.mode in _MODES[encoding]:
+        return
+    kind = _MODE_NAMES.get(image.mode, "16-bit" if image.mode.startswith("I") else image.mode)
+    if encoding == "rgb":
+        raise DatasetError(
+            f"label map {path} is a {kind} PNG, expected RGB with id = R + 256 G + 65536 B; "
+            'convert it, or register with encoding="divisor" if its pixels are '
+            "category * label_divisor + instance"
+        )
+    if encoding == "classes":
+        raise DatasetError(
+            f"label map {path} is a {kind} PNG, expected a grey one of 8 or 16 bits or a palette, "
+            "one class id a pixel; write it again"
+        )
+    raise DatasetError(
+        f"label map {path} is a {kind} PNG, expected a grey one of 8 or 16 bits; register "
+        'with encoding="rgb" if its colours are R + 256 G + 65536 B'
+    )
 
 
 def _checked_chunks(content: bytes, path: str) -> list[bytes]:
@@ -126,7 +305,7 @@ def _checked_chunks(content: bytes, path: str) -> list[bytes]:
     return []
 
 
-def _decode_rgb(chunks: list[bytes]) -> np.ndarray | None:
+def _decode_with_opencv(chunks: list[bytes]) -> np.ndarray | None:
     """(H, W, 3) uint8 of an 8-bit RGB PNG; None for anything else or what cannot be decoded.
 
     Only these chunks: others, as of orientation or colour spaces, must not change ids.
@@ -134,7 +313,7 @@ def _decode_rgb(chunks: list[bytes]) -> np.ndarray | None:
     if _READ_RGB is None or not chunks or chunks[0][4:8] != b"IHDR":
         return None
     width, height = (int.from_bytes(chunks[0][i : i + 4], "big") for i in (8, 12))
-    if chunks[0][16:21] != _RGB_KIND or not 0 < width * height <= _MAX_PIXELS:
+    if chunks[0][16:21] != _RGB_KIND or not 0 < width * height <= _MAX_OPENCV_PIXELS:
         return None
     data = np.frombuffer(b"".join([_SIGNATURE, *chunks]), np.uint8)
     try:

@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from panoptic_ext.data.coco.id_map import ExpectedSize, read_png_size
 from panoptic_ext.data.coco.json_checks import (
     Category,
     check_structure,
     read_categories,
 )
 from panoptic_ext.data.coco.json_file import read_json
-from panoptic_ext.data.coco.label_png import read_runs
+from panoptic_ext.data.coco.label_png import ExpectedSize, read_png_size, read_runs
 from panoptic_ext.data.coco.problems import raise_if_any
-from panoptic_ext.data.coco.runs import LabelRuns
+from panoptic_ext.data.coco.runs import Runs
 from panoptic_ext.data.coco.segment_table import SegmentTable
 from panoptic_ext.errors import DatasetError, EvaluationError, quoted
 
@@ -98,7 +97,7 @@ class PanopticFiles:
         """Names the image and file in errors."""
         return f"image {quoted(annotation.image_id)} ({self._png(annotation)})"
 
-    def table(self, annotation: Annotation, runs: LabelRuns) -> SegmentTable:
+    def table(self, annotation: Annotation, runs: Runs) -> SegmentTable:
         """The segments of an image.
 
         Args:
@@ -129,7 +128,7 @@ class PanopticFiles:
                     "categories"
                 )
 
-    def _segments_of_divisor(self, runs: LabelRuns) -> list[dict[str, Any]]:
+    def _segments_of_divisor(self, runs: Runs) -> list[dict[str, Any]]:
         """As Cityscapes: an id below the divisor is a category without instances, crowd if thing.
 
         An unknown category stays for SegmentTable to report.
@@ -163,7 +162,7 @@ class PanopticFiles:
             raise EvaluationError(f"image {quoted(annotation.image_id)}: {error}") from error
         return found
 
-    def runs(self, annotation: Annotation) -> LabelRuns:
+    def runs(self, annotation: Annotation) -> Runs:
         """Read the label PNG of an image.
 
         Raises:

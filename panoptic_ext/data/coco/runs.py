@@ -1,8 +1,8 @@
-"""Label maps as runs of equal pixels, and how two of them overlap.
+"""Label maps as runs of equal ids: boxes, areas, and how two of them overlap.
 
-Shapes: a map is (H, W) of segment ids, 0 <= id < 2^24, 0 is void. Flattened row by row it has
-N = H W pixels in R runs; a street scene of 307k pixels has about 5k. Comparing runs in place of
-pixels is what makes the evaluation fast. Maps of noise have as many runs as pixels: `overlaps` then
+Shapes: a map is (H, W) of segment ids, 0 is void. Flattened row by row it has N = H W pixels in R
+runs. A street scene of 307k pixels has about 5k runs, so work that is done on runs is many times
+faster than the same work on pixels. Maps of noise have as many runs as pixels: `overlaps` then
 compares pixels.
 """
 
@@ -13,10 +13,18 @@ from functools import cached_property
 
 import numpy as np
 
-from panoptic_ext.data.coco.id_map import Runs, segment_boxes
 from panoptic_ext.errors import EvaluationError
 
-__all__ = ["MAX_ID", "LabelRuns", "Overlaps", "overlaps", "runs_from_ids", "runs_from_rgb"]
+__all__ = [
+    "MAX_ID",
+    "Overlaps",
+    "Runs",
+    "find_runs",
+    "overlaps",
+    "runs_from_ids",
+    "runs_from_rgb",
+    "segment_boxes",
+]
 
 MAX_ID = 1 << 24  # ids fit into the three bytes of an RGB pixel
 _BLOCK = 1 << 18  # pixels compared at a time: temporaries stay in the cache
@@ -25,12 +33,14 @@ _MAX_RUN_SHARE = 4  # runs are used while there is at most one for so many pixel
 
 
 @dataclass(frozen=True)
-class LabelRuns:
-    """A label map as runs along its flattened rows; a run may go on in the next row.
+class Runs:
+    """A label map as runs of equal ids along its flattened rows.
+
+    A run may go on in the next row, unless the runs were split at the ends of rows.
 
     Attributes:
         starts: (R,) int64, index of each run's first pixel; ascending, starts[0] is 0.
-        ids: (R,) int64, the segment id of each run.
+        ids: (R,), the id of each run, of the map's integer type.
         shape: (H, W).
     """
 
@@ -43,37 +53,45 @@ class LabelRuns:
         """Number of pixels."""
         return self.shape[0] * self.shape[1]
 
+    @cached_property
     def lengths(self) -> np.ndarray:
         """(R,) int64, pixels of each run."""
         return np.diff(self.starts, append=self.size)
 
-    def dense(self) -> np.ndarray:
-        """The (H, W) int32 map."""
-        return np.repeat(self.ids.astype(np.int32), self.lengths()).reshape(self.shape)
-
     @cached_property
     def index(self) -> tuple[np.ndarray, np.ndarray]:
-        """(S,) int64 ids that occur, ascending, and (R,) int64, which of them each run has."""
+        """(S,) ids that occur, ascending, and (R,) int64, which of them each run has."""
         return np.unique(self.ids, return_inverse=True)
 
+    def dense(self) -> np.ndarray:
+        """The (H, W) int32 map."""
+        return self.expand(self.ids.astype(np.int32))
+
+    def expand(self, values: np.ndarray) -> np.ndarray:
+        """(H, W) map, of the values' type, from (R,) one value for each run."""
+        return np.repeat(values, self.lengths).reshape(self.shape)
+
     def areas(self) -> tuple[np.ndarray, np.ndarray]:
-        """The ids that occur, ascending, and the pixels of each: two (S,) int64 arrays."""
+        """The ids that occur, ascending, and the pixels of each: two (S,) arrays."""
         ids, inverse = self.index
-        return ids, np.bincount(inverse, self.lengths(), len(ids)).astype(np.int64)
+        return ids, np.bincount(inverse, self.lengths, len(ids)).astype(np.int64)
 
     def boxes(self, ids: np.ndarray) -> np.ndarray:
         """(S, 4) int64 x, y, width, height in pixels of each of `ids`, which all occur."""
         if not len(ids):
             return np.zeros((0, 4), np.int64)
-        width = self.shape[1]
-        starts = np.union1d(self.starts, np.arange(0, self.size, width))
-        values = self.ids[np.searchsorted(self.starts, starts, side="right") - 1]
+        runs = self.split_rows()
         order = np.argsort(ids)
-        at = order[np.minimum(np.searchsorted(ids[order], values), len(ids) - 1)]
-        rows = np.where(ids[at] == values, at, -1)
-        runs = Runs(values, starts, np.diff(starts, append=self.size))
-        corners = segment_boxes(runs, width, rows, len(ids))
+        at = order[np.minimum(np.searchsorted(ids[order], runs.ids), len(ids) - 1)]
+        rows = np.where(ids[at] == runs.ids, at, -1)
+        corners = segment_boxes(runs, rows, len(ids))
         return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+
+    def split_rows(self) -> Runs:
+        """The same map in runs that each lie within one row."""
+        starts = np.union1d(self.starts, np.arange(0, self.size, max(1, self.shape[1])))
+        ids = self.ids[np.searchsorted(self.starts, starts, side="right") - 1]
+        return Runs(starts, ids, self.shape)
 
 
 @dataclass(frozen=True)
@@ -89,13 +107,31 @@ class Overlaps:
     pixels: np.ndarray
 
 
-def runs_from_ids(ids: np.ndarray, name: str = "the map", *, shift: int = 0) -> LabelRuns:
-    """Encode a map of ids.
+def find_runs(ids: np.ndarray, *, split_rows: bool = False) -> Runs:
+    """Encode an (H, W) map of any values, also an empty one; nothing is checked.
+
+    Args:
+        ids: the map; not changed.
+        split_rows: split runs at the ends of rows, as `segment_boxes` needs them.
+    """
+    flat = np.ascontiguousarray(ids).reshape(-1)
+    shape = (int(ids.shape[0]), int(ids.shape[1]))
+    if flat.size == 0:
+        return Runs(np.zeros(0, np.int64), flat, shape)
+    starts = _run_starts(flat, shape[1] if split_rows else 0)
+    return Runs(starts, flat[starts], shape)
+
+
+def runs_from_ids(ids: np.ndarray, name: str = "the map", *, shift: int = 0) -> Runs:
+    """Encode a map of segment ids, checked.
 
     Args:
         ids: (H, W) array of any integer type; not kept and not changed.
         name: names the map in errors.
         shift: added to every id.
+
+    Returns:
+        runs with int64 ids.
 
     Raises:
         EvaluationError: not a two-dimensional integer map, empty, or ids out of range.
@@ -105,22 +141,17 @@ def runs_from_ids(ids: np.ndarray, name: str = "the map", *, shift: int = 0) -> 
             f"{name} is an array of {ids.dtype} of shape {ids.shape}; expected a (height, width)"
             " map of integer segment ids"
         )
-    flat = np.ascontiguousarray(ids).reshape(-1)
-    parts: list[np.ndarray] = [np.zeros(1, np.int64)]
-    for first in range(0, len(flat) - 1, _BLOCK):
-        last = min(first + _BLOCK, len(flat) - 1)
-        parts.append(np.flatnonzero(flat[first + 1 : last + 1] != flat[first:last]) + (first + 1))
-    starts = np.concatenate(parts)
-    values = flat[starts].astype(np.int64) + shift
+    runs = find_runs(ids)
+    values = runs.ids.astype(np.int64) + shift
     if values.min() < 0 or values.max() >= MAX_ID:
         wrong = int(values.min()) if values.min() < 0 else int(values.max())
         raise EvaluationError(
             f"{name} has segment id {wrong}; expected 0 (void) <= id < 2^24 = {MAX_ID}"
         )
-    return LabelRuns(starts, values, (int(ids.shape[0]), int(ids.shape[1])))
+    return Runs(runs.starts, values, runs.shape)
 
 
-def runs_from_rgb(rgb: np.ndarray) -> LabelRuns:
+def runs_from_rgb(rgb: np.ndarray) -> Runs:
     """Encode an RGB picture of ids, id = R + 256 G + 65536 B, without making the map of ids.
 
     Args:
@@ -132,6 +163,8 @@ def runs_from_rgb(rgb: np.ndarray) -> LabelRuns:
     step = 3 * _BLOCK
     for first in range(0, len(flat) - 3, step):
         last = min(first + step, len(flat) - 3)
+        # A pixel differs from the one before it where one of its three bytes does: the same pixel
+        # may be listed up to three times.
         pixel: np.ndarray = np.flatnonzero(flat[first + 3 : last + 3] != flat[first:last]) // 3
         if len(pixel):
             is_new: np.ndarray = np.empty(len(pixel), bool)
@@ -141,10 +174,38 @@ def runs_from_rgb(rgb: np.ndarray) -> LabelRuns:
     starts = np.concatenate(parts)
     colours = flat.reshape(-1, 3)[starts].astype(np.int64)
     ids = colours[:, 0] + (colours[:, 1] << 8) + (colours[:, 2] << 16)
-    return LabelRuns(starts, ids, (height, width))
+    return Runs(starts, ids, (height, width))
 
 
-def overlaps(gt: LabelRuns, pred: LabelRuns) -> Overlaps:
+def segment_boxes(runs: Runs, rows: np.ndarray, count: int) -> np.ndarray:
+    """Tight boxes of segments, in one pass over the runs.
+
+    Args:
+        runs: split at the ends of rows.
+        rows: (R,) the segment that each run belongs to, 0..count - 1; others are left out.
+        count: number of segments.
+
+    Returns:
+        (count, 4) int64 x0, y0, x1, y1, the last two exclusive; zeros where there is no run.
+    """
+    boxes = np.zeros((count, 4), np.int64)
+    keep = np.flatnonzero((rows >= 0) & (rows < count))
+    if len(keep) == 0:
+        return boxes
+    keep = keep[np.argsort(rows[keep], kind="stable")]
+    owner = rows[keep]
+    first = np.flatnonzero(np.diff(owner, prepend=-1))
+    y, x0 = np.divmod(runs.starts[keep], runs.shape[1])
+    x1 = x0 + runs.lengths[keep]
+    present = owner[first]
+    boxes[present, 0] = np.minimum.reduceat(x0, first)
+    boxes[present, 1] = np.minimum.reduceat(y, first)
+    boxes[present, 2] = np.maximum.reduceat(x1, first)
+    boxes[present, 3] = np.maximum.reduceat(y, first) + 1
+    return boxes
+
+
+def overlaps(gt: Runs, pred: Runs) -> Overlaps:
     """Count the pixels that each pair of segments shares.
 
     Args:
@@ -165,6 +226,18 @@ def overlaps(gt: LabelRuns, pred: LabelRuns) -> Overlaps:
     return _sum_pairs(pairs, lengths, gt_ids, pred_ids)
 
 
+def _run_starts(flat: np.ndarray, row_length: int = 0) -> np.ndarray:
+    """(R,) int64, where a flat map changes; with a row length also the first pixel of each row."""
+    parts: list[np.ndarray] = [np.zeros(1, np.int64)]
+    for first in range(0, len(flat) - 1, _BLOCK):
+        last = min(first + _BLOCK, len(flat) - 1)
+        is_start = flat[first + 1 : last + 1] != flat[first:last]
+        if row_length:
+            is_start[-(first + 1) % row_length :: row_length] = True
+        parts.append(np.flatnonzero(is_start) + (first + 1))
+    return np.concatenate(parts)
+
+
 def _sum_pairs(
     pairs: np.ndarray, lengths: np.ndarray, gt_ids: np.ndarray, pred_ids: np.ndarray
 ) -> Overlaps:
@@ -172,14 +245,14 @@ def _sum_pairs(
     number = len(gt_ids) * len(pred_ids)
     if number <= _MAX_TABLE:
         pixels = np.bincount(pairs, lengths, number)  # float64, exact below 2^53
-        found = np.flatnonzero(pixels)
-        pixels = pixels[found]
+        present = np.flatnonzero(pixels)
+        pixels = pixels[present]
     else:
-        found, inverse = np.unique(pairs, return_inverse=True)
+        present, inverse = np.unique(pairs, return_inverse=True)
         pixels = np.bincount(inverse, lengths)
-        found, pixels = found[pixels > 0], pixels[pixels > 0]
+        present, pixels = present[pixels > 0], pixels[pixels > 0]
     return Overlaps(
-        gt_ids[found // len(pred_ids)], pred_ids[found % len(pred_ids)], pixels.astype(np.int64)
+        gt_ids[present // len(pred_ids)], pred_ids[present % len(pred_ids)], pixels.astype(np.int64)
     )
 
 

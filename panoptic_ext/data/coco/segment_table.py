@@ -88,7 +88,7 @@ class SegmentTable:
         return replace(self, areas=areas)
 
     def with_pixel_areas(self, ids: np.ndarray, pixels: np.ndarray) -> SegmentTable:
-        """The same segments with the areas counted in a map, see `LabelRuns.areas`."""
+        """The same segments with the areas counted in a map, see `Runs.areas`."""
         rows = self.rows(ids)
         areas: np.ndarray = np.zeros(len(self), np.int64)
         areas[rows[rows >= 0]] = pixels[rows >= 0]

@@ -7,9 +7,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from panoptic_ext.data.coco.label_png import encode_png, write_file
+from panoptic_ext.atomic import write_file
+from panoptic_ext.data.coco.label_png import encode_png
 from panoptic_ext.data.coco.panoptic_files import Annotation, PanopticFiles
-from panoptic_ext.data.coco.runs import LabelRuns
+from panoptic_ext.data.coco.runs import Runs
 from panoptic_ext.data.coco.segment_table import SegmentTable
 from panoptic_ext.errors import EvaluationError
 
@@ -30,7 +31,7 @@ def check_png_names(truth: PanopticFiles) -> None:
 
 
 def write_png(
-    folder: str, annotation: Annotation, runs: LabelRuns, table: SegmentTable
+    folder: str, annotation: Annotation, runs: Runs, table: SegmentTable
 ) -> list[dict[str, Any]]:
     """Write one prediction.
 

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from panoptic_ext.data.coco.id_map import READ_ERRORS, find_runs, read_id_map, read_png_size
 from panoptic_ext.data.coco.json_checks import check_structure, safe_name
 from panoptic_ext.data.coco.json_file import read_json
+from panoptic_ext.data.coco.label_png import read_id_map, read_png_size
 from panoptic_ext.data.coco.problems import Problem, problem_of
+from panoptic_ext.data.coco.runs import find_runs
 from panoptic_ext.data.datasets.check_files import check_each
 from panoptic_ext.data.datasets.check_instances import check_instance_data, count_instances
 from panoptic_ext.data.datasets.file_search import FolderIndex
@@ -23,7 +24,7 @@ from panoptic_ext.data.datasets.instances import has_instances_alone
 from panoptic_ext.data.datasets.metadata import PanopticMetadata, PanopticSource
 from panoptic_ext.data.datasets.panoptic import load_source, missing_files
 from panoptic_ext.data.datasets.registered import get_metadata
-from panoptic_ext.data.image_files import EXIF_ORIENTATION, deep_pixels, turned_size
+from panoptic_ext.data.image_files import EXIF_ORIENTATION, READ_ERRORS, deep_pixels, turned_size
 from panoptic_ext.errors import DatasetError, quoted
 from panoptic_ext.regular_files import IMAGE, file_problem
 
@@ -303,10 +304,7 @@ def _check_sizes(
 
 def _check_ids(sample: _Sample, ids: np.ndarray) -> Iterator[Problem]:
     """Compares the ids and areas of a label map with the JSON's."""
-    runs = find_runs(ids)
-    values, inverse = np.unique(runs.values, return_inverse=True)
-    counts = np.bincount(inverse, weights=runs.lengths, minlength=len(values)).astype(int)
-    areas = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    areas = dict(zip(*(a.tolist() for a in find_runs(ids).areas()), strict=True))
     areas.pop(0, None)
     known = {s["id"] for s in sample.segments or ()}
     for i in sorted(set(areas) - known):

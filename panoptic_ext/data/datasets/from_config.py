@@ -7,7 +7,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
-from panoptic_ext.data.coco.id_map import check_encoding
+from panoptic_ext.data.coco.label_png import check_encoding
 from panoptic_ext.data.datasets.builtin import register_builtin, warn_of_others
 from panoptic_ext.data.datasets.instances import (
     InstanceMetadata,

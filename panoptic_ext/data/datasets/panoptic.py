@@ -16,13 +16,13 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from panoptic_ext.data.coco.divisor import segments_of_png
-from panoptic_ext.data.coco.id_map import check_encoding
 from panoptic_ext.data.coco.json_checks import (
     Category,
     check_structure,
     read_categories,
 )
 from panoptic_ext.data.coco.json_file import read_json
+from panoptic_ext.data.coco.label_png import check_encoding
 from panoptic_ext.data.coco.problems import Problem, raise_if_any
 from panoptic_ext.data.datasets.file_search import FolderIndex
 from panoptic_ext.data.datasets.metadata import PanopticMetadata, PanopticSource

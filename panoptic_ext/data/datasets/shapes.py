@@ -22,7 +22,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from panoptic_ext.data.coco.id_map import write_id_map
+from panoptic_ext.data.coco.label_png import write_id_map
 from panoptic_ext.data.datasets.file_search import expand
 from panoptic_ext.data.datasets.metadata import PanopticSource
 from panoptic_ext.data.datasets.panoptic import register_source

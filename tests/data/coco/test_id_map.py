@@ -1,6 +1,6 @@
-from __future__ import annotations
+"""Colours and numbers of segment ids."""
 
-from pathlib import Path
+from __future__ import annotations
 
 import numpy as np
 import pytest
@@ -8,14 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from panoptic_ext.data.coco.id_map import (
-    find_runs,
-    id_to_rgb,
-    read_id_map,
-    remap_ids,
-    rgb_to_id,
-    write_id_map,
-)
+from panoptic_ext.data.coco.id_map import id_to_rgb, remap_ids, rgb_to_id
 from panoptic_ext.errors import DatasetError
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=9)
@@ -39,37 +32,6 @@ def test_colours_round_trip(ids: np.ndarray) -> None:
 def test_ids_that_do_not_fit_a_colour(values: list[int]) -> None:
     with pytest.raises(DatasetError, match="do not fit an RGB PNG"):
         id_to_rgb(np.array(values))
-
-
-@pytest.mark.parametrize(("encoding", "top"), [("rgb", 2**24), ("divisor", 2**16)])
-def test_files_round_trip(tmp_path: Path, encoding: str, top: int) -> None:
-    ids = np.random.default_rng(0).integers(0, top, (13, 17))
-    write_id_map(tmp_path / "a.png", ids, encoding)
-    found = read_id_map(tmp_path / "a.png", encoding)
-    assert found.dtype == np.int32
-    assert np.array_equal(found, ids)
-
-
-def test_divisor_ids_beyond_16_bits_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="16-bit PNG"):
-        write_id_map(tmp_path / "a.png", np.full((2, 2), 2**16), "divisor")
-
-
-def test_unknown_encoding_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="did you mean 'divisor'"):
-        read_id_map(tmp_path / "a.png", "divisors")
-
-
-@given(SMALL_MAPS, st.booleans())
-def test_runs_describe_the_map(ids: np.ndarray, split_rows: bool) -> None:
-    runs = find_runs(ids, split_rows=split_rows)
-    assert np.array_equal(np.repeat(runs.values, runs.lengths), ids.reshape(-1))
-    assert np.array_equal(runs.starts, np.cumsum(runs.lengths) - runs.lengths)
-    if split_rows and ids.size:
-        width = ids.shape[1]
-        assert ((runs.starts % width) + runs.lengths <= width).all()
-    elif not split_rows:
-        assert (runs.values[1:] != runs.values[:-1]).all()
 
 
 @given(SMALL_MAPS, st.lists(st.integers(1, 2**24 - 1), max_size=5, unique=True))

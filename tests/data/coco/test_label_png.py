@@ -14,9 +14,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from panoptic_ext.data import id_to_rgb, write_id_map
-from panoptic_ext.data.coco.label_png import encode_png, read_runs
+from panoptic_ext.data.coco.label_png import (
+    decode_png,
+    encode_png,
+    read_id_map,
+    read_runs,
+)
 from panoptic_ext.data.coco.runs import runs_from_ids
-from panoptic_ext.errors import EvaluationError
+from panoptic_ext.errors import DatasetError, EvaluationError
 from tests import ROOT
 
 
@@ -130,3 +135,29 @@ def test_a_header_of_an_absurd_size(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(join(chunks))
     with pytest.raises(EvaluationError, match=r"x.png has \d+ million pixels, expected at most"):
         read_runs(str(tmp_path / "x.png"))
+
+
+@pytest.mark.parametrize(("encoding", "top"), [("rgb", 2**24), ("divisor", 2**16)])
+def test_files_round_trip(tmp_path: Path, encoding: str, top: int) -> None:
+    ids = np.random.default_rng(0).integers(0, top, (13, 17))
+    write_id_map(tmp_path / "a.png", ids, encoding)
+    found = read_id_map(tmp_path / "a.png", encoding)
+    assert found.dtype == np.int32
+    assert np.array_equal(found, ids)
+
+
+def test_divisor_ids_beyond_16_bits_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="16-bit PNG"):
+        write_id_map(tmp_path / "a.png", np.full((2, 2), 2**16), "divisor")
+
+
+def test_unknown_encoding_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="did you mean 'divisor'"):
+        read_id_map(tmp_path / "a.png", "divisors")
+
+
+def test_bytes_round_trip() -> None:
+    runs = runs_from_ids(random_map())
+    assert encode_png(runs) == encode_png(random_map())
+    found = decode_png(encode_png(runs))
+    assert found.dtype == np.int32 and (found == random_map()).all()

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from panoptic_ext.data import PanopticDatasetMapper
-from panoptic_ext.data.coco.id_map import write_id_map
+from panoptic_ext.data.coco.label_png import write_id_map
 from panoptic_ext.data.datasets.check import check_panoptic
 from panoptic_ext.errors import DatasetError
 from tests.data.tiny import CAR, HEIGHT, ROAD, WIDTH, TinyDataset

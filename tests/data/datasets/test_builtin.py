@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from panoptic_ext.data import get_metadata, get_records, num_classes, thing_ids
-from panoptic_ext.data.coco.id_map import write_id_map
+from panoptic_ext.data.coco.label_png import write_id_map
 from panoptic_ext.data.datasets.builtin import BUILTIN, register_builtin
 from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.errors import DatasetError

@@ -28,7 +28,7 @@ from panoptic_ext.data import (
     thing_ids,
 )
 from panoptic_ext.data.coco.divisor import segments_of_png
-from panoptic_ext.data.coco.id_map import write_id_map
+from panoptic_ext.data.coco.label_png import write_id_map
 from panoptic_ext.errors import DatasetError
 from tests.data.tiny import CAR, CROWD, HEIGHT, ROAD, WIDTH, TinyDataset
 

@@ -14,7 +14,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from panoptic_ext.data import check_panoptic, get_records, num_classes, thing_ids
-from panoptic_ext.data.coco.id_map import find_runs
+from panoptic_ext.data.coco.runs import find_runs
 from panoptic_ext.data.datasets import shapes
 from panoptic_ext.data.datasets.shapes import ShapesParams, ensure_shapes, register_shapes
 from panoptic_ext.data.datasets.shapes_render import CATEGORIES, render
@@ -166,7 +166,7 @@ def _borders_are_void(ids: np.ndarray) -> bool:
     """No two segments touch within a row."""
     runs = find_runs(ids, split_rows=True)
     touching = (runs.starts[1:] % ids.shape[1]) != 0
-    return not (touching & (runs.values[1:] != 0) & (runs.values[:-1] != 0)).any()
+    return not (touching & (runs.ids[1:] != 0) & (runs.ids[:-1] != 0)).any()
 
 
 def test_a_signal_ends_the_generation_and_leaves_nothing(

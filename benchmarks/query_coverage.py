@@ -31,7 +31,7 @@ from tqdm import tqdm
 from panoptic_ext.engine.run_config import choose_device, load_cfg
 from panoptic_ext.engine.trainer import Trainer
 from panoptic_ext.errors import ConfigError, PanopticExtError
-from panoptic_ext.modeling.mask_classification.points import MaskTargets
+from panoptic_ext.modeling.mask_classification.targets import MaskTargets
 from panoptic_ext.modeling.meta_arch.mask_former import PanopticExtMaskFormer
 
 COVERED = 0.5  # IoU from which panoptic quality counts a segment as found

@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from panoptic_ext.host_copies import to_device
+from panoptic_ext.modeling.mask_classification.bilinear import sample_masks
 from panoptic_ext.modeling.mask_classification.losses import (
     classification_loss,
     empty_class_weight,
@@ -22,14 +23,14 @@ from panoptic_ext.modeling.mask_classification.losses import (
     point_mask_losses,
 )
 from panoptic_ext.modeling.mask_classification.matcher import HungarianMatcher, Match
-from panoptic_ext.modeling.mask_classification.point_drawing import (
+from panoptic_ext.modeling.mask_classification.points import (
     points_in_boxes,
     uncertain_points,
 )
-from panoptic_ext.modeling.mask_classification.points import MaskTargets, sample_masks
 from panoptic_ext.modeling.mask_classification.query_masks import matched_masks, outputs_at_once
+from panoptic_ext.modeling.mask_classification.targets import MaskTargets
 
-__all__ = ["MaskTargets", "SetCriterion"]
+__all__ = ["SetCriterion"]
 
 
 class SetCriterion(nn.Module):

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from panoptic_ext.errors import DatasetError, NonFiniteLossError
 from panoptic_ext.modeling.mask_classification.losses import class_cost, mask_costs
-from panoptic_ext.modeling.mask_classification.point_drawing import common_points
-from panoptic_ext.modeling.mask_classification.points import MaskTargets
+from panoptic_ext.modeling.mask_classification.points import common_points
 from panoptic_ext.modeling.mask_classification.query_masks import masks_at_points
+from panoptic_ext.modeling.mask_classification.targets import MaskTargets
 
-__all__ = ["HungarianMatcher", "Match", "out_of_place"]
+__all__ = ["HungarianMatcher", "Match"]
 
 Match = tuple[Tensor, Tensor]
 """Matched queries and targets of one image: two (M,) int64 tensors on the CPU."""
@@ -189,21 +189,6 @@ class HungarianMatcher(nn.Module):
                     len(target) - num_queries,
                 )
                 return
-
-
-def out_of_place(places: Tensor, target: MaskTargets) -> Tensor:
-    """Keeps queries that have a place to the thing they lie in.
-
-    The location cost of FastInst (He et al., CVPR 2023).
-
-    Args:
-        places: (Q, 2) x and y in [0, 1].
-        target: N things of the image.
-
-    Returns:
-        (Q, N) bool, true for a pair that does not belong together.
-    """
-    return ~target.covers(places).t()
 
 
 def _last_resort(cost: Tensor, wrong: Tensor | None) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from panoptic_ext.modeling.layers.linear import linear
-from panoptic_ext.modeling.mask_classification.points import sample_at_common_points
+from panoptic_ext.modeling.mask_classification.bilinear import sample_at_common_points
 
 __all__ = [
     "MaskPredictions",
@@ -95,7 +95,7 @@ def masks_at_points(outputs: Sequence[dict[str, Any]], image: int, points: Tenso
     Args:
         outputs: of a decoder, each with "pred_masks": all tensors, or all `QueryMasks`.
         image: which one of the batch.
-        points: (1, P, 2) for all outputs, or (O, P, 2), for each its own; see `point_sampling`.
+        points: (1, P, 2) for all outputs, or (O, P, 2), for each its own; see `points`.
 
     Returns:
         (o, Q, P) float32, the outputs in order, o of them as `outputs_at_once` joins them.

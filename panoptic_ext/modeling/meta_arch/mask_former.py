@@ -24,9 +24,8 @@ from panoptic_ext.modeling.mask_classification.build_criterion import (
 )
 from panoptic_ext.modeling.mask_classification.criterion import SetCriterion
 from panoptic_ext.modeling.mask_classification.losses import box_loss, centre_loss, semantic_loss
-from panoptic_ext.modeling.mask_classification.matcher import out_of_place
-from panoptic_ext.modeling.mask_classification.points import MaskTargets
-from panoptic_ext.modeling.mask_classification.targets import TASKS, build_mask_targets
+from panoptic_ext.modeling.mask_classification.placed_criterion import centre_map, outside_target
+from panoptic_ext.modeling.mask_classification.targets import TASKS, MaskTargets, build_mask_targets
 from panoptic_ext.modeling.meta_arch.classes import classes_of_dataset
 from panoptic_ext.modeling.meta_arch.mask_former_head import takes_dense
 from panoptic_ext.postprocessing import (
@@ -290,7 +289,7 @@ class PanopticExtMaskFormer(nn.Module):
         targets = self.mask_targets(images, batched_inputs, task)
         if "places" in outputs:
             pairs = zip(outputs["places"], targets, strict=True)
-            outputs["out_of_place"] = [out_of_place(places, target) for places, target in pairs]
+            outputs["out_of_place"] = [outside_target(places, target) for places, target in pairs]
         return targets
 
     def centre_losses(
@@ -298,7 +297,7 @@ class PanopticExtMaskFormer(nn.Module):
     ) -> dict[str, Tensor]:
         """Weighted losses of the map of thing centres and of the boxes around them."""
         size = tuple(outputs["place_logits"].shape[-2:])
-        maps = [target.centre_map(size) for target in targets]
+        maps = [centre_map(target, size) for target in targets]
         heat = torch.stack([heat for heat, _ in maps])[:, None]
         boxes = torch.stack([boxes for _, boxes in maps])
         weight = self.centre_loss_weight

@@ -1,60 +1,27 @@
-"""Points in the targets' own boxes: boxes, points, and the matching and losses that use them."""
+"""Points in the targets' own boxes: the matching and losses that use them."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from panoptic_ext.modeling.mask_classification.criterion import SetCriterion
 from panoptic_ext.modeling.mask_classification.matcher import HungarianMatcher
-from panoptic_ext.modeling.mask_classification.point_drawing import common_points, points_in_boxes
-from panoptic_ext.modeling.mask_classification.points import MaskTargets
+from panoptic_ext.modeling.mask_classification.points import common_points, points_in_boxes
+from panoptic_ext.modeling.mask_classification.targets import IdMapTargets
 from tests.modeling.mask_classification.test_criterion import (
     CLASSES,
     gradients,
     make_outputs,
     make_target,
 )
-from tests.modeling.mask_classification.test_points import planes, random_id_map
-
-WHOLE = [0.0, 0.0, 1.0, 1.0]
 
 
-def naive_boxes(masks: torch.Tensor) -> torch.Tensor:
-    boxes = []
-    for mask in masks:
-        rows, columns = mask.nonzero(as_tuple=True)
-        if not len(rows):
-            boxes.append(WHOLE)
-            continue
-        height, width = mask.shape
-        boxes.append(
-            [
-                columns.min().item() / width,
-                rows.min().item() / height,
-                (columns.max().item() + 1) / width,
-                (rows.max().item() + 1) / height,
-            ]
-        )
-    return torch.tensor(boxes).view(-1, 4)
-
-
-def small_and_large() -> MaskTargets:
+def small_and_large() -> IdMapTargets:
     """A target of 2 x 2 pixels and one of everything else, in 100 x 100."""
     id_map = torch.full((100, 100), 2, dtype=torch.int32)
     id_map[60:62, 30:32] = 1
-    return MaskTargets(torch.tensor([0, 1]), id_map)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 6), st.integers(0, 99), st.booleans())
-def test_boxes_equal_naive_ones(height, width, count, seed, overlapping):
-    id_map = random_id_map(height, width, count, seed)
-    masks, labels = planes(id_map, count), torch.zeros(count, dtype=torch.int64)
-    targets = MaskTargets.from_masks(masks, labels) if overlapping else MaskTargets(labels, id_map)
-    torch.testing.assert_close(targets.boxes(), naive_boxes(masks))
+    return IdMapTargets(torch.tensor([0, 1]), id_map)
 
 
 def test_points_lie_in_the_enlarged_box_and_in_the_image():
@@ -73,7 +40,7 @@ def test_points_lie_in_the_enlarged_box_and_in_the_image():
 @pytest.mark.parametrize("ratio", [0.5, 1.0])
 def test_a_perfect_mask_of_the_whole_image_costs_no_more_than_published(ratio):
     """Points on the very border would: sampling halves both mask and target there."""
-    target = MaskTargets(torch.tensor([0]), torch.ones(64, 64, dtype=torch.int32))
+    target = IdMapTargets(torch.tensor([0]), torch.ones(64, 64, dtype=torch.int32))
     outputs = {
         "pred_logits": torch.tensor([[[9.0] + [-9.0] * CLASSES]]),
         "pred_masks": torch.full((1, 1, 16, 16), 8.0),
@@ -93,7 +60,7 @@ def test_common_points_share_themselves_out():
     assert abs(int(hits.sum()) - 250 / 3**2) < 30  # a quarter of the points is drawn around it
     assert int((target.sample(common_points(target, 1000, 0.0)[0])[0] >= 0.5).sum()) < 5
     assert common_points(target, 7, 0.5, draws=3).shape == (3, 7, 2)
-    nothing = MaskTargets(torch.zeros(0, dtype=torch.int64), torch.zeros(4, 4, dtype=torch.int32))
+    nothing = IdMapTargets(torch.zeros(0, dtype=torch.int64), torch.zeros(4, 4, dtype=torch.int32))
     assert common_points(nothing, 9, 1.0).shape == (1, 9, 2)
 
 

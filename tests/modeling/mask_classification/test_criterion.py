@@ -9,7 +9,11 @@ import torch
 from panoptic_ext.modeling.mask_classification import criterion as criterion_module
 from panoptic_ext.modeling.mask_classification.criterion import SetCriterion
 from panoptic_ext.modeling.mask_classification.matcher import HungarianMatcher
-from panoptic_ext.modeling.mask_classification.points import MaskTargets
+from panoptic_ext.modeling.mask_classification.targets import (
+    IdMapTargets,
+    MaskTargets,
+    PlaneTargets,
+)
 from tests.modeling.mask_classification import naive_mask_losses as naive
 
 CLASSES = 4
@@ -35,7 +39,7 @@ def make_outputs(images: int, queries: int = 6, aux: int = 2, seed: int = 0) -> 
 def make_target(count: int, seed: int = 0) -> MaskTargets:
     generator = torch.Generator().manual_seed(seed)
     id_map = torch.randint(0, count + 1, (32, 40), generator=generator, dtype=torch.int32)
-    return MaskTargets(torch.randint(0, CLASSES, (count,), generator=generator), id_map)
+    return IdMapTargets(torch.randint(0, CLASSES, (count,), generator=generator), id_map)
 
 
 def gradients(outputs: dict) -> list[torch.Tensor]:
@@ -76,10 +80,10 @@ def test_losses_equal_the_naive_ones(monkeypatch, overlapping):
         lambda masks, *_, **__: points.expand(len(masks), -1, -1),
     )
     outputs, target = make_outputs(1, aux=0), make_target(3)
-    target = MaskTargets(target.labels, target.id_map[::4, ::4].contiguous())
+    target = IdMapTargets(target.labels, target.id_map[::4, ::4].contiguous())
     planes = target.id_map[None] == torch.arange(1, 4)[:, None, None]
     if overlapping:
-        target = MaskTargets.from_masks(planes, target.labels)
+        target = PlaneTargets(target.labels, planes)
     criterion = make_criterion()
     torch.manual_seed(1)
     losses = criterion(outputs, [target])
@@ -101,7 +105,7 @@ def test_losses_equal_the_naive_ones(monkeypatch, overlapping):
 
 def test_a_right_prediction_has_a_small_loss():
     id_map = torch.arange(4, dtype=torch.int32).repeat_interleave(10).repeat(32, 1)
-    target = MaskTargets(torch.tensor([2, 0, 2]), id_map)
+    target = IdMapTargets(torch.tensor([2, 0, 2]), id_map)
     planes = id_map[None] == torch.arange(1, 4)[:, None, None]
     logits = torch.full((1, 4, CLASSES + 1), -20.0)
     logits[0, [0, 1, 2], target.labels] = 20.0
@@ -144,9 +148,9 @@ def test_num_masks_is_the_workers_average(monkeypatch):
 
 def test_hundreds_of_objects_and_a_single_pixel():
     id_map = torch.arange(1, 376, dtype=torch.int32).reshape(15, 25)
-    many = MaskTargets(torch.zeros(375, dtype=torch.int64), id_map)
+    many = IdMapTargets(torch.zeros(375, dtype=torch.int64), id_map)
     losses = make_criterion()(make_outputs(1, queries=400), [many])
     assert all(torch.isfinite(loss) for loss in losses.values())
-    one = MaskTargets(torch.tensor([1]), torch.ones(1, 1, dtype=torch.int32))
+    one = IdMapTargets(torch.tensor([1]), torch.ones(1, 1, dtype=torch.int32))
     losses = make_criterion()(make_outputs(1), [one])
     assert all(torch.isfinite(loss) for loss in losses.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,8 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from panoptic_ext.modeling.mask_classification.losses import (
+    box_loss,
+    centre_loss,
     class_cost,
     classification_loss,
     empty_class_weight,
@@ -111,3 +115,32 @@ def test_a_perfect_mask_costs_nothing():
     torch.testing.assert_close(bce.diagonal(), torch.zeros(2))
     torch.testing.assert_close(dice.diagonal(), torch.zeros(2))
     assert bce[0, 1] == pytest.approx(100)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 99))
+def test_centre_loss_equals_naive_one(height, width, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 4 * torch.randn(2, 1, height, width, generator=generator)
+    targets = torch.rand(2, 1, height, width, generator=generator)
+    total = 0.0
+    for x, t in zip(logits.flatten().tolist(), targets.flatten().tolist(), strict=True):
+        p = 1 / (1 + math.exp(-x))
+        total -= (p - t) ** 2 * (t * math.log(p) + (1 - t) * math.log(1 - p))
+    expected = total / max(targets.sum().item(), 1.0)
+    assert math.isclose(centre_loss(logits, targets).item(), expected, rel_tol=1e-4)
+
+
+def test_box_loss_is_the_relative_error_of_cells_with_a_weight():
+    truth = torch.tensor([0.5, 0.4, 0.1, 0.2])[None, :, None, None].expand(1, 4, 1, 2)
+    wrong = torch.tensor([0.55, 0.4, 0.1, 0.2 * math.e])[None, :, None, None].expand(1, 4, 1, 2)
+    weights = torch.tensor([[[[1.0, 0.0]]]])
+    boxes = torch.cat((wrong[..., :1], torch.full((1, 4, 1, 1), 9.0)), dim=-1)
+    assert box_loss(boxes, truth, weights).item() == pytest.approx((0.5 + 1.0) / 4, rel=1e-5)
+    assert box_loss(boxes, truth, torch.zeros(1, 1, 1, 2)).item() == 0
+
+
+def test_centre_loss_without_any_object_is_finite_and_has_a_gradient():
+    logits = torch.zeros(1, 1, 3, 3, requires_grad=True)
+    centre_loss(logits, torch.zeros(1, 1, 3, 3)).backward()
+    assert logits.grad.abs().min() > 0

@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 
 from panoptic_ext.errors import DatasetError, NonFiniteLossError
 from panoptic_ext.modeling.mask_classification.matcher import HungarianMatcher
-from panoptic_ext.modeling.mask_classification.points import MaskTargets
+from panoptic_ext.modeling.mask_classification.targets import IdMapTargets
 
 
-def stripes(count: int, labels: list[int] | None = None, image: str = "") -> MaskTargets:
+def stripes(count: int, labels: list[int] | None = None, image: str = "") -> IdMapTargets:
     """`count` vertical stripes, 4 pixels wide, 8 high; void beyond."""
     id_map = torch.arange(1, count + 2, dtype=torch.int32).repeat_interleave(4).repeat(8, 1)
     id_map[id_map > count] = 0
     chosen = torch.arange(count) if labels is None else torch.tensor(labels, dtype=torch.int64)
-    return MaskTargets(chosen, id_map, image=image)
+    return IdMapTargets(chosen, id_map, image=image)
 
 
-def outputs_like(target: MaskTargets, order: list[int], classes: int = 5) -> dict:
+def outputs_like(target: IdMapTargets, order: list[int], classes: int = 5) -> dict:
     """Query q predicts target order[q]; -1 predicts nothing."""
     masks = torch.full((len(order), *target.id_map.shape), -9.0)
     logits = torch.zeros(len(order), classes + 1)
@@ -45,7 +45,7 @@ def test_right_queries_are_found_in_every_output_and_image():
         masks = [p["pred_masks"][..., :12] for p in pairs]
         logits = torch.cat([p["pred_logits"] for p in pairs])
         outputs.append({"pred_logits": logits, "pred_masks": torch.cat(masks)})
-    targets = [MaskTargets(t.labels, t.id_map[:, :12]) for t in targets]
+    targets = [IdMapTargets(t.labels, t.id_map[:, :12]) for t in targets]
     matches = HungarianMatcher(num_points=200)(outputs, targets)
     for per_image, matched in zip(orders, matches, strict=True):
         for order, (queries, rows) in zip(per_image, matched, strict=True):

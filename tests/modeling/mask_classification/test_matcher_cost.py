@@ -16,8 +16,8 @@ from panoptic_ext.modeling.mask_classification import criterion as criterion_mod
 from panoptic_ext.modeling.mask_classification import matcher as matcher_module
 from panoptic_ext.modeling.mask_classification.criterion import SetCriterion
 from panoptic_ext.modeling.mask_classification.matcher import HungarianMatcher
-from panoptic_ext.modeling.mask_classification.points import MaskTargets
 from panoptic_ext.modeling.mask_classification.query_masks import QueryMasks
+from panoptic_ext.modeling.mask_classification.targets import PlaneTargets
 from tests.mask2former_reference import reference_arrays, reference_json
 from tests.modeling.mask_classification import naive_mask_losses as naive
 
@@ -25,11 +25,11 @@ WIDTH = 512
 UNEQUAL = {"class_weight": 3.0, "mask_weight": 0.5, "dice_weight": 7.0}
 
 
-class ValuesAtPoints(MaskTargets):
+class ValuesAtPoints(PlaneTargets):
     """Targets known at the points alone, where they may have any value from 0 to 1."""
 
     def __init__(self, labels, values):
-        super().__init__(labels, masks=values[:, None] > 0.5, image="points")
+        super().__init__(labels, values[:, None] > 0.5, "points")
         self.values = values
 
     def sample(self, points):

@@ -8,8 +8,8 @@ import torch
 from panoptic_ext.modeling.mask_classification import query_masks
 from panoptic_ext.modeling.mask_classification.criterion import SetCriterion
 from panoptic_ext.modeling.mask_classification.matcher import HungarianMatcher
-from panoptic_ext.modeling.mask_classification.points import MaskTargets
 from panoptic_ext.modeling.mask_classification.query_masks import QueryMasks
+from panoptic_ext.modeling.mask_classification.targets import IdMapTargets, MaskTargets
 from tests.operation_counts import OperationCounts
 
 CLASSES, QUERIES, POINTS = 5, 12, 32
@@ -32,7 +32,7 @@ def make(outputs: int, images: int) -> tuple[dict, list[MaskTargets], list[torch
     targets = []
     for image in range(images):
         ids = torch.randint(0, 3 * image + 1, (32, 32), generator=generator, dtype=torch.int32)
-        targets.append(MaskTargets(torch.arange(3 * image) % CLASSES, ids))
+        targets.append(IdMapTargets(torch.arange(3 * image) % CLASSES, ids))
     return {**every[0], "aux_outputs": every[1:]}, targets, leaves
 
 

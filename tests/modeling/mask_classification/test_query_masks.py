@@ -8,14 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panoptic_ext.modeling.mask_classification import query_masks
+from panoptic_ext.modeling.mask_classification.bilinear import sample_at_common_points
 from panoptic_ext.modeling.mask_classification.criterion import SetCriterion
 from panoptic_ext.modeling.mask_classification.matcher import HungarianMatcher
-from panoptic_ext.modeling.mask_classification.points import MaskTargets, sample_at_common_points
 from panoptic_ext.modeling.mask_classification.query_masks import (
     QueryMasks,
     masks_at_points,
     matched_masks,
 )
+from panoptic_ext.modeling.mask_classification.targets import IdMapTargets, MaskTargets
 
 CLASSES, CHANNELS = 4, 6
 
@@ -47,7 +48,7 @@ def make_targets(batch: int, size: tuple[int, int], most: int, seed: int) -> lis
         count = (most + image) % (most + 1)
         ids = torch.randint(0, count + 1, size, generator=generator, dtype=torch.int32)
         labels = torch.randint(0, CLASSES, (count,), generator=generator)
-        targets.append(MaskTargets(labels=labels, id_map=ids))
+        targets.append(IdMapTargets(labels, ids))
     return targets
 
 

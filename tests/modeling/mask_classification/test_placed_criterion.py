@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panoptic_ext.modeling.mask_classification.losses import box_loss, centre_loss
-from panoptic_ext.modeling.mask_classification.matcher import HungarianMatcher, out_of_place
-from panoptic_ext.modeling.mask_classification.points import MaskTargets
-from tests.modeling.mask_classification.test_points import planes, random_id_map
+from panoptic_ext.modeling.mask_classification.matcher import HungarianMatcher
+from panoptic_ext.modeling.mask_classification.placed_criterion import centre_map, outside_target
+from panoptic_ext.modeling.mask_classification.targets import IdMapTargets, PlaneTargets
+from tests.modeling.mask_classification.random_targets import planes, random_id_map
 
 
 def naive_centre_map(masks, size):
@@ -54,10 +53,10 @@ def test_centre_map_equals_naive_one(height, width, count, seed, overlapping, ro
     masks, labels = planes(id_map, count), torch.zeros(count, dtype=torch.int64)
     if overlapping:
         masks = masks | masks.roll(1, -1)
-        target = MaskTargets.from_masks(masks, labels)
+        target = PlaneTargets(labels, masks)
     else:
-        target = MaskTargets(labels, id_map)
-    found, boxes = target.centre_map((rows, columns))
+        target = IdMapTargets(labels, id_map)
+    found, boxes = centre_map(target, (rows, columns))
     expected, expected_boxes = naive_centre_map(masks > 0, (rows, columns))
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(boxes, expected_boxes)
@@ -67,45 +66,16 @@ def test_an_object_around_a_hole_has_its_best_cell_on_itself():
     id_map = torch.zeros(40, 40, dtype=torch.int32)
     id_map[4:36, 4:36] = 1
     id_map[10:30, 10:30] = 0
-    found, _ = MaskTargets(torch.tensor([0]), id_map).centre_map((40, 40))
+    found, _ = centre_map(IdMapTargets(torch.tensor([0]), id_map), (40, 40))
     assert found.max() == 1
     assert not found[id_map != 1].any()
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 99))
-def test_centre_loss_equals_naive_one(height, width, seed):
-    generator = torch.Generator().manual_seed(seed)
-    logits = 4 * torch.randn(2, 1, height, width, generator=generator)
-    targets = torch.rand(2, 1, height, width, generator=generator)
-    total = 0.0
-    for x, t in zip(logits.flatten().tolist(), targets.flatten().tolist(), strict=True):
-        p = 1 / (1 + math.exp(-x))
-        total -= (p - t) ** 2 * (t * math.log(p) + (1 - t) * math.log(1 - p))
-    expected = total / max(targets.sum().item(), 1.0)
-    assert math.isclose(centre_loss(logits, targets).item(), expected, rel_tol=1e-4)
-
-
-def test_box_loss_is_the_relative_error_of_cells_with_a_weight():
-    truth = torch.tensor([0.5, 0.4, 0.1, 0.2])[None, :, None, None].expand(1, 4, 1, 2)
-    wrong = torch.tensor([0.55, 0.4, 0.1, 0.2 * math.e])[None, :, None, None].expand(1, 4, 1, 2)
-    weights = torch.tensor([[[[1.0, 0.0]]]])
-    boxes = torch.cat((wrong[..., :1], torch.full((1, 4, 1, 1), 9.0)), dim=-1)
-    assert box_loss(boxes, truth, weights).item() == pytest.approx((0.5 + 1.0) / 4, rel=1e-5)
-    assert box_loss(boxes, truth, torch.zeros(1, 1, 1, 2)).item() == 0
-
-
-def test_centre_loss_without_any_object_is_finite_and_has_a_gradient():
-    logits = torch.zeros(1, 1, 3, 3, requires_grad=True)
-    centre_loss(logits, torch.zeros(1, 1, 3, 3)).backward()
-    assert logits.grad.abs().min() > 0
 
 
 def two_things():
     """Things on the left and on the right, 20 x 40."""
     id_map = torch.zeros(20, 40, dtype=torch.int32)
     id_map[5:15, 2:12], id_map[5:15, 28:38] = 1, 2
-    return MaskTargets(torch.tensor([1, 1]), id_map)
+    return IdMapTargets(torch.tensor([1, 1]), id_map)
 
 
 PLACES = torch.tensor([[0.8, 0.5], [0.2, 0.5], [0.5, 0.1]])  # right, left, on the ground
@@ -113,14 +83,14 @@ PLACES = torch.tensor([[0.8, 0.5], [0.2, 0.5], [0.5, 0.1]])  # right, left, on t
 
 def test_placed_queries_are_kept_to_their_thing():
     target = two_things()
-    wrong = out_of_place(PLACES, target)
+    wrong = outside_target(PLACES, target)
     assert (~wrong).tolist() == [[False, True], [True, False], [False, False]]
-    assert torch.equal(wrong, out_of_place(PLACES, as_masks(target)))
+    assert torch.equal(wrong, outside_target(PLACES, as_masks(target)))
 
 
 def as_masks(target):
     masks = torch.stack([target.id_map == i + 1 for i in range(len(target))])
-    return MaskTargets.from_masks(masks, target.labels)
+    return PlaneTargets(target.labels, masks)
 
 
 def matched(outputs, target):
@@ -131,11 +101,11 @@ def matched(outputs, target):
 def test_the_matcher_follows_the_places_but_leaves_no_thing_out():
     target = two_things()
     outputs = {"pred_logits": torch.zeros(1, 3, 3), "pred_masks": torch.zeros(1, 3, 5, 10)}
-    outputs["out_of_place"] = [out_of_place(PLACES, target)]
+    outputs["out_of_place"] = [outside_target(PLACES, target)]
     found = matched(outputs, target)
     assert (found[0], found[1]) == (1, 0)
     nowhere = PLACES[2:].expand(3, -1)
-    outputs["out_of_place"] = [out_of_place(nowhere, target)]
+    outputs["out_of_place"] = [outside_target(nowhere, target)]
     assert len(matched(outputs, target)) == 2
 
 
@@ -144,7 +114,7 @@ def test_a_place_decides_however_much_its_mask_costs():
     target = two_things()
     outputs = {"pred_logits": torch.zeros(1, 3, 3), "pred_masks": torch.zeros(1, 3, 5, 10)}
     outputs["pred_masks"][0, :2] = -1000.0
-    outputs["out_of_place"] = [out_of_place(PLACES, target)]
+    outputs["out_of_place"] = [outside_target(PLACES, target)]
     found = matched(outputs, target)
     assert (found[0], found[1]) == (1, 0)
 
@@ -152,6 +122,6 @@ def test_a_place_decides_however_much_its_mask_costs():
 def test_an_object_on_a_larger_one_has_a_centre():
     masks = torch.zeros(2, 40, 40, dtype=torch.bool)
     masks[0, 2:38, 2:38] = masks[1, 10:20, 10:20] = True
-    target = MaskTargets.from_masks(masks, torch.zeros(2, dtype=torch.int64))
-    found, _ = target.centre_map((40, 40))
+    target = PlaneTargets(torch.zeros(2, dtype=torch.int64), masks)
+    found, _ = centre_map(target, (40, 40))
     assert found[masks[1]].max() == 1 and found[masks[0] & ~masks[1]].max() == 1

@@ -37,6 +37,7 @@ from panoptic_ext.engine.memory_errors import explained_memory_errors
 from panoptic_ext.errors import ConfigError, PanopticExtError
 from panoptic_ext.interruption import stoppable
 from panoptic_ext.many_files import ManyFiles, failure_line
+from panoptic_ext.modeling.meta_arch.base import meta_architecture
 from panoptic_ext.prediction.ahead import PredictAhead
 from panoptic_ext.prediction.image_ids import choose_image_ids, ids_of_files
 from panoptic_ext.prediction.inputs import (
@@ -59,16 +60,6 @@ from panoptic_ext.visualization.drawing_options import (
 )
 
 _STOPPED = "stopped; the same command goes on where it was"
-_FPN_THRESHOLD = "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH"
-_MASK_FORMER_THRESHOLD = "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD"
-THRESHOLD_KEYS = {
-    "PanopticFPN": _FPN_THRESHOLD,
-    "UnifiedPanopticFPN": _FPN_THRESHOLD,
-    "MaskFormer": _MASK_FORMER_THRESHOLD,
-    "PanopticExtMaskFormer": _MASK_FORMER_THRESHOLD,
-    "GeneralizedRCNN": "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
-}
-"""The config key that --confidence-threshold sets, by MODEL.META_ARCHITECTURE."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -314,14 +305,14 @@ class Job:
 def _set_threshold(cfg: Any, threshold: float) -> None:
     if not 0 <= threshold <= 1:
         raise ConfigError(f"--confidence-threshold is {threshold}, expected 0 to 1")
-    architecture = cfg.MODEL.META_ARCHITECTURE
-    if architecture not in THRESHOLD_KEYS:
+    key = meta_architecture(cfg).score_threshold_key_for(cfg)
+    if not key:
         raise ConfigError(
-            f"--confidence-threshold does not know MODEL.META_ARCHITECTURE {architecture}; give "
-            f"that model's own key as KEY VALUE instead (known: {', '.join(THRESHOLD_KEYS)})"
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} names no score_threshold_key, "
+            "which --confidence-threshold sets; give the model's own key as KEY VALUE instead"
         )
     cfg.defrost()
-    cfg.merge_from_list([THRESHOLD_KEYS[architecture], threshold])
+    cfg.merge_from_list([key, threshold])
     cfg.freeze()
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import META_ARCH_REGISTRY
 
 from panoptic_ext.config import add_panoptic_ext_config
 from panoptic_ext.errors import ConfigError
@@ -17,23 +16,30 @@ BLOCK = "MODEL.PANOPTIC_FUSION"
 _IN_DUMPS_ALONE = "GLOBAL.HACK"  # a key of Detectron2's that nobody writes, but that dumps have
 
 
-def check_fusion_keys(cfg: CfgNode, given: Mapping[str, str]) -> None:
+def check_fusion_keys(
+    cfg: CfgNode,
+    given: Mapping[str, str],
+    *,
+    default_fusion: str | None,
+    combine_keys: Mapping[str, str],
+) -> None:
     """Refuse keys of MODEL.PANOPTIC_FUSION that the model does not read.
 
     The `config.yaml` of a run from before Panoptic FPN took a fusion has the whole block, which
     EfficientPS alone read then. It is set back, in place, for the other models.
 
     Args:
-        cfg: unfrozen, with a registered MODEL.META_ARCHITECTURE.
+        cfg: unfrozen.
         given: where each key was given.
+        default_fusion, combine_keys: attributes of the model, see
+            panoptic_ext.modeling.meta_arch.base.MetaArchitecture.
 
     Raises:
         ConfigError: names each key, its value and what is read instead.
     """
-    arch = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
-    takes_fusion, replaced = hasattr(arch, "default_fusion"), getattr(arch, "combine_keys", {})
-    if not _is_known(arch) or (takes_fusion and not replaced):
+    if default_fusion is None or (default_fusion and not combine_keys):
         return
+    model = cfg.MODEL.META_ARCHITECTURE
     keys, defaults = cfg.MODEL.PANOPTIC_FUSION, _defaults()
     dump = _file_of(given.get(_IN_DUMPS_ALONE, ""))
     if dump and "INPUT.KEEP_EMPTY_SEGMENTS" not in given:
@@ -45,17 +51,12 @@ def check_fusion_keys(cfg: CfgNode, given: Mapping[str, str]) -> None:
         for (name, value), (_, default) in zip(_items(keys), _items(defaults), strict=True)
         if value != default
     }
-    if not takes_fusion:
-        _refuse(changed, f"{arch.__name__} takes no fusion; leave the key out")
+    if not default_fusion:
+        _refuse(changed, f"{model} takes no fusion; leave the key out")
         return
-    for name, key in replaced.items():
-        told = {k: v for k, v in changed.items() if k == f"{BLOCK}.{name}"}
-        _refuse(told, f"{arch.__name__} reads MODEL.PANOPTIC_FPN.COMBINE.{key}; set that instead")
-
-
-def _is_known(arch: type) -> bool:
-    """Whether it is ours or Detectron2's; others may read the keys in ways of their own."""
-    return arch.__module__.startswith(("panoptic_ext.", "detectron2."))
+    for name, key in combine_keys.items():
+        of_key = {k: v for k, v in changed.items() if k == f"{BLOCK}.{name}"}
+        _refuse(of_key, f"{model} reads MODEL.PANOPTIC_FPN.COMBINE.{key}; set that instead")
 
 
 def _file_of(source: str) -> str:
@@ -65,8 +66,8 @@ def _file_of(source: str) -> str:
 
 def _refuse(changed: Mapping[str, Any], why: str) -> None:
     if changed:
-        told = ", ".join(f"{key} is {value!r}" for key, value in changed.items())
-        raise ConfigError(f"{told}, but {why}")
+        settings = ", ".join(f"{key} is {value!r}" for key, value in changed.items())
+        raise ConfigError(f"{settings}, but {why}")
 
 
 def _defaults() -> CfgNode:

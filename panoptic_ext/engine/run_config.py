@@ -21,6 +21,7 @@ from panoptic_ext.config.yaml_reader import Setting, merge_settings, read_file, 
 from panoptic_ext.engine.bfloat16_speed import warn_if_bfloat16_is_slow
 from panoptic_ext.engine.precision import bfloat16_on_cpu, check_precision, unusable_float16
 from panoptic_ext.errors import ConfigError, nearest, quoted
+from panoptic_ext.modeling.meta_arch.base import meta_architecture
 
 __all__ = [
     "check_workers",
@@ -77,12 +78,15 @@ def load_cfg(
     _check_values(cfg)
     resolve_published_names(cfg)
     _check_model_name(cfg)
-    check_fusion_keys(cfg, given)
+    arch = meta_architecture(cfg)
+    check_fusion_keys(
+        cfg, given, default_fusion=arch.default_fusion, combine_keys=arch.combine_keys
+    )
     register_from_config(cfg, trained_on=trained_on)
     if use_data:
         _check_datasets_exist(cfg)
         _check_ground_truth(cfg)
-        if _has_unified_classes(cfg):
+        if arch.has_contiguous_classes:
             _fill_in_classes(cfg, settings)
         _fill_in_void(cfg, settings)
     cfg.freeze()
@@ -241,19 +245,12 @@ def _check_datasets_exist(cfg: CfgNode) -> None:
                 )
 
 
-def _has_unified_classes(cfg: CfgNode) -> bool:
-    """Whether the model takes one class space for things and stuff, as those of panoptic_ext do."""
-    arch = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
-    return getattr(arch, "unified_classes", arch.__module__.startswith("panoptic_ext."))
-
-
 def _check_ground_truth(cfg: CfgNode) -> None:
     """Raise ConfigError where a model of segments is to learn from instances alone."""
     from panoptic_ext.data import has_instances_alone
 
-    arch = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
-    learns = getattr(arch, "learns_from_instances", None)
-    if not _has_unified_classes(cfg) or (learns is not None and learns(cfg)):
+    arch = meta_architecture(cfg)
+    if not arch.has_contiguous_classes or arch.learns_from_instances(cfg):
         return
     alone = [name for name in _all_names(cfg) if has_instances_alone(name)]
     if alone:
@@ -273,8 +270,7 @@ def _fill_in_classes(cfg: CfgNode, settings: Sequence[Setting]) -> None:
         return
     check_same_categories(names)
     classes, things = num_classes(names[0]), len(thing_ids(names[0]))
-    arch = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
-    in_head = arch.head_classes(cfg, classes, things) if hasattr(arch, "head_classes") else classes
+    in_head = meta_architecture(cfg).head_classes(cfg, classes, things)
     what_in_head = "categories" if in_head == classes else "thing categories"
     for node, key, value, what in (
         (cfg.MODEL.SEM_SEG_HEAD, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", in_head, what_in_head),
@@ -312,7 +308,7 @@ def _fill_in_void(cfg: CfgNode, settings: Sequence[Setting]) -> None:
         )
         _take_from_data_set(key, node.IGNORE_VALUE, label, reason, settings)
     node.IGNORE_VALUE = label
-    if _has_unified_classes(cfg) and 0 <= label < num_classes(name):
+    if meta_architecture(cfg).has_contiguous_classes and 0 <= label < num_classes(name):
         raise ConfigError(
             f"void is {label} in data set {name}, within its {num_classes(name)} class ids, so that"
             f" class would be ignored; register it with ignore_label={max(255, num_classes(name))}"

@@ -15,8 +15,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from PIL import Image
+from torch import nn
 
 from panoptic_ext.data import read_id_map, write_id_map
 from panoptic_ext.engine import Checkpointer, load_cfg, save_run_info
@@ -329,9 +330,9 @@ def test_a_model_without_a_panoptic_result(base, predict, tmp_path, capsys, monk
 @pytest.mark.parametrize(
     ("architecture", "key"),
     [
+        ("EfficientPS", "MODEL.PANOPTIC_FUSION.SCORE_THRESHOLD"),
         ("UnifiedPanopticFPN", "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH"),
         ("PanopticExtMaskFormer", "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD"),
-        ("MaskFormer", "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD"),
         ("SemanticSegmentor", None),
     ],
 )
@@ -340,7 +341,7 @@ def test_the_threshold_is_the_models_own(predict, architecture, key):
     cfg.defrost()
     cfg.MODEL.META_ARCHITECTURE = architecture
     if key is None:
-        with pytest.raises(ConfigError, match="SemanticSegmentor; give"):
+        with pytest.raises(ConfigError, match=r"SemanticSegmentor names no.*; give"):
             predict._set_threshold(cfg, 0.25)
         return
     predict._set_threshold(cfg, 0.25)
@@ -348,6 +349,15 @@ def test_the_threshold_is_the_models_own(predict, architecture, key):
     for part in key.split("."):
         node = node[part]
     assert node == 0.25
+
+
+def test_the_threshold_of_a_mask_former_that_another_package_registered(predict):
+    META_ARCH_REGISTRY._do_register("MaskFormer", type("MaskFormer", (nn.Module,), {}))
+    key = "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD"
+    try:
+        test_the_threshold_is_the_models_own(predict, "MaskFormer", key)
+    finally:
+        del META_ARCH_REGISTRY._obj_map["MaskFormer"]
 
 
 def test_inputs_are_never_written_over(base, predict, tmp_path, capsys):

@@ -14,6 +14,7 @@ import torch
 import yaml
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 
 from panoptic_ext.engine.distributed import make_local_group
@@ -110,6 +111,18 @@ def test_a_wrong_number_beside_its_data_set_in_a_base_is_an_error_that_can_be_me
 def test_other_models_keep_their_numbers(opts: list[str]) -> None:
     cfg = load_cfg("", [*opts, "MODEL.META_ARCHITECTURE", NAME])
     assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 54
+
+
+@pytest.mark.parametrize("base", ["UnifiedPanopticFPN", "EfficientPS", "PanopticExtMaskFormer"])
+def test_a_third_partys_subclass_gets_the_numbers_of_its_base(opts: list[str], base: str) -> None:
+    """F9: the module's name decided, so that a subclass in another package kept 54 and 80."""
+    subclass = type("ThirdPartysModel", (META_ARCH_REGISTRY.get(base),), {"__module__": "theirs"})
+    META_ARCH_REGISTRY._do_register("ThirdPartysModel", subclass)
+    try:
+        cfg = load_cfg("", [*opts, "MODEL.META_ARCHITECTURE", "ThirdPartysModel"])
+    finally:
+        del META_ARCH_REGISTRY._obj_map["ThirdPartysModel"]
+    assert (cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.ROI_HEADS.NUM_CLASSES) == (3, 2)
 
 
 def test_train_and_test_must_agree(opts: list[str], tmp_path: Path) -> None:

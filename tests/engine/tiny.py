@@ -21,8 +21,6 @@ NAME = "PanopticExtTestTiny"
 class PanopticExtTestTiny(nn.Module):
     """Two layers, dropout and a batch norm: losses depend on weights, data and random numbers."""
 
-    unified_classes = False
-
     def __init__(self, cfg: CfgNode | None = None) -> None:
         super().__init__()
         self.backbone = nn.Linear(3, 4)

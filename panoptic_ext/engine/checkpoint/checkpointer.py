@@ -32,6 +32,7 @@ from panoptic_ext.engine.checkpoint.load_report import LoadReport, report_load
 from panoptic_ext.engine.checkpoint.parts import PartError
 from panoptic_ext.engine.checkpoint.read_weights import check_hash, load_pickle, load_torch
 from panoptic_ext.errors import CheckpointError
+from panoptic_ext.modeling.meta_arch.base import AdaptsStateDict
 from panoptic_ext.regular_files import CHECKPOINT, check_regular_file
 
 __all__ = ["Checkpointer"]
@@ -329,10 +330,7 @@ class Checkpointer(DetectionCheckpointer):
             )
 
     def _prepare_names(self, path: str, checkpoint: dict[str, Any]) -> None:
-        """Turn names of the file into the model's, before names and shapes are compared.
-
-        As torch loads would be too late.
-        """
+        """Turn names of the file into the model's, before names and shapes are compared."""
         weights = checkpoint["model"]
         _strip_prefix_if_present(weights, "module.")
         for name in [n for n, v in weights.items() if not hasattr(v, "shape")]:
@@ -341,9 +339,11 @@ class Checkpointer(DetectionCheckpointer):
         if not checkpoint.get("matching_heuristics"):
             weights = add_backbone_prefix(path, weights, self.model.state_dict())
             checkpoint["model"] = weights
+        # load_state_dict's own hooks run after names and shapes have been compared, so renaming
+        # there would come too late.
         for name, module in self.model.named_modules():
-            if hasattr(module, "rename_old_parameters"):
-                module.rename_old_parameters(weights, f"{name}." if name else "")
+            if isinstance(module, AdaptsStateDict):
+                module.adapt_state_dict(weights, f"{name}." if name else "")
 
     def _load_model(self, checkpoint: Any) -> Any:
         incompatible = super()._load_model(checkpoint)

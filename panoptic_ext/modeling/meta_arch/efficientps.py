@@ -21,7 +21,8 @@ class EfficientPS(UnifiedPanopticFPN):
     keep logits.
     """
 
-    default_fusion: ClassVar[str] = "hadamard"
+    score_threshold_key: ClassVar[str] = "MODEL.PANOPTIC_FUSION.SCORE_THRESHOLD"
+    default_fusion: ClassVar[str | None] = "hadamard"
     combine_keys: ClassVar[Mapping[str, str]] = {}
     needs_mask_logits: ClassVar[bool] = True
 

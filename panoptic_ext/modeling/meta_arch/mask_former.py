@@ -7,7 +7,7 @@ unified ids outside; an instance-only model may count its things alone, from 0 (
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import configurable
@@ -26,6 +26,7 @@ from panoptic_ext.modeling.mask_classification.criterion import SetCriterion
 from panoptic_ext.modeling.mask_classification.losses import box_loss, centre_loss, semantic_loss
 from panoptic_ext.modeling.mask_classification.placed_criterion import centre_map, outside_target
 from panoptic_ext.modeling.mask_classification.targets import TASKS, MaskTargets, build_mask_targets
+from panoptic_ext.modeling.meta_arch.base import MetaArchitecture
 from panoptic_ext.modeling.meta_arch.classes import classes_of_dataset
 from panoptic_ext.modeling.meta_arch.mask_former_head import takes_dense
 from panoptic_ext.postprocessing import (
@@ -48,8 +49,12 @@ def task_of(cfg: Any) -> str:
 
 
 @META_ARCH_REGISTRY.register()
-class PanopticExtMaskFormer(nn.Module):
+class PanopticExtMaskFormer(MetaArchitecture, nn.Module):
     """One model for panoptic, instance and semantic segmentation."""
+
+    has_contiguous_classes: ClassVar[bool] = True
+    score_threshold_key: ClassVar[str] = "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD"
+    default_fusion: ClassVar[str | None] = ""  # it takes none
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -211,19 +216,19 @@ class PanopticExtMaskFormer(nn.Module):
             return self.losses(outputs, images, batched_inputs)
         return self.postprocess(outputs, images, batched_inputs)
 
-    def rename_old_parameters(self, weights: dict[str, Tensor], prefix: str) -> None:
-        """Let weights with and without the classifier of training be loaded; edits `weights`.
+    def adapt_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Let weights with and without the classifier of training be loaded; see `AdaptsStateDict`.
 
-        Called by panoptic_ext's checkpointer. Inference does not use it, so nothing is missing.
+        Inference does not use the classifier, so weights without it lack nothing.
         """
-        of_head = any(name.startswith(f"{prefix}sem_seg_head.") for name in weights)
+        of_head = any(name.startswith(f"{prefix}sem_seg_head.") for name in state_dict)
         prefix = f"{prefix}semantic_classifier."
         own = self.semantic_classifier.state_dict() if self.semantic_classifier is not None else {}
-        for name in [n for n in weights if n.startswith(prefix) and n[len(prefix) :] not in own]:
-            del weights[name]
+        for name in [n for n in state_dict if n.startswith(prefix) and n[len(prefix) :] not in own]:
+            del state_dict[name]
         if of_head:  # else they would hide that nothing of a foreign file fits
             for name, value in own.items():
-                weights.setdefault(prefix + name, value)
+                state_dict.setdefault(prefix + name, value)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalised images, padded with 0 to one size; on a CPU in channels_last layout.

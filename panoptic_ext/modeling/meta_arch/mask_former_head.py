@@ -89,12 +89,13 @@ class PanopticExtMaskFormerHead(nn.Module):
         return {**outputs, "mask_features": mask_features}
 
     @staticmethod
-    def rename_old_parameters(state_dict: dict[str, Any], prefix: str) -> None:
-        """Give names that begin with `prefix` in an old checkpoint their new ones, in place.
+    def adapt_state_dict(state_dict: dict[str, Any], prefix: str) -> None:
+        """Give old names in a checkpoint their new ones; see `AdaptsStateDict`.
 
-        Old checkpoints keep the pixel decoder's parameters directly in the head. The names tell;
-        version metadata may be missing or wrong.
+        Old checkpoints keep the pixel decoder's parameters directly in the head.
         """
+        # Old checkpoints are recognised by their names, because their version metadata may be
+        # missing or wrong.
         new = (f"{prefix}pixel_decoder.", f"{prefix}predictor.")
         for name in [n for n in state_dict if n.startswith(prefix) and not n.startswith(new)]:
             state_dict[new[0] + name.removeprefix(prefix)] = state_dict.pop(name)
@@ -102,5 +103,5 @@ class PanopticExtMaskFormerHead(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        self.rename_old_parameters(state_dict, prefix)
+        self.adapt_state_dict(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -33,6 +33,7 @@ from panoptic_ext.errors import ConfigError
 from panoptic_ext.fusion import HeuristicFusion, PanopticFusion, build_panoptic_fusion
 from panoptic_ext.fusion.fusions import check_option
 from panoptic_ext.modeling.backbone.folded_norm import fold_norms
+from panoptic_ext.modeling.meta_arch.base import MetaArchitecture
 from panoptic_ext.modeling.meta_arch.classes import classes_of_dataset
 from panoptic_ext.modeling.roi_heads import KeepsMaskLogits
 from panoptic_ext.postprocessing import with_extents
@@ -43,20 +44,20 @@ logger = logging.getLogger(__name__)
 
 
 @META_ARCH_REGISTRY.register()
-class UnifiedPanopticFPN(PanopticFPN):
+class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
     """Detectron2's PanopticFPN on unified class ids; a fusion merges its two outputs.
 
     The fusion is chosen when the model is built, so the same weights can be evaluated with each.
     """
 
-    default_fusion: ClassVar[str] = "heuristic"
-    """The fusion where MODEL.PANOPTIC_FUSION.NAME is ""; a model without this takes none."""
+    has_contiguous_classes: ClassVar[bool] = True
+    score_threshold_key: ClassVar[str] = "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH"
+    default_fusion: ClassVar[str | None] = "heuristic"
     combine_keys: ClassVar[Mapping[str, str]] = {
         "SCORE_THRESHOLD": "INSTANCES_CONFIDENCE_THRESH",
         "OVERLAP_THRESHOLD": "OVERLAP_THRESH",
         "STUFF_AREA_THRESHOLD": "STUFF_AREA_LIMIT",
     }
-    """Keys of MODEL.PANOPTIC_FUSION for which keys of MODEL.PANOPTIC_FPN.COMBINE are read."""
     needs_mask_logits: ClassVar[bool] = False
     """Whether also the heuristic merging, which pasted masks would do for, asks for logits."""
 
@@ -259,22 +260,16 @@ class UnifiedPanopticFPN(PanopticFPN):
             "panoptic_seg": with_extents(*panoptic_seg),
         }
 
-    def rename_old_parameters(self, weights: dict[str, Tensor], prefix: str) -> None:
-        """Leave out of `weights`, in place, what only another fusion knows.
-
-        Called by panoptic_ext's checkpointer.
-        """
+    def adapt_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Leave out what belongs to another fusion; see `AdaptsStateDict`."""
         prefix = f"{prefix}fusion."
         own = {prefix + name for name in self.fusion.state_dict()}
-        for name in [n for n in weights if n.startswith(prefix) and n not in own]:
+        for name in [n for n in state_dict if n.startswith(prefix) and n not in own]:
             logger.info("Ignoring %s of the checkpoint: it belongs to another fusion", name)
-            del weights[name]
+            del state_dict[name]
 
     def why_missing(self, missing: Collection[str]) -> str:
-        """What to say of weights that lack the names `missing`; "" without anything to add.
-
-        Called by panoptic_ext's checkpointer.
-        """
+        """That the weights were trained without this fusion, where it has learnt parameters."""
         count = sum(name.startswith("fusion.") for name in missing)
         if not count:
             return ""

@@ -262,8 +262,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         return projection
 
     @staticmethod
-    def rename_old_parameters(state_dict: dict[str, Any], prefix: str) -> None:
-        """Give names that begin with `prefix` in an old checkpoint their new ones, in place."""
+    def adapt_state_dict(state_dict: dict[str, Any], prefix: str) -> None:
+        """Give old names in a checkpoint their new ones; see `AdaptsStateDict`."""
         old, new = f"{prefix}static_query.weight", f"{prefix}query_feat.weight"
         if old in state_dict and new not in state_dict:
             state_dict[new] = state_dict.pop(old)
@@ -271,5 +271,5 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        self.rename_old_parameters(state_dict, prefix)
+        self.adapt_state_dict(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

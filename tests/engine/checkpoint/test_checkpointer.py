@@ -164,7 +164,7 @@ class Renamer(nn.Module):
         self.new = nn.Linear(2, 3)
 
     @staticmethod
-    def rename_old_parameters(state_dict: dict[str, Any], prefix: str) -> None:
+    def adapt_state_dict(state_dict: dict[str, Any], prefix: str) -> None:
         for name in ("weight", "bias"):
             if f"{prefix}old.{name}" in state_dict:
                 state_dict[f"{prefix}new.{name}"] = state_dict.pop(f"{prefix}old.{name}")

@@ -219,10 +219,10 @@ def test_the_heads_are_in_training_mode_after_it_and_no_hook_stays(ranking):
 
 def test_weights_with_a_learned_fusion_load_with_another(ranking, model):
     weights = dict(ranking.state_dict())
-    model.rename_old_parameters(weights, "")
+    model.adapt_state_dict(weights, "")
     assert set(weights) == set(model.state_dict())
     strangers = {"something.else": torch.zeros(1)}
-    ranking.rename_old_parameters(strangers, "")
+    ranking.adapt_state_dict(strangers, "")
     assert list(strangers) == ["something.else"]  # so that it is refused as a whole
 
 

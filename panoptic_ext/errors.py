@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from detectron2.utils.registry import Registry
 __all__ = [
     "NOT_JSON",
     "CheckpointError",
@@ -18,9 +20,13 @@ __all__ = [
     "NonFiniteLossError",
     "PanopticExtError",
     "UnreadableFileError",
+    "check_known",
+    "listed",
+    "look_up",
     "nearest",
     "quoted",
     "shortened",
+    "unknown",
 ]
 
 NOT_JSON = (ValueError, RecursionError)
@@ -31,6 +37,7 @@ _MAX_ITEMS = 8
 _MAX_DIGITS = 40
 _LONGEST_LINE = 1500  # three of the longest usual paths, and the words around them
 _LONGEST_NAME = 200
+_MOST_KNOWN = 40  # names that exist, in the message about one that does not
 _BRACKETS: dict[type, tuple[str, str]] = {list: ("[", "]"), tuple: ("(", ")"), dict: ("{", "}")}
 
 
@@ -95,6 +102,55 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     return f"; did you mean {lowered[found[0]]!r}?" if found else ""
 
 
+def unknown(
+    what: str, value: Any, known: Iterable[Any], *, mend: str = "", limit: int = _MOST_KNOWN
+) -> str:
+    """The message about a name that does not exist.
+
+    Args:
+        what: the key or the kind of the name, e.g. "SOLVER.OPTIMIZER" or "image id".
+        value: the name that was found.
+        known: the names that exist.
+        mend: what else the user can do, to end the message with.
+        limit: of the names in the message; 0 for the nearest alone, where the others do not help.
+
+    Returns:
+        "unknown X 'y'; did you mean 'z'? known: w, z; <mend>"; without the middle if no name is
+        like it.
+    """
+    names = [str(name) for name in known]
+    hint = nearest(str(value), names)
+    shown = listed((name or "''" for name in names), limit, show=str) or "none"
+    more = "; ".join([f"known: {shown}"] * bool(limit) + [mend] * bool(mend))
+    text = f"unknown {what} {quoted(value)}{hint}"
+    return f"{text}{' ' if hint else '; '}{more}" if more else text
+
+
+def check_known(
+    what: str, value: Any, known: Iterable[Any], *, error: type[ValueError] = ConfigError
+) -> None:
+    """Raise `error` with the message of `unknown`, unless `value` is one of `known`."""
+    names = tuple(known)  # also compares what cannot be hashed, such as a list
+    if value not in names:
+        raise error(unknown(what, value, names))
+
+
+def look_up(registry: Registry, key: str, name: str) -> Any:
+    """The function or class that a registry holds under a name.
+
+    Args:
+        registry: one of Detectron2's or ours.
+        key: the config key that gives the name.
+        name: its value.
+
+    Raises:
+        ConfigError: nothing is registered under that name.
+    """
+    if name not in registry:
+        raise ConfigError(unknown(key, name, sorted(known for known, _ in registry)))
+    return registry.get(name)
+
+
 def quoted(value: Any, most: int = 100) -> str:
     """`repr` of a user's value for an error message, bounded whatever the value is.
 
@@ -110,6 +166,29 @@ def quoted(value: Any, most: int = 100) -> str:
         what is left out.
     """
     return shortened(_bounded_repr(value, most, _MAX_DEPTH), most)
+
+
+def listed(
+    values: Iterable[Any],
+    limit: int = 5,
+    *,
+    separator: str = ", ",
+    show: Callable[[Any], str] = quoted,
+) -> str:
+    """The first few values, then how many more: "'a', 'b' and 7 more".
+
+    Args:
+        values: of any kind.
+        limit: of the values that are shown.
+        separator: between two values, e.g. "; " where they contain commas themselves.
+        show: gives the text of a value.
+    """
+    values = list(values)
+    text = separator.join(show(value) for value in values[:limit])
+    if len(values) <= limit:
+        return text
+    last = " " if separator == ", " else separator
+    return f"{text}{last}and {len(values) - limit} more"
 
 
 def shortened(text: str, most: int = 80) -> str:

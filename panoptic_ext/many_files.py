@@ -7,13 +7,13 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import cv2
 import torch
 
 from panoptic_ext.data.image_files import READ_ERRORS
-from panoptic_ext.errors import ConfigError, shortened
+from panoptic_ext.errors import ConfigError, listed, shortened
 from panoptic_ext.interruption import Interrupted, StopRequest, stoppable
 
 __all__ = ["FILE_ERRORS", "ManyFiles", "explain_failure", "failure_line", "listed_failures"]
@@ -150,7 +150,6 @@ def listed_failures(failed: Mapping[str, str], total: int, what: str) -> str:
     """
     if len(failed) == 1:
         return next(iter(failed.values()))
-    lines: list[Any] = [failure_line(name, reason) for name, reason in failed.items()]
-    if len(lines) > 20:
-        lines[20:] = [f"and {len(lines) - 20} more"]
-    return f"{len(failed)} of {total} images {what}:\n  " + "\n  ".join(lines)
+    lines = [failure_line(name, reason) for name, reason in failed.items()]
+    text = listed(lines, 20, separator="\n  ", show=str)
+    return f"{len(failed)} of {total} images {what}:\n  {text}"

@@ -31,7 +31,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch loads: no traceback
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from panoptic_ext.combine.images import ImageList, listed
+from panoptic_ext.combine.images import ImageList
 from panoptic_ext.combine.inputs import (
     SEMANTIC_IDS,
     InstanceResults,
@@ -41,7 +41,7 @@ from panoptic_ext.combine.inputs import (
 from panoptic_ext.combine.merge import CombinedFiles, NaiveRule, combine_files
 from panoptic_ext.commands.command_line import count, run_command
 from panoptic_ext.engine.run_config import load_cfg
-from panoptic_ext.errors import ConfigError
+from panoptic_ext.errors import ConfigError, listed
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

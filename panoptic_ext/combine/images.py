@@ -15,12 +15,11 @@ from typing import Any
 from panoptic_ext.data import Category, get_metadata, get_records, thing_ids
 from panoptic_ext.data.coco.json_checks import read_categories, safe_name
 from panoptic_ext.data.coco.json_file import read_json
-from panoptic_ext.errors import DatasetError, EvaluationError, quoted
+from panoptic_ext.errors import DatasetError, EvaluationError, listed, quoted
 
-__all__ = ["ImageEntry", "ImageList", "listed"]
+__all__ = ["ImageEntry", "ImageList"]
 
 ImageId = int | str
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -217,12 +216,6 @@ class _NameIndex:
             for (_, image), n in zip(found, agreeing, strict=True)
             if n == max(agreeing, default=0)
         ]
-
-
-def listed(values: Iterable[Any]) -> str:
-    """The first few, for a message."""
-    values = list(values)
-    return ", ".join(map(quoted, values[:_SHOWN])) + (", ..." if len(values) > _SHOWN else "")
 
 
 def _checked_images(images: Any, path: str) -> dict[ImageId, dict[str, Any]]:

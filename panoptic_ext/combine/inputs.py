@@ -17,11 +17,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from panoptic_ext.combine.images import ImageEntry, ImageList, listed
+from panoptic_ext.combine.images import ImageEntry, ImageList
 from panoptic_ext.data.coco.json_file import load_json
 from panoptic_ext.data.coco.label_png import ExpectedSize, read_class_map
 from panoptic_ext.data.coco.rle import decode_window, run_lengths
-from panoptic_ext.errors import DatasetError, EvaluationError, nearest, quoted
+from panoptic_ext.errors import DatasetError, EvaluationError, check_known, listed, quoted
 from panoptic_ext.regular_files import RESULTS_JSON
 
 __all__ = [
@@ -104,11 +104,7 @@ class _Classes:
     """From the ids in semantic predictions to contiguous ones."""
 
     def __init__(self, images: ImageList, ids: str, ignore_label: int):
-        if ids not in SEMANTIC_IDS:
-            raise EvaluationError(
-                f"semantic ids {quoted(ids)}; expected one of "
-                f"{SEMANTIC_IDS}{nearest(ids, SEMANTIC_IDS)}"
-            )
+        check_known("kind of semantic ids", ids, SEMANTIC_IDS, error=EvaluationError)
         self._kind, self._where = ids, images.where
         count = len(images.categories)
         self._table = images.contiguous if ids == "dataset" else {i: i for i in range(count)}

@@ -13,13 +13,13 @@ import torch
 from tqdm import tqdm
 
 from panoptic_ext.atomic import remove_leftovers, write_file
-from panoptic_ext.combine.images import ImageEntry, ImageList, listed
+from panoptic_ext.combine.images import ImageEntry, ImageList
 from panoptic_ext.combine.inputs import VOID, InstanceResults, SemanticPredictions
 from panoptic_ext.data.coco.panoptic_files import Annotation
 from panoptic_ext.data.coco.runs import runs_from_ids
 from panoptic_ext.data.coco.segment_table import SegmentTable
 from panoptic_ext.data.coco.writer import PREDICTIONS, write_png
-from panoptic_ext.errors import EvaluationError
+from panoptic_ext.errors import EvaluationError, listed
 from panoptic_ext.fusion.naive import naive_fusion
 from panoptic_ext.many_files import ManyFiles, listed_failures
 

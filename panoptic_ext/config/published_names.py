@@ -13,7 +13,7 @@ from typing import Any
 
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from panoptic_ext.errors import ConfigError, nearest
+from panoptic_ext.errors import ConfigError, unknown
 
 __all__ = ["resolve_published_names"]
 
@@ -143,8 +143,12 @@ def _resolve_mapper(keys: Any) -> None:
         return
     if name not in MAPPERS:
         raise ConfigError(
-            f"INPUT.DATASET_MAPPER_NAME is {name!r}; expected one of {', '.join(MAPPERS)}, or "
-            f'"" with INPUT.AUGMENTATION and INPUT.PANOPTIC_TARGETS{nearest(name, MAPPERS)}'
+            unknown(
+                "INPUT.DATASET_MAPPER_NAME",
+                name,
+                MAPPERS,
+                mend='or "" with INPUT.AUGMENTATION and INPUT.PANOPTIC_TARGETS',
+            )
         )
     keys.AUGMENTATION, targets, keep_empty = MAPPERS[name]
     keys.PANOPTIC_TARGETS = list(targets)

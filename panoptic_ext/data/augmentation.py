@@ -15,10 +15,10 @@ from fvcore.transforms.transform import NoOpTransform, Transform
 from PIL import Image
 
 from panoptic_ext.data.augmentation_keys import (
-    check_choice,
     check_lsj_keys,
     check_shortest_edge_keys,
 )
+from panoptic_ext.errors import check_known
 
 __all__ = [
     "AugmentationInput",
@@ -313,9 +313,9 @@ def build_augmentations(cfg: Any, is_train: bool, ignore_label: int = 255) -> li
     if not is_train:
         return [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
     kind = cfg.INPUT.AUGMENTATION
-    check_choice("INPUT.AUGMENTATION", kind, _KINDS)
+    check_known("INPUT.AUGMENTATION", kind, _KINDS)
     flip = cfg.INPUT.RANDOM_FLIP
-    check_choice("INPUT.RANDOM_FLIP", flip, _FLIPS)
+    check_known("INPUT.RANDOM_FLIP", flip, _FLIPS)
     check_lsj_keys(cfg.INPUT) if kind == "lsj" else check_shortest_edge_keys(cfg.INPUT)
     flips: list[T.Augmentation] = []
     if flip != "none":

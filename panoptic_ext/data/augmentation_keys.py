@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
-from panoptic_ext.errors import ConfigError, nearest, quoted
+from panoptic_ext.errors import ConfigError, check_known, quoted
 
-__all__ = ["check_choice", "check_lsj_keys", "check_shortest_edge_keys"]
+__all__ = ["check_lsj_keys", "check_shortest_edge_keys"]
 
 _CROP_TYPES = ("absolute", "absolute_range", "relative", "relative_range")
-
-
-def check_choice(key: str, value: Any, choices: Iterable[str]) -> None:
-    """ConfigError unless the value of a key is one of `choices`."""
-    choices = tuple(choices)
-    if value not in choices:
-        raise ConfigError(
-            f"{key} is {quoted(value)}, expected one of {choices}{nearest(str(value), choices)}"
-        )
 
 
 def check_lsj_keys(keys: Any) -> None:
@@ -36,7 +26,7 @@ def check_lsj_keys(keys: Any) -> None:
 def check_shortest_edge_keys(keys: Any) -> None:
     """Check the sizes and the crop of cfg.INPUT."""
     sizes, style = keys.MIN_SIZE_TRAIN, keys.MIN_SIZE_TRAIN_SAMPLING
-    check_choice("INPUT.MIN_SIZE_TRAIN_SAMPLING", style, ("choice", "range"))
+    check_known("INPUT.MIN_SIZE_TRAIN_SAMPLING", style, ("choice", "range"))
     expected = "two sizes, least and most" if style == "range" else "one size or more"
     good = isinstance(sizes, (list, tuple)) and (len(sizes) == 2 if style == "range" else sizes)
     if not good or any(not isinstance(size, int) or size < 0 for size in sizes):
@@ -46,7 +36,7 @@ def check_shortest_edge_keys(keys: Any) -> None:
         )
     if not keys.CROP.ENABLED:
         return
-    check_choice("INPUT.CROP.TYPE", keys.CROP.TYPE, _CROP_TYPES)
+    check_known("INPUT.CROP.TYPE", keys.CROP.TYPE, _CROP_TYPES)
     size = keys.CROP.SIZE
     good = isinstance(size, (list, tuple)) and len(size) == 2
     if keys.CROP.TYPE.startswith("relative"):

@@ -18,7 +18,6 @@ from detectron2.utils.logger import log_first_n
 
 from panoptic_ext.data.annotated_instances import instances_of_annotations
 from panoptic_ext.data.augmentation import AugmentationInput, build_augmentations
-from panoptic_ext.data.augmentation_keys import check_choice
 from panoptic_ext.data.coco.id_map import remap_ids
 from panoptic_ext.data.coco.label_png import ExpectedSize, read_id_map
 from panoptic_ext.data.coco.runs import find_runs, segment_boxes
@@ -26,7 +25,13 @@ from panoptic_ext.data.datasets.instances import has_instances_alone
 from panoptic_ext.data.datasets.registered import get_metadata
 from panoptic_ext.data.id_map_masks import IdMapMasks
 from panoptic_ext.data.image_files import read_image
-from panoptic_ext.errors import ConfigError, DatasetError, UnreadableFileError, nearest, quoted
+from panoptic_ext.errors import (
+    DatasetError,
+    UnreadableFileError,
+    check_known,
+    listed,
+    quoted,
+)
 
 __all__ = ["PanopticDatasetMapper"]
 
@@ -78,13 +83,9 @@ class PanopticDatasetMapper:
                 published panoptic mappers of Mask2Former do: its queries then learn to predict
                 classes of the image that cannot be seen, with empty masks. `instances` has none.
         """
-        check_choice("INPUT.FORMAT", image_format, _FORMATS)
+        check_known("INPUT.FORMAT", image_format, _FORMATS)
         for target in targets:
-            if target not in _TARGETS:
-                raise ConfigError(
-                    f"INPUT.PANOPTIC_TARGETS has {quoted(target)}, expected some of {_TARGETS}"
-                    + nearest(target, _TARGETS)
-                )
+            check_known("name in INPUT.PANOPTIC_TARGETS", target, _TARGETS)
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
@@ -275,24 +276,19 @@ def _read_segments(
     local, present, unknown = remap_ids(ids, np.array([s["id"] for s in segments], np.int64))
     if len(unknown):
         raise DatasetError(
-            f"{where}: label map {path} has the ids {_listed(unknown.tolist())}, which are not in "
-            "the JSON's segments_info; add them, or write 0 (void) for them"
+            f"{where}: label map {path} has the ids {listed(unknown.tolist(), 10)}, which "
+            "are not in the JSON's segments_info; add them, or write 0 (void) for them"
         )
     if not present.all():
         missing = [s["id"] for s, there in zip(segments, present, strict=True) if not there]
         log_first_n(
             logging.WARNING,
-            f"{where}: segments {_listed(missing)} are not in the label map {path} and are left "
+            f"{where}: segments {listed(missing, 10)} are not in the label map {path} and are left "
             "out; tools/check_data.py lists all such segments",
             n=1,
             name=__name__,
         )
     return local, segments, present
-
-
-def _listed(values: list[int], limit: int = 10) -> str:
-    text = ", ".join(map(str, values[:limit]))
-    return text if len(values) <= limit else f"{text} and {len(values) - limit} more"
 
 
 def _to_tensor(image: np.ndarray) -> torch.Tensor:

@@ -15,7 +15,7 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from panoptic_ext.atomic import write_atomic
-from panoptic_ext.errors import NOT_JSON, quoted
+from panoptic_ext.errors import NOT_JSON, listed, quoted
 
 __all__ = [
     "RESULTS_FILE",
@@ -70,7 +70,7 @@ def config_differences(before: Any, now: Mapping[str, str]) -> list[str]:
 
 def listed_some(texts: Sequence[str]) -> str:
     """The first few, for a message."""
-    return "; ".join(texts[:_MOST_NAMED]) + "; ..." * (len(texts) > _MOST_NAMED)
+    return listed(texts, _MOST_NAMED, separator="; ", show=str)
 
 
 def keep_earlier_results(folder: str, settings: dict[str, Any]) -> str:

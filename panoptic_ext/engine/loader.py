@@ -27,7 +27,12 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from panoptic_ext.engine.checkpoint.rng import seeded_sample
-from panoptic_ext.errors import ConfigError, DatasetError, PanopticExtError, nearest, quoted
+from panoptic_ext.errors import (
+    ConfigError,
+    DatasetError,
+    PanopticExtError,
+    unknown,
+)
 from panoptic_ext.interruption import outlive_interruption
 
 __all__ = ["TrainLoader", "build_test_loader", "build_train_loader", "explain_system_error"]
@@ -328,11 +333,8 @@ def _sampler_maker(cfg: CfgNode, records: list[Record]) -> Callable[[int], Any]:
             **_repeat_options(cfg),
         )
         return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)
-    known = ["TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"]
-    raise ConfigError(
-        f"DATALOADER.SAMPLER_TRAIN = {quoted(name)} is unknown{nearest(name, known)}; known: "
-        f"{', '.join(known)}"
-    )
+    known = ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler")
+    raise ConfigError(unknown("DATALOADER.SAMPLER_TRAIN", name, known))
 
 
 def _repeat_options(cfg: CfgNode) -> dict[str, bool]:

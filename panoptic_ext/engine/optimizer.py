@@ -12,7 +12,7 @@ from detectron2.solver import build_lr_scheduler as build_detectron2_scheduler
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch import nn
 
-from panoptic_ext.errors import ConfigError, nearest, quoted
+from panoptic_ext.errors import ConfigError, check_known, quoted
 
 __all__ = ["build_lr_scheduler", "build_optimizer", "param_groups"]
 
@@ -99,11 +99,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if not groups:
         raise ConfigError("the model has no parameter to train: every one is frozen")
     name = solver.OPTIMIZER.upper()
-    if name not in _OPTIMIZERS:
-        raise ConfigError(
-            f"SOLVER.OPTIMIZER = {quoted(solver.OPTIMIZER)} is "
-            f"unknown{nearest(name, _OPTIMIZERS)}; known: {', '.join(_OPTIMIZERS)}"
-        )
+    check_known("SOLVER.OPTIMIZER", name, _OPTIMIZERS)
     options: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
     kind: type[torch.optim.Optimizer] = torch.optim.AdamW
     if name == "SGD":
@@ -165,12 +161,8 @@ def _with_clipping(
 
 
 def _check_clipping(clip: CfgNode) -> None:
-    known = ["value", "norm", "full_model"]
-    if clip.CLIP_TYPE not in known:
-        raise ConfigError(
-            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE = {quoted(clip.CLIP_TYPE)} is unknown"
-            f"{nearest(clip.CLIP_TYPE, known)}; known: {', '.join(known)}"
-        )
+    known = ("value", "norm", "full_model")
+    check_known("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip.CLIP_TYPE, known)
     if not clip.CLIP_VALUE >= 0:
         raise ConfigError(
             f"SOLVER.CLIP_GRADIENTS.CLIP_VALUE = {clip.CLIP_VALUE}, expected more than 0, or 0 for "

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from detectron2.config import CfgNode
 
-from panoptic_ext.errors import ConfigError, nearest, quoted
+from panoptic_ext.errors import check_known
 
 __all__ = [
     "FULL_PRECISION",
@@ -51,11 +51,7 @@ def check_precision(cfg: CfgNode) -> None:
         ("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, [*_DTYPES]),
         ("TEST.AMP_DTYPE", cfg.TEST.AMP_DTYPE, ["", *_DTYPES]),
     ):
-        if value not in known:
-            raise ConfigError(
-                f"{key} = {quoted(value)}, expected {' or '.join(map(repr, known))}"
-                f"{nearest(value, [*_DTYPES])}"
-            )
+        check_known(key, value, known)
 
 
 def unusable_float16(cfg: CfgNode) -> list[str]:

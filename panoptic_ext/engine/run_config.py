@@ -20,7 +20,7 @@ from panoptic_ext.config.published_names import resolve_published_names
 from panoptic_ext.config.yaml_reader import Setting, merge_settings, read_file, read_opts
 from panoptic_ext.engine.bfloat16_speed import warn_if_bfloat16_is_slow
 from panoptic_ext.engine.precision import bfloat16_on_cpu, check_precision, unusable_float16
-from panoptic_ext.errors import ConfigError, nearest, quoted
+from panoptic_ext.errors import ConfigError, check_known, look_up, quoted, unknown
 from panoptic_ext.modeling.meta_arch.base import meta_architecture
 
 __all__ = [
@@ -155,11 +155,7 @@ def set_precision(cfg: CfgNode) -> None:
     precision = cfg.get("FLOAT32_PRECISION", "")
     if not precision:
         return
-    if precision not in _PRECISIONS:
-        raise ConfigError(
-            f"FLOAT32_PRECISION = {quoted(precision)}, expected '' or one of "
-            f"{', '.join(_PRECISIONS)}"
-        )
+    check_known("FLOAT32_PRECISION", precision, ("", *_PRECISIONS))
     logger.info("Precision of float32 matrix products: %s", precision)
     torch.set_float32_matmul_precision(precision)
 
@@ -218,13 +214,7 @@ def _check_values(cfg: CfgNode) -> None:
 
 
 def _check_model_name(cfg: CfgNode) -> None:
-    name = cfg.MODEL.META_ARCHITECTURE
-    if name not in META_ARCH_REGISTRY:
-        known = sorted(key for key, _ in META_ARCH_REGISTRY)
-        raise ConfigError(
-            f"MODEL.META_ARCHITECTURE = {quoted(name)} is not registered{nearest(name, known)}; "
-            f"registered: {', '.join(known)}"
-        )
+    look_up(META_ARCH_REGISTRY, "MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE)
 
 
 def _check_datasets_exist(cfg: CfgNode) -> None:
@@ -236,13 +226,14 @@ def _check_datasets_exist(cfg: CfgNode) -> None:
             raise ConfigError(f"DATASETS.{key} must be a list of names; write [{quoted(names)}]")
         for name in names:
             if name not in DatasetCatalog.list():
-                hint = nearest(name, {*DatasetCatalog.list(), *builtin_names()}) or "."
-                raise ConfigError(
-                    f"DATASETS.{key} names {quoted(name)}, which is not registered{hint} Describe "
-                    f"it under DATASETS.PANOPTIC.{name} (JSON, IMAGE_ROOT, PNG_ROOT), instances "
-                    f"alone under DATASETS.INSTANCES.{name} (JSON, IMAGE_ROOT), or call "
+                known = {*DatasetCatalog.list(), *builtin_names()}
+                mend = (
+                    f"describe it under DATASETS.PANOPTIC.{name} (JSON, IMAGE_ROOT, PNG_ROOT), "
+                    f"instances alone under DATASETS.INSTANCES.{name} (JSON, IMAGE_ROOT), or call "
                     "register_panoptic"
                 )
+                what = f"data set in DATASETS.{key}"
+                raise ConfigError(unknown(what, name, known, mend=mend, limit=0))
 
 
 def _check_ground_truth(cfg: CfgNode) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from panoptic_ext.engine.divergence import divergence_of, stand_in_losses
 from panoptic_ext.engine.precision import FULL_PRECISION, Precision
-from panoptic_ext.errors import ConfigError, NonFiniteLossError
+from panoptic_ext.errors import ConfigError, NonFiniteLossError, listed
 from panoptic_ext.host_copies import to_device
 from panoptic_ext.interruption import StopRequest
 
@@ -198,13 +198,12 @@ def _raise_on_all(
         data: its batch.
         cause: the error that led to it.
     """
-    images = [f"{d.get('image_id', '?')} ({d.get('file_name', '?')})" for d in data]
-    if len(images) > _MAX_NAMED:
-        images[_MAX_NAMED:] = [f"and {len(images) - _MAX_NAMED} more"]
+    names = (f"{d.get('image_id', '?')} ({d.get('file_name', '?')})" for d in data)
+    images = listed(names, _MAX_NAMED, show=str)
     reports = comm.all_gather((comm.get_rank(), problem, images))
     parts = [
-        f"on worker {rank}: {found} with images {', '.join(names)}"
-        for rank, found, names in reports
+        f"on worker {rank}: {found} with images {images}"
+        for rank, found, images in reports
         if found
     ]
     raise NonFiniteLossError(

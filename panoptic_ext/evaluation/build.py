@@ -11,7 +11,7 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 
 from panoptic_ext.data import has_instances_alone, thing_ids
-from panoptic_ext.errors import ConfigError, nearest, quoted
+from panoptic_ext.errors import check_known
 from panoptic_ext.evaluation.instance_evaluation import PanopticInstanceEvaluator
 from panoptic_ext.evaluation.instances_json_evaluation import build_instances_json_evaluator
 from panoptic_ext.evaluation.panoptic_evaluation import PanopticEvaluator
@@ -114,11 +114,7 @@ def build_evaluator(
     built = []
     truth: TruthRecords | None = None
     for name in dict.fromkeys(cfg.TEST.EVALUATORS):
-        if name not in EVALUATORS:
-            raise ConfigError(
-                f"TEST.EVALUATORS has {quoted(name)}; expected some of {list(EVALUATORS)}"
-                + nearest(name, EVALUATORS)
-            )
+        check_known("name in TEST.EVALUATORS", name, EVALUATORS)
         evaluator: DatasetEvaluator
         if has_instances_alone(dataset_name):
             if name == "instance":

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from panoptic_ext.data.coco.panoptic_files import Annotation, PanopticFiles
 from panoptic_ext.data.coco.runs import Runs
 from panoptic_ext.data.coco.segment_table import SegmentTable
-from panoptic_ext.errors import EvaluationError, quoted
+from panoptic_ext.errors import EvaluationError, check_known, listed, quoted
 from panoptic_ext.evaluation.panoptic_quality import (
     PQStat,
     check_areas,
@@ -127,8 +127,7 @@ def compare_with_truth(
     Raises:
         EvaluationError: the truth cannot be read, sizes differ, or its areas are wrong.
     """
-    if gt_area not in GT_AREAS:
-        raise EvaluationError(f"gt_area is {quoted(gt_area)}; expected one of {GT_AREAS}")
+    check_known("gt_area", gt_area, GT_AREAS, error=EvaluationError)
     _check_headers(truth.size(annotation), runs.shape, annotation)
     gt_runs = truth.runs(annotation)
     gt_table = truth.table(annotation, gt_runs)
@@ -162,9 +161,8 @@ def _join(
         ("a prediction but no ground truth", extra, predictions.path, truth.path),
     ):
         if ids:
-            listed = ", ".join(map(quoted, ids[:5])) + (", ..." if len(ids) > 5 else "")
             raise EvaluationError(
-                f"{len(ids)} images of {where} have {kind} in {other}: image ids {listed};"
+                f"{len(ids)} images of {where} have {kind} in {other}: image ids {listed(ids)};"
                 f" both files must be of the same images{hint}"
             )
     return common

@@ -26,7 +26,7 @@ from panoptic_ext.data.coco.label_png import encode_png
 from panoptic_ext.data.coco.panoptic_files import Annotation, PanopticFiles
 from panoptic_ext.data.coco.runs import Runs, runs_from_ids
 from panoptic_ext.data.coco.segment_table import SegmentTable, integer
-from panoptic_ext.errors import EvaluationError, nearest, quoted
+from panoptic_ext.errors import EvaluationError, listed, nearest, quoted
 from panoptic_ext.evaluation.compare_files import compare_with_truth
 from panoptic_ext.evaluation.kept_predictions import (
     KeptPrediction,
@@ -350,10 +350,10 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         missing = [i for i in truth.annotations if i not in images]
         if not missing:
             return None
-        listed = ", ".join(map(quoted, missing[:5])) + (", ..." if len(missing) > 5 else "")
         return (
             f"{len(missing)} of {len(truth.annotations)} images of {truth.path} have no prediction:"
-            f" image ids {listed}; evaluate over the whole data set {quoted(self._dataset_name)}"
+            f" image ids {listed(missing)}; evaluate over the whole data set"
+            f" {quoted(self._dataset_name)}"
         )
 
     def _report(self, images: Mapping[Any, _ImageResult]) -> OrderedDict:

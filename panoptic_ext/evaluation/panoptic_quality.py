@@ -22,7 +22,7 @@ import numpy as np
 
 from panoptic_ext.data.coco.runs import Overlaps, Runs, overlaps
 from panoptic_ext.data.coco.segment_table import SegmentTable
-from panoptic_ext.errors import EvaluationError
+from panoptic_ext.errors import EvaluationError, listed
 from panoptic_ext.evaluation.error_causes import false_negative_causes, false_positive_causes
 
 __all__ = [
@@ -194,15 +194,15 @@ def predicted_segments(runs: Runs, table: SegmentTable, where: str) -> SegmentTa
     unknown = ids[(rows < 0) & (ids != 0)]
     if len(unknown):
         raise EvaluationError(
-            f"{where}: predicted segment ids {_listed(unknown)} are in the label map but not in"
-            " segments_info; expected an entry for every id but 0 (void)"
+            f"{where}: predicted segment ids {listed(unknown.tolist())} are in the label map"
+            " but not in segments_info; expected an entry for every id but 0 (void)"
         )
     areas: np.ndarray = np.zeros(len(table), np.int64)
     areas[rows[rows >= 0]] = pixels[rows >= 0]
     if (areas == 0).any():
         raise EvaluationError(
-            f"{where}: predicted segment ids {_listed(table.ids[areas == 0])} are in segments_info"
-            " but have no pixel in the label map; drop those entries"
+            f"{where}: predicted segment ids {listed(table.ids[areas == 0].tolist())} are in"
+            " segments_info but have no pixel in the label map; drop those entries"
         )
     return table.with_areas(areas)
 
@@ -315,7 +315,3 @@ def _pixels_by_row(rows: np.ndarray, pixels: np.ndarray, use: np.ndarray, n: int
     result: np.ndarray = np.zeros(n, np.int64)
     np.add.at(result, rows[use], pixels[use])
     return result
-
-
-def _listed(ids: np.ndarray) -> str:
-    return ", ".join(map(str, ids[:5].tolist())) + (", ..." if len(ids) > 5 else "")

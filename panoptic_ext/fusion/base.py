@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-from panoptic_ext.errors import ConfigError, nearest
+from panoptic_ext.errors import ConfigError, look_up
 
 __all__ = ["PANOPTIC_FUSION_REGISTRY", "PanopticFusion", "build_panoptic_fusion"]
 
@@ -140,9 +140,5 @@ def build_panoptic_fusion(
         ConfigError: an unknown name, or a value that the fusion cannot use.
     """
     name = cfg.MODEL.PANOPTIC_FUSION.NAME or default
-    if name not in PANOPTIC_FUSION_REGISTRY:
-        known = [key for key, _ in PANOPTIC_FUSION_REGISTRY]
-        raise ConfigError(
-            f"MODEL.PANOPTIC_FUSION.NAME is {name!r}; expected one of {known}{nearest(name, known)}"
-        )
-    return PANOPTIC_FUSION_REGISTRY.get(name)(cfg, thing_ids=thing_ids)
+    fusion = look_up(PANOPTIC_FUSION_REGISTRY, "MODEL.PANOPTIC_FUSION.NAME", name)
+    return fusion(cfg, thing_ids=thing_ids)

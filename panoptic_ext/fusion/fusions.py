@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from detectron2.config import configurable
 from torch import Tensor
 
-from panoptic_ext.errors import ConfigError, nearest
+from panoptic_ext.errors import ConfigError, check_known
 from panoptic_ext.fusion.base import PANOPTIC_FUSION_REGISTRY, PanopticFusion
 from panoptic_ext.fusion.hadamard import hadamard_fusion
 from panoptic_ext.fusion.heuristic import (
@@ -67,11 +67,7 @@ class _Fusion(PanopticFusion):
         self, *, thing_ids: Collection[int], num_classes: int, void_policy: str, **options: float
     ) -> None:
         super().__init__(thing_ids=thing_ids, num_classes=num_classes)
-        if void_policy not in VOID_POLICIES:
-            raise ConfigError(
-                f"MODEL.PANOPTIC_FUSION.VOID_POLICY is {void_policy!r}; expected one of "
-                f"{VOID_POLICIES}{nearest(void_policy, VOID_POLICIES)}"
-            )
+        check_known("MODEL.PANOPTIC_FUSION.VOID_POLICY", void_policy, VOID_POLICIES)
         for name, value in options.items():
             key = self.keys.get(name, name.upper())
             check_option(name, value, f"MODEL.PANOPTIC_FUSION.{key}")

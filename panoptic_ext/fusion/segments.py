@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from panoptic_ext.errors import check_known
 from panoptic_ext.fusion.windows import Instance
 from panoptic_ext.postprocessing.best_class import strips
 
@@ -24,8 +25,7 @@ def check_void_policy(void_policy: str) -> None:
     """Raises:
     ValueError: not one of VOID_POLICIES.
     """
-    if void_policy not in VOID_POLICIES:
-        raise ValueError(f"void_policy is {void_policy!r}; expected one of {VOID_POLICIES}")
+    check_known("void_policy", void_policy, VOID_POLICIES, error=ValueError)
 
 
 def write_segments(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from panoptic_ext.errors import CheckpointError, nearest
+from panoptic_ext.errors import CheckpointError, listed, unknown
 
 __all__ = ["from_transformers", "load_from_transformers", "our_name", "to_transformers"]
 
@@ -188,8 +188,14 @@ def to_transformers(state_dict: Mapping[str, Tensor], names: Iterable[str]) -> d
         ours, part = target
         if ours not in state_dict:
             raise CheckpointError(
-                f"their tensor {name!r} is our {ours!r}, which the state dict lacks"
-                f"{nearest(ours, state_dict)}; both models must have the same architecture"
+                f"their tensor {name!r}: "
+                + unknown(
+                    "tensor of the state dict",
+                    ours,
+                    state_dict,
+                    limit=0,
+                    mend="both models must have the same architecture",
+                )
             )
         tensor = state_dict[ours]
         theirs[name] = tensor if part is None else tensor.chunk(3)[part]
@@ -229,7 +235,7 @@ def load_from_transformers(model: nn.Module, source: str | nn.Module | Mapping[s
     if wrong or missing or unexpected:
         kinds = {"of another shape": wrong, "missing": missing, "not in this model": unexpected}
         report = "; ".join(
-            f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            f"{len(names)} {kind} ({listed(names, 3, show=str)})"
             for kind, names in kinds.items()
             if names
         )

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from panoptic_ext.errors import listed
 from panoptic_ext.prediction.results import PNG_FOLDER
 from panoptic_ext.regular_files import IMAGE, file_problem
 
@@ -73,11 +74,10 @@ class InputSearch:
 
     def left_out_lines(self) -> list[str]:
         """A line for each reason: how many, and the first of them by name."""
-        lines = []
-        for reason, paths in self.left_out.items():
-            more = ", ..." if len(paths) > 5 else ""
-            lines.append(f"{len(paths)} left out, {reason}: {', '.join(paths[:5])}{more}")
-        return lines
+        return [
+            f"{len(paths)} left out, {reason}: {listed(paths, show=str)}"
+            for reason, paths in self.left_out.items()
+        ]
 
 
 def find_inputs(patterns: Sequence[str], *, exclude: str = "") -> list[PredictionInput]:

@@ -16,7 +16,7 @@ import torch
 from detectron2.data.catalog import Metadata
 from detectron2.utils.visualizer import Visualizer
 
-from panoptic_ext.errors import ConfigError, DatasetError, nearest, quoted
+from panoptic_ext.errors import ConfigError, DatasetError, check_known
 from panoptic_ext.postprocessing import with_extents
 from panoptic_ext.visualization.classes import class_color, class_metadata, class_name
 from panoptic_ext.visualization.colors import BOX_OPACITY, shade, text_color
@@ -214,11 +214,7 @@ def check_drawing_options(
     data = class_metadata(metadata)
     known = {*data.thing_classes, *data.stuff_classes}
     for name in classes or ():
-        if name not in known:
-            raise ConfigError(
-                f"classes to draw: {quoted(name)} is none of the {len(known)} classes"
-                f"{nearest(name, known)}; expected some of {quoted(sorted(known))}"
-            )
+        check_known("class to draw", name, sorted(known))
 
 
 def _check_sizes(image: np.ndarray, ids: torch.Tensor) -> None:

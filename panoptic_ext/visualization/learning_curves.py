@@ -15,7 +15,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-from panoptic_ext.errors import NOT_JSON, PanopticExtError, quoted
+from panoptic_ext.errors import NOT_JSON, PanopticExtError, listed, quoted
 from panoptic_ext.regular_files import METRICS, check_regular_file
 
 __all__ = ["Curve", "curve_table", "draw_curves", "read_curve"]
@@ -76,8 +76,7 @@ def _nearest_keys(metric: str, keys: Collection[str]) -> str:
         return max(SequenceMatcher(None, metric.lower(), name).ratio() for name in names)
 
     ordered = sorted(sorted(keys), key=likeness, reverse=True)
-    rest = len(ordered) - _MOST_KEYS
-    return ", ".join(ordered[:_MOST_KEYS]) + (f" and {rest} others" if rest > 0 else "")
+    return listed(ordered, _MOST_KEYS, show=str)
 
 
 def _rows(path: str) -> dict[int, dict[str, Any]]:

@@ -155,7 +155,7 @@ def test_crop_with_category_limit() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "text"),
     [
-        ("AUGMENTATION", "ljs", "INPUT.AUGMENTATION is 'ljs'.*did you mean 'lsj'"),
+        ("AUGMENTATION", "ljs", "unknown INPUT.AUGMENTATION 'ljs'.*did you mean 'lsj'"),
         ("RANDOM_FLIP", "horizontl", "INPUT.RANDOM_FLIP.*did you mean 'horizontal'"),
     ],
 )

@@ -386,7 +386,7 @@ def test_wrong_labels_are_never_skipped(tiny: TinyDataset) -> None:
 
 
 def test_unknown_image_format(tiny: TinyDataset) -> None:
-    with pytest.raises(ConfigError, match=r"INPUT\.FORMAT is 'BRG', expected one of"):
+    with pytest.raises(ConfigError, match=r"unknown INPUT\.FORMAT 'BRG'.*known: "):
         PanopticDatasetMapper(True, augmentations=[], image_format="BRG")
 
 

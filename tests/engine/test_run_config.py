@@ -134,8 +134,8 @@ def test_train_and_test_must_agree(opts: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["DATASETS.TRAIN", "['engine_aa']"], r"'engine_aa', which is not registered; did you mean "
-         r"'engine_a'.*DATASETS.PANOPTIC.engine_aa"),
+        (["DATASETS.TRAIN", "['engine_aa']"], r"unknown data set in DATASETS.TRAIN 'engine_aa'; "
+         r"did you mean 'engine_a'.*DATASETS.PANOPTIC.engine_aa"),
         (["MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "2"], r"line: MODEL.SEM_SEG_HEAD.IGNORE_VALUE = 2"
          r", but void is 255 in data set engine_a .*engine_a.IGNORE_LABEL\); leave the key out"),
         (["FLOAT32_PRECISON", "high"], r"unknown config key"),
@@ -221,7 +221,7 @@ def test_precision_of_detectron2_main(tmp_path: Path, monkeypatch: pytest.Monkey
         set_precision(cfg)
     assert chosen == ["high"]
     cfg.FLOAT32_PRECISION = "low"
-    with pytest.raises(ConfigError, match=r"FLOAT32_PRECISION = 'low', expected '' or one of high"):
+    with pytest.raises(ConfigError, match=r"unknown FLOAT32_PRECISION 'low'; .*known: '', highest"):
         set_precision(cfg)
 
 

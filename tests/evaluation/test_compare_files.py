@@ -238,7 +238,7 @@ def test_other_errors(files, tmp_path):
         evaluate_files(str(tmp_path / "missing.json"), None, pred, pred_root)
     with pytest.raises(EvaluationError, match=r"the folder of the label PNGs .* is missing"):
         evaluate_files(gt, str(tmp_path / "nowhere"), pred, pred_root)
-    with pytest.raises(EvaluationError, match="gt_area is 'x'; expected one of"):
+    with pytest.raises(EvaluationError, match="unknown gt_area 'x'; known: "):
         evaluate_files(*files, gt_area="x")
     Image.fromarray(np.zeros((24, 32), np.uint8)).save(Path(pred_root) / "north/1.png")
     with pytest.raises(EvaluationError, match=r"pred.north.1.png is a grayscale PNG"):

@@ -273,6 +273,6 @@ def test_what_the_model_does_not_give_is_skipped(name, tmp_path, caplog):
 
 
 def test_build_refuses_unknown_names(name, tmp_path):
-    with pytest.raises(ConfigError, match=r"'panoptics'; expected .*did you mean 'panoptic'\?"):
+    with pytest.raises(ConfigError, match=r"'panoptics'; did you mean 'panoptic'\? known"):
         build_evaluator(config("panoptics"), name, str(tmp_path))
     assert build_evaluator(config(), name, str(tmp_path)).panoptic is None

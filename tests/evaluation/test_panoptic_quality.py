@@ -191,7 +191,7 @@ def test_sizes_must_be_equal():
             [segment(1, CAR), segment(9, CAR)],
             r"ids 9 are in segments_info but have no",
         ),
-        (row((1, 4)), [segment(1, 66)], r"segment 1 has the unknown category_id 66"),
+        (row((1, 4)), [segment(1, 66)], r"segment 1: unknown category_id 66; "),
         (row((1, 4)), [segment(1, CAR), segment(1, CAR)], r"segment id 1 occurs twice"),
         (row((0, 2), (1, 2)), [segment(0, CAR), segment(1, CAR)], r"id 0 in segments_info"),
         (row((2**24, 4)), [segment(2**24, CAR)], r"id 16777216; expected 0 \(void\) <= id < 2\^24"),

@@ -157,7 +157,7 @@ def test_a_name_almost_right_is_named() -> None:
 
 
 def test_an_unknown_void_policy_names_the_key() -> None:
-    with pytest.raises(ConfigError, match=r"VOID_POLICY is 'stuf'.*did you mean 'stuff'"):
+    with pytest.raises(ConfigError, match=r"VOID_POLICY 'stuf'.*did you mean 'stuff'"):
         build_panoptic_fusion(make_cfg(VOID_POLICY="stuf"), thing_ids=())
 
 

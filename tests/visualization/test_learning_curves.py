@@ -83,8 +83,6 @@ def test_tool_reports_errors(tmp_path, run, arguments):
 def test_an_unknown_metric_is_answered_with_the_nearest(tmp_path):
     keys = [f"sem_seg/IoU-class {number}" for number in range(50)]
     run = write(tmp_path / "run", [{"iteration": 1, **dict.fromkeys([*keys, PQ], 1.0)}])
-    with pytest.raises(
-        PanopticExtError, match=r"found panoptic_seg/PQ, .* and 41 others$"
-    ) as error:
+    with pytest.raises(PanopticExtError, match=r"found panoptic_seg/PQ, .* and 41 more$") as error:
         read_curve(run, "a", "pq")
     assert len(str(error.value)) < 700

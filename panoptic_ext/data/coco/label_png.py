@@ -28,7 +28,7 @@ from panoptic_ext.errors import (
     DatasetError,
     EvaluationError,
     UnreadableFileError,
-    nearest,
+    check_known,
     quoted,
 )
 from panoptic_ext.regular_files import LABEL_MAP, check_regular_file
@@ -87,11 +87,7 @@ class ExpectedSize(NamedTuple):
 
 def check_encoding(encoding: str) -> None:
     """Raise DatasetError unless `encoding` is one of ENCODINGS."""
-    if encoding not in ENCODINGS:
-        raise DatasetError(
-            f"unknown encoding {quoted(encoding)}, expected one of {ENCODINGS}"
-            + nearest(encoding, ENCODINGS)
-        )
+    check_known("encoding", encoding, ENCODINGS, error=DatasetError)
 
 
 def read_id_map(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from panoptic_ext.data.coco.runs import MAX_ID
-from panoptic_ext.errors import EvaluationError, quoted
+from panoptic_ext.errors import EvaluationError, quoted, unknown
 
 __all__ = ["SegmentTable", "integer"]
 
@@ -62,10 +62,9 @@ class SegmentTable:
                 raise EvaluationError(f"{where}: segment id {segment_id} occurs twice")
             seen.add(segment_id)
             if category not in categories:
-                raise EvaluationError(
-                    f"{where}: segment {segment_id} has the unknown category_id {quoted(category)};"
-                    f" expected one of {_listed(categories)}"
-                )
+                known = sorted(map(str, categories), key=lambda c: (len(c), c))
+                text = unknown("category_id", category, known, limit=20)
+                raise EvaluationError(f"{where}, segment {segment_id}: {text}")
         return cls(
             np.array([int(s["id"]) for s in segments], np.int64),
             np.array([int(s["category_id"]) for s in segments], np.int64),
@@ -121,8 +120,3 @@ def integer(segment: Mapping, key: str, where: str) -> int:
 def _area(value: object) -> int:
     # Areas of predictions are not used: those of the pixels are, whatever their JSON holds.
     return int(value) if isinstance(value, (int, float)) and 0 <= value < 2**53 else 0
-
-
-def _listed(categories: Iterable) -> str:
-    names = sorted(map(str, categories), key=lambda c: (len(c), c))
-    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")

@@ -25,7 +25,7 @@ from panoptic_ext.data.datasets.metadata import PanopticMetadata, PanopticSource
 from panoptic_ext.data.datasets.panoptic import load_source, missing_files
 from panoptic_ext.data.datasets.registered import get_metadata
 from panoptic_ext.data.image_files import EXIF_ORIENTATION, READ_ERRORS, deep_pixels, turned_size
-from panoptic_ext.errors import DatasetError, quoted
+from panoptic_ext.errors import DatasetError, listed, quoted
 from panoptic_ext.regular_files import IMAGE, file_problem
 
 __all__ = ["check_panoptic", "count_segments"]
@@ -170,7 +170,7 @@ def _check_same_names(samples: list[_Sample]) -> list[Problem]:
     return [
         Problem(
             "same-base-name",
-            ", ".join(paths[:3]),
+            listed(paths, 3, show=str),
             f"{len(paths)} images in different folders have the name {quoted(name)}",
             "fine here, but tools that write one file per name will mix them up",
             warning=True,

@@ -19,7 +19,7 @@ from panoptic_ext.data.datasets.metadata import PanopticMetadata, PanopticSource
 from panoptic_ext.data.datasets.panoptic import register_source
 from panoptic_ext.data.datasets.same_source import source_differences
 from panoptic_ext.data.datasets.shapes import ShapesParams, register_shapes
-from panoptic_ext.errors import ConfigError, DatasetError, nearest, quoted, shortened
+from panoptic_ext.errors import ConfigError, DatasetError, check_known, quoted, shortened
 
 __all__ = ["register_from_config"]
 
@@ -161,11 +161,7 @@ def _read_block(
             f"{where} is {quoted(block)}, expected a block with the keys {list(known)}"
         )
     for key in block:
-        if key not in known:
-            raise ConfigError(
-                f"{where} has an unknown key {quoted(key)}, expected {', '.join(known)}"
-                + nearest(key, known)
-            )
+        check_known(f"key of {where}", key, known)
     values: dict[str, Any] = {known[key]: block[key] for key in optional if key in block}
     for key, argument in required.items():
         values[argument] = _text(block.get(key))

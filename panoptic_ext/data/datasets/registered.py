@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from panoptic_ext.data.datasets.builtin import register_builtin
 from panoptic_ext.data.datasets.instances import describe_instances, has_instances_alone
-from panoptic_ext.errors import DatasetError, nearest, quoted, shortened
+from panoptic_ext.errors import DatasetError, quoted, shortened, unknown
 
 __all__ = [
     "annotated",
@@ -118,9 +118,15 @@ def _check_registered(name: str) -> None:
     if name not in DatasetCatalog:
         names = list(DatasetCatalog)
         raise DatasetError(
-            f"data set {quoted(name)} is not registered; {len(names)} others are. Give the "
-            f"--config-file that describes it under DATASETS.PANOPTIC.{name}, or register it in "
-            f"Python with panoptic_ext.data.register_panoptic{nearest(name, names)}"
+            unknown(
+                "data set",
+                name,
+                names,
+                limit=0,
+                mend=f"{len(names)} others are registered. Give the --config-file that describes "
+                f"it under DATASETS.PANOPTIC.{name}, or register it in Python with "
+                "panoptic_ext.data.register_panoptic",
+            )
         )
 
 

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from panoptic_ext.errors import CheckpointError
+from panoptic_ext.errors import CheckpointError, listed
 
 __all__ = ["LoadReport", "report_load"]
 
@@ -60,8 +60,7 @@ class LoadReport(NamedTuple):
             lines.append(f"not in the file, these stay at their initial values: {modules}")
         if self.shapes:
             first = [f"{k} is {f}, the model's is {w}" for k, (f, w) in self.shapes.items()]
-            more = [f"{len(first) - _MOST_NAMES} more"] if len(first) > _MOST_NAMES else []
-            shapes = "; ".join([*first[:_MOST_NAMES], *more])
+            shapes = listed(first, _MOST_NAMES, separator="; ", show=str)
             lines.append(f"of other shape, these stay at their initial values: {shapes}")
         if self.unexpected:
             modules = _by_module(self.unexpected, Counter())
@@ -90,7 +89,7 @@ def report_load(report: LoadReport, logger: logging.Logger, *, strict: bool) -> 
         )
         raise CheckpointError(
             f"weights do not fit the model. {report.summary()}. First: "
-            f"{'; '.join(report.details()[:3])}. {mend}"
+            f"{listed(report.details(), 3, separator='; ', show=str)}. {mend}"
         )
 
 
@@ -107,8 +106,8 @@ def _by_module(names: Iterable[str], totals: Counter[str]) -> str:
             parts.append(f"{module} (all {len(members)})")
         else:
             of = f" of {totals[module]}" if totals[module] else ""
-            more = ", ..." if len(members) > _MOST_NAMES else ""
-            parts.append(f"{module} ({len(members)}{of}: {', '.join(members[:_MOST_NAMES])}{more})")
+            shown = listed(members, _MOST_NAMES, show=str)
+            parts.append(f"{module} ({len(members)}{of}: {shown})")
     return ", ".join(parts)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from panoptic_ext.errors import ConfigError, nearest
+from panoptic_ext.errors import check_known
 from panoptic_ext.modeling.layers.linear import Linear
 
 __all__ = ["PanopticExtSwinTransformer", "SwinTransformer"]
@@ -365,11 +365,7 @@ class SwinTransformer(Backbone):
 
 def _check_outputs(wanted: Sequence[str], names: Sequence[str]) -> None:
     for name in wanted:
-        if name not in names:
-            raise ConfigError(
-                f"MODEL.SWIN.OUT_FEATURES names {name!r}; this Swin has {', '.join(names)}"
-                f"{nearest(name, names)}"
-            )
+        check_known("feature in MODEL.SWIN.OUT_FEATURES", name, names)
 
 
 def _initialise(module: nn.Module) -> None:

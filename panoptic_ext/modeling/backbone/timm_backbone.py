@@ -12,7 +12,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import Backbone
 from torch import Tensor, nn
 
-from panoptic_ext.errors import ConfigError, nearest
+from panoptic_ext.errors import ConfigError, check_known, unknown
 from panoptic_ext.modeling.backbone.timm_norm import convert_norms
 
 __all__ = ["TimmBackbone", "build_timm_backbone"]
@@ -127,10 +127,8 @@ def _import_timm(name: str) -> ModuleType:
             f"backbone {name!r} needs timm, which cannot be imported ({error}); pip install timm"
         ) from error
     if not timm.is_model(name):
-        raise ConfigError(
-            f"timm {timm.__version__} has no model {name!r}{nearest(name, timm.list_models())}; "
-            "timm.list_models() lists them"
-        )
+        what, mend = f"model of timm {timm.__version__}", "timm.list_models() lists them"
+        raise ConfigError(unknown(what, name, timm.list_models(), mend=mend, limit=0))
     return timm
 
 
@@ -153,11 +151,7 @@ def _head_of_preset(
     timm: ModuleType, name: str, preset: str, pretrained: bool
 ) -> tuple[nn.Module, int]:
     """Convolution and norm behind the last feature map, which `features_only` leaves out."""
-    if preset not in _PRESETS:
-        raise ConfigError(
-            f"MODEL.TIMM.PRESET = {preset!r} is unknown{nearest(preset, _PRESETS)}; known: "
-            f"{', '.join(repr(known) for known in _PRESETS)}"
-        )
+    check_known("MODEL.TIMM.PRESET", preset, _PRESETS)
     if pretrained:
         raise ConfigError(
             "MODEL.TIMM.PRESET 'paper' and PRETRAINED True: published weights are those of models "
@@ -216,8 +210,6 @@ def _chosen(
     wanted = out_features or [n for n in by_name if out_indices or strides[by_name[n]] >= 4]
     for feature in wanted:
         if feature not in by_name:
-            raise ConfigError(
-                f"MODEL.TIMM.OUT_FEATURES has {feature!r}, but {name!r} gives strides {strides}, "
-                f"that is {', '.join(by_name) or 'no power of two'}{nearest(feature, by_name)}"
-            )
+            what, why = "feature in MODEL.TIMM.OUT_FEATURES", f"{name!r} gives strides {strides}"
+            raise ConfigError(unknown(what, feature, by_name, mend=why))
     return {feature: by_name[feature] for feature in sorted(wanted, key=by_name.__getitem__)}

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from panoptic_ext.errors import ConfigError, nearest
+from panoptic_ext.errors import check_known
 
 __all__ = ["TIMM_NORMS", "convert_norms"]
 
@@ -35,11 +35,7 @@ def convert_norms(net: nn.Module, norm: str) -> nn.Module:
     Raises:
         ConfigError: unknown norm.
     """
-    if norm not in TIMM_NORMS:
-        raise ConfigError(
-            f"MODEL.TIMM.NORM = {norm!r} is unknown{nearest(norm, TIMM_NORMS)}; known: "
-            f"{', '.join(repr(known) for known in TIMM_NORMS)}"
-        )
+    check_known("MODEL.TIMM.NORM", norm, TIMM_NORMS)
     return TIMM_NORMS[norm](net)
 
 

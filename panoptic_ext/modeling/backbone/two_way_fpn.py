@@ -17,7 +17,7 @@ from detectron2.modeling.backbone import Backbone, build_resnet_backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from panoptic_ext.errors import ConfigError, nearest
+from panoptic_ext.errors import ConfigError, check_known, look_up
 from panoptic_ext.modeling.backbone.timm_backbone import build_timm_backbone
 from panoptic_ext.modeling.layers.separable_conv import SeparableConv2d, make_conv
 
@@ -120,11 +120,7 @@ def _pyramid(laterals: list[Tensor]) -> list[Tensor]:
 def _chosen_shapes(available: dict[str, ShapeSpec], in_features: list[str]) -> dict[str, ShapeSpec]:
     """Name -> shape of the features used, fine to coarse."""
     for name in in_features:
-        if name not in available:
-            raise ConfigError(
-                f"MODEL.TWO_WAY_FPN.IN_FEATURES has {name!r}, but the backbone gives "
-                f"{', '.join(available)}{nearest(name, available)}"
-            )
+        check_known("feature in MODEL.TWO_WAY_FPN.IN_FEATURES", name, available)
     names = sorted(in_features or available, key=lambda name: available[name].stride)
     strides = [available[name].stride for name in names]
     if len(set(strides)) < len(strides):
@@ -163,10 +159,5 @@ def build_resnet_two_way_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> TwoWa
 def build_two_way_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> TwoWayFPN:
     """Two-way FPN over the backbone whose registered builder MODEL.TWO_WAY_FPN.BOTTOM_UP names."""
     name = cfg.MODEL.TWO_WAY_FPN.BOTTOM_UP
-    if name not in BACKBONE_REGISTRY:
-        known = sorted(key for key, _ in BACKBONE_REGISTRY)
-        raise ConfigError(
-            f"MODEL.TWO_WAY_FPN.BOTTOM_UP = {name!r} is no registered backbone"
-            f"{nearest(name, known)}; registered: {', '.join(known)}"
-        )
-    return _with_two_way_fpn(cfg, BACKBONE_REGISTRY.get(name)(cfg, input_shape))
+    bottom_up = look_up(BACKBONE_REGISTRY, "MODEL.TWO_WAY_FPN.BOTTOM_UP", name)
+    return _with_two_way_fpn(cfg, bottom_up(cfg, input_shape))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from panoptic_ext.errors import ConfigError, nearest
+from panoptic_ext.errors import ConfigError, check_known
 
 __all__ = ["MS_DEFORM_ATTN_BACKENDS", "ms_deform_attn", "ms_deform_attn_reference"]
 
@@ -123,11 +123,7 @@ def _check_shapes(
 
 
 def _choose_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
-    if backend not in MS_DEFORM_ATTN_BACKENDS:
-        raise ConfigError(
-            f"unknown ms_deform_attn backend {backend!r}, expected one of "
-            f"{', '.join(MS_DEFORM_ATTN_BACKENDS)}{nearest(backend, MS_DEFORM_ATTN_BACKENDS)}"
-        )
+    check_known("ms_deform_attn backend", backend, MS_DEFORM_ATTN_BACKENDS)
     on_cpu = device.type == "cpu"
     if backend == "cpu" and not on_cpu:
         raise ConfigError(

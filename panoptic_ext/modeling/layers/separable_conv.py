@@ -11,7 +11,7 @@ from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from panoptic_ext.errors import ConfigError, nearest
+from panoptic_ext.errors import check_known
 
 __all__ = ["SeparableConv2d", "make_activation", "make_conv"]
 
@@ -29,11 +29,7 @@ def make_activation(name: str) -> nn.Module:
     Raises:
         ConfigError: an unknown name.
     """
-    if name not in _ACTIVATIONS:
-        raise ConfigError(
-            f"ACTIVATION {name!r} is unknown{nearest(name, _ACTIVATIONS)}; known: "
-            f"{', '.join(repr(known) for known in _ACTIVATIONS)}"
-        )
+    check_known("ACTIVATION", name, _ACTIVATIONS)
     return _ACTIVATIONS[name]()
 
 

@@ -8,7 +8,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from panoptic_ext.errors import ConfigError, nearest
+from panoptic_ext.errors import check_known, look_up
 
 __all__ = ["PIXEL_DECODER_REGISTRY", "build_pixel_decoder", "checked_features"]
 
@@ -30,13 +30,8 @@ def build_pixel_decoder(cfg: Any, input_shape: dict[str, ShapeSpec]) -> nn.Modul
         ConfigError: unknown name, or features that the backbone does not give.
     """
     name = cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME
-    if name not in PIXEL_DECODER_REGISTRY:
-        known = [key for key, _ in PIXEL_DECODER_REGISTRY]
-        raise ConfigError(
-            f"MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME is {name!r}; expected one of {known}"
-            f"{nearest(name, known)}"
-        )
-    return PIXEL_DECODER_REGISTRY.get(name)(cfg, input_shape)
+    key = "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME"
+    return look_up(PIXEL_DECODER_REGISTRY, key, name)(cfg, input_shape)
 
 
 def checked_features(
@@ -48,10 +43,6 @@ def checked_features(
         ConfigError: a name that the backbone does not give.
     """
     for name in names:
-        if name not in input_shape:
-            raise ConfigError(
-                f"{key} names {name!r}, but the backbone gives {sorted(input_shape)}"
-                f"{nearest(name, input_shape)}; change one of them"
-            )
+        check_known(f"feature of the backbone in {key}", name, sorted(input_shape))
     by_stride = sorted(names, key=lambda name: input_shape[name].stride)
     return {name: input_shape[name] for name in by_stride}

@@ -7,7 +7,7 @@ from typing import Any
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from panoptic_ext.errors import ConfigError, nearest
+from panoptic_ext.errors import look_up
 
 __all__ = ["TRANSFORMER_DECODER_REGISTRY", "build_transformer_decoder"]
 
@@ -37,10 +37,5 @@ def build_transformer_decoder(cfg: Any, in_channels: int) -> nn.Module:
         ConfigError: unknown name.
     """
     name = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
-    if name not in TRANSFORMER_DECODER_REGISTRY:
-        known = [key for key, _ in TRANSFORMER_DECODER_REGISTRY]
-        raise ConfigError(
-            f"MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME is {name!r}; expected one of {known}"
-            f"{nearest(name, known)}"
-        )
-    return TRANSFORMER_DECODER_REGISTRY.get(name)(cfg, in_channels)
+    key = "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME"
+    return look_up(TRANSFORMER_DECODER_REGISTRY, key, name)(cfg, in_channels)

@@ -85,7 +85,7 @@ def test_a_block_of_yaml_registers_it(tiny_instances: TinyInstances) -> None:
         register_from_config(cfg)
     assert len(get_records("mine")) == 2
     cfg.DATASETS.INSTANCES.mine.PNG_ROOT = "panoptic"
-    with pytest.raises(ConfigError, match=r"INSTANCES.mine has an unknown key 'PNG_ROOT'"):
+    with pytest.raises(ConfigError, match=r"unknown key of DATASETS.INSTANCES.mine 'PNG_ROOT'"):
         register_from_config(cfg)
 
 

@@ -46,10 +46,10 @@ def test_each_kind_of_difference_gets_one_line(
     torch.save(state, tmp_path / "other.pth")
     missing, shapes, unexpected = warnings_of(caplog, tmp_path / "other.pth")
     assert missing.endswith(
-        "backbone (4 of 10: backbone.0.weight, backbone.1.weight, backbone.2.weight, ...)"
+        "backbone (4 of 10: backbone.0.weight, backbone.1.weight, backbone.2.weight and 1 more)"
     )
     assert "sem_seg_head.0.bias is (7,), the model's is (2,); " in shapes
-    assert shapes.endswith("; 1 more")
+    assert shapes.endswith("; and 1 more")
     assert unexpected == (
         "in the file, but not in the model: fc (2: fc.weight, fc.bias), logit_scale"
     )

@@ -138,8 +138,8 @@ def test_keys_reach_the_backbone():
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"NORM": "syncbn"}, "'syncbn' is unknown; did you mean 'SyncBN'"),
-        ({"PRESET": "papers"}, "'papers' is unknown; did you mean 'paper'"),
+        ({"NORM": "syncbn"}, "unknown MODEL.TIMM.NORM 'syncbn'; did you mean 'SyncBN'"),
+        ({"PRESET": "papers"}, "unknown MODEL.TIMM.PRESET 'papers'; did you mean 'paper'"),
         ({"PRESET": "paper", "PRETRAINED": True}, "set PRETRAINED False, or PRESET ''"),
         ({"PRESET": "paper", "NAME": "resnet10t"}, "is for EfficientNets, but 'resnet10t' is a"),
     ],

@@ -120,7 +120,7 @@ def test_builders_of_the_registry(builder):
 
 
 def test_wrong_keys_are_errors_that_say_how_to_mend():
-    with pytest.raises(ConfigError, match=r"has 's3', but the backbone gives s32, s16, s8, s4"):
+    with pytest.raises(ConfigError, match=r"IN_FEATURES 's3'; .*known: s32, s16, s8, s4$"):
         TwoWayFPN(Toy(), ["s3"])
     with pytest.raises(ConfigError, match=r"one feature per stride.*\[4, 4\]"):
         TwoWayFPN(Toy(), ["s4", "s4"])

@@ -58,5 +58,5 @@ def test_activations_by_name():
     assert found["relu"] == [0, 2] and found[""] == [-1, 2]
     assert found["leaky_relu"] == pytest.approx([-0.01, 2])
     assert isinstance(make_activation("silu"), nn.SiLU)
-    with pytest.raises(ConfigError, match=r"'leaky_rely' is unknown; did you mean 'leaky_relu'"):
+    with pytest.raises(ConfigError, match=r"ACTIVATION 'leaky_rely'; did you mean 'leaky_relu'"):
         make_activation("leaky_rely")

@@ -260,7 +260,7 @@ def test_every_fusion_works_and_the_weights_are_those_of_detectron2s_mask_head(m
 def test_an_unknown_fusion_is_an_error_with_the_nearest_name():
     cfg = tiny_cfg()
     cfg.MODEL.PANOPTIC_FUSION.NAME = "hueristic"
-    with pytest.raises(ConfigError, match=r"NAME is 'hueristic'.*did you mean 'heuristic'"):
+    with pytest.raises(ConfigError, match=r"NAME 'hueristic'.*did you mean 'heuristic'"):
         build_model(cfg)
 
 

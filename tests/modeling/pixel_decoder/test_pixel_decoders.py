@@ -164,7 +164,7 @@ def test_unknown_names_are_errors_with_hints():
         build_pixel_decoder(cfg, shapes_of())
     cfg = published_config()
     cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = ["res2", "res3", "res4", "rse5"]
-    with pytest.raises(ConfigError, match=r"IN_FEATURES names 'rse5'.*did you mean 'res5'"):
+    with pytest.raises(ConfigError, match=r"IN_FEATURES 'rse5'.*did you mean 'res5'"):
         build_pixel_decoder(cfg, shapes_of())
 
 

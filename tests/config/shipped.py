@@ -1,0 +1,66 @@
+"""The YAML files of configs/: their list, what loads them, and reports of all that fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+
+from panoptic_ext.engine.run_config import load_cfg
+from tests import ROOT
+
+CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
+LEAVES = [path for path in CONFIGS if not path.name.startswith("Base-")]
+
+Item = TypeVar("Item")
+
+# A full Swin-L takes seconds to build; nothing is downloaded.
+SMALLER = ("MODEL.SWIN.DEPTHS", "[1, 1, 1, 1]", "MODEL.TIMM.PRETRAINED", "False")
+
+
+def relative(path: Path) -> str:
+    """Path below configs/."""
+    return path.relative_to(ROOT / "configs").as_posix()
+
+
+@cache
+def load_shipped(path: Path) -> CfgNode:
+    """The frozen config of a file on the CPU, its data set's classes filled in.
+
+    The data sets must be there, see the fixture `dataset_jsons`.
+    """
+    return load_cfg(str(path), ["MODEL.DEVICE", "cpu", *SMALLER])
+
+
+def failures(check: Callable[[Item], None], items: Iterable[Item]) -> dict[str, str]:
+    """Run a check on every item: name -> error of those that fail.
+
+    One test over many files says all that fail, each with its reason.
+    """
+    found = {}
+    for item in items:
+        try:
+            check(item)
+        except Exception as error:
+            name = relative(item) if isinstance(item, Path) else str(item)
+            found[name] = f"{type(error).__name__}: {error}"
+    return found
+
+
+@contextmanager
+def without_initialisation() -> Iterator[None]:
+    """Within it, parameters keep the memory that they get: half the time of building a model.
+
+    For tests that look at names, shapes and counts alone.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name in dir(torch.nn.init):
+            if name.endswith("_") and not name.startswith("_"):
+                patch.setattr(torch.nn.init, name, lambda tensor, *args, **kwargs: tensor)
+        yield

@@ -12,14 +12,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from panoptic_ext.data import Category, get_metadata, get_records, thing_ids
+from panoptic_ext.data import Category, get_metadata, get_records
 from panoptic_ext.data.coco.json_checks import read_categories, safe_name
-from panoptic_ext.data.coco.json_file import read_json
+from panoptic_ext.data.coco.json_file import ImageId, read_json
+from panoptic_ext.data.coco.writer import png_name
+from panoptic_ext.data.datasets.metadata import categories_of
 from panoptic_ext.errors import DatasetError, EvaluationError, listed, quoted
 
 __all__ = ["ImageEntry", "ImageList"]
-
-ImageId = int | str
 
 
 @dataclass(frozen=True)
@@ -81,28 +81,17 @@ class ImageList:
             EvaluationError: see `ImageList`.
         """
         metadata = get_metadata(name)
-        things = set(thing_ids(name))
         png_root, image_root = metadata.panoptic_root, metadata.image_root
         images = [
             ImageEntry(
                 record["image_id"],
                 os.path.relpath(record["file_name"], image_root),
-                _with_png(os.path.relpath(record["pan_seg_file_name"], png_root)),
+                png_name(os.path.relpath(record["pan_seg_file_name"], png_root)),
                 (record["height"], record["width"]),
             )
             for record in get_records(name)
         ]
-        ids = {
-            contiguous: dataset_id
-            for table in (
-                metadata.thing_dataset_id_to_contiguous_id,
-                metadata.stuff_dataset_id_to_contiguous_id,
-            )
-            for dataset_id, contiguous in table.items()
-        }
-        rows = zip(metadata.stuff_classes, metadata.stuff_colors, strict=True)
-        categories = [Category(ids[i], n, i in things, tuple(c)) for i, (n, c) in enumerate(rows)]
-        return cls(f"data set {quoted(name)}", images, categories)
+        return cls(f"data set {quoted(name)}", images, categories_of(metadata))
 
     @classmethod
     def of_json(cls, path: str) -> ImageList:
@@ -130,7 +119,7 @@ class ImageList:
             path,
             [
                 ImageEntry(
-                    i, e["file_name"], _with_png(names.get(i, e["file_name"])),
+                    i, e["file_name"], png_name(names.get(i, e["file_name"])),
                     (e["height"], e["width"]),
                 )
                 for i, e in entries.items()
@@ -258,10 +247,6 @@ def _annotated(annotations: Any, path: str) -> dict[ImageId, str]:
             )
         names[annotation["image_id"]] = annotation["file_name"]
     return names
-
-
-def _with_png(name: str) -> str:
-    return os.path.splitext(name)[0] + ".png"
 
 
 def _common_tail(one: list[str], other: list[str]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,13 +11,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from panoptic_ext.atomic import remove_leftovers, write_file
+from panoptic_ext.atomic import remove_leftovers
 from panoptic_ext.combine.images import ImageEntry, ImageList
 from panoptic_ext.combine.inputs import VOID, InstanceResults, SemanticPredictions
-from panoptic_ext.data.coco.panoptic_files import Annotation
-from panoptic_ext.data.coco.runs import runs_from_ids
-from panoptic_ext.data.coco.segment_table import SegmentTable
-from panoptic_ext.data.coco.writer import PREDICTIONS, write_png
+from panoptic_ext.data.coco.categories import category_entries
+from panoptic_ext.data.coco.writer import PanopticWriter
 from panoptic_ext.errors import EvaluationError, listed
 from panoptic_ext.fusion.naive import naive_fusion
 from panoptic_ext.many_files import ManyFiles, listed_failures
@@ -90,12 +87,14 @@ def combine_files(
             f" prediction: image ids {listed(no_semantic)}; predict them too, or go on without them"
             " (--allow-missing)"
         )
-    path, png_root = (os.path.join(output, PREDICTIONS + end) for end in (".json", ""))
+    writer = PanopticWriter.of_predictions(output)
+    path, png_root = writer.json_path, writer.png_root
     _check_inputs_stay((images.where, instances.path, semantic.path), path, png_root)
     _clear(path, png_root)
 
-    def combine(image: ImageEntry) -> list[dict[str, Any]]:
-        return _combine_image(images, image, instances, semantic, output, rule)
+    def combine(image: ImageEntry) -> dict[str, Any]:
+        label_map, segments = _combine_image(images, image, instances, semantic, rule)
+        return writer.add(image.image_id, image.png_name, label_map, segments)
 
     total = len(images.images)
     files = ManyFiles[ImageEntry](
@@ -104,20 +103,20 @@ def combine_files(
     bar = tqdm(
         files.results(images.images, combine), "combine", total, unit="image", disable=not progress
     )
-    segments = [found for _, found in bar if found is not None]
+    annotations = [annotation for _, annotation in bar if annotation is not None]
     files.stop.check(
         f"stopped after {files.done} of {total} images; their PNGs are in {png_root}, without a "
         "JSON, and the same command makes all of them anew"
     )
     if files.failed:  # a JSON of the others alone would look whole
         raise EvaluationError(listed_failures(files.failed, total, "cannot be combined"))
-    write_file(path, json.dumps(_content(images, segments)).encode())
+    writer.close(_content(images), annotations)
     things = {images.categories[i].id for i in images.thing_ids}
-    kinds = [s["category_id"] in things for row in segments for s in row]
+    kinds = [s["category_id"] in things for a in annotations for s in a["segments_info"]]
     return CombinedFiles(
         path,
         png_root,
-        len(segments),
+        len(annotations),
         sum(kinds),
         len(kinds) - sum(kinds),
         tuple(i.image_id for i in images.images if not instances.of(i)),
@@ -130,10 +129,9 @@ def _combine_image(
     image: ImageEntry,
     instances: InstanceResults,
     semantic: SemanticPredictions,
-    output: str,
     rule: NaiveRule,
-) -> list[dict[str, Any]]:
-    """Write one image's PNG; its segments_info with dataset ids."""
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """The (H, W) map of one image and its segments with dataset ids."""
     rows = instances.of(image)
     labels = semantic.labels(image) if semantic.has(image) else np.full(image.size, VOID)
 
@@ -152,32 +150,20 @@ def _combine_image(
         overlap_threshold=rule.overlap_threshold,
         stuff_area_threshold=rule.stuff_area_threshold,
     )
-    table = SegmentTable(
-        np.array([s["id"] for s in segments], np.int64),
-        np.array([images.categories[s["category_id"]].id for s in segments], np.int64),
-        np.zeros(len(segments), bool),
-        np.array([s["area"] for s in segments], np.int64),
-    )
-    annotation = Annotation(image.image_id, image.png_name, None)
-    return write_png(output, annotation, runs_from_ids(ids.numpy()), table)
+    return ids.numpy(), [
+        {"id": s["id"], "category_id": images.categories[s["category_id"]].id} for s in segments
+    ]
 
 
-def _content(images: ImageList, segments: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """The COCO panoptic JSON."""
+def _content(images: ImageList) -> dict[str, Any]:
+    """The COCO panoptic JSON without its annotations."""
     return {
         "images": [
             {"id": i.image_id, "file_name": i.file_name, "height": i.size[0],
              "width": i.size[1]}
             for i in images.images
         ],
-        "annotations": [
-            {"image_id": i.image_id, "file_name": i.png_name, "segments_info": found}
-            for i, found in zip(images.images, segments, strict=True)
-        ],
-        "categories": [
-            {**c._asdict(), "isthing": int(c.isthing), "color": list(c.color)}
-            for c in images.categories
-        ],
+        "categories": category_entries(images.categories),
     }  # fmt: skip
 
 

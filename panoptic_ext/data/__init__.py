@@ -1,8 +1,8 @@
 """Data: registration, records, the mapper and the id map that all models share."""
 
 from panoptic_ext.data.augmentation import build_augmentations
+from panoptic_ext.data.coco.categories import Category
 from panoptic_ext.data.coco.id_map import id_to_rgb, rgb_to_id
-from panoptic_ext.data.coco.json_checks import Category
 from panoptic_ext.data.coco.label_png import read_id_map, write_id_map
 from panoptic_ext.data.dataset_mapper import PanopticDatasetMapper
 from panoptic_ext.data.datasets.check import check_panoptic, count_segments

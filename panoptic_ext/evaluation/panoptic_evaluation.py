@@ -20,12 +20,13 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from panoptic_ext.atomic import write_file
-from panoptic_ext.data.coco import writer as prediction_files
-from panoptic_ext.data.coco.json_checks import Category
+from panoptic_ext.data.coco.categories import Category
+from panoptic_ext.data.coco.divisor import segments_without_info
 from panoptic_ext.data.coco.label_png import encode_png
 from panoptic_ext.data.coco.panoptic_files import Annotation, PanopticFiles
 from panoptic_ext.data.coco.runs import Runs, runs_from_ids
 from panoptic_ext.data.coco.segment_table import SegmentTable, integer
+from panoptic_ext.data.coco.writer import PanopticWriter, check_png_names, png_name
 from panoptic_ext.errors import EvaluationError, listed, nearest, quoted
 from panoptic_ext.evaluation.compare_files import compare_with_truth
 from panoptic_ext.evaluation.kept_predictions import (
@@ -63,7 +64,7 @@ class _ImageResult:
     image_id: int | str
     image_file: str
     stat: PQStat
-    segments: list[dict[str, Any]] | None  # for the JSON of predictions, when written
+    annotation: dict[str, Any] | None  # for the JSON of predictions, when written
 
 
 class PanopticEvaluator(COCOPanopticEvaluator):
@@ -117,6 +118,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         self._dataset_name = dataset_name
         self._num_threads = num_threads
         self._write = write_predictions
+        self._writer = PanopticWriter.of_predictions(str(output_dir))
         self._keep = keep_predictions
         self._gt_area = gt_area
         self._truth: PanopticFiles | None = None
@@ -233,7 +235,8 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             )
             self._order = {image_id: i for i, image_id in enumerate(self._truth.annotations)}
             if self._write:
-                prediction_files.check_png_names(self._truth)
+                names = [a.file_name for a in self._truth.annotations.values()]
+                check_png_names(names, self._truth.path)
         return self._truth
 
     def _registered_categories(self) -> Sequence[Category] | None:
@@ -267,13 +270,11 @@ class PanopticEvaluator(COCOPanopticEvaluator):
 
     def _info_of_divisor(self, runs: Runs) -> list[dict[str, Any]]:
         """Segments of a map of category * label_divisor + instance + 1, 0 void."""
-        divisor = self._metadata.label_divisor
-        segments = []
-        for segment_id in np.unique(runs.ids[runs.ids > 0]).tolist():
-            category = (segment_id - 1) // divisor
-            isthing = category in self._thing_contiguous_id_to_dataset_id
-            segments.append({"id": segment_id, "category_id": category, "isthing": isthing})
-        return segments
+        things = self._thing_contiguous_id_to_dataset_id
+        return [
+            {**s, "id": s["id"] + 1, "isthing": s["category_id"] in things}
+            for s in segments_without_info(runs.index[0] - 1, self._metadata.label_divisor)
+        ]
 
     def _dataset_id(self, segment: Mapping[str, Any], where: str) -> int:
         category, isthing = integer(segment, "category_id", where), segment.get("isthing")
@@ -298,10 +299,14 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         stat = compare_with_truth(
             self._load_truth(), annotation, prediction.runs, table, self._gt_area
         )
-        segments = None
+        written = None
         if self._write:
-            segments = prediction_files.write_png(
-                str(self._output_dir), annotation, prediction.runs, table
+            rows = zip(table.ids.tolist(), table.categories.tolist(), strict=True)
+            written = self._writer.add(
+                annotation.image_id,
+                png_name(annotation.file_name),
+                prediction.runs,
+                [{"id": i, "category_id": category} for i, category in rows],
             )
         pq, order = 100 * stat.pooled_pq(), self._order[annotation.image_id]
         self._keeper.offer(
@@ -317,7 +322,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             ),
         )
         self._images[annotation.image_id] = _ImageResult(
-            prediction.image_id, prediction.image_file, stat, segments
+            prediction.image_id, prediction.image_file, stat, written
         )
 
     def _finish(self) -> str | None:
@@ -369,8 +374,8 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             result = json.dumps(named_result(self.summary, categories), indent=1)
             write_file(os.path.join(self._output_dir, "panoptic_quality.json"), result.encode())
         if self._write:
-            segments = {i: image.segments or [] for i, image in images.items()}
-            prediction_files.write_json(str(self._output_dir), self._load_truth(), segments)
+            written = [image.annotation for image in images.values() if image.annotation]
+            self._writer.close(self._load_truth().content, written)
         if logger.isEnabledFor(logging.INFO):
             logger.info("Panoptic Evaluation Results:\n%s", quality_table(self.summary, categories))
         results = metric_keys(self.summary)

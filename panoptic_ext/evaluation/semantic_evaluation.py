@@ -19,6 +19,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from panoptic_ext.atomic import write_file
+from panoptic_ext.data.datasets.metadata import dataset_ids
 from panoptic_ext.errors import EvaluationError, quoted
 from panoptic_ext.evaluation.truth import TruthRecords
 
@@ -98,14 +99,7 @@ class PanopticSemSegEvaluator(SemSegEvaluator):
         self._class_names = list(meta.stuff_classes)
         self._num_classes = len(self._class_names)
         self._ignore_label = meta.get("ignore_label", 255)
-        self._contiguous_id_to_dataset_id = {
-            contiguous: dataset
-            for ids in (
-                meta.thing_dataset_id_to_contiguous_id,
-                meta.stuff_dataset_id_to_contiguous_id,
-            )
-            for dataset, contiguous in ids.items()
-        }
+        self._contiguous_id_to_dataset_id = dict(enumerate(dataset_ids(meta)))
         self._compute_boundary_iou = False
         self._write = write_predictions
         self.reset()

@@ -6,9 +6,9 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-__all__ = ["choose_image_ids", "ids_of_files"]
+from panoptic_ext.data.coco.json_file import ImageId
 
-ImageId = int | str
+__all__ = ["choose_image_ids", "ids_of_files"]
 
 
 def ids_of_files(paths: Mapping[str, str], id_of_file: Mapping[str, ImageId]) -> dict[str, ImageId]:

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from panoptic_ext.atomic import write_atomic
-from panoptic_ext.data.coco.label_png import write_id_map
-from panoptic_ext.data.coco.runs import find_runs, segment_boxes
+from panoptic_ext.data.coco.categories import category_entries
+from panoptic_ext.data.coco.divisor import segments_without_info
+from panoptic_ext.data.coco.runs import find_runs
+from panoptic_ext.data.coco.writer import PanopticWriter
+from panoptic_ext.data.datasets.metadata import categories_of, dataset_ids
 from panoptic_ext.errors import NOT_JSON, PanopticExtError
 from panoptic_ext.regular_files import LOG_FILE, check_regular_file
 
@@ -37,26 +39,20 @@ def coco_segments(
 
     Args:
         panoptic_seg: (H, W) segment ids.
-        segments_info: with "id" and unified "category_id". None: ids are category_id *
-            label_divisor + instance, void is -1.
-        dataset_ids: dataset category id of each unified id.
+        segments_info: with "id" and a contiguous "category_id". None: as
+            `segments_without_info`.
+        dataset_ids: dataset id of each contiguous id.
+        label_divisor: of a map without segments_info.
 
     Returns:
-        (H, W) int32 map with ids from 1, 0 void; and for each segment that has a pixel id,
-        category_id (of the data set), area in pixels, bbox [x, y, width, height], iscrowd 0, and
-        the score where the model gave one.
+        (H, W) int32 map with ids from 1, 0 void; and for each segment that has a pixel: id,
+        category_id (dataset id), and the score where the model gave one.
     """
-    ids = torch.as_tensor(panoptic_seg).cpu().numpy().astype(np.int64)
-    runs = find_runs(ids, split_rows=True)
-    values, row = np.unique(runs.ids, return_inverse=True)
+    runs = find_runs(torch.as_tensor(panoptic_seg).cpu().numpy().astype(np.int64))
+    values, index = runs.index
     if segments_info is None:
-        segments_info = [
-            {"id": int(v), "category_id": int(v) // label_divisor} for v in values if v >= 0
-        ]
+        segments_info = segments_without_info(values, label_divisor)
     by_id = {int(segment["id"]): segment for segment in segments_info}
-    areas = np.bincount(row, runs.lengths, minlength=len(values)).astype(int)
-    corners = segment_boxes(runs, row, len(values))
-    boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
     numbers: np.ndarray = np.zeros(len(values), np.int32)
     segments: list[dict[str, Any]] = []
     for at, value in enumerate(values.tolist()):
@@ -66,14 +62,11 @@ def coco_segments(
         segment = {
             "id": int(numbers[at]),
             "category_id": dataset_ids[int(by_id[value]["category_id"])],
-            "area": int(areas[at]),
-            "bbox": boxes[at].tolist(),
-            "iscrowd": 0,
         }
         if by_id[value].get("score") is not None:
             segment["score"] = round(float(by_id[value]["score"]), 4)
         segments.append(segment)
-    return np.repeat(numbers[row], runs.lengths).reshape(ids.shape), segments
+    return runs.expand(numbers[index]), segments
 
 
 class PanopticResults:
@@ -88,6 +81,8 @@ class PanopticResults:
     def __init__(self, folder: str, metadata: Any, *, fresh: bool = False) -> None:
         self.folder = folder
         self.json_path = os.path.join(folder, JSON_FILE)
+        # The command explains an OSError, as of a full disk, for all of its files alike.
+        self._writer = PanopticWriter(self.json_path, os.path.join(folder, PNG_FOLDER), error=None)
         self._log_path = os.path.join(folder, _LOG_FILE)
         self._metadata = metadata
         self._dataset_ids = dataset_ids(metadata)
@@ -126,13 +121,9 @@ class PanopticResults:
         """
         divisor = getattr(self._metadata, "label_divisor", 1000)
         ids, segments = coco_segments(panoptic_seg, segments_info, self._dataset_ids, divisor)
-        name = f"{key}.png"
-        path = os.path.join(self.folder, PNG_FOLDER, *name.split("/"))
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        write_atomic(path, lambda stream: write_id_map(stream, ids), durable=False)
+        annotation = self._writer.add(image_id, f"{key}.png", ids, segments)
         height, width = ids.shape
         image = {"id": image_id, "file_name": file_name, "height": height, "width": width}
-        annotation = {"image_id": image_id, "file_name": name, "segments_info": segments}
         self._log(key, {"image": image, "annotation": annotation})
 
     def mark(self, key: str) -> None:
@@ -144,40 +135,15 @@ class PanopticResults:
         entries = [entry for entry in self._entries.values() if "annotation" in entry]
         content = {
             "images": [entry["image"] for entry in entries],
-            "annotations": [entry["annotation"] for entry in entries],
-            "categories": self._categories(),
+            "categories": category_entries(categories_of(self._metadata)),
         }
-        text = json.dumps(content, ensure_ascii=False)
-        write_atomic(self.json_path, lambda stream: stream.write(text.encode()))
+        self._writer.close(content, [entry["annotation"] for entry in entries])
         return self.json_path
-
-    def _categories(self) -> list[dict[str, Any]]:
-        data = self._metadata
-        colors = getattr(data, "stuff_colors", None) or [[0, 0, 0]] * len(self._dataset_ids)
-        return [
-            {
-                "id": dataset_id,
-                "name": data.stuff_classes[i],
-                "isthing": int(data.isthing[i]),
-                "color": list(colors[i]),
-            }
-            for i, dataset_id in enumerate(self._dataset_ids)
-        ]
 
     def _log(self, key: str, entry: dict[str, Any]) -> None:
         self._entries[key] = entry
         with open(self._log_path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps({"key": key, **entry}, ensure_ascii=False) + "\n")
-
-
-def dataset_ids(metadata: Any) -> list[int]:
-    """Dataset category id of each unified id, in their order."""
-    pairs = {
-        **metadata.thing_dataset_id_to_contiguous_id,
-        **metadata.stuff_dataset_id_to_contiguous_id,
-    }
-    unified = {contiguous: dataset for dataset, contiguous in pairs.items()}
-    return [unified[i] for i in range(len(unified))]
 
 
 def _read_log(path: str) -> dict[str, dict[str, Any]]:

@@ -16,6 +16,7 @@ import torch
 from detectron2.data.catalog import Metadata
 from detectron2.utils.visualizer import Visualizer
 
+from panoptic_ext.data.coco.divisor import segments_without_info
 from panoptic_ext.errors import ConfigError, DatasetError, check_known
 from panoptic_ext.postprocessing import with_extents
 from panoptic_ext.visualization.classes import class_color, class_metadata, class_name
@@ -75,11 +76,11 @@ def draw_panoptic(
     Args:
         image_rgb: (H, W, 3) uint8 (or 0-255 of another type) in RGB order.
         panoptic_seg: (H, W) integer segment ids.
-        segments_info: a dict with "id" and "category_id" (unified), optionally "isthing",
+        segments_info: a dict with "id" and "category_id" (contiguous id), optionally "isthing",
             "score" and "full_bbox" (x, y, width and height of an object that others cover in
             part, pixels of the image), for each segment. None: ids are category_id *
             metadata.label_divisor + instance, void is -1, as in Detectron2.
-        metadata: with thing_classes and stuff_classes (K names each, indexed by the unified id);
+        metadata: with thing_classes and stuff_classes (K names each, indexed by the contiguous id);
             colours and thing ids are taken from it where they are there.
         scale: size of the picture relative to the image. None: `readable_scale`.
         alpha: opacity of the segments, 0 to 1.
@@ -162,7 +163,9 @@ def draw_segments(
     _check_sizes(image, ids)
     classes = class_metadata(metadata)
     if segments_info is None:
-        segments_info = _segments_of_divisor_ids(ids, int(metadata.label_divisor))
+        segments_info = segments_without_info(
+            torch.unique(ids).tolist(), int(metadata.label_divisor)
+        )
     segments = _complete_segments(segments_info, classes)
     if options.get("classes") is not None:
         segments = [s for s in segments if class_name(s, classes) in options["classes"]]
@@ -227,14 +230,6 @@ def _check_sizes(image: np.ndarray, ids: torch.Tensor) -> None:
         )
 
 
-def _segments_of_divisor_ids(ids: torch.Tensor, divisor: int) -> list[dict[str, Any]]:
-    return [
-        {"id": value, "category_id": value // divisor}
-        for value in torch.unique(ids).tolist()
-        if value >= 0
-    ]
-
-
 def _complete_segments(
     segments: Sequence[dict[str, Any]], classes: Metadata
 ) -> list[dict[str, Any]]:
@@ -244,7 +239,7 @@ def _complete_segments(
         category = int(segment["category_id"])
         if not 0 <= category < len(classes.isthing):
             raise DatasetError(
-                f"segment {segment['id']} is of category {category}, expected a unified id from"
+                f"segment {segment['id']} is of category {category}, expected a contiguous id from"
                 f" 0 to {len(classes.isthing) - 1}"
             )
         isthing = bool(segment.get("isthing", classes.isthing[category]))

@@ -13,6 +13,8 @@ import torch
 from detectron2.structures import Instances
 
 from panoptic_ext.data import read_id_map
+from panoptic_ext.data.coco.runs import find_runs
+from panoptic_ext.data.coco.writer import measured_segments
 from panoptic_ext.errors import ConfigError, PanopticExtError
 from panoptic_ext.prediction.image_ids import choose_image_ids, ids_of_files
 from panoptic_ext.prediction.inputs import SETTINGS_FILE, find_inputs, search_inputs
@@ -195,6 +197,7 @@ def test_segments_in_coco_terms():
         {"id": 5, "category_id": 0},  # without a pixel
     ]
     found, table = coco_segments(ids, segments, [30, 7])
+    table = measured_segments(find_runs(found), table)
     assert table == [
         {"id": 1, "category_id": 7, "area": 6, "bbox": [0, 0, 6, 1], "iscrowd": 0},
         {

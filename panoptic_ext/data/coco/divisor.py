@@ -1,16 +1,88 @@
-"""Label maps of the divisor encoding whose JSON has no segments_info: all is in their values."""
+"""Segments of maps that have no segments_info: all is in the map's values.
+
+Two conventions, both Detectron2's. A label PNG in the "divisor" encoding, as Cityscapes', holds
+category * label_divisor + instance with dataset ids and 0 for void; a value below the divisor is a
+whole category. A model's output holds category * label_divisor + instance with contiguous ids and
+-1 for void; there a value below the divisor is an instance of category 0.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from panoptic_ext.data.coco.label_png import read_id_map
 from panoptic_ext.data.coco.problems import Problem
-from panoptic_ext.data.coco.runs import find_runs
+from panoptic_ext.data.coco.runs import Runs, find_runs
 from panoptic_ext.errors import DatasetError
 
-__all__ = ["check_divisor_categories", "segments_of_png"]
+__all__ = [
+    "check_divisor_categories",
+    "segments_of_label_map",
+    "segments_of_png",
+    "segments_without_info",
+]
+
+
+def segments_without_info(values: Iterable[int], label_divisor: int) -> list[dict[str, Any]]:
+    """Segments of a model's output whose segments_info is None.
+
+    Args:
+        values: those that occur in the map, category * label_divisor + instance; -1 is void.
+        label_divisor: of the data set.
+
+    Returns:
+        dicts with id, the value, and the contiguous category_id.
+    """
+    return [{"id": v, "category_id": v // label_divisor} for v in map(int, values) if v >= 0]
+
+
+def segments_of_label_map(
+    runs: Runs, label_divisor: int, isthing: Mapping[int, bool]
+) -> list[dict[str, Any]]:
+    """Segments of a label map in the "divisor" encoding.
+
+    Args:
+        runs: of the label map.
+        label_divisor: value = category * label_divisor + instance.
+        isthing: by dataset category id. An unknown category is left for the caller to report.
+
+    Returns:
+        dicts with id, category_id (dataset id), iscrowd and area, by ascending id.
+    """
+    segments = []
+    for value, area in zip(*(a.tolist() for a in runs.areas()), strict=True):
+        if value == 0:
+            continue
+        # Cityscapes writes a group of things that nobody told apart as the category alone: a crowd.
+        is_whole = value < label_divisor
+        category = value if is_whole else value // label_divisor
+        crowd = int(is_whole and bool(isthing.get(category)))
+        segments.append({"id": value, "category_id": category, "iscrowd": crowd, "area": area})
+    return segments
+
+
+def segments_of_png(
+    path: str, label_divisor: int, isthing: Mapping[int, bool]
+) -> list[dict[str, Any]]:
+    """As `segments_of_label_map`, of the label PNG at `path`.
+
+    Raises:
+        DatasetError: a value of an unknown category, or a category with id 0.
+    """
+    if 0 in isthing:
+        raise DatasetError(str(_category_0(f"label map {path}")))
+    segments = segments_of_label_map(
+        find_runs(read_id_map(path, "divisor")), label_divisor, isthing
+    )
+    for segment in segments:
+        if segment["category_id"] not in isthing:
+            raise DatasetError(
+                f"label map {path}: value {segment['id']} is of category {segment['category_id']} "
+                f"(divisor {label_divisor}), which is not among {sorted(isthing)}; correct "
+                "label_divisor or the categories"
+            )
+    return segments
 
 
 def check_divisor_categories(
@@ -31,37 +103,3 @@ def _category_0(where: str) -> Problem:
         "category (value 3 is category 0, instance 3, as well as category 3)",
         "give every annotation its segments_info, or number the categories from 1 upwards",
     )
-
-
-def segments_of_png(
-    path: str, label_divisor: int, contiguous: dict[int, tuple[int, bool]]
-) -> list[dict[str, Any]]:
-    """Segments of a divisor-encoded map that has no segments_info.
-
-    As in Cityscapes: a value below the divisor is a category without instances, which is a crowd
-    where the category is a thing.
-
-    Args:
-        path: the label PNG.
-        label_divisor: value = category * label_divisor + instance.
-        contiguous: dataset_id -> (contiguous id, isthing).
-
-    Raises:
-        DatasetError: a value of an unknown category, or a category with id 0.
-    """
-    if 0 in contiguous:
-        raise DatasetError(str(_category_0(f"label map {path}")))
-    ids, areas = find_runs(read_id_map(path, "divisor")).areas()
-    segments = []
-    for i, area in zip(ids.tolist(), areas.tolist(), strict=True):
-        category = i if i < label_divisor else i // label_divisor
-        if i == 0:
-            continue
-        if category not in contiguous:
-            raise DatasetError(
-                f"label map {path}: value {i} is of category {category} (divisor {label_divisor}), "
-                f"which is not among {sorted(contiguous)}; correct label_divisor or the categories"
-            )
-        crowd = int(i < label_divisor and contiguous[category][1])
-        segments.append({"id": i, "category_id": category, "iscrowd": crowd, "area": area})
-    return segments

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+from panoptic_ext.data.coco.categories import Category, spare_colors
 from panoptic_ext.data.coco.divisor import check_divisor_categories
 from panoptic_ext.data.coco.id_map import MAX_RGB_ID
 from panoptic_ext.data.coco.json_file import is_int
 from panoptic_ext.data.coco.problems import Problem
 from panoptic_ext.errors import DatasetError, quoted
 
-__all__ = ["Category", "check_structure", "read_categories", "safe_name"]
+__all__ = ["check_structure", "read_categories", "safe_name"]
 
 _MAX_DIVISOR_ID = 2**31 - 1
 _MAX_AREA = 2**53  # what JSON readers agree on; far beyond any image
 _MAX_CATEGORY = 2**63 - 1
-
-
-class Category(NamedTuple):
-    """One entry of the JSON's `categories`. `id` is the dataset id; `color` is RGB in 0..255."""
-
-    id: int
-    name: str
-    isthing: bool
-    color: tuple[int, int, int]
 
 
 def check_structure(
@@ -89,7 +81,7 @@ def read_categories(info: dict[str, Any], path: str) -> tuple[Category, ...]:
     problems = _check_categories(info["categories"], path)
     if problems:
         raise DatasetError("\n".join(str(problem) for problem in problems))
-    palette = _palette(len(info["categories"]))
+    colors = spare_colors(len(info["categories"]))
     return tuple(
         Category(
             int(c["id"]),
@@ -97,7 +89,7 @@ def read_categories(info: dict[str, Any], path: str) -> tuple[Category, ...]:
             bool(c["isthing"]),
             _as_color(c.get("color")) or spare,
         )
-        for c, spare in zip(info["categories"], palette, strict=True)
+        for c, spare in zip(info["categories"], colors, strict=True)
     )
 
 
@@ -363,14 +355,3 @@ def _as_color(value: Any) -> tuple[int, int, int] | None:
     if not all(is_int(v) and 0 <= v <= 255 for v in value):
         return None
     return value[0], value[1], value[2]
-
-
-def _palette(count: int) -> list[tuple[int, int, int]]:
-    """Distinct colours for categories without one: hues in steps of the golden angle."""
-    import colorsys
-
-    colors = []
-    for i in range(count):
-        rgb = colorsys.hsv_to_rgb((i * 0.618034) % 1.0, 0.65 + 0.3 * (i % 2), 0.95 - 0.25 * (i % 3))
-        colors.append((round(rgb[0] * 255), round(rgb[1] * 255), round(rgb[2] * 255)))
-    return colors

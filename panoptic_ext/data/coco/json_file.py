@@ -8,7 +8,10 @@ from typing import Any, TypeGuard
 from panoptic_ext.errors import NOT_JSON, DatasetError, PanopticExtError
 from panoptic_ext.regular_files import PANOPTIC_JSON, FileKind, check_regular_file
 
-__all__ = ["is_int", "load_json", "read_json"]
+__all__ = ["ImageId", "is_int", "load_json", "read_json"]
+
+ImageId = int | str
+"""What a JSON names an image by."""
 
 
 def load_json(path: str, kind: FileKind, *, error: type[PanopticExtError] = DatasetError) -> Any:

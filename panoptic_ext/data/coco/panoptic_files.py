@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from panoptic_ext.data.coco.json_checks import (
-    Category,
-    check_structure,
-    read_categories,
-)
-from panoptic_ext.data.coco.json_file import read_json
+from panoptic_ext.data.coco.categories import Category
+from panoptic_ext.data.coco.divisor import segments_of_label_map
+from panoptic_ext.data.coco.json_checks import check_structure, read_categories
+from panoptic_ext.data.coco.json_file import ImageId, read_json
 from panoptic_ext.data.coco.label_png import ExpectedSize, read_png_size, read_runs
 from panoptic_ext.data.coco.problems import raise_if_any
 from panoptic_ext.data.coco.runs import Runs
@@ -20,8 +18,6 @@ from panoptic_ext.data.coco.segment_table import SegmentTable
 from panoptic_ext.errors import DatasetError, EvaluationError, quoted
 
 __all__ = ["Annotation", "PanopticFiles"]
-
-ImageId = int | str
 
 
 @dataclass(frozen=True)
@@ -110,7 +106,8 @@ class PanopticFiles:
         if annotation.segments_info is not None:
             return SegmentTable.from_checked(annotation.segments_info)
         where = f"image {quoted(annotation.image_id)} in {self.path}"
-        segments = self._segments_of_divisor(runs)
+        isthing = {c: bool(entry["isthing"]) for c, entry in self.categories.items()}
+        segments = segments_of_label_map(runs, self._label_divisor, isthing)
         return SegmentTable.from_segments_info(segments, self.categories, where)
 
     def check_categories(self, truth: PanopticFiles) -> None:
@@ -127,23 +124,6 @@ class PanopticFiles:
                     f" {truth.path} calls it {quoted(known['name'])}; both must use the same "
                     "categories"
                 )
-
-    def _segments_of_divisor(self, runs: Runs) -> list[dict[str, Any]]:
-        """As Cityscapes: an id below the divisor is a category without instances, crowd if thing.
-
-        An unknown category stays for SegmentTable to report.
-        """
-        segments = []
-        for segment_id, area in zip(*(a.tolist() for a in runs.areas()), strict=True):
-            if segment_id == 0:
-                continue
-            whole = segment_id < self._label_divisor
-            category = segment_id if whole else segment_id // self._label_divisor
-            crowd = whole and bool(self.categories.get(category, {}).get("isthing"))
-            segments.append(
-                {"id": segment_id, "category_id": category, "iscrowd": crowd, "area": area}
-            )
-        return segments
 
     def size(self, annotation: Annotation) -> tuple[int, int] | None:
         """(H, W) of an image, from the header of its label PNG; None for what is no PNG.

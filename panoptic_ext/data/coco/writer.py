@@ -1,77 +1,134 @@
-"""Predictions as COCO panoptic JSON and PNG, written by every worker for its images."""
+"""COCO panoptic results: a label PNG for each image and one JSON about all of them."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from panoptic_ext.atomic import write_file
-from panoptic_ext.data.coco.label_png import encode_png
-from panoptic_ext.data.coco.panoptic_files import Annotation, PanopticFiles
-from panoptic_ext.data.coco.runs import Runs
-from panoptic_ext.data.coco.segment_table import SegmentTable
-from panoptic_ext.errors import EvaluationError
+import numpy as np
 
-__all__ = ["PREDICTIONS", "check_png_names", "write_json", "write_png"]
+from panoptic_ext.atomic import write_file
+from panoptic_ext.data.coco.json_file import ImageId
+from panoptic_ext.data.coco.label_png import encode_png
+from panoptic_ext.data.coco.runs import Runs, find_runs
+from panoptic_ext.errors import EvaluationError, PanopticExtError
+
+__all__ = ["PREDICTIONS", "PanopticWriter", "check_png_names", "measured_segments", "png_name"]
 
 PREDICTIONS = "panoptic_predictions"
-"""Folder of the PNGs, which keep the sub-folders of the truth's, and stem of the JSON."""
+"""Folder of the PNGs of predictions, and stem of their JSON."""
 
 
-def check_png_names(truth: PanopticFiles) -> None:
-    """Raise EvaluationError where two images would be written to one file."""
-    names = {_png_name(annotation) for annotation in truth.annotations.values()}
-    if len(names) < len(truth.annotations):
+class PanopticWriter:
+    """Writes a result in COCO panoptic format; files appear whole or not at all.
+
+    The writer keeps nothing: several threads, and several processes, may add images at once. What
+    `add` returns goes into `close`, in the order that the JSON is to have, from whoever added it.
+
+    Attributes:
+        json_path: of the JSON.
+        png_root: folder of the PNGs.
+    """
+
+    def __init__(
+        self,
+        json_path: str,
+        png_root: str,
+        *,
+        error: type[PanopticExtError] | None = EvaluationError,
+    ):
+        """
+        Args:
+            json_path: of the JSON; its folder is made when something is written.
+            png_root: folder of the PNGs; made likewise.
+            error: raised where a file cannot be written; None raises the OSError itself.
+        """
+        self.json_path, self.png_root = json_path, png_root
+        self._error = error
+
+    @classmethod
+    def of_predictions(cls, folder: str) -> PanopticWriter:
+        """Into panoptic_predictions.json and panoptic_predictions/ in `folder`."""
+        stem = os.path.join(folder, PREDICTIONS)
+        return cls(stem + ".json", stem)
+
+    def add(
+        self,
+        image_id: ImageId,
+        file_name: str,
+        label_map: Runs | np.ndarray,
+        segments: Sequence[Mapping[str, Any]],
+    ) -> dict[str, Any]:
+        """Write the PNG of one image.
+
+        Args:
+            image_id: as in the data set's JSON.
+            file_name: of the PNG, relative to the folder of PNGs, with "/" between its parts.
+            label_map: (H, W) segment ids, 0 void, or their runs.
+            segments: dicts with id and category_id (dataset id), and with any other keys.
+
+        Returns:
+            the image's annotation, for `close`.
+        """
+        path = os.path.join(self.png_root, *file_name.split("/"))
+        # A PNG that a power failure takes is written again; a JSON about it is durable.
+        write_file(path, encode_png(label_map), durable=False, error=self._error)
+        runs = label_map if isinstance(label_map, Runs) else find_runs(label_map)
+        return {
+            "image_id": image_id,
+            "file_name": file_name,
+            "segments_info": measured_segments(runs, segments),
+        }
+
+    def close(self, content: Mapping[str, Any], annotations: Iterable[Mapping[str, Any]]) -> None:
+        """Write the JSON.
+
+        Args:
+            content: images, categories and whatever else the JSON is to hold.
+            annotations: of all images, from `add`.
+        """
+        text = json.dumps({**content, "annotations": list(annotations)})
+        write_file(self.json_path, text.encode(), error=self._error)
+
+
+def measured_segments(runs: Runs, segments: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """segments_info in COCO's format: iscrowd (0 where missing), area and bbox are filled in.
+
+    Args:
+        runs: of the label map.
+        segments: as `PanopticWriter.add`.
+    """
+    areas = dict(zip(*(a.tolist() for a in runs.areas()), strict=True))
+    boxes = runs.boxes(np.array([s["id"] for s in segments], np.int64)).tolist()
+    return [
+        {
+            "id": segment["id"],
+            "category_id": segment["category_id"],
+            "iscrowd": 0,
+            **segment,
+            "area": areas.get(segment["id"], 0),
+            "bbox": box,
+        }
+        for segment, box in zip(segments, boxes, strict=True)
+    ]
+
+
+def png_name(file_name: str) -> str:
+    """The name of an image's result PNG, from that of the image or of its true label PNG."""
+    return os.path.splitext(file_name)[0] + ".png"
+
+
+def check_png_names(file_names: Collection[str], where: str) -> None:
+    """Raise EvaluationError where two images would be written to one file.
+
+    Args:
+        file_names: one for each image, see `png_name`.
+        where: names the data set in the error.
+    """
+    if len({png_name(name) for name in file_names}) < len(file_names):
         raise EvaluationError(
-            f"{truth.path}: two images have one PNG file_name, so predictions cannot be written"
+            f"{where}: two images have one PNG file_name, so predictions cannot be written"
             " under these names; give each image its own"
         )
-
-
-def write_png(
-    folder: str, annotation: Annotation, runs: Runs, table: SegmentTable
-) -> list[dict[str, Any]]:
-    """Write one prediction.
-
-    Args:
-        folder: that holds the folder of all predictions.
-        annotation: the image's truth.
-        runs, table: the prediction; table has its areas.
-
-    Returns:
-        its segments_info in COCO's format, with dataset category ids.
-
-    Raises:
-        EvaluationError: not writable.
-    """
-    path = os.path.join(folder, PREDICTIONS, _png_name(annotation))
-    write_file(path, encode_png(runs), durable=False)
-    boxes = runs.boxes(table.ids).tolist()
-    rows = zip(
-        table.ids.tolist(), table.categories.tolist(), table.areas.tolist(), boxes, strict=True
-    )
-    return [{"id": i, "category_id": c, "area": a, "bbox": b, "iscrowd": 0} for i, c, a, b in rows]
-
-
-def write_json(
-    folder: str, truth: PanopticFiles, segments: Mapping[int | str, list[dict[str, Any]]]
-) -> None:
-    """Write the JSON of all predictions.
-
-    Args:
-        folder: as in `write_png`.
-        truth: its images and categories are taken over.
-        segments: of each of the truth's image ids, from `write_png`.
-    """
-    annotations = [
-        {"image_id": i, "file_name": _png_name(annotation), "segments_info": segments[i]}
-        for i, annotation in truth.annotations.items()
-    ]
-    content = json.dumps({**truth.content, "annotations": annotations})
-    write_file(os.path.join(folder, PREDICTIONS + ".json"), content.encode())
-
-
-def _png_name(annotation: Annotation) -> str:
-    return os.path.splitext(annotation.file_name)[0] + ".png"

@@ -19,7 +19,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES, COCO_CATEGORIES
 
-from panoptic_ext.data.coco.json_checks import Category
+from panoptic_ext.data.coco.categories import Category
 from panoptic_ext.data.datasets.instances import InstanceSource, register_instance_source
 from panoptic_ext.data.datasets.metadata import PanopticSource
 from panoptic_ext.data.datasets.panoptic import register_source

@@ -8,12 +8,13 @@ from typing import Any
 
 from detectron2.data import Metadata
 
-from panoptic_ext.data.coco.json_checks import Category, read_categories
+from panoptic_ext.data.coco.categories import Category
+from panoptic_ext.data.coco.json_checks import read_categories
 from panoptic_ext.data.coco.json_file import read_json
 from panoptic_ext.data.datasets.file_search import expand, search
 from panoptic_ext.errors import DatasetError, quoted
 
-__all__ = ["PanopticMetadata", "PanopticSource"]
+__all__ = ["PanopticMetadata", "PanopticSource", "categories_of", "dataset_ids"]
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,48 @@ class PanopticMetadata(Metadata):
 
     def __reduce__(self) -> tuple:
         return _restore, (self.name, self._source, dict(self.__dict__))
+
+
+def dataset_ids(metadata: Any) -> tuple[int, ...]:
+    """The dataset id of each contiguous id, in their order.
+
+    Args:
+        metadata: of a data set of panoptic_ext or of Detectron2.
+
+    Raises:
+        DatasetError: things and stuff have no contiguous ids in one space, 0..K-1.
+    """
+    things = getattr(metadata, "thing_dataset_id_to_contiguous_id", {})
+    stuff = getattr(metadata, "stuff_dataset_id_to_contiguous_id", {})
+    by_contiguous = {
+        contiguous: dataset_id
+        for table in (stuff, things)
+        for dataset_id, contiguous in table.items()
+    }
+    if not by_contiguous or sorted(by_contiguous) != list(range(len(by_contiguous))):
+        raise DatasetError(
+            f"data set {quoted(getattr(metadata, 'name', ''))} has no contiguous category ids; "
+            "register it with panoptic_ext.data.register_panoptic"
+        )
+    return tuple(by_contiguous[i] for i in range(len(by_contiguous)))
+
+
+def categories_of(metadata: Any) -> tuple[Category, ...]:
+    """The categories of a data set in the order of their contiguous ids; black without a colour.
+
+    Args:
+        metadata: with stuff_classes (the names of all K), isthing and the tables of ids.
+
+    Raises:
+        DatasetError: as `dataset_ids`.
+    """
+    ids = dataset_ids(metadata)
+    colors = getattr(metadata, "stuff_colors", None) or [(0, 0, 0)] * len(ids)
+    things = set(getattr(metadata, "thing_dataset_id_to_contiguous_id", {}).values())
+    return tuple(
+        Category(dataset_id, metadata.stuff_classes[i], i in things, tuple(colors[i]))
+        for i, dataset_id in enumerate(ids)
+    )
 
 
 def _restore(name: str, source: PanopticSource, values: dict[str, Any]) -> PanopticMetadata:

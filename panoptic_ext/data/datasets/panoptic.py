@@ -15,12 +15,9 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from panoptic_ext.data.coco.categories import Category
 from panoptic_ext.data.coco.divisor import segments_of_png
-from panoptic_ext.data.coco.json_checks import (
-    Category,
-    check_structure,
-    read_categories,
-)
+from panoptic_ext.data.coco.json_checks import check_structure, read_categories
 from panoptic_ext.data.coco.json_file import read_json
 from panoptic_ext.data.coco.label_png import check_encoding
 from panoptic_ext.data.coco.problems import Problem, raise_if_any
@@ -163,6 +160,7 @@ def load_source(source: PanopticSource) -> tuple[list[dict[str, Any]], tuple[Cat
     images = {str(entry["id"]): entry for entry in info["images"]}
     image_files, png_files = FolderIndex(image_root), FolderIndex(png_root)
     contiguous = {c.id: (i, c.isthing) for i, c in enumerate(categories)}
+    isthing = {c.id: c.isthing for c in categories}
     records = []
     for annotation in info["annotations"]:
         entry = images[str(annotation["image_id"])]
@@ -187,9 +185,7 @@ def load_source(source: PanopticSource) -> tuple[list[dict[str, Any]], tuple[Cat
     for record in records:
         segments = record["segments_info"]
         if segments is None:
-            segments = segments_of_png(
-                record["pan_seg_file_name"], source.label_divisor, contiguous
-            )
+            segments = segments_of_png(record["pan_seg_file_name"], source.label_divisor, isthing)
         record["segments_info"] = [_convert(s, contiguous) for s in segments]
     skipped = len(images) - len(records)
     if skipped:

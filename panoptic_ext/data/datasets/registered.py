@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from panoptic_ext.data.datasets.builtin import register_builtin
 from panoptic_ext.data.datasets.instances import describe_instances, has_instances_alone
+from panoptic_ext.data.datasets.metadata import dataset_ids
 from panoptic_ext.errors import DatasetError, quoted, shortened, unknown
 
 __all__ = [
@@ -137,16 +138,11 @@ def _categories(name: str) -> list[tuple[int, str, bool]]:
         if metadata.get("thing_classes", None) is None:
             get_records(name)  # Detectron2 learns the classes of a COCO JSON by loading it
         describe_instances(name)
-    things = metadata.get("thing_dataset_id_to_contiguous_id", {})
-    stuff = metadata.get("stuff_dataset_id_to_contiguous_id", {})
-    rows = {i: (d, metadata.stuff_classes[i], False) for d, i in stuff.items()}
-    rows.update({i: (d, metadata.thing_classes[i], True) for d, i in things.items()})
-    if sorted(rows) != list(range(len(rows))) or not rows:
-        raise DatasetError(
-            f"data set {quoted(name)} has no unified category ids; register it with "
-            "panoptic_ext.data.register_panoptic"
-        )
-    return [rows[i] for i in range(len(rows))]
+    things = set(getattr(metadata, "thing_dataset_id_to_contiguous_id", {}).values())
+    return [
+        (d, (metadata.thing_classes if i in things else metadata.stuff_classes)[i], i in things)
+        for i, d in enumerate(dataset_ids(metadata))
+    ]
 
 
 def _describe(category: tuple[int, str, bool]) -> str:

@@ -22,7 +22,8 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from panoptic_ext.data.coco.label_png import write_id_map
+from panoptic_ext.data.coco.categories import category_entries
+from panoptic_ext.data.coco.writer import PanopticWriter
 from panoptic_ext.data.datasets.file_search import expand
 from panoptic_ext.data.datasets.metadata import PanopticSource
 from panoptic_ext.data.datasets.panoptic import register_source
@@ -192,13 +193,13 @@ def _write_split(params: ShapesParams, split: str, folder: str) -> None:
         os.mkdir(os.path.join(folder, name))
     info: dict[str, Any] = {
         "info": {"description": "generated shapes", "version": str(VERSION)},
-        "categories": [
-            {"id": c.id, "name": c.name, "isthing": int(c.isthing), "color": list(c.color)}
-            for c in CATEGORIES
-        ],
+        "categories": category_entries(CATEGORIES),
         "images": [],
-        "annotations": [],
     }
+    annotations = []
+    writer = PanopticWriter(
+        os.path.join(folder, f"panoptic_{split}.json"), os.path.join(folder, "panoptic"), error=None
+    )
     numbers = tqdm(range(params.count(split)), desc=f"shapes {split}", unit="image", delay=2)
     how_to_go_on = (
         f"stopped after generating {{}} of {params.count(split)} images of shapes ({split}); they "
@@ -209,7 +210,7 @@ def _write_split(params: ShapesParams, split: str, folder: str) -> None:
         image, ids, segments = render(params.height, params.width, params.max_objects, seed)
         stem = f"{number:06d}"
         Image.fromarray(image).save(os.path.join(folder, "images", stem + ".jpg"), quality=92)
-        write_id_map(os.path.join(folder, "panoptic", stem + ".png"), ids)
+        annotations.append(writer.add(number + 1, stem + ".png", ids, segments))
         info["images"].append(
             {
                 "id": number + 1,
@@ -218,22 +219,4 @@ def _write_split(params: ShapesParams, split: str, folder: str) -> None:
                 "width": params.width,
             }
         )
-        info["annotations"].append(
-            {
-                "image_id": number + 1,
-                "file_name": stem + ".png",
-                "segments_info": [{**s, **_measure(ids == s["id"])} for s in segments],
-            }
-        )
-    with open(os.path.join(folder, f"panoptic_{split}.json"), "w", encoding="utf-8") as file:
-        json.dump(info, file)
-
-
-def _measure(mask: Any) -> dict[str, Any]:
-    """Area in pixels and bbox (x, y, width, height) of an (H, W) bool mask that is not empty."""
-    rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
-    x, y = int(columns[0]), int(rows[0])
-    return {
-        "area": int(mask.sum()),
-        "bbox": [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1],
-    }
+    writer.close(info, annotations)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from panoptic_ext.data.coco.json_checks import Category
+from panoptic_ext.data.coco.categories import Category
 
 __all__ = ["CATEGORIES", "VERSION", "render"]
 

@@ -1,156 +1,60 @@
-"""Every key that panoptic_ext adds to a config is read somewhere; Detectron2's stay as they are.
+"""Every key that panoptic_ext adds to a config is read by somebody; Detectron2's stay as they are.
 
-Reads are looked for in the syntax trees of the package, outside the files where keys are born: see
-`Reads` for what is followed. Writing a key, naming it in a message or comparing it with a least
-value does not count.
+The reads are recorded while shipped configs are prepared, and models, optimisers, loaders and
+evaluators are built from them, as a run does. Giving a key a value reads nothing.
 """
 
 from __future__ import annotations
 
-import ast
+import copy
 import inspect
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import BACKBONE_REGISTRY, build_model
 
 from panoptic_ext import add_panoptic_ext_config
+from panoptic_ext.config.published_names import resolve_published_names
+from panoptic_ext.data import register_from_config
+from panoptic_ext.engine import Trainer
+from panoptic_ext.engine.evaluate import build_evaluator
+from panoptic_ext.engine.precision import evaluation_precision
+from panoptic_ext.engine.run_config import choose_device, load_cfg
+from panoptic_ext.fusion import PANOPTIC_FUSION_REGISTRY
 from panoptic_ext.modeling.backbone.swin import SwinTransformer
 from tests import ROOT
+from tests.config.recorder import RecordingNode, leaves, plain
+from tests.config.shipped import LEAVES, load_shipped, without_initialisation
 
-PACKAGE = ROOT / "panoptic_ext"
-Names = tuple[str, ...]
-ROOT = "cfg"
-
-
-class Reads(ast.NodeVisitor):
-    """Chains of config names that a module reads.
-
-    A name that stands for a part of the config is followed: `keys = cfg.MODEL.SWIN`, and an
-    argument `f(cfg.INPUT)` into a function of the same module. So is a key that is put together,
-    `keys[f"{prefix}_NAME"]`, or comes from a loop over names. `.items()` of a block reads it whole.
-
-    Attributes:
-        whole: chains from the root of the config on, without "cfg".
-        ends: names behind something unknown, as in `solver.BASE_LR` of an argument.
-        blocks: chains from the root whose `.items()` are read.
-    """
-
-    def __init__(self, source: str) -> None:
-        self.whole: set[Names] = set()
-        self.ends: set[Names] = set()
-        self.blocks: set[Names] = set()
-        self._chains: dict[str, Names] = {}
-        self._texts: dict[str, list[str]] = {}
-        self._arguments: dict[tuple[str, int], set[Names]] = defaultdict(set)
-        tree = ast.parse(source)
-        for _ in range(3):  # arguments of arguments of arguments
-            self.ends.clear()
-            self.visit(tree)
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-        outside = self._chains, self._texts
-        self._chains, self._texts = {}, {}
-        for i, argument in enumerate(node.args.args):
-            given = self._arguments.get((node.name, i), set())
-            if len(given) == 1:
-                (self._chains[argument.arg],) = given
-        self.generic_visit(node)
-        self._chains, self._texts = outside
-
-    def visit_For(self, node: ast.For) -> None:
-        texts = [n.value for n in ast.walk(node.iter) if isinstance(n, ast.Constant)]
-        for target in ast.walk(node.target):
-            if isinstance(target, ast.Name):
-                self._texts[target.id] = [text for text in texts if _is_key(text)]
-        self.generic_visit(node)
-
-    def visit_Assign(self, node: ast.Assign) -> None:
-        for target in node.targets:
-            together = isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)
-            targets = target.elts if together else [target]
-            values = node.value.elts if together else [node.value]
-            for name, value in zip(targets, values, strict=False):
-                if isinstance(name, ast.Name):
-                    self._texts[name.id] = self._keys(value)
-                    chains = self._resolve(value)
-                    self._chains[name.id] = chains[0] if len(chains) == 1 else ("?",)
-        self.generic_visit(node)
-
-    def visit_Call(self, node: ast.Call) -> None:
-        if isinstance(node.func, ast.Name):
-            for i, argument in enumerate(node.args):
-                chains = [c for c in self._resolve(argument) if c[0] == ROOT]
-                self._arguments[node.func.id, i].update(chains)
-        if isinstance(node.func, ast.Attribute):
-            for chain in self._resolve(node.func.value):
-                if node.func.attr == "items" and len(chain) > 2 and chain[0] == ROOT:
-                    self.blocks.add(chain[1:])
-                if node.func.attr == "get" and node.args:
-                    for key in self._keys(node.args[0]):
-                        self._add((*chain, key))
-        self.generic_visit(node)
-
-    def visit_Attribute(self, node: ast.Attribute | ast.Subscript) -> None:
-        if isinstance(node.ctx, ast.Load):
-            for chain in self._resolve(node):
-                self._add(chain)
-        self.generic_visit(node)
-
-    visit_Subscript = visit_Attribute
-
-    def _add(self, chain: Names) -> None:
-        if len(chain) > 1:
-            (self.whole if chain[0] == ROOT else self.ends).add(chain[1:])
-
-    def _resolve(self, node: ast.expr) -> list[Names]:
-        """Chains that an expression may stand for: ("cfg", "MODEL", ...) or ("?", "NAME")."""
-        if isinstance(node, ast.Name):
-            return [self._chains.get(node.id, (ROOT,) if node.id == ROOT else ("?",))]
-        if isinstance(node, ast.Attribute):
-            if node.attr == ROOT:  # self.cfg
-                return [(ROOT,)]
-            above = self._resolve(node.value)
-            if _is_key(node.attr):
-                return [(*chain, node.attr) for chain in above]
-            return [above[0]] if node.attr == "clone" else [("?",)]
-        if isinstance(node, ast.Subscript):
-            keys = self._keys(node.slice)
-            return [(*chain, key) for chain in self._resolve(node.value) for key in keys]
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            return self._resolve(node.func) if node.func.attr == "clone" else [("?",)]
-        return [("?",)]
-
-    def _keys(self, node: ast.expr) -> list[str]:
-        """Config names that an expression may be."""
-        if isinstance(node, ast.Constant):
-            return [node.value] if _is_key(node.value) else []
-        if isinstance(node, ast.Name):
-            return self._texts.get(node.id, [])
-        if isinstance(node, ast.JoinedStr):
-            texts = [""]
-            for part in node.values:
-                value = part.value if isinstance(part, ast.FormattedValue) else part
-                texts = [text + more for text in texts for more in self._keys(value)]
-            return texts
-        return []
+# Models are of one kind, and read the same keys, where these are equal.
+KIND = (
+    "MODEL.META_ARCHITECTURE",
+    "MODEL.BACKBONE.NAME",
+    "MODEL.SEM_SEG_HEAD.NAME",
+    "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME",
+    "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME",
+    "MODEL.PANOPTIC_FUSION.NAME",
+    "INPUT.PANOPTIC_TARGETS",
+)
+# Runs on shapes that together need every part of engine and data.
+RUNS: list[tuple[str, dict[str, object]]] = [
+    ("mask2former/mask2former_R18_shapes", {"INPUT__AUGMENTATION": "lsj"}),
+    (
+        "mask2former/mask2former_instance_R18_shapes",
+        {"INPUT__CROP__ENABLED": True, "DATALOADER__SAMPLER_TRAIN": "RandomSubsetTrainingSampler"},
+    ),
+    (
+        "efficientps/efficientps_R18_shapes",
+        {"SOLVER__LR_SCHEDULER_NAME": "WarmupPolyLR", "SOLVER__AMP__ENABLED": True,
+         "SOLVER__AMP__DTYPE": "bfloat16"},
+    ),
+    ("panoptic_fpn/panoptic_fpn_R18_shapes", {}),
+]  # fmt: skip
 
 
-def _is_key(name: object) -> bool:
-    return isinstance(name, str) and name.isupper() and name.replace("_", "a").isalnum()
-
-
-def leaves(node: CfgNode, above: Names = ()) -> Iterator[tuple[Names, object]]:
-    """Path and value of every key; a block without keys counts as a key."""
-    for name, value in node.items():
-        if isinstance(value, CfgNode) and value:
-            yield from leaves(value, (*above, name))
-        else:
-            yield (*above, name), value
-
-
-def all_keys() -> tuple[dict[Names, object], dict[Names, object]]:
+def all_keys() -> tuple[dict[str, object], dict[str, object]]:
     """Key -> default: of Detectron2, and with those of panoptic_ext."""
     cfg = get_cfg()
     before = dict(leaves(cfg))
@@ -158,33 +62,105 @@ def all_keys() -> tuple[dict[Names, object], dict[Names, object]]:
     return before, dict(leaves(cfg))
 
 
-def dead_keys(sources: list[str]) -> list[str]:
-    """Added keys that no source reads.
-
-    A key is read by its whole chain, within a block, or by an end that fits no other key.
-    """
+def added_keys() -> set[str]:
     before, after = all_keys()
-    reads = [Reads(source) for source in sources]
-    whole = set().union(*(r.whole for r in reads))
-    blocks = set().union(*(r.blocks for r in reads))
-    fitting = Counter(key[i:] for key in after for i in range(len(key)))
-    ends = {end for r in reads for end in r.ends if fitting[end] == 1}
+    return after.keys() - before.keys()
+
+
+def one_of_each_kind() -> list[CfgNode]:
+    kinds = {}
+    for path in LEAVES:
+        values = dict(leaves(load_shipped(path)))
+        kinds.setdefault(str([values[key] for key in KIND]), load_shipped(path))
+    return list(kinds.values())
+
+
+def with_values(cfg: CfgNode, *opts: object) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_list(list(opts))
+    cfg.freeze()
+    return cfg
+
+
+def our_backbones() -> list[CfgNode]:
+    """With each backbone of panoptic_ext, also those that no shipped config has."""
+    cfg = load_shipped(ROOT / "configs/shapes/efficientps/efficientps_R18_shapes.yaml")
     return [
-        ".".join(key)
-        for key in after.keys() - before.keys()
-        if key not in whole
-        and not any(key[: len(block)] == block for block in blocks)
-        and not any(key[i:] in ends for i in range(len(key)))
+        with_values(cfg, "MODEL.BACKBONE.NAME", name)
+        for name, builder in BACKBONE_REGISTRY
+        if builder.__module__.startswith("panoptic_ext.") and "two_way_fpn" in name
     ]
 
 
-def package_sources() -> list[str]:
-    paths = sorted(p for p in PACKAGE.rglob("*.py") if not p.name.startswith("config"))
-    return [path.read_text(encoding="utf-8") for path in paths]
+def every_fusion() -> list[CfgNode]:
+    cfg = load_shipped(ROOT / "configs/shapes/efficientps/efficientps_R18_shapes.yaml")
+    return [
+        with_values(cfg, "MODEL.PANOPTIC_FUSION.NAME", name)
+        for name, fusion in PANOPTIC_FUSION_REGISTRY
+        if fusion.__module__.startswith("panoptic_ext.")
+    ]
 
 
-def test_every_key_is_read() -> None:
-    assert dead_keys(package_sources()) == []
+def prepare(cfg: CfgNode, reads: set[str]) -> None:
+    """What a run does with a config before it builds, besides merging and checking values."""
+    cfg = RecordingNode(plain(cfg), reads)
+    cfg.defrost()
+    resolve_published_names(cfg)
+    register_from_config(cfg)
+    cfg.MODEL.DEVICE = "cuda"
+    choose_device(cfg)
+
+
+def run(cfg: CfgNode, reads: set[str]) -> None:
+    """Build all that a training and an evaluation build."""
+    cfg = RecordingNode(cfg, reads)
+    Trainer(cfg)
+    evaluation_precision(cfg)
+    build_evaluator(cfg, cfg.DATASETS.TEST[0])
+
+
+def shapes_cfg(name: str, folder: Path, **changed: object) -> CfgNode:
+    """A run on a few images; `changed` has keys with "__" for the dot."""
+    values = {
+        "MODEL.DEVICE": "cpu", "OUTPUT_DIR": folder / "run", "DATALOADER.NUM_WORKERS": 0,
+        "DATASETS.SHAPES.CACHE": folder / "data", "DATASETS.SHAPES.NUM_TRAIN": 4,
+        "DATASETS.SHAPES.NUM_VAL": 1, "SOLVER.IMS_PER_BATCH": 2,
+    }  # fmt: skip
+    values |= {key.replace("__", "."): value for key, value in changed.items()}
+    opts = [str(text) for pair in values.items() for text in pair]
+    return load_cfg(str(ROOT / f"configs/shapes/{name}.yaml"), opts)
+
+
+@pytest.fixture(scope="module")
+def reads(dataset_jsons: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """Every key that is read."""
+    found: set[str] = set()
+    folder = tmp_path_factory.mktemp("shapes")
+    with without_initialisation():
+        for cfg in [*one_of_each_kind(), *our_backbones(), *every_fusion()]:
+            prepare(cfg, found)
+            build_model(RecordingNode(cfg, found))
+        for name, changed in RUNS:
+            run(shapes_cfg(name, folder, **changed), found)
+    return found
+
+
+def test_every_key_is_read(reads: set[str]) -> None:
+    assert sorted(added_keys() - reads) == []
+
+
+def test_a_key_that_nobody_reads_is_found(reads: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    add = add_panoptic_ext_config
+
+    def with_dead_keys(cfg: CfgNode) -> None:
+        add(cfg)
+        cfg.MODEL.MASK_FORMER.NEVER_READ = 1
+        cfg.MODEL.SWIN_TWO = CfgNode({"NAME": "", "NUM_HEADS": 3})
+
+    monkeypatch.setitem(globals(), "add_panoptic_ext_config", with_dead_keys)
+    dead = ["MODEL.MASK_FORMER.NEVER_READ", "MODEL.SWIN_TWO.NAME", "MODEL.SWIN_TWO.NUM_HEADS"]
+    assert sorted(added_keys() - reads) == dead
 
 
 # What is read as a block is checked by the function that takes it.
@@ -196,62 +172,46 @@ def test_every_key_of_swin_is_an_argument() -> None:
     assert not any(p.kind == p.VAR_KEYWORD for p in parameters.values())
 
 
-KEY = "MODEL.MASK_FORMER.TEST.SEMANTIC_ON"
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "cfg.MODEL.MASK_FORMER.TEST.SEMANTIC_ON = True",
-        "check('MODEL.MASK_FORMER.TEST.SEMANTIC_ON', 'SEMANTIC_ON')",
-        "SEMANTIC_ON = 1\nprint(SEMANTIC_ON)",
-        "cfg.MODEL.SEMANTIC_ON",
-        "cfg.MODEL.MASK_FORMER.TEST",
-        "keys = cfg.MODEL\nkeys.SEMANTIC_ON",
-        "cfg.MODEL.items()",
-    ],
-)
-def test_what_does_not_read_a_key(source: str) -> None:
-    assert KEY in dead_keys([source])
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "f(self.cfg.MODEL.MASK_FORMER.TEST.SEMANTIC_ON)",
-        "keys = cfg.MODEL.MASK_FORMER\nf(a=keys.TEST.SEMANTIC_ON)",
-        "def f(test):\n    return test.SEMANTIC_ON",
-        "cfg.MODEL['MASK_FORMER'].TEST.get('SEMANTIC_ON', 1)",
-        "x = 'SEMANTIC'\ny = cfg.MODEL.MASK_FORMER.TEST[f'{x}_ON']",
-        "for k in ('SEMANTIC_ON', 'B'):\n    x = cfg.MODEL.MASK_FORMER.TEST[k]",
-        "dict(cfg.MODEL.MASK_FORMER.TEST.items())",
-    ],
-)  # fmt: skip
-def test_what_reads_a_key(source: str) -> None:
-    assert KEY not in dead_keys([source])
-
-
-def test_an_end_that_fits_several_keys_reads_none() -> None:
-    source = "def f(keys):\n    return keys.NAME, keys.IMAGE_SIZE\n"
-    assert "MODEL.TIMM.NAME" in dead_keys([source])
-    assert "MODEL.TIMM.NAME" not in dead_keys([source + "f(cfg.MODEL.TIMM)"])
-
-
-def test_a_dead_key_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    sources, add = package_sources(), add_panoptic_ext_config
-
-    def with_dead_keys(cfg: CfgNode) -> None:
-        add(cfg)
-        cfg.MODEL.MASK_FORMER.NEVER_READ = 1
-        cfg.MODEL.SWIN_TWO = CfgNode({"NAME": "", "NUM_HEADS": 3})
-
-    monkeypatch.setitem(globals(), "add_panoptic_ext_config", with_dead_keys)
-    dead = ["MODEL.MASK_FORMER.NEVER_READ", "MODEL.SWIN_TWO.NAME", "MODEL.SWIN_TWO.NUM_HEADS"]
-    assert sorted(dead_keys(sources)) == dead
-
-
 def test_the_keys_of_detectron2_keep_their_defaults() -> None:
     before, after = all_keys()
     assert {key: after.get(key) for key in before} == before
     assert {key: type(after[key]) for key in before} == {k: type(v) for k, v in before.items()}
-    assert len(after) > len(before) + 60
+    added = ("MODEL.MASK_FORMER.DEC_LAYERS", "MODEL.SWIN.DEPTHS", "SOLVER.OPTIMIZER")
+    assert added_keys().issuperset(added)
+
+
+def recorded(read: Callable[[CfgNode], object]) -> set[str]:
+    """The keys that a function reads of a config A.B, A.C.D, A.C.E."""
+    reads: set[str] = set()
+    read(RecordingNode(CfgNode({"A": {"B": 1, "C": {"D": 2, "E": 3}}}), reads))
+    return reads & {"A.B", "A.C.D", "A.C.E"}
+
+
+@pytest.mark.parametrize(
+    ("read", "keys"),
+    [
+        (lambda cfg: cfg.A.C.D, {"A.C.D"}),
+        (lambda cfg: cfg["A"]["B"], {"A.B"}),
+        (lambda cfg: cfg.A.C.get("E"), {"A.C.E"}),
+        (lambda cfg: dict(cfg.A.C.items()), {"A.C.D", "A.C.E"}),
+        (lambda cfg: cfg.clone().A.B, {"A.B"}),
+        (lambda cfg: copy.deepcopy(cfg.A).B, {"A.B"}),
+        (lambda cfg: getattr(cfg.A, "F", 0), set()),
+        (lambda cfg: cfg.A.C, set()),
+        (lambda cfg: setattr(cfg.A, "B", 5), set()),
+        (lambda cfg: (str(cfg), cfg.dump(), cfg.freeze(), cfg == cfg.clone()), set()),
+    ],
+)  # fmt: skip
+def test_what_reads_a_key(read: Callable[[CfgNode], object], keys: set[str]) -> None:
+    assert recorded(read) == keys
+
+
+def test_a_recording_config_is_the_config() -> None:
+    cfg = get_cfg()
+    add_panoptic_ext_config(cfg)
+    cfg.freeze()
+    recording = RecordingNode(cfg, set())
+    assert recording == cfg and recording.is_frozen() and plain(recording) == cfg
+    assert recording.clone() == cfg and recording.dump() == cfg.dump()
+    with pytest.raises(AttributeError):
+        recording.OUTPUT_DIR = "elsewhere"

@@ -60,10 +60,11 @@ def read_version() -> str:
     return found[1]
 
 
-def config_packages() -> "dict[str, list[str]]":
-    """The YAML files of configs/ as package data of `panoptic_ext.configs`."""
+def package_data() -> "dict[str, list[str]]":
+    """The YAML files of configs/, in `panoptic_ext.configs`, and the mark of a typed package."""
     root = HERE / "configs"
-    return {"panoptic_ext.configs": sorted(str(p.relative_to(root)) for p in root.rglob("*.yaml"))}
+    configs = sorted(str(path.relative_to(root)) for path in root.rglob("*.yaml"))
+    return {"panoptic_ext": ["py.typed"], "panoptic_ext.configs": configs}
 
 
 setup(
@@ -75,10 +76,13 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
+    # The program lies outside the package, whose import loads torch (see panoptic_ext_cli.py).
+    py_modules=["panoptic_ext_cli"],
+    entry_points={"console_scripts": ["panoptic-ext = panoptic_ext_cli:main"]},
     packages=[*find_packages(include=["panoptic_ext", "panoptic_ext.*"]), "panoptic_ext.configs"],
     # A wheel carries the configs too, as Detectron2's carries its model zoo.
     package_dir={"panoptic_ext.configs": "configs"},
-    package_data=config_packages(),
+    package_data=package_data(),
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
     classifiers=[

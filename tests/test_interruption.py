@@ -13,7 +13,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from panoptic_ext.commands.command_line import run_command
 from panoptic_ext.interruption import (
     Interrupted,
     StopRequest,
@@ -98,21 +97,6 @@ def test_a_thread_sets_no_handler() -> None:
     thread.start()
     thread.join()
     assert len(seen) == 1 and not seen[0]
-
-
-def test_exit_codes_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    def ends_with(error: BaseException) -> int:
-        def work() -> int:
-            raise error
-
-        return run_command(work, output="out", stopped="nothing was done")
-
-    assert ends_with(Interrupted(signal.SIGTERM, "stopped after 2")) == 143
-    assert ends_with(KeyboardInterrupt()) == 130
-    assert ends_with(PermissionError(13, "Permission denied", "out/a.png")) == 2
-    lines = capsys.readouterr().err.splitlines()
-    wanted = ["stopped after 2", "nothing was done"]
-    assert lines == [*wanted, "error: cannot write to out/a.png: Permission denied"]
 
 
 def _wait_in_data_worker(ready: multiprocessing.synchronize.Event) -> None:

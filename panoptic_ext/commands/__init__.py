@@ -1,1 +1,1 @@
-"""Commands: what train_net.py and tools/ run."""
+"""The commands of `panoptic-ext`, a module each; tools/ and train_net.py are doors to them."""

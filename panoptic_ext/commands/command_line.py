@@ -1,7 +1,9 @@
-"""What the command lines in tools/ share: where config values begin, how they end, and why."""
+"""What the commands share: their parser, where config values begin, how they end, and why."""
 
 from __future__ import annotations
 
+import argparse
+import functools
 import os
 import re
 import sys
@@ -13,43 +15,105 @@ from panoptic_ext.config.detectron2_main import MAIN_DEFAULTS
 from panoptic_ext.errors import PanopticExtError
 from panoptic_ext.interruption import Interrupted, signals_of_a_command
 
-__all__ = ["count", "explain_os_error", "run_command", "split_options"]
+__all__ = [
+    "command_parser",
+    "ends_with_a_message",
+    "explain_os_error",
+    "fraction",
+    "non_negative_int",
+    "split_options",
+]
 
 _DOTTED_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.\w+)*\.[A-Z0-9_]+")
 
+Run = Callable[[argparse.Namespace], int]
 
-def run_command(work: Callable[[], int], *, output: str = "", stopped: str = "stopped") -> int:
-    """Run a command line; what a user can mend, and a signal, end it with one line on stderr.
+
+def command_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of a command; its usage line shows how the command was started.
 
     Args:
-        work: returns the exit code.
-        output: the folder or file that results go to.
-        stopped: the line after Ctrl-C where `work` has none of its own.
-
-    Returns:
-        The exit code: that of `work`; 2 after an error, 130 after Ctrl-C, 143 after SIGTERM.
+        name: of the command, such as "check-data".
+        description: printed as it is, such as the docstring of the command's module.
     """
-    with signals_of_a_command():
-        try:
-            return work()
-        except Interrupted as interrupted:
-            sys.stderr.write(f"{interrupted}\n")
-            return interrupted.exit_code
-        except KeyboardInterrupt:
-            sys.stderr.write(f"{stopped}\n")
-            return 130
-        except PanopticExtError as error:
-            sys.stderr.write(f"error: {error}\n")
-        except OSError as error:
-            sys.stderr.write(f"error: {explain_os_error(error, output or os.curdir)}\n")
-        return 2
+    return argparse.ArgumentParser(
+        prog=program_name(name),
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
-def count(text: str) -> int:
+def program_name(name: str) -> str:
+    """How usage lines call a command: "panoptic-ext NAME", or the script that stands for it."""
+    script = os.path.basename(sys.argv[0])
+    if script == "__main__.py":
+        return f"python -m panoptic_ext {name}"
+    return script if script.endswith(".py") else f"panoptic-ext {name}"
+
+
+def ends_with_a_message(
+    *,
+    output: Callable[[argparse.Namespace], str | None] | None = lambda args: None,
+    stopped: Callable[[argparse.Namespace], str] = lambda args: "stopped",
+    worker: Callable[[], str] = lambda: "",
+) -> Callable[[Run], Run]:
+    """Decorate what runs a command: errors that a user can mend, and signals, become one line.
+
+    The line goes to stderr, without a traceback. The exit code is that of the function; 2 after an
+    error, 130 after Ctrl-C, 143 after SIGTERM.
+
+    Args:
+        output: the folder or file that results go to, by which a failed write is told from a
+            failed read. None leaves errors of the operating system their traceback.
+        stopped: the line after Ctrl-C where the function has none of its own.
+        worker: which of several processes prints an error, such as " (worker 1)".
+    """
+
+    def decorate(run: Run) -> Run:
+        @functools.wraps(run)
+        def run_to_the_end(args: argparse.Namespace) -> int:
+            with signals_of_a_command():
+                try:
+                    return run(args)
+                except Interrupted as interrupted:
+                    sys.stderr.write(f"{interrupted}\n")
+                    return interrupted.exit_code
+                except KeyboardInterrupt:
+                    sys.stderr.write(f"{stopped(args)}\n")
+                    return 130
+                except PanopticExtError as error:
+                    sys.stderr.write(f"error{worker()}: {error}\n")
+                except OSError as error:
+                    if output is None:
+                        raise
+                    reason = explain_os_error(error, output(args) or os.curdir)
+                    sys.stderr.write(f"error{worker()}: {reason}\n")
+                return 2
+
+        return run_to_the_end
+
+    return decorate
+
+
+def non_negative_int(text: str) -> int:
     """An argparse type: a whole number, 0 or more."""
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
     if value < 0:
-        raise ValueError(f"{value} is less than 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return value
+
+
+def fraction(text: str) -> float:
+    """An argparse type: a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value
 
 

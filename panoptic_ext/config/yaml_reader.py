@@ -18,6 +18,7 @@ from detectron2.config import CfgNode as CN
 
 from panoptic_ext.config.detectron2_main import check_main_default, lacks
 from panoptic_ext.config.plain_yaml import MAX_DEPTH, PlainLoader
+from panoptic_ext.config.shipped import find_config
 from panoptic_ext.config.values import Setting, coerce, decode
 from panoptic_ext.errors import ConfigError, nearest, quoted, shortened
 from panoptic_ext.regular_files import CONFIG_FILE, file_problem
@@ -35,12 +36,13 @@ def read_file(path: str) -> list[Setting]:
     """Settings of a YAML file and of the files its `_BASE_` names, in the order they apply.
 
     Args:
-        path: a YAML file; `_BASE_` in it is one path or a list of paths, relative to that file.
+        path: a YAML file, as `find_config` finds it; `_BASE_` in it is one path or a list of
+            paths, relative to that file.
 
     Raises:
         ConfigError: missing file, invalid YAML, a refused tag, a key given twice, a `_BASE_` cycle.
     """
-    return _read_chain(os.path.expanduser(path), ())
+    return _read_chain(find_config(path), ())
 
 
 def read_opts(opts: Sequence[str]) -> list[Setting]:

@@ -1,4 +1,4 @@
-"""The command line of train_net.py."""
+"""What `panoptic-ext train` does: one process or several, training, evaluation or a dry run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import launch
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
@@ -20,7 +19,7 @@ from detectron2.utils.logger import setup_logger
 from panoptic_ext.engine import distributed
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.engine.dry_run import dry_run
-from panoptic_ext.engine.resume_command import command_to_resume, take_flags, with_command
+from panoptic_ext.engine.resume_command import with_command
 from panoptic_ext.engine.run_config import (
     check_workers,
     choose_device,
@@ -33,68 +32,31 @@ from panoptic_ext.engine.run_config import (
 from panoptic_ext.engine.run_info import save_run_info
 from panoptic_ext.engine.trainer import Trainer, is_for_console
 from panoptic_ext.errors import ConfigError, PanopticExtError
-from panoptic_ext.interruption import Interrupted, signals_of_a_command, stoppable
+from panoptic_ext.interruption import Interrupted, stoppable
 
-__all__ = ["main"]
+__all__ = ["train_or_evaluate", "worker_name"]
 
 logger = logging.getLogger(__name__)
 
-_FLAGS = ("--resume", "--eval-only", "--dry-run")
 _STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
-_ENDED_AT_ONCE = "stopped at once; a checkpoint that is there is whole. To go on from it: {}\n"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run train_net.py.
+def train_or_evaluate(args: argparse.Namespace) -> int:
+    """Do what the command `train` was asked for, on as many workers as it was given.
 
     Args:
-        argv: arguments; None takes those of the process.
+        args: of `panoptic_ext.commands.train.parse_args`.
 
     Returns:
-        Exit status: 0, 2 after a message about something that the user can mend, 130 after Ctrl-C,
-        143 after SIGTERM.
+        Exit code: 0, 130 after Ctrl-C, 143 after SIGTERM; of workers, theirs.
     """
-    args = parse_args(sys.argv[1:] if argv is None else argv)
-    with signals_of_a_command():
-        return _run(args)
-
-
-def _run(args: argparse.Namespace) -> int:
     try:
         status = _start(args)
     except Interrupted as stopped:
         status = _report_stop(stopped, args)
-    except KeyboardInterrupt:
-        sys.stderr.write(_ENDED_AT_ONCE.format(command_to_resume(args.argv)))
-        return 130
-    except PanopticExtError as error:
-        sys.stderr.write(f"error{_worker()}: {error}\n")
-        return 2  # without waiting for workers that may not come
+    # Not after an error: it would wait for workers that may not come.
     distributed.leave()
     return status
-
-
-def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments, with `argv` itself; --resume and the like may follow KEY VALUE pairs, too."""
-    args = build_parser().parse_args(argv)
-    args.argv = list(argv)
-    flags, args.opts = take_flags(args.opts, _FLAGS)
-    for flag in flags:
-        setattr(args, flag.removeprefix("--").replace("-", "_"), True)
-    return args
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Detectron2's arguments and --dry-run."""
-    parser = default_argument_parser()
-    parser.description = "Train or evaluate a model; with torchrun, on several workers."
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="build everything, run one training step and evaluate one image, then stop; "
-        "trains nothing and writes no checkpoint",
-    )
-    return parser
 
 
 def _start(args: argparse.Namespace) -> int:
@@ -151,7 +113,7 @@ def _spawned(args: argparse.Namespace) -> None:
     except Interrupted as stopped:
         status = _report_stop(stopped, args)
     except PanopticExtError as error:
-        sys.stderr.write(f"error{_worker()}: {error}\n")
+        sys.stderr.write(f"error{worker_name()}: {error}\n")
         sys.stderr.flush()
         status = 2
     if status:
@@ -226,5 +188,6 @@ def _evaluate(cfg: CfgNode, resume: bool) -> None:
     Trainer.test(cfg, model)
 
 
-def _worker() -> str:
+def worker_name() -> str:
+    """ " (worker 1)" and so on for errors; "" in the main process."""
     return f" (worker {comm.get_rank()})" if comm.get_rank() else ""

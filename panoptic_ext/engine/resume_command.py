@@ -17,18 +17,33 @@ _RESUME = "--resume"
 
 
 def command_to_resume(argv: Sequence[str]) -> str:
-    """The command line `argv` of this script, with --resume, quoted for a shell.
+    """The command line `argv` of this program, with --resume, quoted for a shell.
 
     Args:
-        argv: arguments, without the script.
+        argv: arguments of the command `train`.
     """
-    script = sys.argv[0]
-    python = "python" if shutil.which("python") == sys.executable else sys.executable
-    start = [python, script] if script.endswith(".py") else [script]
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # its own options are known to torchrun alone
-        start = ["torchrun", "...", script]
-    words = [*start, _RESUME, *(word for word in argv if word != _RESUME)]
+    words = [*_start(argv), _RESUME, *(word for word in argv if word != _RESUME)]
     return " ".join(word if word == "..." else shlex.quote(word) for word in words)
+
+
+def _start(argv: Sequence[str]) -> list[str]:
+    """What stood before `argv`: a script, or `panoptic-ext train`, or with `python -m`."""
+    script, *words = sys.argv
+    # A script for one command has `argv` alone; the name of a command may stand before it.
+    before = words[: len(words) - len(argv)] if words[len(words) - len(argv) :] == [*argv] else []
+    program = [script]
+    if os.path.basename(script) == "__main__.py":
+        program = ["-m", os.path.basename(os.path.dirname(script))]
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # its own options are known to torchrun alone
+        return ["torchrun", "...", *program, *before]
+    if script.endswith(".py"):
+        python = "python" if shutil.which("python") == sys.executable else sys.executable
+        return [python, *program, *before]
+    # By its name alone where the shell finds this file by that name.
+    name = os.path.basename(script)
+    found = shutil.which(name)
+    is_found = found is not None and os.path.realpath(found) == os.path.realpath(script)
+    return [name if is_found else script, *before]
 
 
 def with_command(message: str, argv: Sequence[str]) -> str:

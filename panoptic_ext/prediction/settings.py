@@ -14,9 +14,17 @@ from panoptic_ext.engine.earlier_results import config_differences, config_value
 from panoptic_ext.errors import NOT_JSON, ConfigError, quoted
 from panoptic_ext.prediction.inputs import SETTINGS_FILE
 from panoptic_ext.regular_files import SMALL_FILE, check_regular_file
-from panoptic_ext.visualization.drawing_options import OPTIONS
 
-__all__ = ["check_prediction_settings", "prediction_settings"]
+__all__ = ["DRAWING_OPTIONS", "check_prediction_settings", "prediction_settings"]
+
+DRAWING_OPTIONS = {
+    "alpha": "--alpha",
+    "labels": "--no-labels",
+    "font_size": "--font-size",
+    "boxes": "--boxes",
+    "classes": "--classes",
+}
+"""The option of the command predict that gives each keyword of `draw_panoptic`."""
 
 _COMPARED = ("weights", "config", "pictures")
 
@@ -92,7 +100,7 @@ def _differences(before: dict[str, Any], settings: dict[str, Any]) -> str:
     for name in {**old, **new}:
         if old.get(name) != new.get(name):
             there, here = (_given(options, name) for options in (old, new))
-            texts.append(f"{OPTIONS.get(name, name)} was {there}, is {here}")
+            texts.append(f"{DRAWING_OPTIONS.get(name, name)} was {there}, is {here}")
     return listed_some(texts) or "which ones is not known"
 
 

@@ -1,15 +1,13 @@
-"""tools/combine_predictions.py: from files of two models to files that can be evaluated."""
+"""The command combine: from files of two models to files that can be evaluated."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -17,6 +15,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from panoptic_ext.commands import combine
 from panoptic_ext.data import register_panoptic
 from panoptic_ext.evaluation import (
     PanopticInstanceEvaluator,
@@ -93,14 +92,6 @@ def case(tmp_path: Path) -> Case:
     return Case(tmp_path)
 
 
-def tool(name: str = "combine_predictions") -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def run(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-W", "ignore", *arguments],
@@ -148,7 +139,7 @@ def to_contiguous(labels: np.ndarray) -> np.ndarray:
     ids=["8 bit", "16 bit", "own void", "contiguous, in a sub-folder"],
 )
 def test_label_pngs(case: Case, convert, name, options) -> None:
-    assert tool().main([*case.save_labels(convert, name), *options]) == 0
+    assert combine.main([*case.save_labels(convert, name), *options]) == 0
     assert case.quality()["pq"] == 1.0
 
 
@@ -159,7 +150,7 @@ def test_palette_pngs_and_files_of_others(case: Case, capsys) -> None:
         image.putpalette(list(range(256)) * 3)
         image.save(path)
     Image.new("RGB", (3, 3)).save(case.folder / "legend.png")
-    assert tool().main(arguments) == 0
+    assert combine.main(arguments) == 0
     assert case.quality()["pq"] == 1.0
     assert "1 PNGs belong to no image and were not read: 'legend.png'" in capsys.readouterr().out
 
@@ -168,14 +159,14 @@ def test_registered_data_sets_and_configs(case: Case) -> None:
     arguments = case.save()[2:]
     register_panoptic("combine_tiny", *case.data.paths())
     try:
-        assert tool().main(["--dataset", "combine_tiny", *arguments]) == 0
+        assert combine.main(["--dataset", "combine_tiny", *arguments]) == 0
         assert case.quality()["pq"] == 1.0
         written = json.loads(case.result.read_text())
         assert written["categories"] == CATEGORIES
         assert written["images"] == case.data.info["images"]
         config = case.root / "config.yaml"
         config.write_text("DATASETS: {TEST: ['combine_tiny']}\n")
-        assert tool().main(["--config-file", str(config), *arguments]) == 0
+        assert combine.main(["--config-file", str(config), *arguments]) == 0
     finally:
         DatasetCatalog.remove("combine_tiny")
         MetadataCatalog.remove("combine_tiny")
@@ -184,7 +175,7 @@ def test_registered_data_sets_and_configs(case: Case) -> None:
 def test_detectron2s_things_label_is_void(case: Case) -> None:
     for row in case.semantic:
         row["category_id"] = 0 if row["category_id"] != ROAD_ID else ROAD_ID
-    assert tool().main(case.save()) == 0
+    assert combine.main(case.save()) == 0
     assert case.quality()["pq"] == 1.0
 
 
@@ -198,7 +189,7 @@ def test_what_our_evaluators_write(tmp_path: Path) -> None:
         files = ["--instances", f"{out}/coco_instances_results.json"]
         files += ["--semantic", f"{out}/sem_seg_predictions.json"]
         options = ["--stuff-area-threshold", "1", "--output", out]
-        assert tool().main(["--dataset", name, *files, *options]) == 0
+        assert combine.main(["--dataset", name, *files, *options]) == 0
         truth = MetadataCatalog.get(name)
         result = f"{out}/panoptic_predictions.json"
         found = evaluate_files(truth.panoptic_json, truth.panoptic_root, result, None)
@@ -216,13 +207,13 @@ def test_degraded_predictions(case: Case) -> None:
         {**case.instances[2], "score": 0.9},
         {**case.instances[2], "score": 0.8},
     ]
-    assert tool().main([*case.save(), "--stuff-area-threshold", "1000"]) == 0
+    assert combine.main([*case.save(), "--stuff-area-threshold", "1000"]) == 0
     found = json.loads(case.result.read_text())["annotations"]
     assert found[0]["segments_info"] == []
     assert [(s["category_id"], s["area"], s["bbox"]) for s in found[1]["segments_info"]] == [
         (PERSON_ID, 100, [20, 10, 10, 10])
     ]
-    assert tool().main([*case.save(), "--score-threshold", "0.4"]) == 0
+    assert combine.main([*case.save(), "--score-threshold", "0.4"]) == 0
     found = json.loads(case.result.read_text())["annotations"]
     assert [s["category_id"] for s in found[1]["segments_info"]] == [PERSON_ID, CAR_ID, ROAD_ID]
 
@@ -235,7 +226,7 @@ def test_an_overlap_is_decided_by_the_option(case: Case) -> None:
         {"image_id": 2, "category_id": CAR_ID, "score": 0.6, "segmentation": rle(half)}
     )
     for threshold, things in (("0.5", 2), ("0.7", 3)):
-        assert tool().main([*case.save(), "--overlap-threshold", threshold]) == 0
+        assert combine.main([*case.save(), "--overlap-threshold", threshold]) == 0
         found = json.loads(case.result.read_text())["annotations"][1]["segments_info"]
         assert sum(s["category_id"] != ROAD_ID for s in found) == things
 
@@ -243,10 +234,10 @@ def test_an_overlap_is_decided_by_the_option(case: Case) -> None:
 def test_images_without_predictions(case: Case, capsys) -> None:
     case.instances = [row for row in case.instances if row["image_id"] == 2]
     case.semantic = [row for row in case.semantic if "/2.jpg" in row["file_name"]]
-    assert tool().main(case.save()) == 2
+    assert combine.main(case.save()) == 2
     err = capsys.readouterr().err
     assert "1 of 2 images of" in err and "no semantic prediction: image ids 1;" in err
-    assert tool().main([*case.save(), "--allow-missing"]) == 0
+    assert combine.main([*case.save(), "--allow-missing"]) == 0
     out = capsys.readouterr().out
     assert "1 images have no instance prediction: 1\n" in out
     assert "1 images have no semantic prediction: 1\n" in out
@@ -257,7 +248,7 @@ def test_images_without_predictions(case: Case, capsys) -> None:
 
 def test_no_instances_at_all(case: Case) -> None:
     case.instances = []
-    assert tool().main(case.save()) == 0
+    assert combine.main(case.save()) == 0
     found = json.loads(case.result.read_text())["annotations"]
     assert [[s["category_id"] for s in row["segments_info"]] for row in found] == [[ROAD_ID]] * 2
 
@@ -268,7 +259,7 @@ class TestNames:
         del case.data.info["annotations"]
         test_set = case.root / "test_set.json"
         test_set.write_text(json.dumps(case.data.info))
-        assert tool().main([*arguments, "--json", str(test_set)]) == 0
+        assert combine.main([*arguments, "--json", str(test_set)]) == 0
         assert case.quality()["pq"] == 1.0
 
     def test_files_of_equal_base_names(self, case: Case, capsys) -> None:
@@ -278,10 +269,10 @@ class TestNames:
         for row in case.semantic:
             city = "north" if "/1." in row["file_name"] else "south"
             row["file_name"] = f"/data/{city}/1.jpg"
-        assert tool().main(case.save()) == 0
+        assert combine.main(case.save()) == 0
         assert case.quality()["pq"] == 1.0
         case.semantic[0]["file_name"] = "/data/1.jpg"
-        assert tool().main(case.save()) == 2
+        assert combine.main(case.save()) == 2
         assert "1.jpg could belong to 2 images" in capsys.readouterr().err
 
     def test_string_ids_and_the_numbers_of_our_evaluator(self, case: Case, capsys) -> None:
@@ -292,17 +283,17 @@ class TestNames:
             case.data.save()
 
         rename(["b_2", "a_1"])
-        assert tool().main(case.save()) == 0  # 1 and 2 are positions
+        assert combine.main(case.save()) == 0  # 1 and 2 are positions
         assert case.quality()["pq"] == 1.0
         rename(["1", "2"])
-        assert tool().main(case.save()) == 0
+        assert combine.main(case.save()) == 0
         assert case.quality()["pq"] == 1.0
         rename(["2", "1"])
-        assert tool().main(case.save()) == 2
+        assert combine.main(case.save()) == 2
         assert "write the ids as strings" in capsys.readouterr().err
         for row in case.instances:
             row["image_id"] = str(3 - row["image_id"])
-        assert tool().main(case.save()) == 0
+        assert combine.main(case.save()) == 0
         assert case.quality()["pq"] == 1.0
 
 
@@ -334,7 +325,7 @@ ERRORS = [
 @pytest.mark.parametrize(("change", "message"), ERRORS)
 def test_bad_predictions(case: Case, capsys, change, message) -> None:
     change(case)
-    assert tool().main(case.save()) == 2
+    assert combine.main(case.save()) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert re.search(message, error), error
@@ -344,7 +335,7 @@ def test_every_image_that_fails_is_named(case: Case, capsys) -> None:
     arguments = case.save_labels()
     for name in ("1.png", "2.png"):
         (case.folder / name).write_bytes(b"no picture")
-    assert tool().main(arguments) == 2
+    assert combine.main(arguments) == 2
     error = capsys.readouterr().err
     assert "error: 2 of 2 images cannot be combined:\n  image 1: " in error
     assert "\n  image 2: " in error and "2.png is not an image" in error
@@ -353,16 +344,16 @@ def test_every_image_that_fails_is_named(case: Case, capsys) -> None:
 
 def test_results_are_not_written_over_inputs(case: Case, capsys) -> None:
     arguments = case.save_labels()
-    assert tool().main([*arguments, "--output", str(case.folder)]) == 2
+    assert combine.main([*arguments, "--output", str(case.folder)]) == 2
     assert f"over the input {case.folder}; choose another folder" in capsys.readouterr().err
     truth = case.data.json.rename(case.root / "panoptic_predictions.json")
     same = [*arguments, "--json", str(truth), "--output", str(case.root)]
-    assert tool().main(same) == 2 and truth.is_file()
+    assert combine.main(same) == 2 and truth.is_file()
 
 
 def test_bad_label_pngs(case: Case, capsys) -> None:
     def fails(message: str, *options: str) -> None:
-        assert tool().main([*arguments, *options]) == 2
+        assert combine.main([*arguments, *options]) == 2
         assert message in capsys.readouterr().err
 
     case.label_maps[0][0, 0] = 42
@@ -391,7 +382,7 @@ def test_bad_files_and_options(case: Case, capsys) -> None:
     arguments = case.save()
 
     def fails(message: str, *options: str) -> None:
-        assert tool().main([*arguments, *options]) == 2
+        assert combine.main([*arguments, *options]) == 2
         assert message in capsys.readouterr().err
 
     fails("instance results", "--instances", "nowhere.json")
@@ -407,9 +398,9 @@ def test_bad_files_and_options(case: Case, capsys) -> None:
     fails("cannot write to")
     fails("panoptic JSON nowhere.json does not exist", "--json", "nowhere.json")
     with pytest.raises(SystemExit):
-        tool().main([*arguments, "--score-threshold", "2"])
+        combine.main([*arguments, "--score-threshold", "2"])
     without = arguments[2:]
-    assert tool().main(without) == 2
+    assert combine.main(without) == 2
     assert "expected one data set, found none" in capsys.readouterr().err
 
 
@@ -419,7 +410,7 @@ def test_bad_lists_of_images(case: Case, capsys) -> None:
 
     def fails(message: str, **changes: object) -> None:
         case.data.json.write_text(json.dumps({**info, **changes}))
-        assert tool().main(arguments) == 2
+        assert combine.main(arguments) == 2
         assert message in capsys.readouterr().err
 
     first, second = info["images"]

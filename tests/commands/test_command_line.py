@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from panoptic_ext.commands.command_line import explain_os_error, split_options
-from tests import ROOT
-
-TOOLS = ROOT / "tools"
-OTHERS = {"__init__", "demo", "install_detectron2"}  # these load torch later or not at all
+from panoptic_ext.commands.command_line import (
+    ends_with_a_message,
+    explain_os_error,
+    fraction,
+    non_negative_int,
+    split_options,
+)
+from panoptic_ext.errors import ConfigError
+from panoptic_ext.interruption import Interrupted
 
 
 @pytest.mark.parametrize(
@@ -52,16 +55,46 @@ def test_the_file_of_an_error_is_named(error: OSError, text: str) -> None:
     assert explain_os_error(error, "out").startswith(text)
 
 
+def test_exit_codes_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    def ends_with(error: BaseException, **decoration: Any) -> int:
+        @ends_with_a_message(stopped=lambda args: "nothing was done", **decoration)
+        def run(args: argparse.Namespace) -> int:
+            raise error
+
+        return run(argparse.Namespace(output="out"))
+
+    def output(args: argparse.Namespace) -> str:
+        return args.output
+
+    denied = PermissionError(13, "Permission denied", "out/a.png")
+    assert ends_with(Interrupted(signal.SIGTERM, "stopped after 2")) == 143
+    assert ends_with(KeyboardInterrupt()) == 130
+    assert ends_with(denied, output=output) == 2
+    assert ends_with(ConfigError("no such key"), worker=lambda: " (worker 1)") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        *("stopped after 2", "nothing was done"),
+        "error: cannot write to out/a.png: Permission denied",
+        "error (worker 1): no such key",
+    ]
+    with pytest.raises(PermissionError):
+        ends_with(denied, output=None)
+    with pytest.raises(ZeroDivisionError):
+        ends_with(ZeroDivisionError())
+
+
 @pytest.mark.parametrize(
-    "name", [p.stem for p in sorted(TOOLS.glob("*.py")) if p.stem not in OTHERS]
+    ("kind", "text", "value"),
+    [
+        *((non_negative_int, "0", 0), (non_negative_int, "12", 12)),
+        *((non_negative_int, text, "whole number of 0 or more") for text in ("-1", "1.5", "x")),
+        *((fraction, "0", 0.0), (fraction, "0.25", 0.25), (fraction, "1", 1.0)),
+        *((fraction, text, "number from 0 to 1") for text in ("-0.1", "1.1", "nan", "x")),
+    ],
 )
-def test_ctrl_c_while_a_tool_loads_prints_nothing(name: str, tmp_path: Path) -> None:
-    """Case 10: torch takes seconds to load, and a stopped import is a traceback."""
-    (tmp_path / "torch.py").write_text(
-        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit('still there')\n"
-    )
-    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, str(TOOLS / f"{name}.py")], env=env, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+def test_numbers_on_a_command_line(kind: Callable[[str], float], text: str, value: object) -> None:
+    if isinstance(value, str):
+        with pytest.raises(argparse.ArgumentTypeError, match=value):
+            kind(text)
+    else:
+        assert kind(text) == value

@@ -1,8 +1,7 @@
-"""tools/demo.py: from nothing to a report, once; what is there is not done again."""
+"""The command demo: from nothing to a report, once; what is there is not done again."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -11,10 +10,10 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from panoptic_ext.commands import demo
 from tests import PATIENCE, ROOT
 
 SMALL = [
@@ -27,16 +26,8 @@ SMALL = [
     *("MODEL.SEM_SEG_HEAD.CONVS_DIM", "32", "MODEL.ROI_BOX_HEAD.FC_DIM", "32"),
     *("MODEL.ROI_MASK_HEAD.CONV_DIM", "32"),
 ]
+PYTHON = [sys.executable]
 STEPS = ("training and evaluation", "pictures of the ground truth", "pictures of predictions")
-
-
-@pytest.fixture(scope="module")
-def demo() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("demo", ROOT / "tools" / "demo.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def run(output: Path, *opts: str) -> subprocess.CompletedProcess[str]:
@@ -78,27 +69,27 @@ def test_end_to_end_and_once_only(tmp_path: Path) -> None:
     assert times(output) == written
 
 
-def test_a_step_that_fails_is_done_again(demo: ModuleType, tmp_path: Path) -> None:
-    steps = demo.Steps(tmp_path / "out", "a")
+def test_a_step_that_fails_is_done_again(tmp_path: Path) -> None:
+    steps = demo.Steps(tmp_path / "out", "a", PYTHON)
     with pytest.raises(demo.DemoError, match=r"^draw failed with exit code 3; its own message"):
         steps.run("draw", ["-c", "raise SystemExit(3)"])
-    assert not demo.Steps(tmp_path / "out", "a").is_done("draw")
+    assert not demo.Steps(tmp_path / "out", "a", PYTHON).is_done("draw")
     mark = tmp_path / "mark"
     steps.run("draw", ["-c", f"open({str(mark)!r}, 'x')"])
-    demo.Steps(tmp_path / "out", "a").run("draw", ["-c", f"open({str(mark)!r}, 'x')"])
+    demo.Steps(tmp_path / "out", "a", PYTHON).run("draw", ["-c", f"open({str(mark)!r}, 'x')"])
     with pytest.raises(demo.DemoError, match="holds a demo that was made with other configs"):
-        demo.Steps(tmp_path / "out", "b")
+        demo.Steps(tmp_path / "out", "b", PYTHON)
     (tmp_path / "out" / ".demo.json").write_text("{half")
-    assert not demo.Steps(tmp_path / "out", "b").is_done("draw")
+    assert not demo.Steps(tmp_path / "out", "b", PYTHON).is_done("draw")
 
 
-def test_what_a_demo_was_made_with(demo: ModuleType) -> None:
+def test_what_a_demo_was_made_with() -> None:
     assert demo.fingerprint(["SEED", "1"]) == demo.fingerprint(["SEED", "1"])
     assert len({demo.fingerprint(o) for o in ([], ["SEED", "1"], ["SEED", "2"])}) == 3
 
 
 def test_the_report_takes_the_newest_evaluation(
-    demo: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(demo.DemoError, match="holds no evaluation; remove"):
         demo.report(tmp_path, 0.0)
@@ -114,7 +105,7 @@ def test_the_report_takes_the_newest_evaluation(
 
 
 def test_a_signal_reaches_the_step_and_ends_the_demo(
-    demo: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Case 10: the step ends by itself, and only then the demo."""
     marks = [tmp_path / name for name in ("ready", "ended")]
@@ -132,12 +123,12 @@ def test_a_signal_reaches_the_step_and_ends_the_demo(
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
-    def run(*_: object) -> None:
+    def steps(*_: object) -> None:
         threading.Thread(target=interrupt).start()
-        demo.run_to_end([sys.executable, "-S", "-c", step], dict(os.environ))
+        demo.run_to_end([sys.executable, "-S", "-c", step])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "run", run)
+        patch.setattr(demo, "Steps", steps)
         assert demo.main(["--output", str(tmp_path / "out")]) == 130
     assert marks[1].exists()
     assert capsys.readouterr().err == "stopped; the same command goes on from there\n"

@@ -6,9 +6,9 @@ import pytest
 from detectron2.modeling import build_model
 from torch import nn
 
+from panoptic_ext.commands import parameter_table
 from panoptic_ext.engine.run_config import load_cfg
 from tests.modeling.meta_arch.test_mask2former_state_dict import published
-from tools import parameter_table
 
 FOLDER = "configs/cityscapes/efficientps"
 PAPER = f"{FOLDER}/efficientps_B5_paper_cityscapes.yaml"

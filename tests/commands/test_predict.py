@@ -1,8 +1,7 @@
-"""tools/predict.py from end to end, with a tiny model of random weights."""
+"""The command predict from end to end, with a tiny model of random weights."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from PIL import Image
 from torch import nn
 
+from panoptic_ext.commands import predict
 from panoptic_ext.data import read_id_map, write_id_map
 from panoptic_ext.engine import Checkpointer, load_cfg, save_run_info
 from panoptic_ext.errors import ConfigError
@@ -47,15 +47,6 @@ DATASETS:
 """
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def predict():
-    """The module of the command line tool."""
-    spec = importlib.util.spec_from_file_location("predict_tool", ROOT / "tools" / "predict.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +210,7 @@ def test_a_second_run_skips_what_is_there(base, full_run):
     assert stamps and all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
 
 
-def test_results_are_what_the_evaluation_tool_reads(base, predict, tmp_path):
+def test_results_are_what_the_evaluation_tool_reads(base, tmp_path):
     tool = ROOT / "tools" / "evaluate_panoptic.py"
     run, images = str(base / "run"), str(base / "data" / "images")
     arguments = ["--config-file", run, "--input", images, "--output", str(tmp_path / "out")]
@@ -253,7 +244,7 @@ def test_results_are_what_the_evaluation_tool_reads(base, predict, tmp_path):
         ({"MODEL.DEVICES": "cpu"}, "MODEL.DEVICE"),
     ],
 )
-def test_usage_errors(base, predict, tmp_path, capsys, monkeypatch, changed, message):
+def test_usage_errors(base, tmp_path, capsys, monkeypatch, changed, message):
     monkeypatch.chdir(tmp_path)
     given = {
         "--config-file": str(base / "run"),
@@ -268,7 +259,7 @@ def test_usage_errors(base, predict, tmp_path, capsys, monkeypatch, changed, mes
     assert re.search(message, printed), printed
 
 
-def test_results_of_two_models_are_not_mixed(base, predict, tmp_path, capsys):
+def test_results_of_two_models_are_not_mixed(base, tmp_path, capsys):
     image = str(base / "data" / "images" / "a" / "same.jpg")
     arguments = ["--config-file", str(base / "run"), "--input", image]
     arguments += ["--output", str(tmp_path / "out")]
@@ -280,7 +271,7 @@ def test_results_of_two_models_are_not_mixed(base, predict, tmp_path, capsys):
     assert "1 predicted" in capsys.readouterr().out
 
 
-def test_batches_give_the_same_results_and_options_reach_the_pictures(base, predict, tmp_path):
+def test_batches_give_the_same_results_and_options_reach_the_pictures(base, tmp_path):
     """Case 42."""
     photos, broken = tmp_path / "photos", tmp_path / "photos" / "2.png"
     photos.mkdir()
@@ -312,7 +303,7 @@ def test_batches_give_the_same_results_and_options_reach_the_pictures(base, pred
     assert predict.main([*arguments, "--output", str(tmp_path / "alone"), "--boxes"]) == 2
 
 
-def test_a_model_without_a_panoptic_result(base, predict, tmp_path, capsys, monkeypatch):
+def test_a_model_without_a_panoptic_result(base, tmp_path, capsys, monkeypatch):
     call = Predictor.__call__
 
     def without(self, image):
@@ -336,7 +327,7 @@ def test_a_model_without_a_panoptic_result(base, predict, tmp_path, capsys, monk
         ("SemanticSegmentor", None),
     ],
 )
-def test_the_threshold_is_the_models_own(predict, architecture, key):
+def test_the_threshold_is_the_models_own(architecture, key):
     cfg = load_cfg("")
     cfg.defrost()
     cfg.MODEL.META_ARCHITECTURE = architecture
@@ -351,16 +342,16 @@ def test_the_threshold_is_the_models_own(predict, architecture, key):
     assert node == 0.25
 
 
-def test_the_threshold_of_a_mask_former_that_another_package_registered(predict):
+def test_the_threshold_of_a_mask_former_that_another_package_registered():
     META_ARCH_REGISTRY._do_register("MaskFormer", type("MaskFormer", (nn.Module,), {}))
     key = "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD"
     try:
-        test_the_threshold_is_the_models_own(predict, "MaskFormer", key)
+        test_the_threshold_is_the_models_own("MaskFormer", key)
     finally:
         del META_ARCH_REGISTRY._obj_map["MaskFormer"]
 
 
-def test_inputs_are_never_written_over(base, predict, tmp_path, capsys):
+def test_inputs_are_never_written_over(base, tmp_path, capsys):
     _picture().save(tmp_path / "a.png")
     before = (tmp_path / "a.png").read_bytes()
     arguments = ["--input", str(tmp_path / "a.png"), "--output", str(tmp_path)]
@@ -377,7 +368,7 @@ def _three_images(folder):
     return folder
 
 
-def test_one_file_fails_and_the_rest_goes_on(base, predict, tmp_path, capsys, monkeypatch):
+def test_one_file_fails_and_the_rest_goes_on(base, tmp_path, capsys, monkeypatch):
     """Cases 19, 20 and 40 together: a name too long, memory, results within the input, links."""
     images = _three_images(tmp_path / "images")
     call, calls = Predictor.__call__, []
@@ -404,7 +395,7 @@ def test_one_file_fails_and_the_rest_goes_on(base, predict, tmp_path, capsys, mo
     assert {p.name for p in (images / "out").glob("*.jpg")} == {"a.jpg", "link.jpg", "z.jpg"}
 
 
-def test_a_signal_ends_after_the_current_file(base, predict, tmp_path, capsys, monkeypatch):
+def test_a_signal_ends_after_the_current_file(base, tmp_path, capsys, monkeypatch):
     """Case 10: one line says how to go on, and it does."""
     call = Predictor.__call__
 
@@ -455,7 +446,7 @@ def test_predictor_takes_bgr_and_gives_the_image_size(base):
         assert tuple(predictor.model(batch)[0]["panoptic_seg"][0].shape) == (8, 9)
 
 
-def test_an_output_that_cannot_be_written(base, predict, tmp_path, capsys):
+def test_an_output_that_cannot_be_written(base, tmp_path, capsys):
     (tmp_path / "file").touch()
     image = str(base / "data" / "images" / "a" / "same.jpg")
     arguments = ["--config-file", str(base / "run"), "--input", image]

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
+from panoptic_ext.commands.train import main
 from panoptic_ext.engine.distributed import join_torchrun, leave, under_torchrun
-from panoptic_ext.engine.main import main
 from panoptic_ext.errors import ConfigError
 from tests import PATIENCE, ROOT
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 
 import pytest
 
-from panoptic_ext.engine.main import main, parse_args
+from panoptic_ext.commands.train import main, parse_args
 from panoptic_ext.engine.resume_command import GOES_ON, command_to_resume, with_command
 
 ARGV = ["--config-file", "my file.yaml", "SOLVER.STEPS", "(1, 2)"]
@@ -23,6 +24,35 @@ def test_the_command_resumes_with_the_same_config(monkeypatch, argv):
     assert (script, words) == ("a folder/train_net.py", ["--resume", *ARGV])
     args = parse_args(words)
     assert args.resume and args.opts == ARGV[2:] and args.config_file == "my file.yaml"
+
+
+@pytest.mark.parametrize(
+    ("script", "start"),
+    [
+        ("/nowhere/bin/panoptic-ext", "/nowhere/bin/panoptic-ext train"),
+        ("/site/panoptic_ext/__main__.py", "PYTHON -m panoptic_ext train"),
+        ("/site/panoptic_ext_cli.py", "PYTHON /site/panoptic_ext_cli.py train"),
+    ],
+)
+def test_the_command_fits_how_it_was_started(monkeypatch, script, start):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(sys, "argv", [script, "train", *ARGV])
+    expected = start.replace("PYTHON", shlex.quote(sys.executable))
+    assert command_to_resume(ARGV) == f"{expected} --resume {shlex.join(ARGV)}"
+
+
+def test_an_installed_program_goes_by_its_name(monkeypatch, tmp_path):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    script = tmp_path / "panoptic-ext"
+    script.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", [str(script), "train", "A", "b"])
+    assert command_to_resume(["A", "b"]) == "panoptic-ext train --resume A b"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert command_to_resume(["A", "b"]) == f"torchrun ... {script} train --resume A b"
+    monkeypatch.setattr(sys, "argv", ["/site/panoptic_ext/__main__.py", "train", "A", "b"])
+    assert command_to_resume(["A", "b"]) == "torchrun ... -m panoptic_ext train --resume A b"
 
 
 def test_a_message_of_an_evaluation_stays():

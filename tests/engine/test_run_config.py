@@ -17,8 +17,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 
+from panoptic_ext.commands.train import main
 from panoptic_ext.engine.distributed import make_local_group
-from panoptic_ext.engine.main import main
 from panoptic_ext.engine.run_config import (
     check_workers,
     choose_device,

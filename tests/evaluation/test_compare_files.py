@@ -1,8 +1,7 @@
-"""tools/evaluate_panoptic.py and the errors of evaluating files."""
+"""The command evaluate and the errors of evaluating files."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from panoptic_ext.commands import evaluate
 from panoptic_ext.errors import EvaluationError
 from panoptic_ext.evaluation import evaluate_files
 from tests import ROOT
@@ -42,12 +42,9 @@ def edit(path: str, change) -> None:
 def test_tool(files, tmp_path, capsys):
     gt, gt_root, pred, pred_root = files
     output = tmp_path / "new" / "result.json"
-    spec = importlib.util.spec_from_file_location("evaluate_panoptic", TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
     roots = ["--gt-root", gt_root, "--pred-root", pred_root]
     args = ["--gt", gt, "--pred", pred, *roots, "--output", str(output), "--threads", "2"]
-    assert tool.main(args) == 0
+    assert evaluate.main(args) == 0
     printed = capsys.readouterr()
     assert "| person " in printed.out and "**All** (4)" in printed.out
     assert "3/3" in printed.err  # progress
@@ -64,14 +61,11 @@ def test_tool(files, tmp_path, capsys):
 def test_a_subset_is_compared_where_that_is_wanted(files, tmp_path, capsys):
     names = ("gt", "gt-root", "pred", "pred-root")
     arguments = [f"--{k}={v}" for k, v in zip(names, files, strict=True)]
-    spec = importlib.util.spec_from_file_location("evaluate_panoptic", TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
     edit(files[PRED], lambda content: content["annotations"].pop())  # "c", the wrong one
     edit(files[GT], lambda content: content["annotations"].pop(0))
-    assert tool.main(arguments) == 2
+    assert evaluate.main(arguments) == 2
     assert "compare those in both (--only-common)" in capsys.readouterr().err
-    assert tool.main([*arguments, "--only-common"]) == 0
+    assert evaluate.main([*arguments, "--only-common"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(
         "1 images are in both files; left out are 1 without a prediction and 1 without ground truth"

@@ -7,16 +7,7 @@ from typing import Any
 
 from panoptic_ext.commands.command_line import split_options
 
-__all__ = ["OPTIONS", "add_drawing_options", "take_drawing_options"]
-
-OPTIONS = {
-    "alpha": "--alpha",
-    "labels": "--no-labels",
-    "font_size": "--font-size",
-    "boxes": "--boxes",
-    "classes": "--classes",
-}
-"""Keywords of `draw_panoptic`, and the option that gives each."""
+__all__ = ["add_drawing_options", "take_drawing_options"]
 
 
 def add_drawing_options(parser: argparse.ArgumentParser) -> None:

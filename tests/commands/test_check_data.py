@@ -1,32 +1,30 @@
-"""The command lines check_data.py and visualize_data.py."""
+"""The commands check-data and visualize-data."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from panoptic_ext.commands import check_data, visualize_data
 from panoptic_ext.data import register_instances, register_panoptic
 from panoptic_ext.many_files import ManyFiles
-from tests import ROOT
 from tests.data.tiny import CATEGORIES, TinyDataset
 from tests.data.tiny_instances import HEIGHT, WIDTH, TinyInstances
 
+pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
-def tool(name: str) -> ModuleType:
-    path = ROOT / "tools" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+COMMANDS = {"check_data": check_data, "visualize_data": visualize_data}
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> TinyDataset:
+    return TinyDataset(tmp_path / "tiny")
 
 
 def config_file(tiny: TinyDataset) -> str:
@@ -46,7 +44,7 @@ INPUT:
 
 
 def test_check_of_good_data(tiny: TinyDataset, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tool("check_data").main(["--config-file", config_file(tiny)]) == 0
+    assert check_data.main(["--config-file", config_file(tiny)]) == 0
     assert "tiny_train: good, 2 images, 2 things + 1 stuff, 5 segments" in capsys.readouterr().out
 
 
@@ -57,10 +55,10 @@ def test_check_of_files_that_are_not_registered(
     tiny.save()
     json, images, pngs = tiny.paths()
     arguments = ["--json", json, "--image-root", images, "--png-root", pngs]
-    assert tool("check_data").main(arguments) == 1
+    assert check_data.main(arguments) == 1
     assert "1 problem: 1 wrong-area" in capsys.readouterr().out
-    assert tool("check_data").main([*arguments, "--no-pixels"]) == 0
-    assert tool("check_data").main(arguments[:2]) == 2
+    assert check_data.main([*arguments, "--no-pixels"]) == 0
+    assert check_data.main(arguments[:2]) == 2
     assert "belong together" in capsys.readouterr().err
 
 
@@ -70,7 +68,7 @@ def test_check_stops_printing_and_counts(
     for entry in tiny.info["annotations"][1]["segments_info"]:
         entry["category_id"] = 99
     tiny.save()
-    assert tool("check_data").main(["--config-file", config_file(tiny), "--show", "1"]) == 1
+    assert check_data.main(["--config-file", config_file(tiny), "--show", "1"]) == 1
     out = capsys.readouterr().out
     assert out.count("[unknown-category]") == 1
     assert "... and 2 more" in out
@@ -84,12 +82,12 @@ def test_check_compares_the_categories_of_train_and_test(
     other.save()
     register_panoptic("other", *other.paths())
     arguments = ["--config-file", config_file(tiny), "DATASETS.TEST", "('other',)"]
-    assert tool("check_data").main(arguments) == 2
+    assert check_data.main(arguments) == 2
     assert "do not have the same categories" in capsys.readouterr().err
 
 
 def test_check_of_an_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
-    assert tool("check_data").main(["--datasets", "shapes_panoptic_trein"]) == 2
+    assert check_data.main(["--datasets", "shapes_panoptic_trein"]) == 2
     assert "did you mean 'shapes_panoptic_train'" in capsys.readouterr().err
 
 
@@ -98,7 +96,7 @@ def test_config_values_after_datasets(tiny: TinyDataset, tmp_path: Path, name: s
     register_panoptic("COCO.VAL", *tiny.paths())
     more = ["--output", str(tmp_path / "out")] if name == "visualize_data" else []
     arguments = [*more, "--datasets", "COCO.VAL", "INPUT.MIN_SIZE_TRAIN", "(24,)", "SEED", "3"]
-    assert tool(name).main(arguments) == 0
+    assert COMMANDS[name].main(arguments) == 0
 
 
 @pytest.mark.parametrize("source", ["raw", "mapper"])
@@ -109,7 +107,7 @@ def test_an_image_that_is_missing_is_named(
         (tiny.images / f"{number}.png").unlink()
         (tiny.images / f"{number}.png").symlink_to(tiny.root / "nowhere.png")
     arguments = ["--config-file", config_file(tiny), "--source", source]
-    assert tool("visualize_data").main([*arguments, "--output", str(tmp_path / "out")]) == 2
+    assert visualize_data.main([*arguments, "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert re.search(r"failed: .*1\.png: .*image is a link to a file that does not exist", error)
     assert "cannot write" not in error
@@ -122,7 +120,7 @@ def test_an_image_that_cannot_be_drawn_does_not_end_the_rest(
     """As in case 19."""
     (tiny.images / "1.png").write_bytes(b"no picture")
     arguments = ["--config-file", config_file(tiny), "--source", source]
-    assert tool("visualize_data").main([*arguments, "--output", str(tmp_path / "out")]) == 2
+    assert visualize_data.main([*arguments, "--output", str(tmp_path / "out")]) == 2
     printed = capsys.readouterr()
     assert "tiny_train: 1 images done, 1 failed" in printed.out
     assert f"failed: {tiny.images / '1.png'}: " in printed.err
@@ -140,7 +138,7 @@ def test_a_signal_ends_after_the_current_image(
     """Case 10; what was found so far is printed."""
     tiny.segment["area"] = 3
     tiny.save()
-    module, results = tool(name), ManyFiles.results
+    module, results = COMMANDS[name], ManyFiles.results
 
     def interrupted(self: ManyFiles, items: list, work: Callable) -> Iterator:
         for result in results(self, items, work):
@@ -163,7 +161,7 @@ def test_an_output_that_cannot_be_written(
     (tmp_path / "file").touch()
     output = str(tmp_path / "file" / "out")
     arguments = ["--config-file", config_file(tiny), "--output", output]
-    assert tool("visualize_data").main(arguments) == 2
+    assert visualize_data.main(arguments) == 2
     assert f"error: cannot write to {output}" in capsys.readouterr().err
 
 
@@ -171,11 +169,11 @@ def test_an_output_that_cannot_be_written(
 def test_pictures(tiny: TinyDataset, tmp_path: Path, source: str) -> None:
     arguments = ["--config-file", config_file(tiny), "--source", source, "--num", "1"]
     arguments += ["--output", str(tmp_path / "out")]
-    assert tool("visualize_data").main(arguments) == 0
+    assert visualize_data.main(arguments) == 0
     (picture,) = (tmp_path / "out" / "tiny_train").iterdir()
     first = np.asarray(Image.open(picture))
     assert first.std() > 0
-    assert tool("visualize_data").main(arguments) == 0
+    assert visualize_data.main(arguments) == 0
     assert np.array_equal(np.asarray(Image.open(picture)), first)
 
 
@@ -189,19 +187,19 @@ def test_pictures_of_instances_alone(
     register_instances("tiny_alone", data.json, data.images)
     arguments = ["--datasets", "tiny_alone", "--source", source, "--output", str(tmp_path / "out")]
     size = ["INPUT.MIN_SIZE_TRAIN", "(48,)"]
-    assert tool("visualize_data").main([*arguments, *size]) == 0
+    assert visualize_data.main([*arguments, *size]) == 0
     pictures = sorted((tmp_path / "out" / "tiny_alone").iterdir())
     assert len(pictures) == 2
     first = [np.asarray(Image.open(picture)) for picture in pictures]
     assert all((picture > 50).any() for picture in first)  # of black images
     for options in (["--alpha", "0.3"], ["--boxes"], ["--no-labels"], ["--classes", "cup"]):
-        assert tool("visualize_data").main([*arguments, *options, *size]) == 0
+        assert visualize_data.main([*arguments, *options, *size]) == 0
         again = np.asarray(Image.open(pictures[0]))
         assert again.shape == first[0].shape and (again != first[0]).any(), options
-    assert tool("visualize_data").main([*arguments, "--legend", *size]) == 0
+    assert visualize_data.main([*arguments, "--legend", *size]) == 0
     assert np.asarray(Image.open(pictures[0])).shape[0] > first[0].shape[0]
     capsys.readouterr()
-    assert tool("visualize_data").main([*arguments, "--classes", "cpu"]) == 2
+    assert visualize_data.main([*arguments, "--classes", "cpu"]) == 2
     assert "mean 'cup'" in capsys.readouterr().err
 
 
@@ -210,12 +208,12 @@ def test_segments_without_a_label_are_counted_at_the_end(
 ) -> None:
     arguments = ["--config-file", config_file(tiny), "--source", "raw"]
     arguments += ["--output", str(tmp_path / "out"), "--font-size", "400"]
-    assert tool("visualize_data").main(arguments) == 0
+    assert visualize_data.main(arguments) == 0
     printed = capsys.readouterr().out
     assert re.search(
         r"tiny_train: \d of 5 segments in the pictures have no label: too small; --l", printed
     )
-    assert tool("visualize_data").main([*arguments, "--no-labels"]) == 0
+    assert visualize_data.main([*arguments, "--no-labels"]) == 0
     assert "no label" not in capsys.readouterr().out
 
 
@@ -225,19 +223,19 @@ def test_segments_without_a_label_are_counted_at_the_end(
 )
 def test_numbers_below_zero(name: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        tool(name).main([option, "-1"])
+        COMMANDS[name].main([option, "-1"])
     assert stopped.value.code == 2
     assert option in capsys.readouterr().err
 
 
 def test_pictures_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert tool("visualize_data").main([]) == 2
+    assert visualize_data.main([]) == 2
     assert "no data set to draw" in capsys.readouterr().err
 
 
 def test_names_that_are_not_registered_want_a_config(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("check_data", "visualize_data"):
-        assert tool(name).main(["--datasets", "street_train"]) == 2
+        assert COMMANDS[name].main(["--datasets", "street_train"]) == 2
         assert "Give the --config-file that describes it under" in capsys.readouterr().err
 
 
@@ -251,8 +249,8 @@ def test_label_divisor_of_files_that_are_not_registered(
     json, images, pngs = tiny.save().paths()
     arguments = ["--json", json, "--image-root", images, "--png-root", pngs]
     arguments += ["--encoding", "divisor"]
-    assert tool("check_data").main([*arguments, "--label-divisor", "10"]) == 0
+    assert check_data.main([*arguments, "--label-divisor", "10"]) == 0
     assert "good, 2 images" in capsys.readouterr().out
-    assert tool("check_data").main(arguments) == 2
+    assert check_data.main(arguments) == 2
     assert "category 70 (divisor 1000), which is not among" in capsys.readouterr().err
-    assert tool("check_data").main([*arguments, "--label-divisor", "0"]) == 2
+    assert check_data.main([*arguments, "--label-divisor", "0"]) == 2

@@ -1,0 +1,191 @@
+"""Train and evaluate on generated shapes, draw, and say what came out.
+
+    panoptic-ext demo [--output DIR] [KEY VALUE ...]
+
+What is there from an earlier run is not done again: a finished run is only reported, a stopped one
+goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog
+
+import panoptic_ext_cli
+from panoptic_ext.atomic import write_atomic
+from panoptic_ext.commands.command_line import command_parser, ends_with_a_message
+from panoptic_ext.config.shipped import find_config, shipped_configs
+from panoptic_ext.data import register_from_config
+from panoptic_ext.engine.run_config import load_cfg
+from panoptic_ext.errors import PanopticExtError
+from panoptic_ext.interruption import stoppable
+
+CONFIG = "shapes/panoptic_fpn/panoptic_fpn_R18_shapes.yaml"
+NUM_PICTURES = 12
+"""Images of the validation set that are drawn."""
+
+# The module's file and not the program: a checkout need not be installed to run it.
+PROGRAM = (sys.executable, str(panoptic_ext_cli.__file__))
+_STOPPED = "stopped; the same command goes on from there"
+
+
+class DemoError(PanopticExtError):
+    """A step failed, or its results are not to be found."""
+
+
+def say(message: str) -> None:
+    """Print one line of progress."""
+    print(f"[demo] {message}", flush=True)
+
+
+def fingerprint(opts: Sequence[str]) -> str:
+    """Identifies what a finished step was made with: the demo's configs and `opts`."""
+    digest = hashlib.sha256(" ".join(opts).encode())
+    for folder in ("common", "shapes"):
+        for path in sorted((Path(shipped_configs()) / folder).rglob("*.yaml")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def run_to_end(command: Sequence[str]) -> int:
+    """Run a step's process, which ends by itself after a signal; returns its exit code."""
+    started: list[subprocess.Popen] = []
+
+    def pass_on(_signum: int) -> None:
+        # As SIGTERM: after Ctrl-C, which a terminal sends to both, a SIGINT would be the second.
+        for process in started:
+            process.terminate()
+
+    with stoppable(on_signal=pass_on) as stop:
+        started.append(subprocess.Popen(command))
+        code = started[0].wait()
+    stop.check(_STOPPED)
+    return code
+
+
+class Steps:
+    """Runs each step of the demo once; a mark in the output folder says that it is finished.
+
+    Args:
+        output: the folder.
+        made_with: the fingerprint of this demo.
+        program: what each step's words are arguments of.
+    """
+
+    def __init__(self, output: Path, made_with: str, program: Sequence[str] = PROGRAM) -> None:
+        self._program = program
+        self._marks = output / ".demo.json"
+        self._made_with = made_with
+        try:
+            is_file = self._marks.is_file()  # to open a pipe would wait for ever
+            marks = json.loads(self._marks.read_text(encoding="utf-8")) if is_file else {}
+        except (OSError, ValueError):
+            marks = {}
+        self._done: dict[str, bool] = marks.get("done", {})
+        if marks and marks.get("made_with") != made_with:
+            raise DemoError(
+                f"{output} holds a demo that was made with other configs or options; remove it "
+                "(make clean) to train anew, or choose another folder with --output"
+            )
+        output.mkdir(parents=True, exist_ok=True)
+        self._write()
+
+    def is_done(self, name: str) -> bool:
+        """Whether an earlier run finished the step `name`."""
+        return bool(self._done.get(name))
+
+    def run(self, name: str, words: Sequence[str]) -> None:
+        """Run a command, `words`, unless the step `name` is finished."""
+        if self.is_done(name):
+            say(f"{name}: done already")
+            return
+        say(f"{name}: panoptic-ext {' '.join(words)}")
+        code = run_to_end([*self._program, *words])
+        if code < 0:
+            raise DemoError(f"{name} was killed by signal {-code}; the same command goes on")
+        if code:
+            raise DemoError(f"{name} failed with exit code {code}; its own message stands above")
+        self._done[name] = True
+        self._write()
+
+    def _write(self) -> None:
+        text = json.dumps({"made_with": self._made_with, "done": self._done})
+        write_atomic(str(self._marks), lambda stream: stream.write(text.encode()))
+
+
+def validation_images(config: Path) -> list[str]:
+    """Paths of the first images of the run's test set."""
+    cfg = load_cfg(str(config), [])
+    register_from_config(cfg)
+    records = DatasetCatalog.get(cfg.DATASETS.TEST[0])
+    return [record["file_name"] for record in records[:NUM_PICTURES]]
+
+
+def last_results(metrics: Path) -> dict[str, float]:
+    """The newest `panoptic_seg/*` values of a run's metrics.json."""
+    results: dict[str, float] = {}
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        if "panoptic_seg/PQ" in values:
+            results = {k: v for k, v in values.items() if k.startswith("panoptic_seg/")}
+    return results
+
+
+def report(output: Path, seconds: float) -> None:
+    """Print what the run reached and where its pictures lie."""
+    metrics = output / "metrics.json"
+    results = last_results(metrics) if metrics.is_file() else {}
+    if not results:
+        raise DemoError(f"{metrics} holds no evaluation; remove {output} and run the demo again")
+    for key in ("PQ", "SQ", "RQ", "PQ_th", "PQ_st"):
+        say(f"{key:>5} {results[f'panoptic_seg/{key}']:6.2f}")
+    for what, folder in (("ground truth", "ground_truth"), ("predictions", "predictions")):
+        pictures = [p for p in (output / folder).rglob("*") if p.suffix in (".png", ".jpg")]
+        say(f"{what}: {len(pictures)} pictures in {output / folder}")
+    for sheet in sorted(output.rglob("*contact_sheet*.*")):
+        say(f"worst and best images: {sheet}")
+    say(f"model, log and config: {output}/model_final.pth, log.txt, config.yaml")
+    say(f"done in {seconds / 60:.1f} minutes")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    return run(parse_args(argv))
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = command_parser("demo", __doc__)
+    parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config values")
+    return parser.parse_args(argv)
+
+
+@ends_with_a_message(output=lambda args: str(args.output), stopped=lambda args: _STOPPED)
+def run(args: argparse.Namespace) -> int:
+    """Do all steps and report; returns 0."""
+    started, output = time.monotonic(), args.output
+    steps = Steps(output, fingerprint(args.opts))
+    train = ["train", "--config-file", find_config(CONFIG), "--resume", "OUTPUT_DIR", str(output)]
+    steps.run("training and evaluation", [*train, *args.opts])
+    config = output / "config.yaml"
+    truth = ["visualize-data", "--config-file", str(config)]
+    steps.run("pictures of the ground truth", [*truth, "--output", str(output / "ground_truth")])
+    name = "pictures of predictions"
+    predict = ["predict", "--config-file", str(config)]
+    if not steps.is_done(name):
+        predict += ["--output", str(output / "predictions"), "--input", *validation_images(config)]
+    steps.run(name, predict)
+    report(output, time.monotonic() - started)
+    return 0

@@ -1,0 +1,83 @@
+"""Panoptic quality of one COCO panoptic result against another: two models, people, or one each.
+
+Example:
+    panoptic-ext evaluate --gt panoptic_val.json --gt-root panoptic_val \\
+        --pred panoptic_predictions.json --pred-root panoptic_predictions
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+
+from panoptic_ext.atomic import write_file
+from panoptic_ext.commands.command_line import command_parser, ends_with_a_message
+from panoptic_ext.errors import ConfigError
+from panoptic_ext.evaluation.compare_files import GT_AREAS, FileResult, evaluate_files
+from panoptic_ext.evaluation.report import named_result, quality_table
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = command_parser("evaluate", __doc__)
+    parser.add_argument("--gt", required=True, help="COCO panoptic JSON of the ground truth")
+    parser.add_argument("--gt-root", help="folder of its PNGs (default: the JSON without .json)")
+    parser.add_argument("--pred", required=True, help="COCO panoptic JSON of the predictions")
+    parser.add_argument("--pred-root", help="folder of its PNGs (default: the JSON without .json)")
+    parser.add_argument("--output", help="JSON file for the result, also per class and image")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, metavar="N")
+    parser.add_argument(
+        "--gt-area",
+        choices=GT_AREAS,
+        default="check",
+        help="true areas: the JSON's and an error where the pixels differ (check), the JSON's"
+        " unchecked as panopticapi (json), or counted (pixels); default: check",
+    )
+    parser.add_argument(
+        "--only-common",
+        action="store_true",
+        help="compare the images that both have, such as a subset; default: the same in both",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = parse_args(argv)
+    return run(args)
+
+
+@ends_with_a_message(output=lambda args: args.output)
+def run(args: argparse.Namespace) -> int:
+    """Compare and print; returns 0."""
+    for given in (args.gt, args.pred):
+        if args.output and os.path.realpath(args.output) == os.path.realpath(given):
+            raise ConfigError(f"--output {args.output} is an input; choose another file")
+    result = evaluate_files(
+        args.gt,
+        args.gt_root,
+        args.pred,
+        args.pred_root,
+        num_threads=max(0, args.threads),
+        gt_area=args.gt_area,
+        only_common=args.only_common,
+        progress=True,
+    )
+    if args.only_common:
+        without_prediction, without_truth = result.left_out
+        print(
+            f"{len(result.per_image)} images are in both files; left out are {without_prediction} "
+            f"without a prediction and {without_truth} without ground truth"
+        )
+    print(quality_table(result.summary, result.categories))
+    if args.output:
+        write_file(args.output, json.dumps(_content(result), indent=1).encode())
+    return 0
+
+
+def _content(result: FileResult) -> dict:
+    # An image in which there is nothing to find has no PQ: null.
+    images = [{**r, "pq": r["pq"] if r["pq"] == r["pq"] else None} for r in result.per_image]
+    return {**named_result(result.summary, result.categories), "per_image": images}

@@ -1,0 +1,108 @@
+"""The program `panoptic-ext`: the list of its commands, and what has to happen before torch loads.
+
+This module lies beside the package and not in it, because to import any module of panoptic_ext is
+to load torch. That takes seconds, which a list of commands need not cost, and some settings are
+read in those seconds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+
+__all__ = ["COMMANDS", "PROGRAM", "main", "prepare"]
+
+PROGRAM = "panoptic-ext"
+
+COMMANDS = {
+    "train": "train or resume a model, or evaluate it with --eval-only",
+    "evaluate": "compare two COCO panoptic results, such as a model's and the ground truth",
+    "predict": "predict images, folders and videos: pictures and COCO panoptic files",
+    "check-data": "check data sets and report everything that is wrong with them at once",
+    "visualize-data": "draw the ground truth of data sets, as on disk or as the model sees it",
+    "combine": "merge one model's instances and another's semantic predictions, from files",
+    "compare-fusions": "compare panoptic fusions on the same weights: a table and pictures",
+    "compare-runs": "draw the learning curves of several trainings into one picture",
+    "parameter-table": "count the parameters of models, or list their tensors",
+    "demo": "train and evaluate on generated shapes, and draw what came out",
+}
+"""What each command does, in the order of `panoptic-ext --help`.
+
+`check-data` is run by `panoptic_ext.commands.check_data`, and so on.
+"""
+
+_HELP = ("-h", "--help")
+
+# torch warns at every start of the few functions that fvcore and Detectron2 script. Not in `main`:
+# the processes that a training spawns import this module and call something else.
+warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: its name and its arguments; None takes those of the process.
+
+    Returns:
+        The exit code: the command's own; 2 where there is no command of this name.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = arguments.pop(0) if arguments else ""
+    if name in _HELP:
+        sys.stdout.write(_usage())
+        return 0
+    if name not in COMMANDS:
+        sys.stderr.write(_unknown(name))
+        return 2
+    prepare(name)
+    module = importlib.import_module(f"panoptic_ext.commands.{name.replace('-', '_')}")
+    return module.main(arguments)
+
+
+def prepare(command: str) -> None:
+    """What has to happen before torch loads; each setting that the user has made stays."""
+    if command in ("train", "demo"):
+        # Threads that wait by spinning cost several times the work where the machine has anything
+        # else to do.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Ctrl-C while torch loads would print a traceback. The command takes the signal back:
+        # panoptic_ext.interruption.signals_of_a_command.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"usage: {PROGRAM} COMMAND [options]",
+            "",
+            "Panoptic segmentation with Detectron2.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            f"`{PROGRAM} COMMAND --help` shows the options of a command.",
+            "",
+        ]
+    )
+
+
+def _unknown(name: str) -> str:
+    if not name:
+        return f"{_usage()}\nerror: no command given\n"
+    # panoptic_ext.errors has these words too, but would load torch first.
+    nearest = difflib.get_close_matches(name.replace("_", "-"), COMMANDS, n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ";"
+    return f"error: unknown command {name!r}{hint} (known: {', '.join(COMMANDS)})\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

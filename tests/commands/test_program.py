@@ -1,0 +1,164 @@
+"""The program panoptic-ext, `python -m panoptic_ext`, and the scripts that stand for commands."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import panoptic_ext_cli
+from panoptic_ext.commands.command_line import program_name
+from panoptic_ext_cli import COMMANDS
+from tests import PATIENCE, ROOT
+
+DOORS = {
+    "train": "train_net.py",
+    "evaluate": "tools/evaluate_panoptic.py",
+    "combine": "tools/combine_predictions.py",
+    **{
+        name: f"tools/{name.replace('-', '_')}.py"
+        for name in COMMANDS
+        if name not in ("train", "evaluate", "combine")
+    },
+}
+"""The script of a checkout that stands for each command."""
+
+MODULES = [path.stem for path in (ROOT / "panoptic_ext" / "commands").glob("[a-z]*.py")]
+HELPERS = {"command_line", "drawing_options"}
+
+
+def run(*words: str, path: Path = ROOT, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(path)}
+    return subprocess.run(
+        [sys.executable, *words], env=env, cwd=cwd, capture_output=True, text=True, timeout=PATIENCE
+    )
+
+
+def fake_torch(folder: Path, text: str) -> Path:
+    """A folder for sys.path whose torch runs `text`."""
+    (folder / "torch.py").write_text(text)
+    return folder
+
+
+def test_every_command_has_a_module_and_a_door() -> None:
+    assert sorted(name.replace("-", "_") for name in COMMANDS) == sorted(set(MODULES) - HELPERS)
+    assert sorted(DOORS) == sorted(COMMANDS)
+    for name in COMMANDS:
+        module = importlib.import_module(f"panoptic_ext.commands.{name.replace('-', '_')}")
+        assert module.main.__annotations__["return"] == "int", name
+    scripts = {f"tools/{path.name}" for path in (ROOT / "tools").glob("*.py")} | {"train_net.py"}
+    assert scripts - set(DOORS.values()) == {"tools/__init__.py", "tools/install_detectron2.py"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_each_command(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(panoptic_ext_cli, "prepare", lambda name: None)  # for a new process
+    with pytest.raises(SystemExit) as ended:
+        panoptic_ext_cli.main([name, "--help"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: {program_name(name)} ")
+    assert f"    panoptic-ext {name} " in printed  # an example
+
+
+def test_the_list_of_commands_loads_neither_torch_nor_the_package(tmp_path: Path) -> None:
+    path = fake_torch(tmp_path, "raise SystemExit('torch was loaded')")
+    program = str(ROOT / "panoptic_ext_cli.py")
+    done = run(program, "--help", path=path)
+    assert done.returncode == 0, done.stderr
+    for name, text in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(text)}$", done.stdout, re.MULTILINE)
+    unknown = run(program, "evalute", "--gt", "x", path=path)
+    assert (unknown.returncode, unknown.stdout) == (2, "")
+    assert unknown.stderr.startswith("error: unknown command 'evalute'; did you mean 'evaluate'?")
+    nothing = run(program, path=path)
+    assert nothing.returncode == 2 and nothing.stderr.endswith("error: no command given\n")
+
+
+def test_underscores_are_understood(capsys: pytest.CaptureFixture[str]) -> None:
+    assert panoptic_ext_cli.main(["check_data"]) == 2
+    assert "did you mean 'check-data'?" in capsys.readouterr().err
+
+
+def test_as_a_module_of_python() -> None:
+    done = run("-m", "panoptic_ext", "compare-runs", "--output", "x.svg", "a=nowhere")
+    assert done.returncode == 2 and done.stderr.startswith("error: "), done.stderr
+    assert run("-m", "panoptic_ext", "--help").stdout.startswith("usage: panoptic-ext COMMAND")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_door_runs_its_command_in_a_checkout_that_is_not_installed(
+    name: str, tmp_path: Path
+) -> None:
+    """From any folder, whatever other packages are called; a fake package shows what was asked."""
+    for part in ("tools", "checkout"):
+        (tmp_path / part).mkdir()
+    (tmp_path / "tools" / "__init__.py").write_text("raise SystemExit('tools of someone else')")
+    checkout, other = tmp_path / "checkout", tmp_path / "other"
+    for folder, words in ((checkout, "of the checkout"), (other, "of another installation")):
+        package = folder / "panoptic_ext" / "commands"
+        package.mkdir(parents=True)
+        for init in (package.parent, package):
+            (init / "__init__.py").touch()
+        (package / f"{name.replace('-', '_')}.py").write_text(
+            f"def main(argv):\n    print({words!r}, argv)\n    return 7\n"
+        )
+    for file in ("panoptic_ext_cli.py", DOORS[name]):
+        (checkout / file).parent.mkdir(exist_ok=True)
+        (checkout / file).write_text((ROOT / file).read_text())
+    path = f"{tmp_path}{os.pathsep}{other}"
+    done = run(str(checkout / DOORS[name]), "--a", "B", path=Path(path), cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (7, "of the checkout ['--a', 'B']\n"), done.stderr
+
+
+@pytest.mark.parametrize("door", sorted(DOORS.values()))
+def test_ctrl_c_while_a_command_loads_prints_nothing(door: str, tmp_path: Path) -> None:
+    """Case 10: torch takes seconds to load, and a stopped import is a traceback."""
+    text = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit('there')\n"
+    done = run(str(ROOT / door), path=fake_torch(tmp_path, text))
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_ctrl_c_while_python_m_loads_prints_nothing(tmp_path: Path) -> None:
+    text = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit('there')\n"
+    path = f"{fake_torch(tmp_path, text)}{os.pathsep}{ROOT}"
+    done = run("-m", "panoptic_ext", "predict", path=Path(path), cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_a_training_waits_without_spinning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read when torch loads; what the user has set stays."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    text = "import os, sys\nsys.exit(os.environ.get('OMP_WAIT_POLICY', 'not set'))"
+    path = fake_torch(tmp_path, text)
+    assert run(str(ROOT / "train_net.py"), path=path).stderr == "passive\n"
+    both = Path(f"{path}{os.pathsep}{ROOT}")
+    assert run("-m", "panoptic_ext", "train", path=both, cwd=tmp_path).stderr == "passive\n"
+    assert run(str(ROOT / "tools" / "predict.py"), path=path).stderr == "not set\n"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert run(str(ROOT / "train_net.py"), path=path).stderr == "active\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [
+        ("/usr/bin/panoptic-ext", "panoptic-ext predict"),
+        ("/site/panoptic_ext/__main__.py", "python -m panoptic_ext predict"),
+        ("/checkout/tools/predict.py", "predict.py"),
+    ],
+)
+def test_usage_says_how_a_command_was_started(
+    monkeypatch: pytest.MonkeyPatch, script: str, name: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [script])
+    assert program_name("predict") == name
+    assert argparse.ArgumentParser(prog=name).format_usage().startswith(f"usage: {name} ")

@@ -55,7 +55,7 @@ def names(folder: Path) -> set[str]:
 
 
 def test_the_file_of_a_live_process_stays_and_goes_once_it_is_killed(tmp_path: Path) -> None:
-    """Case 27: a killed run's file stayed for ever."""
+    """A killed run's file stayed for ever."""
     process, temporary = start_writer(tmp_path / "model_0000004.pth")
     remove_leftovers(str(tmp_path))
     assert names(tmp_path) == {temporary.name}

@@ -1,4 +1,4 @@
-"""Which Detectron2 a run had (case 6): where it was imported from and its distribution."""
+"""Which Detectron2 a run had: where it was imported from and its distribution."""
 
 from __future__ import annotations
 

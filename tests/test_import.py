@@ -170,7 +170,7 @@ def test_registers() -> None:
 
 
 def test_warns_of_nothing_and_hides_no_warning_of_the_user() -> None:
-    """Case 13: torch's warnings about what Detectron2 and fvcore script when they are imported."""
+    """Torch's warnings about what Detectron2 and fvcore script when they are imported."""
     result = run(
         """
         import warnings
@@ -220,7 +220,7 @@ def test_takes_little_longer_than_detectron2() -> None:
 
 
 def test_tools_of_another_distribution_do_not_hide_ours(tmp_path: Path) -> None:
-    """Case 5: main's wheel has a top-level package `tools`, which is before a plain folder."""
+    """Detectron2 main's wheel has a top-level package `tools`, which is before a plain folder."""
     (tmp_path / "tools").mkdir()
     (tmp_path / "tools" / "__init__.py").write_text("")
     spec = PathFinder.find_spec("tools", [str(ROOT), str(tmp_path)])
@@ -326,7 +326,7 @@ def test_names_of_mask2former_are_registered_before_use(tmp_path: Path) -> None:
         assert "ade20k_panoptic_val" not in DatasetCatalog
         cfg = get_cfg()
         panoptic_ext.add_panoptic_ext_config(cfg)
-        register_from_config(cfg)  # case 36: it uses none of them, so they stay free
+        register_from_config(cfg)  # it uses none of them, so they stay free
         assert "ade20k_panoptic_val" not in DatasetCatalog
         cfg.DATASETS.TEST = ("ade20k_panoptic_val",)
         register_from_config(cfg)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM (case 10): noted once, and handlers of others are left alone."""
+"""Ctrl-C and SIGTERM: noted once, and handlers of others are left alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One of many files fails, the rest goes on (case 19)."""
+"""One of many files fails, the rest goes on."""
 
 from __future__ import annotations
 

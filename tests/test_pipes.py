@@ -1,4 +1,4 @@
-"""No reader waits for a named pipe that stands in a file's place (case 16)."""
+"""No reader waits for a named pipe that stands in a file's place."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from panoptic_ext.prediction.predictor import load_run_cfg
 from panoptic_ext.prediction.results import PanopticResults
 from panoptic_ext.prediction.video import VideoReader
 from panoptic_ext.visualization.learning_curves import read_curve
-from tests.data.tiny import TinyDataset
+from tests.tiny.panoptic_dataset import TinyDataset
 
 IMAGES = ImageList("data", [ImageEntry(1, "x.jpg", "x.png", (2, 2))], [])
 _WORDS = "is a pipe, which may never end, expected a regular file; "

@@ -15,7 +15,7 @@ from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.errors import DatasetError
 from panoptic_ext.prediction import predictor
 from tests import ROOT
-from tests.data.tiny import TinyDataset
+from tests.tiny.panoptic_dataset import TinyDataset
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Files are looked at before they are opened (cases 16 and 17)."""
+"""Files are looked at before they are opened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A PNG whose header gives another size than the JSON is refused before it is unpacked (case 18).
+"""A PNG whose header gives another size than the JSON is refused before it is unpacked.
 
 The files here have a header alone: to unpack one would fail with another error, "truncated".
 """
@@ -16,7 +16,7 @@ from panoptic_ext.data import PanopticDatasetMapper, check_panoptic
 from panoptic_ext.errors import DatasetError, EvaluationError
 from panoptic_ext.evaluation.compare_files import evaluate_files
 from panoptic_ext.evaluation.truth import TruthRecords
-from tests.data.tiny import TinyDataset
+from tests.tiny.panoptic_dataset import TinyDataset
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from PIL import Image
 from panoptic_ext.commands import check_data, visualize_data
 from panoptic_ext.data import register_instances, register_panoptic
 from panoptic_ext.many_files import ManyFiles
-from tests.data.tiny import CATEGORIES, TinyDataset
-from tests.data.tiny_instances import HEIGHT, WIDTH, TinyInstances
+from tests.tiny.instance_dataset import HEIGHT, WIDTH, TinyInstances
+from tests.tiny.panoptic_dataset import CATEGORIES, TinyDataset
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
@@ -117,7 +117,6 @@ def test_an_image_that_is_missing_is_named(
 def test_an_image_that_cannot_be_drawn_does_not_end_the_rest(
     tiny: TinyDataset, tmp_path: Path, source: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As in case 19."""
     (tiny.images / "1.png").write_bytes(b"no picture")
     arguments = ["--config-file", config_file(tiny), "--source", source]
     assert visualize_data.main([*arguments, "--output", str(tmp_path / "out")]) == 2
@@ -135,7 +134,7 @@ def test_a_signal_ends_after_the_current_image(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Case 10; what was found so far is printed."""
+    """What was found so far is printed."""
     tiny.segment["area"] = 3
     tiny.save()
     module, results = COMMANDS[name], ManyFiles.results

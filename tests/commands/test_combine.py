@@ -23,9 +23,9 @@ from panoptic_ext.evaluation import (
     evaluate_files,
 )
 from tests import PATIENCE, ROOT
-from tests.data.tiny import CATEGORIES, CROWD, HEIGHT, WIDTH, TinyDataset
-from tests.evaluation import toy
 from tests.evaluation.test_other_evaluators import instances, labels_of, scores
+from tests.tiny import predictions as toy
+from tests.tiny.panoptic_dataset import CATEGORIES, CROWD, HEIGHT, WIDTH, TinyDataset
 
 TOOLS = ROOT / "tools"
 ROAD_ID, CAR_ID, PERSON_ID = (c["id"] for c in CATEGORIES)

@@ -107,7 +107,7 @@ def test_the_report_takes_the_newest_evaluation(
 def test_a_signal_reaches_the_step_and_ends_the_demo(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Case 10: the step ends by itself, and only then the demo."""
+    """The step ends by itself, and only then the demo."""
     marks = [tmp_path / name for name in ("ready", "ended")]
     step = (
         "import pathlib, signal, sys, time\n"

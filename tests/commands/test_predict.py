@@ -272,7 +272,6 @@ def test_results_of_two_models_are_not_mixed(base, tmp_path, capsys):
 
 
 def test_batches_give_the_same_results_and_options_reach_the_pictures(base, tmp_path):
-    """Case 42."""
     photos, broken = tmp_path / "photos", tmp_path / "photos" / "2.png"
     photos.mkdir()
     for number in range(4):
@@ -369,7 +368,7 @@ def _three_images(folder):
 
 
 def test_one_file_fails_and_the_rest_goes_on(base, tmp_path, capsys, monkeypatch):
-    """Cases 19, 20 and 40 together: a name too long, memory, results within the input, links."""
+    """A name too long, memory, results within the input, links."""
     images = _three_images(tmp_path / "images")
     call, calls = Predictor.__call__, []
 
@@ -396,7 +395,7 @@ def test_one_file_fails_and_the_rest_goes_on(base, tmp_path, capsys, monkeypatch
 
 
 def test_a_signal_ends_after_the_current_file(base, tmp_path, capsys, monkeypatch):
-    """Case 10: one line says how to go on, and it does."""
+    """One line says how to go on, and it does."""
     call = Predictor.__call__
 
     def interrupted(self, image):
@@ -417,7 +416,7 @@ def test_a_signal_ends_after_the_current_file(base, tmp_path, capsys, monkeypatc
 
 
 def test_a_run_is_found_from_any_folder(base, tmp_path, monkeypatch):
-    """Case 12: what the training called its output folder counts no more."""
+    """What the training called its output folder counts no more."""
     text = (base / "run" / "config.yaml").read_text()
     moved = tmp_path / "moved"
     shutil.copytree(base / "run", moved)

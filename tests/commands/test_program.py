@@ -122,7 +122,7 @@ def test_a_door_runs_its_command_in_a_checkout_that_is_not_installed(
 
 @pytest.mark.parametrize("door", sorted(DOORS.values()))
 def test_ctrl_c_while_a_command_loads_prints_nothing(door: str, tmp_path: Path) -> None:
-    """Case 10: torch takes seconds to load, and a stopped import is a traceback."""
+    """Torch takes seconds to load, and a stopped import is a traceback."""
     text = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit('there')\n"
     done = run(str(ROOT / door), path=fake_torch(tmp_path, text))
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")

@@ -1,4 +1,4 @@
-"""A run of Detectron2 main is read by v0.6, where main's keys are at its defaults (case 1)."""
+"""A run of Detectron2 main is read by v0.6, where main's keys are at its defaults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MODEL.PANOPTIC_FUSION: who reads it, who refuses it, and runs from before (case 41)."""
+"""MODEL.PANOPTIC_FUSION: who reads it, who refuses it, and runs from before."""
 
 from __future__ import annotations
 

@@ -335,7 +335,7 @@ def published_files() -> list[Path]:
 
 @pytest.mark.skipif(not CHECKOUT, reason="PANOPTIC_EXT_PUBLISHED_CONFIGS names no checkout")
 def test_the_table_is_what_the_published_files_say():
-    """Case 30: every published file has its row, and every key that it gives is in the row."""
+    """Every published file has its row, and every key that it gives is in the row."""
     assert len(published_files()) == 47
     renamed = {"INPUT.DATASET_MAPPER_NAME", "TEST.AUG.MIN_SIZES", "TEST.AUG.MAX_SIZE"}
     for path in published_files():

@@ -74,7 +74,7 @@ def test_a_published_file_loads_unchanged(name, backbone, data, augmentation, ta
 CONFIGS = ROOT / "configs"
 
 
-# Cases 32 to 34: a published file means the published behaviour, and so do our full-size configs.
+# A published file means the published behaviour, and so do our full-size configs.
 @pytest.mark.parametrize(
     ("published", "ours", "keeps_empty"),
     [
@@ -122,7 +122,7 @@ def test_a_published_name_that_somebody_registered_is_theirs(monkeypatch, caplog
     cfg = resolved(**{"INPUT.DATASET_MAPPER_NAME": "coco_panoptic_lsj"})
     assert cfg.MODEL.META_ARCHITECTURE == "MaskFormer"
     assert cfg.INPUT.AUGMENTATION == "shortest_edge"
-    # Case 36: whose model it is, and what does not mean what it means with ours.
+    # Whose model it is, and what does not mean what it means with ours.
     (line,) = caplog.messages
     assert "MaskFormer is the model that builtins registered" in line
     assert "INPUT.AUGMENTATION 'shortest_edge'" in line

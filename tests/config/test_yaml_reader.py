@@ -119,7 +119,7 @@ BOMB = "a: &a {x: 1}\n" + "".join(
 def test_hostile_yaml_is_one_short_error(
     tmp_path: Path, text: str, message: str, in_base: bool
 ) -> None:
-    """Case 21: these were tracebacks, or gigabytes of memory."""
+    """These were tracebacks, or gigabytes of memory."""
     path = write(tmp_path, "a.yaml", text)
     if in_base:
         path = write(tmp_path, "b.yaml", "_BASE_: a.yaml\n")
@@ -135,7 +135,7 @@ def test_hostile_yaml_is_one_short_error(
     ids=["brackets", "minus", "digits", "fewer digits", "unhashable"],
 )
 def test_hostile_values_of_the_command_line_are_text(key: str, value: str) -> None:
-    """Case 21: a value that Python cannot read as a literal, or as a number of 64 bits, is text."""
+    """A value that Python cannot read as a literal, or as a number of 64 bits, is text."""
     with pytest.raises(ConfigError, match=rf"command line: {key} must be") as error:
         merged(opts=(key, value))
     assert len(str(error.value)) < 400
@@ -150,7 +150,7 @@ def test_a_key_of_a_thousand_parts_is_unknown() -> None:
 def test_a_key_given_twice_with_one_value_is_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Case 28: the published COCO panoptic files do so."""
+    """The published COCO panoptic files do so."""
     text = "SOLVER:\n  STEPS: [3, 4]\n  MAX_ITER: 9\n  STEPS: [3, 4]\n"
     assert merged(write(tmp_path, "a.yaml", text)).SOLVER.STEPS == (3, 4)
     (line,) = caplog.messages
@@ -170,7 +170,7 @@ def test_a_key_beside_a_merged_block_is_no_duplicate(
 
 
 def test_sizes_of_a_published_expression_are_read_and_not_run(tmp_path: Path) -> None:
-    """Case 28: files of crops have them; any other expression is refused."""
+    """Files of crops have them; any other expression is refused."""
     text = 'INPUT: {{MIN_SIZE_TRAIN: !!python/object/apply:eval ["{}"]}}\n'
     published = "[int(x * 0.1 * 640) for x in range(5, 21)]"
     cfg = merged(write(tmp_path, "a.yaml", text.format(published)))

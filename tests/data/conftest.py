@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.tiny import TinyDataset
+from tests.tiny.panoptic_dataset import TinyDataset
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def test_resizing_and_cropping_at_once_equals_one_after_the_other(seed: int) -> 
     assert np.allclose(both.apply_coords(corners), expected)
 
 
-# Case 34: the published LSJ mappers are Detectron2's flip, ResizeScale and FixedSizeCrop.
+# The published LSJ mappers are Detectron2's flip, ResizeScale and FixedSizeCrop.
 @pytest.mark.parametrize("seed", range(12))
 def test_lsj_is_that_of_the_published_mapper(seed: int) -> None:
     cfg = config(AUGMENTATION="lsj", IMAGE_SIZE=64, MIN_SCALE=0.3, MAX_SCALE=3.0)
@@ -237,7 +237,7 @@ def test_hue_turns_red_into_green(bgr: bool) -> None:
     assert np.abs(turned.astype(int) - green).max() <= 8
 
 
-# Case 34: the published 18 are OpenCV's steps of 2 degrees.
+# The published 18 are OpenCV's steps of 2 degrees.
 def test_hue_spans_36_degrees_each_way() -> None:
     np.random.seed(0)
     image = np.zeros((1, 1, 3), np.uint8)

@@ -18,7 +18,7 @@ from panoptic_ext.data import PanopticDatasetMapper
 from panoptic_ext.data.augmentation import PadToDivisor, PadToSize, ResizeShortestEdge
 from panoptic_ext.data.coco.label_png import write_id_map
 from panoptic_ext.errors import ConfigError, DatasetError, UnreadableFileError
-from tests.data.tiny import CAR, CROWD, HEIGHT, WIDTH, TinyDataset
+from tests.tiny.panoptic_dataset import CAR, CROWD, HEIGHT, WIDTH, TinyDataset
 
 
 def mapper(*augmentations: Any, **options: Any) -> PanopticDatasetMapper:
@@ -207,21 +207,21 @@ def test_category_limited_crop_sees_categories(tiny: TinyDataset) -> None:
     assert set(np.unique(seen[0]).tolist()) == {0, 1, 255}
 
 
-def test_robustness_18_truncated_image(tiny: TinyDataset) -> None:
+def test_a_truncated_image_is_refused(tiny: TinyDataset) -> None:
     record = tiny.load()[0]
     os.truncate(record["file_name"], os.path.getsize(record["file_name"]) // 2)
     with pytest.raises(DatasetError, match=r"image id 1: image .*1\.png cannot be read"):
         mapper()(record)
 
 
-def test_robustness_16_image_deleted_since(tiny: TinyDataset) -> None:
+def test_an_image_that_is_gone_is_named(tiny: TinyDataset) -> None:
     record = tiny.load()[0]
     os.remove(record["file_name"])
     with pytest.raises(DatasetError, match=r"image id 1: image .*1\.png does not exist"):
         mapper()(record)
 
 
-def test_robustness_17_label_map_deleted_since(tiny: TinyDataset) -> None:
+def test_a_label_map_that_is_gone_is_named(tiny: TinyDataset) -> None:
     record = tiny.load()[0]
     os.remove(record["pan_seg_file_name"])
     with pytest.raises(DatasetError, match=r"image id 1: label map .*1\.png does not exist"):
@@ -229,21 +229,21 @@ def test_robustness_17_label_map_deleted_since(tiny: TinyDataset) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "P"])
-def test_robustness_19_gray_or_palette_label_map(tiny: TinyDataset, mode: str) -> None:
+def test_a_grey_or_palette_label_map_is_refused(tiny: TinyDataset, mode: str) -> None:
     record = tiny.load()[0]
     Image.open(record["pan_seg_file_name"]).convert(mode).save(record["pan_seg_file_name"])
     with pytest.raises(DatasetError, match=r"image id 1: label map .* PNG, expected RGB"):
         mapper()(record)
 
 
-def test_robustness_20_jpeg_label_map(tiny: TinyDataset) -> None:
+def test_a_jpeg_label_map_is_refused(tiny: TinyDataset) -> None:
     record = tiny.load()[0]
     Image.open(record["pan_seg_file_name"]).save(record["pan_seg_file_name"], format="JPEG")
     with pytest.raises(DatasetError, match=r"image id 1: label map .* is a JPEG file"):
         mapper()(record)
 
 
-def test_robustness_21_sizes_differ(tiny: TinyDataset) -> None:
+def test_other_sizes_than_the_json_says_are_refused(tiny: TinyDataset) -> None:
     record = tiny.load()[0]
     with pytest.raises(DatasetError, match=r"is 24 x 32 .* the JSON says 24 x 33"):
         mapper()({**record, "width": 33})
@@ -252,14 +252,14 @@ def test_robustness_21_sizes_differ(tiny: TinyDataset) -> None:
         mapper()(record)
 
 
-def test_robustness_22_id_of_the_png_missing_in_the_json(tiny: TinyDataset) -> None:
+def test_ids_that_only_the_png_has_are_refused(tiny: TinyDataset) -> None:
     record = tiny.load()[1]
     record["segments_info"] = [s for s in record["segments_info"] if s["id"] not in (CAR, CROWD)]
     with pytest.raises(DatasetError, match=f"image id 2: .* has the ids {CAR}, {CROWD}, which"):
         mapper()(record)
 
 
-def test_robustness_23_id_of_the_json_missing_in_the_png(
+def test_a_segment_that_only_the_json_has_is_dropped_with_a_warning(
     tiny: TinyDataset, caplog: pytest.LogCaptureFixture
 ) -> None:
     record = tiny.load()[0]
@@ -272,7 +272,7 @@ def test_robustness_23_id_of_the_json_missing_in_the_png(
     assert "segments 77 are not in the label map" in caplog.text
 
 
-def test_robustness_25_void_image(tiny: TinyDataset) -> None:
+def test_an_image_of_void_alone_has_no_segment(tiny: TinyDataset) -> None:
     record = tiny.load()[0]
     write_id_map(record["pan_seg_file_name"], np.zeros((HEIGHT, WIDTH), int))
     found = mapper()({**record, "segments_info": []})
@@ -281,7 +281,9 @@ def test_robustness_25_void_image(tiny: TinyDataset) -> None:
 
 @pytest.mark.parametrize("extension", ["png", "tif"])
 @pytest.mark.parametrize("orientation", [3, 6])
-def test_robustness_26_turned_by_exif(tiny: TinyDataset, orientation: int, extension: str) -> None:
+def test_images_are_turned_by_their_exif_tag(
+    tiny: TinyDataset, orientation: int, extension: str
+) -> None:
     stored = np.asarray(Image.open(tiny.images / "1.png"))
     turned = np.rot90(stored, {3: 2, 6: -1}[orientation])
     tags = Image.Exif()
@@ -295,7 +297,7 @@ def test_robustness_26_turned_by_exif(tiny: TinyDataset, orientation: int, exten
     assert np.array_equal(image[:, :, ::-1], turned)
 
 
-def test_robustness_26_exif_against_the_json(tiny: TinyDataset) -> None:
+def test_an_exif_turn_that_contradicts_the_json_is_refused(tiny: TinyDataset) -> None:
     tags = Image.Exif()
     tags[274] = 6
     path = str(tiny.images / "1.jpg")
@@ -305,7 +307,7 @@ def test_robustness_26_exif_against_the_json(tiny: TinyDataset) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "CMYK", "L", "P"])
-def test_robustness_27_image_modes_become_three_channels(tiny: TinyDataset, mode: str) -> None:
+def test_image_modes_become_three_channels(tiny: TinyDataset, mode: str) -> None:
     path = str(tiny.images / "1.tiff")
     Image.open(tiny.images / "1.png").convert(mode).save(path)
     assert mapper()({**tiny.load()[0], "file_name": path})["image"].shape == (3, HEIGHT, WIDTH)
@@ -313,7 +315,7 @@ def test_robustness_27_image_modes_become_three_channels(tiny: TinyDataset, mode
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
 @pytest.mark.parametrize("is_train", [False, True])
-def test_robustness_27_16_bit_and_float_images(
+def test_16_bit_and_float_images_are_refused_and_never_skipped(
     tiny: TinyDataset, dtype: Any, is_train: bool
 ) -> None:
     path = str(tiny.images / "deep.tif")
@@ -363,9 +365,7 @@ def spoil_file(tiny: TinyDataset, record: dict[str, Any], what: str) -> None:
 
 @pytest.mark.parametrize("state", ["missing", "truncated", "empty"])
 @pytest.mark.parametrize("what", ["image", "label map"])
-def test_robustness_16_17_18_unreadable_files_can_be_skipped(
-    tiny: TinyDataset, state: str, what: str
-) -> None:
+def test_unreadable_files_can_be_skipped(tiny: TinyDataset, state: str, what: str) -> None:
     record = tiny.load()[0]
     spoil_file(tiny, record, f"{state} {what}")
     assert mapper(skip_corrupt=True)(record) is None
@@ -403,7 +403,7 @@ def test_skipping_corrupt_samples_is_an_option(
     assert careful(good) is not None
 
 
-# Case 33: the published panoptic mappers keep what a crop has left without pixels.
+# The published panoptic mappers keep what a crop has left without pixels.
 def test_segments_without_pixels_are_kept_only_where_asked_for(tiny: TinyDataset) -> None:
     record, cut = tiny.load()[1], T.CropTransform(0, 0, 6, 10)  # of road and car, no crowd
     dropped, kept = mapper(cut)(record), mapper(cut, keep_empty=True)(record)

@@ -12,7 +12,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from panoptic_ext.engine.train_step import TrainStep
-from tests.engine.tiny import TinyTrainer, tiny_cfg
+from tests.tiny.training import TinyTrainer, tiny_cfg
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*CUDA is not available.*:UserWarning")
 REAL = torch.amp.GradScaler

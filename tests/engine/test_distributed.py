@@ -88,7 +88,7 @@ def make_local_group_once(workers: int) -> None:
 
 @pytest.mark.usefixtures("one_worker")
 def test_a_process_that_left_joins_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Case 3: main keeps the call that makes the local group in a cache."""
+    """Detectron2 main keeps the call that makes the local group in a cache."""
     if not hasattr(comm, "create_local_process_group"):
         make = make_local_group_once
         monkeypatch.setattr(comm, "create_local_process_group", make, raising=False)
@@ -120,7 +120,6 @@ def test_a_process_that_left_joins_again(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_variable_of_torchrun_that_cannot_be_used_is_named(
     name: str, value: str | None, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Case 43."""
     assert under_torchrun()
     if value is None:
         monkeypatch.delenv(name)

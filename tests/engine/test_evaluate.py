@@ -19,7 +19,7 @@ from panoptic_ext.engine.evaluate import evaluate
 from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.errors import MemoryNeededError
 from tests import ROOT
-from tests.engine.tiny import tiny_cfg
+from tests.tiny.training import tiny_cfg
 
 PUBLISHED = ROOT / "tests/config/published_yaml/cityscapes_panoptic_swin_tiny.yaml"
 
@@ -116,7 +116,6 @@ def test_results_of_other_settings_are_kept(
 
 @pytest.mark.parametrize("where", ["model", "evaluator"])
 def test_an_image_that_does_not_fit_into_memory_is_named(tmp_path: Path, where: str) -> None:
-    """Case 18, in evaluation."""
 
     def refuse(*_: Any) -> None:
         torch.empty(1 << 60, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Case 11: what a run will take is said early, and bfloat16 that is slower here is named."""
+"""What a run will take is said early, and bfloat16 that is slower here is named."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from panoptic_ext.engine.bfloat16_speed import slowdown_of_bfloat16, warn_if_bfloat16_is_slow
 from panoptic_ext.engine.precision import bfloat16_on_cpu
-from tests.engine.tiny import TinyTrainer, tiny_cfg
+from tests.tiny.training import TinyTrainer, tiny_cfg
 
 
 @pytest.mark.parametrize("start", [0, 4])

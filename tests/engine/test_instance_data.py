@@ -1,4 +1,4 @@
-"""Runs whose data sets hold instances alone (case 35)."""
+"""Runs whose data sets hold instances alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from panoptic_ext.engine import load_cfg, save_run_info
 from panoptic_ext.engine.loader import build_train_loader
 from panoptic_ext.errors import ConfigError
 from tests import ROOT
-from tests.data.tiny_instances import TinyInstances
+from tests.tiny.instance_dataset import TinyInstances
 
 COMMON = ROOT / "configs" / "common"
 TINY = [

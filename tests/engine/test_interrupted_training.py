@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in training and evaluation (case 10): nothing is lost, one line says so."""
+"""Ctrl-C and SIGTERM in training and evaluation: nothing is lost, one line says so."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from panoptic_ext.engine.distributed import leave, make_local_group
 from panoptic_ext.interruption import Interrupted, stoppable
 from tests.engine.test_train_net import ROOT, command
 from tests.engine.test_trainer import lines, trainer_of
-from tests.engine.tiny import TinyTrainer, tiny_cfg
+from tests.tiny.training import TinyTrainer, tiny_cfg
 
 
 def signal_at(trainer: TinyTrainer, iteration: int, signum: int) -> TinyTrainer:

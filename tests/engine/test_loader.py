@@ -18,7 +18,7 @@ from panoptic_ext.engine import loader
 from panoptic_ext.engine.checkpoint.rng import get_rng_state, preserved_rng, set_rng_state
 from panoptic_ext.engine.loader import TrainLoader, explain_system_error
 from panoptic_ext.errors import ConfigError, DatasetError
-from tests.engine.tiny import tiny_cfg, tiny_mapper, tiny_records
+from tests.tiny.training import tiny_cfg, tiny_mapper, tiny_records
 
 
 def make(number: int = 10, mapper: Any = tiny_mapper, **kwargs: Any) -> TrainLoader:
@@ -177,7 +177,7 @@ def test_samplers_of_detectron2() -> None:
 def test_repeat_factors_have_a_square_root_unless_told(
     root: bool, factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Case 4: DATALOADER.REPEAT_SQRT of Detectron2 main, whose option v0.6 lacks."""
+    """DATALOADER.REPEAT_SQRT of Detectron2 main, whose option v0.6 lacks."""
     cfg = tiny_cfg("unused")
     cfg.DATALOADER.REPEAT_SQRT = root
     cfg.DATALOADER.REPEAT_THRESHOLD = 0.9

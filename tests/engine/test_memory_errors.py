@@ -1,4 +1,4 @@
-"""Images that do not fit into memory: what they need and what would do (case 18)."""
+"""Images that do not fit into memory: what they need and what would do."""
 
 from __future__ import annotations
 

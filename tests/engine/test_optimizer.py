@@ -9,7 +9,7 @@ import torch
 
 from panoptic_ext.engine.optimizer import build_lr_scheduler, build_optimizer, param_groups
 from panoptic_ext.errors import ConfigError
-from tests.engine.tiny import PanopticExtTestTiny, tiny_cfg
+from tests.tiny.training import PanopticExtTestTiny, tiny_cfg
 
 
 def test_each_parameter_in_its_group() -> None:
@@ -71,7 +71,7 @@ def test_clipping(tmp_path: Path, kind: str) -> None:
         assert whole.abs().max().item() == pytest.approx(0.01, rel=1e-3)
 
 
-# Case 34: as the published code, which clips where CLIP_VALUE > 0.
+# As the published code, which clips where CLIP_VALUE > 0.
 @pytest.mark.parametrize("kind", ["full_model", "norm", "value"])
 def test_clip_value_0_switches_clipping_off(tmp_path: Path, kind: str) -> None:
     cfg = tiny_cfg(tmp_path, BASE_LR=1.0, MOMENTUM=0.0, WEIGHT_DECAY=0.0)

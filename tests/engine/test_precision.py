@@ -28,7 +28,7 @@ from panoptic_ext.engine.run_config import choose_device
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.prediction.predictor import Predictor
 from tests import ROOT
-from tests.engine.tiny import TinyTrainer, tiny_cfg
+from tests.tiny.training import TinyTrainer, tiny_cfg
 
 
 def amp_cfg(folder: Path, dtype: str = "bfloat16", test: str = "", **solver: Any) -> CfgNode:

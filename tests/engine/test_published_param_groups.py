@@ -45,7 +45,7 @@ def groups_by_name(config: str, *opts: str) -> dict[str, tuple[float, float]]:
     [(R50, (), 345, 93), (SWIN, ("MODEL.SWIN.APE", "True"), 470, 170)],
 )
 def test_every_parameter_is_in_its_published_group(config, opts, tensors, without_decay):
-    """Case 31: the 12 bias tables of Swin-T were decayed."""
+    """The 12 bias tables of Swin-T were decayed."""
     found = groups_by_name(config, *opts)
     assert {name: pair for name, pair in found.items() if pair != published(name)} == {}
     assert len(found) == tensors

@@ -31,7 +31,7 @@ from panoptic_ext.engine.run_info import git_state, save_run_info
 from panoptic_ext.engine.trainer import Trainer, is_for_console
 from panoptic_ext.errors import ConfigError, PanopticExtError
 from tests import ROOT
-from tests.engine.tiny import NAME, tiny_cfg
+from tests.tiny.training import NAME, tiny_cfg
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
@@ -81,7 +81,7 @@ def test_given_numbers_are_checked(opts: list[str]) -> None:
 def test_a_data_set_chosen_over_a_base_file_wins_over_its_number_of_classes(
     opts: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Case 28: a published file, which cannot be edited, names its own data set's classes."""
+    """A published file, which cannot be edited, names its own data set's classes."""
     published = (
         "MODEL: {SEM_SEG_HEAD: {NUM_CLASSES: 133, IGNORE_VALUE: 65}}\nDATASETS: {TRAIN: [x]}\n"
     )
@@ -96,7 +96,7 @@ def test_a_data_set_chosen_over_a_base_file_wins_over_its_number_of_classes(
 def test_a_wrong_number_beside_its_data_set_in_a_base_is_an_error_that_can_be_mended(
     opts: list[str], tmp_path: Path
 ) -> None:
-    """Case 28: the key cannot be left out of a `_BASE_`, so it is set over it."""
+    """The key cannot be left out of a `_BASE_`, so it is set over it."""
     names = "DATASETS: {TRAIN: [engine_a], TEST: [engine_a]}\n"
     (tmp_path / "base.yaml").write_text(f"MODEL: {{SEM_SEG_HEAD: {{NUM_CLASSES: 9}}}}\n{names}")
     (tmp_path / "mine.yaml").write_text("_BASE_: base.yaml\nSEED: 1\n")
@@ -255,7 +255,7 @@ def test_cuda_falls_back_with_one_warning(
 def test_a_model_made_for_the_cpu_takes_it_without_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, model: str, warns: bool
 ) -> None:
-    """Case 13; a full-size model keeps the warning."""
+    """A full-size model keeps the warning."""
     monkeypatch.setattr(logging.getLogger("panoptic_ext"), "propagate", True)
     caplog.set_level(logging.INFO, "panoptic_ext")
     path = f"{ROOT}/configs/common/{model}.yaml"
@@ -285,7 +285,7 @@ def test_run_info_loads_again(opts: list[str], tmp_path: Path) -> None:
     assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
     info = json.loads((tmp_path / "run_info.json").read_text())
     assert info["versions"]["torch"] == torch.__version__
-    # Case 6: v0.6 and Detectron2 main both call themselves 0.6.
+    # v0.6 and Detectron2 main both call themselves 0.6.
     is_main = "FLOAT32_PRECISION" in get_cfg()
     assert info["versions"]["detectron2"].endswith("(main)") == is_main
     assert info["detectron2"]["is_main"] == is_main

@@ -97,7 +97,7 @@ RPN = "Predicted boxes or scores contain Inf/NaN. Training has diverged."
     ],
 )
 def test_numbers_that_are_not_finite_in_the_forward_pass_are_named(call: Any, message: str) -> None:
-    """Case 26: the error has iteration and images, whoever finds the numbers first."""
+    """The error has iteration and images, whoever finds the numbers first."""
     model = Diverged(call)
     batch = [{"image_id": 5, "file_name": "a.jpg"}]
     step = TrainStep(model, [batch], torch.optim.SGD(model.parameters(), lr=0.1))

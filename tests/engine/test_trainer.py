@@ -21,7 +21,7 @@ from panoptic_ext.engine.distributed import leave, make_local_group
 from panoptic_ext.engine.hooks import trim_metrics
 from panoptic_ext.engine.trainer import Trainer
 from panoptic_ext.errors import CheckpointError, ConfigError, NonFiniteLossError
-from tests.engine.tiny import TinyTrainer, tiny_cfg, tiny_mapper, tiny_records
+from tests.tiny.training import TinyTrainer, tiny_cfg, tiny_mapper, tiny_records
 
 
 class Killed(BaseException):
@@ -279,7 +279,7 @@ def _two_workers(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_infinite_loss_of_one_worker_stops_both(tmp_path: Path) -> None:
-    """Case 26, too: a worker without a loss does not leave the other one waiting."""
+    """A worker without a loss does not leave the other one waiting."""
     multiprocessing.spawn(_two_workers, args=(str(tmp_path),), nprocs=2)
     for kind, message in (
         (BadTrainer, "at iteration 1, on worker 0: loss_a = inf with images 4 (4.jpg), 6 (6.jpg)"),

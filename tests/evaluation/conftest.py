@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluation import toy
+from tests.tiny import predictions as toy
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from detectron2.utils import comm
 
 from panoptic_ext.engine import distributed
 from panoptic_ext.evaluation import PanopticEvaluator
-from tests.evaluation import toy
+from tests.tiny import predictions as toy
 
 
 def main(root: str, rank: int, size: int) -> None:

@@ -16,8 +16,8 @@ from panoptic_ext.commands import evaluate
 from panoptic_ext.errors import EvaluationError
 from panoptic_ext.evaluation import evaluate_files
 from tests import ROOT
-from tests.evaluation import toy
 from tests.evaluation.reference import CATEGORIES, segment, write_dataset
+from tests.tiny import predictions as toy
 
 KEYS = ["PQ", "SQ", "RQ", "PQ_th", "SQ_th", "RQ_th", "PQ_st", "SQ_st", "RQ_st"]
 TOOL = ROOT / "tools" / "evaluate_panoptic.py"

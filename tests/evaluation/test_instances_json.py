@@ -1,4 +1,4 @@
-"""AP of data sets of instances alone, on their own JSON (case 35)."""
+"""AP of data sets of instances alone, on their own JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from panoptic_ext.errors import EvaluationError
 from panoptic_ext.evaluation import build_evaluator
 from panoptic_ext.evaluation.instance_evaluation import has_compiled_cocoeval
 from panoptic_ext.evaluation.instances_json_evaluation import build_instances_json_evaluator
-from tests.data.tiny_instances import CUP, HEIGHT, PLATE, WIDTH, TinyInstances
+from tests.tiny.instance_dataset import CUP, HEIGHT, PLATE, WIDTH, TinyInstances
 
 NAME = "tiny_instances_val"
 
@@ -77,7 +77,7 @@ def test_ap_counts_the_thresholds_that_a_mask_reaches(data, tmp_path):
 
 
 def test_ap_is_of_the_compiled_cocoeval_where_there_is_one(data, tmp_path):
-    """Case 8, for the JSON's own evaluator."""
+    """The same for the JSON's own evaluator."""
     evaluator = build_instances_json_evaluator(NAME, str(tmp_path))
     assert evaluator._use_fast_impl == has_compiled_cocoeval()
 

@@ -24,8 +24,8 @@ from panoptic_ext.evaluation import (
 )
 from panoptic_ext.evaluation.instance_evaluation import has_compiled_cocoeval
 from panoptic_ext.evaluation.semantic_evaluation import semantic_scores
-from tests.evaluation import toy
 from tests.evaluation.reference import CATEGORIES
+from tests.tiny import predictions as toy
 
 
 def scores(labels: np.ndarray) -> dict:
@@ -102,7 +102,7 @@ def test_semantic_absent_classes_are_nan(name, tmp_path):
 
 
 def test_a_class_that_is_predicted_and_not_true_counts_as_zero():
-    """Case 2: one rule on every version of Detectron2, whose own are 52.78 (v0.6) and 79.17."""
+    """One rule on every version of Detectron2, whose own are 52.78 (v0.6) and 79.17."""
     confusion = np.array([[6, 0, 0, 0, 5], [0, 10, 0, 0, 0], [2, 2, 0, 0, 0], [0] * 5, [0] * 5])
     result = semantic_scores(confusion, ["a", "b", "c", "d"])
     assert result["IoU-a"] == pytest.approx(100 * 6 / 8)
@@ -164,7 +164,6 @@ def test_instances_perfect_and_known_imperfect(name, tmp_path):
 
 @pytest.mark.parametrize("compiled", [True, False])
 def test_compiled_cocoeval_is_used_where_it_is_there(compiled, name, tmp_path, monkeypatch):
-    """Case 8."""
     used = []
 
     class Compiled(coco_evaluation.COCOeval):
@@ -193,7 +192,7 @@ def test_compiled_cocoeval_gives_the_same_numbers(name, tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("error::DeprecationWarning")
 def test_instances_are_evaluated_without_deprecated_calls(name, tmp_path):
-    """Case 7: Detectron2 makes numpy arrays of tensors in a way that numpy 2 deprecates."""
+    """Detectron2 makes numpy arrays of tensors in a way that numpy 2 deprecates."""
     evaluator = PanopticInstanceEvaluator(name, str(tmp_path / "out"))
     outputs = {i: instances(i) for i in toy.NAMES}
     result = toy.run(evaluator, name, outputs)

@@ -16,8 +16,8 @@ from detectron2.evaluation import COCOPanopticEvaluator
 
 from panoptic_ext.data import read_id_map, write_id_map
 from panoptic_ext.evaluation import PanopticEvaluator, evaluate_files
-from tests.evaluation import toy
 from tests.evaluation.reference import CATEGORIES, IS_THING, count_image, segment, summarize
+from tests.tiny import predictions as toy
 
 KEYS = ["PQ", "SQ", "RQ", "PQ_th", "SQ_th", "RQ_th", "PQ_st", "SQ_st", "RQ_st"]
 

@@ -16,7 +16,7 @@ from panoptic_ext.config import add_panoptic_ext_config
 from panoptic_ext.engine.dry_run import _evaluate_one_image
 from panoptic_ext.errors import EvaluationError
 from panoptic_ext.evaluation import PanopticEvaluator, build_evaluator
-from tests.evaluation import toy
+from tests.tiny import predictions as toy
 
 
 def test_bad_outputs_name_the_image(name):

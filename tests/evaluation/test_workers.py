@@ -17,8 +17,8 @@ from detectron2.utils import comm
 from panoptic_ext.errors import EvaluationError
 from panoptic_ext.evaluation import PanopticEvaluator
 from tests import PATIENCE, ROOT
-from tests.evaluation import toy
 from tests.evaluation.reference import segment, with_areas, write_dataset
+from tests.tiny import predictions as toy
 
 
 class FakeWorkers:

@@ -406,7 +406,7 @@ def test_all_outputs_of_a_batch_are_those_of_each_alone(monkeypatch, may_look):
 
 @pytest.mark.parametrize("resize_first", [True, False])
 def test_masks_are_resized_once_for_all_outputs(monkeypatch, resize_first):
-    """Case 37: three outputs resized them three times; scores of another size need their own.
+    """Three outputs resized them three times; scores of another size need their own.
 
     Not so on a CPU, where each output looks at tiles and masks of its own, which is faster.
     """
@@ -424,7 +424,7 @@ def test_masks_are_resized_once_for_all_outputs(monkeypatch, resize_first):
 
 
 def test_the_host_waits_twice_for_a_batch(monkeypatch):
-    """Case 37: it waited several times for each image."""
+    """It waited several times for each image."""
     monkeypatch.setattr(mask_outputs, "_may_look", lambda device: False)
     mask_cls, mask_pred, sizes = make_batch()
     for count in (1, 2):

@@ -28,7 +28,7 @@ from tests.fusion.naive_extents import check_extents
     st.randoms(use_true_random=False),
 )
 def test_extents_are_those_of_a_naive_count(height, width, values, random):
-    """Case 39. Ids of any size and order, void, ids without a pixel, empty maps."""
+    """Ids of any size and order, void, ids without a pixel, empty maps."""
     ids = np.array([random.choice([0, *values]) for _ in range(height * width)], np.int64)
     panoptic_seg = torch.from_numpy(ids.reshape(height, width))
     segments = [{"id": value, "category_id": 3, "area": -1} for value in values]

@@ -28,7 +28,6 @@ def ids_of(output):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
 def test_each_file_has_its_own_result_or_error(files, batch_size):
-    """Case 42."""
     model = FakeModel()
     ahead = PredictAhead(predictor(model), files, ids_of, batch_size=batch_size)
     for number, path in enumerate(files):

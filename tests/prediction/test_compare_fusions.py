@@ -12,8 +12,8 @@ from detectron2.modeling import build_model
 from panoptic_ext.engine.precision import FULL_PRECISION
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.prediction.compare_fusions import compare_fusions, fusions_left_out, fusions_of
-from tests.fakes import fake_input, fake_metadata
 from tests.modeling.meta_arch.test_panoptic_fpn import NAME, tiny_cfg
+from tests.tiny.model_inputs import fake_input, fake_metadata
 
 
 class CountsPixels:
@@ -43,7 +43,7 @@ def predictor():
     MetadataCatalog.remove(NAME)
 
 
-# Case 41: Panoptic FPN has a fusion as EfficientPS has.
+# Panoptic FPN has a fusion as EfficientPS has.
 def test_the_fusions_of_panoptic_fpn(predictor):
     own = predictor.model.fusion
     fusions = fusions_of(predictor)

@@ -83,7 +83,6 @@ def predictor(model=None, input_format="RGB"):
     ],
 )
 def test_images_of_any_kind_are_taken(image, expected):
-    """Case 38."""
     taken = as_bgr_image(image)
     assert taken.shape == expected.shape and taken.flags.c_contiguous
     assert taken.dtype in (np.uint8, np.float32) and (taken == expected).all()
@@ -131,7 +130,6 @@ def test_pillow_modes_and_paths_are_turned_as_exif_says(tmp_path: Path):
     ],
 )
 def test_what_cannot_be_taken_is_one_line(image, message):
-    """Case 38."""
     with pytest.raises(ImageError, match=message) as caught:
         as_bgr_image(image)
     assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
@@ -168,7 +166,7 @@ def test_the_model_gets_its_own_channel_order_and_the_caller_a_plain_output(inpu
 
 
 def test_a_model_of_others_gets_area_and_box_too():
-    """Case 39: Detectron2's own merging gives area to stuff alone."""
+    """Detectron2's own merging gives area to stuff alone."""
     panoptic_seg, (segment,) = predictor()(BGR)["panoptic_seg"]
     assert segment["area"] == int((panoptic_seg == 1).sum()) and len(segment["bbox"]) == 4
 
@@ -176,7 +174,6 @@ def test_a_model_of_others_gets_area_and_box_too():
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 10])
 @pytest.mark.parametrize("kind", [list, tuple, iter])
 def test_a_list_gives_what_one_by_one_gives_in_batches_of_one_size(batch_size, kind):
-    """Case 42."""
     wide, images = np.repeat(BGR, 2, axis=1), [BGR, BGR[::-1], GREY, BGR]
     images = [*images, wide, wide[:, ::-1], BGR]
     model = FakeModel()

@@ -132,7 +132,7 @@ def _results_in(folder, *names):
 
 
 def test_results_of_earlier_runs_are_no_inputs(tree):
-    """Case 20, and its siblings: the output of another run, a glob, both folders in one."""
+    """The output of another run, a glob, both folders in one."""
     _results_in(tree / "x" / "out", "a.jpg", "panoptic/a.jpg.png")
     _results_in(tree / "x" / "other", "a.jpg")
     search = search_inputs([str(tree / "x")], exclude=str(tree / "x" / "out"))
@@ -160,7 +160,7 @@ def test_an_output_that_is_the_input_too(tree):
 
 
 def test_each_name_is_an_input_and_the_rest_is_counted(tree):
-    """Case 40: links to other files of the folder have their results."""
+    """Links to other files of the folder have their results."""
     (tree / "x" / "link.jpg").symlink_to("a.jpg")
     (tree / "x" / "folder").symlink_to(tree / "y")
     search = search_inputs([str(tree / "x"), str(tree / "x" / "link.jpg")])
@@ -238,7 +238,7 @@ def test_results_go_on_after_a_kill(tmp_path):
 
 @pytest.mark.parametrize("line", ["[" * 100_000, "{", "[1]", "{}"], ids=range(4))
 def test_a_damaged_line_of_the_progress_log_is_named(tmp_path, line):
-    """Case 21: tracebacks before."""
+    """Tracebacks before."""
     log = tmp_path / "panoptic_progress.jsonl"
     log.write_text(f'{{"key": "a.jpg"}}\n{line}\n')
     with pytest.raises(PanopticExtError, match=r"progress\.jsonl:2 is not a line .*remove this"):

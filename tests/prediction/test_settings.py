@@ -11,7 +11,7 @@ from panoptic_ext.prediction.settings import (
     check_prediction_settings,
     prediction_settings,
 )
-from tests.engine.tiny import tiny_cfg
+from tests.tiny.training import tiny_cfg
 
 
 def test_what_differs_is_named_with_both_values(tmp_path: Path) -> None:

@@ -59,7 +59,6 @@ def test_missing_prediction_and_no_rows(tmp_path):
 
 
 def test_the_legend_shows_the_classes_of_the_sheet_in_their_colours(tmp_path):
-    """Case 14."""
     names = [f"class {i}" for i in range(9)]
     colors = [(20 * i, 255 - 20 * i, 77) for i in range(9)]
     metadata = SimpleNamespace(

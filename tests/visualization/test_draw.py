@@ -116,7 +116,6 @@ def test_names_of_any_kind():
 
 
 def test_opacity_boxes_and_only_some_classes():
-    """Case 42."""
     image, ids, segments = _scene()
     plain = {"scale": 1.0, "labels": False}
     clear = draw_panoptic(image, ids, segments, METADATA, alpha=0.0, **plain)
@@ -136,7 +135,6 @@ def test_opacity_boxes_and_only_some_classes():
 
 
 def test_names_of_a_size_and_how_many_have_one():
-    """Cases 14 and 42."""
     image, ids, segments = _scene(200, 300)
     bare = draw_panoptic(image, ids, segments, METADATA, labels=False)
     covered = []

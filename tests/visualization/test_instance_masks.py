@@ -13,7 +13,7 @@ from panoptic_ext.data import get_metadata, get_records, register_instances
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.visualization import Pictures, ground_truth_segments
 from panoptic_ext.visualization.instance_masks import stack_masks
-from tests.data.tiny_instances import CUP, HEIGHT, PLATE, WIDTH, TinyInstances
+from tests.tiny.instance_dataset import CUP, HEIGHT, PLATE, WIDTH, TinyInstances
 
 TWO = SimpleNamespace(thing_classes=["a disc", "grass"])
 

@@ -37,7 +37,7 @@ def pixels_of(box, shape):
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 40), st.sampled_from(["1", "disc", "a long name"]))
 def test_a_label_lies_in_its_own_segment_and_covers_a_third_at_most(seed, count, text):
-    """Case 14: the label of the background sat on an object."""
+    """The label of the background sat on an object."""
     ids = blobs(seed, count)
     segments = segments_of(ids)
     labels = place_labels(ids, [Wanted(s, [text], 14.0) for s in segments], 6.0)
@@ -52,7 +52,7 @@ def test_a_label_lies_in_its_own_segment_and_covers_a_third_at_most(seed, count,
 
 
 def test_sixty_objects_are_labelled_and_the_last_text_is_for_small_ones():
-    """Case 14: with 60 objects a quarter was labelled."""
+    """With 60 objects a quarter was labelled."""
     ids = np.zeros((240, 400), np.int32)
     for number in range(60):
         y, x = 5 + 40 * (number // 10), 5 + 40 * (number % 10)

@@ -1,4 +1,4 @@
-"""Values of any depth and length in a data set's JSON give short problems (case 22)."""
+"""Values of any depth and length in a data set's JSON give short problems."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from panoptic_ext.combine.images import ImageEntry, ImageList
 from panoptic_ext.combine.inputs import InstanceResults, SemanticResults
 from panoptic_ext.data.datasets.check import check_panoptic
 from panoptic_ext.errors import DatasetError, PanopticExtError, nearest
-from tests.data.tiny import TinyDataset
+from tests.tiny.panoptic_dataset import TinyDataset
 
 NESTED = "[" * 900 + "]" * 900
 LONG = json.dumps("x" * 100_000)

@@ -185,7 +185,7 @@ def others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_who_registers_a_builtin_name_after_it_was_used_gets_it(
     others: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Case 36: this was "already registered", in the import of the other module."""
+    """This was "already registered", in the import of the other module."""
     assert get_metadata("ade20k_panoptic_train").evaluator_type == "ade20k_panoptic_seg"
     importlib.import_module(others)
     assert DatasetCatalog.get("ade20k_panoptic_train") == ["theirs"]
@@ -198,7 +198,7 @@ def test_who_registers_a_builtin_name_after_it_was_used_gets_it(
 def test_who_registered_a_builtin_name_before_keeps_it_and_is_named(
     others: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Case 36: which registry answered was not said."""
+    """Which registry answered was not said."""
     importlib.import_module(others)
     opts = ["DATASETS.TRAIN", "['ade20k_panoptic_train']"]
     load_cfg("", opts, use_data=False)
@@ -209,7 +209,7 @@ def test_who_registered_a_builtin_name_before_keeps_it_and_is_named(
 def test_a_config_registers_the_names_that_it_uses_and_no_other(
     others: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Case 36: any config registered all of them, so that Mask2Former could not be imported."""
+    """Any config registered all of them, so that Mask2Former could not be imported."""
     load_cfg("", ["DATASETS.TRAIN", "['coco_panoptic_train']"], use_data=False)
     assert "ade20k_panoptic_train" not in DatasetCatalog
     importlib.import_module(others)

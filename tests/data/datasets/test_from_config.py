@@ -19,7 +19,7 @@ from panoptic_ext.data import (
 from panoptic_ext.data.datasets.metadata import PanopticMetadata
 from panoptic_ext.data.datasets.metadata_file import load_metadata, save_metadata
 from panoptic_ext.errors import ConfigError, DatasetError
-from tests.data.tiny import TinyDataset
+from tests.tiny.panoptic_dataset import TinyDataset
 
 BLOCK = {"JSON": "tiny/panoptic.json", "IMAGE_ROOT": "tiny/images", "PNG_ROOT": "tiny/panoptic"}
 
@@ -84,7 +84,7 @@ def test_variables_and_home_are_expanded(
     assert len(get_records("tiny")) == 2
 
 
-def test_robustness_32_unknown_key_of_a_block() -> None:
+def test_an_unknown_key_of_a_block_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"PANOPTIC\.tiny .*'IMAGE_DIR'.*mean 'IMAGE_ROOT'"):
         register_from_config(config([], IMAGE_DIR="x"))
 

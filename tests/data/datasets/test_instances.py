@@ -31,7 +31,7 @@ from panoptic_ext.data import (
 )
 from panoptic_ext.data.augmentation import ResizeCropTransform, VoidPadTransform
 from panoptic_ext.errors import ConfigError, DatasetError
-from tests.data.tiny_instances import CUP, HEIGHT, PLATE, WIDTH, TinyInstances
+from tests.tiny.instance_dataset import CUP, HEIGHT, PLATE, WIDTH, TinyInstances
 
 NAME = "tiny_instances"
 
@@ -105,7 +105,7 @@ def test_overlapping_masks_stay_whole_and_crowds_are_left_out(
     assert first.gt_boxes.tensor.tolist() == [[5, 10, 45, 30], [20, 12, 30, 22]]
 
 
-@pytest.mark.filterwarnings("error::DeprecationWarning")  # numpy 2's, case 7
+@pytest.mark.filterwarnings("error::DeprecationWarning")  # numpy 2's
 def test_masks_follow_the_image(tiny_instances: TinyInstances) -> None:
     """Polygons and run lengths against the same geometry on arrays: flip, twice the size, a crop
     that cuts the plate off, padding."""

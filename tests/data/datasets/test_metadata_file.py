@@ -61,7 +61,7 @@ def test_bad_files(tmp_path, text):
     ],
 )
 def test_a_value_of_another_kind_is_named(tmp_path, key, value):
-    """Case 21: tracebacks before."""
+    """Tracebacks before."""
     path = str(tmp_path / "metadata.json")
     save_metadata(Metadata(**FIELDS), path)
     content = json.loads((tmp_path / "metadata.json").read_text())

@@ -30,7 +30,7 @@ from panoptic_ext.data import (
 from panoptic_ext.data.coco.divisor import segments_of_png
 from panoptic_ext.data.coco.label_png import write_id_map
 from panoptic_ext.errors import DatasetError
-from tests.data.tiny import CAR, CROWD, HEIGHT, ROAD, WIDTH, TinyDataset
+from tests.tiny.panoptic_dataset import CAR, CROWD, HEIGHT, ROAD, WIDTH, TinyDataset
 
 
 def test_registration_reads_nothing() -> None:
@@ -129,7 +129,7 @@ def test_registering_the_same_twice(tiny: TinyDataset) -> None:
     assert MetadataCatalog.get("tiny") is first
 
 
-def test_robustness_28_other_content_under_a_taken_name(tiny: TinyDataset) -> None:
+def test_other_content_under_a_taken_name_is_refused(tiny: TinyDataset) -> None:
     register_panoptic("tiny", *tiny.paths())
     with pytest.raises(DatasetError, match="ignore_label is 255 there, 250 here"):
         register_panoptic("tiny", *tiny.paths(), ignore_label=250)
@@ -138,14 +138,16 @@ def test_robustness_28_other_content_under_a_taken_name(tiny: TinyDataset) -> No
         register_panoptic("foreign", *tiny.paths())
 
 
-def test_robustness_29_unregistered_name(tiny: TinyDataset) -> None:
+def test_an_unregistered_name_is_refused_with_the_nearest(tiny: TinyDataset) -> None:
     register_panoptic("tiny_panoptic_train", *tiny.paths())
     for function in (get_records, get_metadata, num_classes):
         with pytest.raises(DatasetError, match="did you mean 'tiny_panoptic_train'"):
             function("tiny_panoptic_trian")
 
 
-def test_robustness_31_categories_differ(tiny: TinyDataset, tmp_path: Path) -> None:
+def test_data_sets_of_other_categories_are_refused_together(
+    tiny: TinyDataset, tmp_path: Path
+) -> None:
     other = TinyDataset(tmp_path / "other")
     register_panoptic("one", *tiny.paths())
     register_panoptic("same", *other.paths())
@@ -157,7 +159,7 @@ def test_robustness_31_categories_differ(tiny: TinyDataset, tmp_path: Path) -> N
         check_same_categories(["one", "two"])
 
 
-def test_robustness_36_ignore_label_inside_the_classes(tiny: TinyDataset) -> None:
+def test_an_ignore_label_within_the_classes_is_refused(tiny: TinyDataset) -> None:
     register_panoptic("tiny", *tiny.paths(), ignore_label=2)
     with pytest.raises(DatasetError, match=r"ignore_label 2 lies inside the class range 0\.\.2"):
         num_classes("tiny")
@@ -171,7 +173,7 @@ def test_any_image_extension(tiny: TinyDataset, extension: str) -> None:
 
 
 def test_string_ids_and_sub_folders_with_equal_names(tiny: TinyDataset) -> None:
-    """Robustness 24: equal base names in different folders stay apart."""
+    """Equal base names in different folders stay apart."""
     for number, folder in ((1, "day"), (2, "night")):
         (tiny.images / folder).mkdir()
         os.rename(tiny.images / f"{number}.png", tiny.images / folder / "x.png")

@@ -121,7 +121,7 @@ def test_what_killed_runs_left_is_removed(tmp_path: Path) -> None:
     assert set(os.listdir(tmp_path)) == expected
 
 
-def test_robustness_45_cache_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(DatasetError, match=r"DATASETS\.SHAPES\.CACHE"):
@@ -172,7 +172,6 @@ def _borders_are_void(ids: np.ndarray) -> bool:
 def test_a_signal_ends_the_generation_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Case 10."""
     made = shapes.render
 
     def interrupted(*args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Case 25: a flipped byte within a tensor is found before the weights are used."""
+"""A flipped byte within a tensor is found before the weights are used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import serialization
 from panoptic_ext.engine.checkpoint.archive_checksums import check_checksums
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.errors import CheckpointError
-from tests.engine.tiny import PanopticExtTestTiny
+from tests.tiny.training import PanopticExtTestTiny
 
 
 def flip(path: Path, member: str) -> None:

@@ -1,4 +1,4 @@
-"""Archives that unpack to far more than they are, refused before they are unpacked (case 24)."""
+"""Archives that unpack to far more than they are, refused before they are unpacked."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from torch import nn
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.engine.checkpoint.read_weights import check_hash
 from panoptic_ext.errors import CheckpointError
-from tests.engine.tiny import PanopticExtTestTiny
+from tests.tiny.training import PanopticExtTestTiny
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def save_two(model: nn.Module, folder: Path) -> Checkpointer:
 
 
 def test_versions_of_modules_are_in_the_file(tmp_path: Path) -> None:
-    """Case 29: other code that reads the file goes by them."""
+    """Other code that reads the file goes by them."""
 
     class Versioned(nn.Linear):
         _version = 2
@@ -323,7 +323,7 @@ def test_a_date_in_the_name_is_no_hash_but_the_hash_is_said(
 
 @pytest.mark.parametrize("digits", ["12345678", "20241301", "20230229", "19990101", "202401019"])
 def test_digits_that_are_no_date_are_a_hash(tmp_path: Path, digits: str) -> None:
-    """Case 43: one hash in 43 is all digits, and was not checked."""
+    """One hash in 43 is all digits, and was not checked."""
     path = tmp_path / "download"
     path.write_bytes(b"weights")
     with pytest.raises(CheckpointError, match=rf"expected {digits}.*If these digits are no hash"):

@@ -1,4 +1,4 @@
-"""Case 15: what a weight file lacks is summed up by module, not name by name."""
+"""What a weight file lacks is summed up by module, not name by name."""
 
 from __future__ import annotations
 

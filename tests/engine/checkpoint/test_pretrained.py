@@ -9,7 +9,7 @@ from panoptic_ext.engine import main
 from panoptic_ext.engine.run_config import without_pretrained
 from panoptic_ext.engine.trainer import Trainer
 from panoptic_ext.prediction import predictor
-from tests.engine.tiny import tiny_cfg
+from tests.tiny.training import tiny_cfg
 
 NAME = "pretrained_test"
 

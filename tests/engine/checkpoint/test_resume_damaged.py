@@ -1,4 +1,4 @@
-"""Case 23: --resume where a part of the checkpoint is damaged says which part, and what to do."""
+"""--resume where a part of the checkpoint is damaged says which part, and what to do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from panoptic_ext.errors import CheckpointError
-from tests.engine.tiny import TinyTrainer, tiny_cfg
+from tests.tiny.training import TinyTrainer, tiny_cfg
 
 
 @pytest.fixture(scope="module")

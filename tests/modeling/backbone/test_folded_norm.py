@@ -136,7 +136,7 @@ def test_other_norms_are_left_alone():
 
 @pytest.mark.parametrize("evaluated_before", [False, True])
 def test_a_training_step_folds_a_frozen_norm_by_one_product(evaluated_before):
-    """Case 37: of 53 layers it took seven small operations each, in every step."""
+    """Of 53 layers it took seven small operations each, in every step."""
     _, folded = pair(FrozenBatchNorm2d)
     if evaluated_before:
         with torch.inference_mode():

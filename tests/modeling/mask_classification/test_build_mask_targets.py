@@ -55,7 +55,7 @@ def test_semantic_targets_join_the_segments_of_a_class():
     assert targets.id_map.tolist() == [[2, 2, 1, 0], [1, 1, 3, 3]]
 
 
-# Case 33: with INPUT.KEEP_EMPTY_SEGMENTS, as the zero masks of the published panoptic mappers.
+# With INPUT.KEEP_EMPTY_SEGMENTS, as the zero masks of the published panoptic mappers.
 def test_a_segment_without_pixels_is_a_target_with_an_empty_mask():
     inputs = mapped()
     inputs["panoptic_ids"][inputs["panoptic_ids"] == 1] = 0

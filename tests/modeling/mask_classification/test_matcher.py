@@ -110,7 +110,7 @@ def test_non_finite_cost_names_the_term_and_the_output(bad, key, term):
         HungarianMatcher(num_points=20)([good, broken], [stripes(2, image="a.jpg")])
 
 
-# Case 34: the published matcher draws anew for each output.
+# The published matcher draws anew for each output.
 @pytest.mark.parametrize("shared", [False, True])
 def test_outputs_share_their_points_only_where_asked_to(shared):
     target = stripes(3)

@@ -1,4 +1,4 @@
-"""How much the losses ask of a GPU: case 37, where it waited for 2082 small operations a step."""
+"""How much the losses ask of a GPU, where it waited for 2082 small operations a step."""
 
 from __future__ import annotations
 

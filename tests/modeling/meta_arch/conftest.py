@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from detectron2.data import MetadataCatalog
 
-from tests.fakes import fake_metadata
-from tests.modeling.meta_arch.tiny_mask_former import NAME, build
+from tests.tiny.mask_former import NAME, build
+from tests.tiny.model_inputs import fake_metadata
 
 
 @pytest.fixture(scope="module", autouse=True)

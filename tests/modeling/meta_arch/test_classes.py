@@ -8,7 +8,7 @@ from detectron2.data import MetadataCatalog
 
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.modeling.meta_arch.classes import DatasetClasses, classes_of_dataset
-from tests.fakes import fake_metadata
+from tests.tiny.model_inputs import fake_metadata
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.modeling.meta_arch.tiny_mask_former import build, mapped, train
+from tests.tiny.mask_former import build, mapped, train
 
 # Points at random alone: the choice of uncertain ones may turn on the last bit of a logit.
 SMALLEST = {

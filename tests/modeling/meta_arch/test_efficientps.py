@@ -19,9 +19,9 @@ from panoptic_ext.config.yaml_reader import merge_settings, read_file
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.errors import CheckpointError, ConfigError
 from panoptic_ext.modeling import EfficientPSSemSegHead, UnifiedPanopticFPN
-from tests.fakes import IS_THING, fake_input, fake_metadata
 from tests.fusion.dense_fusion import check_consistent
 from tests.fusion.naive_extents import check_extents
+from tests.tiny.model_inputs import IS_THING, fake_input, fake_metadata
 
 NAME = "fake_efficientps"
 THINGS = [i for i, thing in enumerate(IS_THING) if thing]
@@ -226,7 +226,7 @@ def test_weights_with_a_learned_fusion_load_with_another(ranking, model):
     assert list(strangers) == ["something.else"]  # so that it is refused as a whole
 
 
-# Case 41: evaluated, an untrained ranking would pass for a trained one.
+# Evaluated, an untrained ranking would pass for a trained one.
 def test_a_learned_fusion_wants_weights_trained_with_it(ranking, model, tmp_path, caplog):
     torch.save({"model": model.state_dict()}, tmp_path / "hadamard.pth")
     before = {name: value.clone() for name, value in ranking.fusion.state_dict().items()}

@@ -11,7 +11,7 @@ from detectron2.structures import Instances
 
 from panoptic_ext import add_panoptic_ext_config
 from panoptic_ext.engine.optimizer import build_optimizer
-from tests.fakes import IS_THING, fake_metadata
+from tests.tiny.model_inputs import IS_THING, fake_metadata
 
 NAME = "fake_overfit"
 SIZE = (96, 128)

@@ -116,7 +116,7 @@ def test_the_numbers_of_tensors_are_those_of_the_spec():
 
 
 def test_a_checkpoint_says_version_2_of_head_and_predictor(model):
-    """Case 29: the published code renames the tensors of older ones, and leaves 117 random."""
+    """The published code renames the tensors of older ones, and leaves 117 random."""
     versions = model.state_dict()._metadata
     for part in ("sem_seg_head", "sem_seg_head.predictor"):
         assert versions[part]["version"] == 2
@@ -125,7 +125,7 @@ def test_a_checkpoint_says_version_2_of_head_and_predictor(model):
 @pytest.mark.parametrize("version", [None, 1, 2])
 @pytest.mark.parametrize("has_old_names", [False, True])
 def test_names_and_not_the_version_tell_old_checkpoints(model, version, has_old_names):
-    """Case 29: ours said version 1 with today's names."""
+    """Ours said version 1 with today's names."""
     head = model.sem_seg_head
     weights, versions = OrderedDict(head.state_dict()), {"": {}, "predictor": {}}
     if version is not None:

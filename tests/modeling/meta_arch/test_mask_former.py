@@ -10,10 +10,10 @@ import torch
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.errors import CheckpointError, ConfigError, DatasetError
 from panoptic_ext.modeling.transformer_decoder import masked_transformer_decoder
-from tests.fakes import IS_THING
 from tests.fusion.naive_extents import check_extents
-from tests.modeling.meta_arch.tiny_mask_former import THINGS, build, mapped, predict, train
 from tests.postprocessing import naive_mask_inference as naive
+from tests.tiny.mask_former import THINGS, build, mapped, predict, train
+from tests.tiny.model_inputs import IS_THING
 
 
 def test_gradient_reaches_every_parameter(model):

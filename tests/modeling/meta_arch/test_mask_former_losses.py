@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from panoptic_ext.errors import ConfigError
-from tests.modeling.meta_arch.tiny_mask_former import build, mapped, predict, train
+from tests.tiny.mask_former import build, mapped, predict, train
 
 
 def test_auxiliary_semantic_loss():

@@ -21,8 +21,8 @@ from panoptic_ext import add_panoptic_ext_config
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.modeling import UnifiedPanopticFPN
 from panoptic_ext.modeling.semantic_head import VoidSafeSemSegFPNHead
-from tests.fakes import IS_THING, fake_input, fake_metadata
 from tests.fusion.naive_extents import check_extents
+from tests.tiny.model_inputs import IS_THING, fake_input, fake_metadata
 
 NAME = "fake_unified_panoptic"
 THINGS = [i for i, thing in enumerate(IS_THING) if thing]
@@ -186,7 +186,7 @@ def raw_outputs(seed, num, size=(24, 30)):
     return found, nn.functional.interpolate(coarse, size=(32, 32))[0]
 
 
-# Case 41: the fusion takes the place of Detectron2's merging, and gives what it gave.
+# The fusion takes the place of Detectron2's merging, and gives what it gave.
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 10**6),

@@ -11,9 +11,9 @@ from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.modeling.mask_classification.losses import semantic_loss
 from panoptic_ext.modeling.meta_arch import mask_former
-from tests.fakes import IS_THING
 from tests.fusion.naive_extents import check_extents
-from tests.modeling.meta_arch.tiny_mask_former import THINGS, build, mapped, predict, train
+from tests.tiny.mask_former import THINGS, build, mapped, predict, train
+from tests.tiny.model_inputs import IS_THING
 
 PLACED = {
     "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "PlacedQueryTransformerDecoder",

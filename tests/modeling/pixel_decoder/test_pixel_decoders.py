@@ -299,7 +299,7 @@ def test_dropout_is_random_in_training_only():
     assert torch.equal(decoder(features)[0], decoder(features)[0])
 
 
-# Case 32: under mixed precision the published decoder computes in float32.
+# Under mixed precision the published decoder computes in float32.
 def test_full_precision_is_that_of_the_published_decoder():
     input_shape = shapes_of()
     decoder, features = make_deformable(input_shape), features_of(input_shape)
@@ -362,7 +362,7 @@ def test_equals_the_published_decoder(name, grad):
 
 
 def test_the_levels_of_the_encoder_are_not_copied():
-    """Case 37: each level was copied to another layout wherever it ran on a GPU."""
+    """Each level was copied to another layout wherever it ran on a GPU."""
     encoder = DeformableEncoder(channels=32, width=16, layers=1, levels=2, heads=4, points=2)
     maps = [torch.randn(2, 32, 3, 4), torch.randn(2, 32, 6, 8)]
     levels = encoder(maps, [m[:1] for m in maps])

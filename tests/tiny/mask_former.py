@@ -8,7 +8,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from panoptic_ext import add_panoptic_ext_config
-from tests.fakes import IS_THING
+from tests.tiny.model_inputs import IS_THING
 
 NAME = "fake_mask_former"
 THINGS = [i for i, thing in enumerate(IS_THING) if thing]

@@ -38,7 +38,7 @@ demo: $(STAMP) ## train on generated shapes, evaluate, draw (about 8 minutes on 
 	@$(VENV_PYTHON) tools/demo.py --output $(DEMO)
 
 docs: $(STAMP) ## build the site of docs/ into site/; a warning is an error
-	@NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build --strict
 	@echo "site/index.html"
 
 test: $(STAMP) ## lint, types and all tests, the slow ones too

@@ -1,0 +1,46 @@
+"""Your own parts: the files of docs/examples work outside the package, by the page's commands."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import DOCS, command, run_all, shell_lines
+
+PAGE = DOCS / "extend.md"
+EXAMPLES = sorted((DOCS / "examples").glob("*.py"))
+
+
+@pytest.mark.slow
+def test_every_command_of_the_page_runs_outside_the_package(tmp_path: Path) -> None:
+    for path in EXAMPLES:
+        shutil.copy(path, tmp_path)
+    commands = [command(line) for line in shell_lines(PAGE)]
+    outputs = run_all(commands, tmp_path, tmp_path / "cache")
+    assert len(outputs) == len(commands)
+    for part in ("backbone", "backbone_fpn", "meta_architecture", "evaluator"):
+        run = tmp_path / "output" / part
+        assert (run / "model_final.pth").is_file(), part
+        (results,) = (run / "inference").rglob("results.json")
+    assert 0 <= json.loads(results.read_text())["coverage"]["percent"] <= 100
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_examples_are_short_and_on_a_page(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert ast.get_docstring(ast.parse(text)), path
+    assert len(text.splitlines()) <= 50
+    pages = "".join(page.read_text(encoding="utf-8") for page in DOCS.glob("*.md"))
+    assert f'--8<-- "docs/examples/{path.name}"' in pages
+
+
+def test_every_base_class_and_registry_of_the_table_exists() -> None:
+    names = re.findall(r"api/(panoptic_ext[\w.]*)\.md", PAGE.read_text(encoding="utf-8"))
+    assert names
+    for name in names:
+        assert (DOCS.parent / name.replace(".", "/") / "__init__.py").is_file(), name

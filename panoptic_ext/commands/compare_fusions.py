@@ -48,7 +48,7 @@ def compare_run(run: str, args: argparse.Namespace, *, sheet: bool) -> dict[str,
     """Results of one run's weights; the contact sheet if wanted."""
     cfg = load_run_cfg(run, args.opts, own_data=True)
     name, data = load_test_data(cfg)
-    predictor = Predictor(cfg, weights=args.weights or find_weights(cfg, folder=run))
+    predictor = Predictor(cfg, weights=args.weights or find_weights(cfg, opts=args.opts))
     fusions = fusions_of(predictor, args.fusions)
     if not args.fusions:
         for left_out, reason in fusions_left_out(predictor, fusions).items():

@@ -155,17 +155,6 @@ class Predictor(DefaultPredictor):
                 output["panoptic_seg"] = with_extents(*panoptic_seg)
         return outputs
 
-    @classmethod
-    def from_output_dir(cls, folder: str, *, opts: Sequence[str] = ()) -> Predictor:
-        """The last checkpoint of a run, by the config.yaml and metadata.json that the run left.
-
-        Args:
-            folder: OUTPUT_DIR of the run, moved or not.
-            opts: KEY VALUE pairs over the config.
-        """
-        cfg = load_run_cfg(folder, opts)
-        return cls(cfg, weights=find_weights(cfg, folder=folder))
-
 
 def _let_go(error: BaseException | None) -> None:
     """Empty the frames of an error and of what caused it: they hold the tensors of a batch."""
@@ -187,8 +176,9 @@ def load_run_cfg(path: str, opts: Sequence[str] = (), *, own_data: bool = False)
             is an error then.
 
     Returns:
-        A frozen config whose classes are registered, on the CPU where there is no CUDA. Of what a
-        run left, OUTPUT_DIR is the folder that holds it, wherever the run was started.
+        A frozen config whose classes are registered, on the CPU where there is no CUDA. Where the
+        folder of the config holds what a run left, or a checkpoint, OUTPUT_DIR is that folder,
+        wherever the run was started.
 
     Raises:
         ConfigError: the config is wrong, or the folder is not one of a run.
@@ -211,8 +201,10 @@ def load_run_cfg(path: str, opts: Sequence[str] = (), *, own_data: bool = False)
             values = {k: v for k, v in known.as_dict().items() if k != "name"}
             MetadataCatalog.get(name).__dict__.update(values)
     choose_device(cfg)
-    if (left_by_run or os.path.isdir(path)) and "OUTPUT_DIR" not in opts[::2]:
-        _set_output_dir(cfg, os.path.dirname(os.path.abspath(config)))
+    folder = os.path.dirname(os.path.abspath(config))
+    is_of_run = left_by_run or os.path.isdir(path) or _has_checkpoint(folder)
+    if is_of_run and "OUTPUT_DIR" not in opts[::2]:
+        _set_output_dir(cfg, folder)
     return cfg
 
 
@@ -223,25 +215,33 @@ def _set_output_dir(cfg: CN, folder: str) -> None:
     cfg.freeze()
 
 
-def find_weights(cfg: CN, *, folder: str = "") -> str:
-    """The last checkpoint of a run, else MODEL.WEIGHTS.
+def find_weights(cfg: CN, *, opts: Sequence[str] = ()) -> str:
+    """The weights to predict with, in the one order that every command and `Predictor` have.
+
+    1. MODEL.WEIGHTS where `opts` name it, 2. the last checkpoint in OUTPUT_DIR, which is the run's
+    folder after `load_run_cfg`, 3. MODEL.WEIGHTS, which the training began with.
 
     Args:
         cfg: its OUTPUT_DIR and MODEL.WEIGHTS are read.
-        folder: is looked at before OUTPUT_DIR.
+        opts: the KEY VALUE pairs that were given with it.
 
     Raises:
         ConfigError: neither is there.
     """
-    for candidate in (folder, cfg.OUTPUT_DIR):
-        if candidate and os.path.isdir(candidate):
-            reader = Checkpointer(torch.nn.Identity(), candidate, save_to_disk=False)
-            if reader.has_checkpoint():
-                return reader.get_checkpoint_file()
+    if "MODEL.WEIGHTS" not in opts[::2] and _has_checkpoint(cfg.OUTPUT_DIR):
+        return _checkpoints_in(cfg.OUTPUT_DIR).get_checkpoint_file()
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError(
-            f"no weights to predict with: {quoted(folder or cfg.OUTPUT_DIR)} has no checkpoint and"
+            f"no weights to predict with: {quoted(cfg.OUTPUT_DIR)} has no checkpoint and"
             " MODEL.WEIGHTS is empty. Train first, or name a checkpoint: --weights FILE on a"
             " command line, Predictor(cfg, weights=FILE) in Python"
         )
     return cfg.MODEL.WEIGHTS
+
+
+def _has_checkpoint(folder: str) -> bool:
+    return bool(folder) and os.path.isdir(folder) and _checkpoints_in(folder).has_checkpoint()
+
+
+def _checkpoints_in(folder: str) -> Checkpointer:
+    return Checkpointer(torch.nn.Identity(), folder, save_to_disk=False)

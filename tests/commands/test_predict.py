@@ -433,7 +433,7 @@ def test_a_run_is_found_from_any_folder(base, tmp_path, monkeypatch):
 
 
 def test_predictor_takes_bgr_and_gives_the_image_size(base):
-    predictor = Predictor.from_output_dir(str(base / "run"))
+    predictor = Predictor(load_run_cfg(str(base / "run")))
     assert predictor.weights.endswith("model_final.pth") and not predictor.model.training
     image = np.asarray(_picture(3, 50, 70))[:, :, ::-1]
     before = image.copy()

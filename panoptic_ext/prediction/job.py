@@ -1,0 +1,252 @@
+"""Predict many files: which ones there are, what is made of each, and where it goes.
+
+From Python, what the command predict does is
+
+    predictor = Predictor(load_run_cfg("output/street"))
+    job = PredictionJob(predictor, "drawn", JobOptions(panoptic=True))
+    job.run(search_inputs(["photos"], exclude="drawn").inputs)
+    job.write_json()
+
+after which `job.failed` has a reason for each file that failed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from tqdm import tqdm
+
+from panoptic_ext.data.image_files import READ_ERRORS
+from panoptic_ext.engine.memory_errors import explained_memory_errors
+from panoptic_ext.errors import ConfigError, PanopticExtError
+from panoptic_ext.interruption import stoppable
+from panoptic_ext.many_files import ManyFiles
+from panoptic_ext.prediction.ahead import PredictAhead
+from panoptic_ext.prediction.image_ids import choose_image_ids, ids_of_files
+from panoptic_ext.prediction.inputs import PredictionInput
+from panoptic_ext.prediction.outputs import Segments, panoptic_result, segments_to_draw
+from panoptic_ext.prediction.predictor import Predictor
+from panoptic_ext.prediction.results import PanopticResults
+from panoptic_ext.prediction.settings import check_prediction_settings, prediction_settings
+from panoptic_ext.prediction.video import VideoReader, VideoWriter
+from panoptic_ext.visualization import Pictures, readable_scale, save_picture
+
+__all__ = ["JobOptions", "PredictionJob", "check_inputs"]
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """What a `PredictionJob` makes.
+
+    Attributes:
+        pictures: draw every input.
+        panoptic: write COCO panoptic JSON and PNGs; the model must give panoptic results then.
+        overwrite: make results again that an earlier job left in the folder.
+        batch_size: images of one size that are predicted at once; for a GPU.
+        least_score: of the instances that are drawn, where the model gives no panoptic result.
+        drawing: keywords of `draw_panoptic`.
+    """
+
+    pictures: bool = True
+    panoptic: bool = False
+    overwrite: bool = False
+    batch_size: int = 1
+    least_score: float = 0.5
+    drawing: dict[str, Any] = field(default_factory=dict)
+
+
+def check_inputs(inputs: Sequence[PredictionInput], output: str) -> None:
+    """Raise ConfigError if no input can be used, or a picture would replace an input.
+
+    Args:
+        inputs: of `search_inputs`.
+        output: the folder that results go to.
+    """
+    if all(item.problem for item in inputs):
+        problems = "; ".join(f"{item.path}: {item.problem}" for item in inputs)
+        raise ConfigError(f"nothing to predict. {problems}")
+    sources = {os.path.realpath(item.path) for item in inputs}
+    for item in inputs:
+        target = os.path.realpath(_picture_path(output, item))
+        if not item.problem and target in sources:
+            raise ConfigError(
+                f"the picture of {item.path} would replace the input {target}; choose another"
+                " --output"
+            )
+
+
+class PredictionJob:
+    """Predicts images and videos into one folder; a job that was stopped goes on where it was.
+
+    Attributes:
+        pictures: draws; None where nothing is drawn.
+        results: the COCO panoptic results; None where none are written.
+        files: the pass over the inputs: how many were done, and whether a signal stopped it.
+        failed: path -> reason of each input that failed, or could not be used.
+        skipped: how many inputs had all their results from an earlier job.
+    """
+
+    def __init__(
+        self, predictor: Predictor, output: str, options: JobOptions | None = None
+    ) -> None:
+        """
+        Args:
+            predictor: makes the predictions.
+            output: folder for the results; it is made.
+            options: None takes the defaults.
+
+        Raises:
+            ConfigError: the folder holds results of another model, config or drawing, and is not
+                to be overwritten.
+        """
+        self.predictor, self.output = predictor, output
+        self.options = options = options or JobOptions()
+        drawn = Pictures(predictor.metadata, options.drawing)
+        self.pictures = drawn if options.pictures else None
+        settings = prediction_settings(predictor.cfg, predictor.weights, options.drawing)
+        check_prediction_settings(output, settings, overwrite=options.overwrite)
+        self.results: PanopticResults | None = None
+        if options.panoptic:
+            self.results = PanopticResults(output, predictor.metadata, fresh=options.overwrite)
+        self.files = ManyFiles[PredictionInput](lambda item: item.path)
+        self.failed: dict[str, str] = {}
+        self.skipped = 0
+        self._image_ids: dict[str, int | str] = {}
+        self._ahead = self._predict_ahead([])
+
+    def run(self, inputs: Sequence[PredictionInput]) -> None:
+        """Predict all inputs; those that fail are in `failed`.
+
+        Raises:
+            ConfigError, OSError: what would fail for every other input too, such as a full disk.
+        """
+        self.failed = {item.path: item.problem for item in inputs if item.problem}
+        usable = [item for item in inputs if not item.problem]
+        self._image_ids = self._choose_image_ids(usable)
+        todo = [item for item in usable if self.options.overwrite or not self.is_done(item)]
+        self.skipped = len(usable) - len(todo)
+        self._ahead = self._predict_ahead([item.path for item in todo if not item.is_video])
+        with tqdm(total=len(todo), unit="file", desc="predict", disable=not todo) as progress:
+            for item, _ in self.files.results(todo, self._predict):
+                progress.update()
+                if item.path in self.files.failed:
+                    self.failed[item.path] = self.files.failed[item.path]
+                    progress.set_postfix(failed=len(self.failed))
+
+    def is_done(self, item: PredictionInput) -> bool:
+        """Whether an earlier job left all results of `item`."""
+        if self.results is not None and not self.results.has(item.name):
+            return False
+        return not self.pictures or os.path.isfile(_picture_path(self.output, item))
+
+    def write_json(self) -> str:
+        """Write the COCO panoptic JSON of all results in the folder.
+
+        Returns:
+            Its path; "" where no panoptic results were asked for.
+        """
+        return "" if self.results is None else self.results.write_json()
+
+    def summary(self) -> str:
+        """How many inputs were predicted, there already, failed and, if it was stopped, left."""
+        made, failed, left = self.files.done, len(self.failed), self.files.left
+        text = f"{made} predicted, {self.skipped} were there already, {failed} failed"
+        return f"{text}, {left} left" if left else text
+
+    def _choose_image_ids(self, items: Sequence[PredictionInput]) -> dict[str, int | str]:
+        """Name -> image id of the images, for the JSON."""
+        if self.results is None:
+            return {}
+        paths = {item.name: item.path for item in items if not item.is_video}
+        known = ids_of_files(paths, _known_image_ids(self.predictor.cfg))
+        return choose_image_ids(list(paths), known, self.results.image_ids())
+
+    def _predict_ahead(self, paths: Sequence[str]) -> PredictAhead[Segments]:
+        return PredictAhead(
+            self.predictor, paths, self._segments, batch_size=self.options.batch_size
+        )
+
+    def _segments(self, outputs: dict[str, Any]) -> Segments:
+        if self.results is not None:
+            return panoptic_result(outputs)
+        return segments_to_draw(outputs, least_score=self.options.least_score)
+
+    def _predict(self, item: PredictionInput) -> None:
+        """Predict, draw and store one image or video."""
+        self._predict_video(item) if item.is_video else self._predict_image(item)
+
+    def _predict_image(self, item: PredictionInput) -> None:
+        image, segments = self._ahead(item.path)
+        # Pictures and results need memory too, not only the model.
+        with explained_memory_errors(*image.shape[:2]):
+            if self.pictures:
+                save_picture(_picture_path(self.output, item), self.pictures.draw(image, *segments))
+            if self.results is not None:
+                image_id = self._image_ids[item.name]
+                self.results.add(item.name, *segments, image_id=image_id, file_name=item.name)
+
+    def _predict_video(self, item: PredictionInput) -> None:
+        reader = VideoReader(item.path)
+        frames = tqdm(
+            reader, total=reader.num_frames or None, unit="frame", desc=item.name, leave=False
+        )
+        path = _picture_path(self.output, item)
+        with VideoWriter(path, reader.fps) as writer, stoppable() as stop:
+            for number, (frame, segments) in enumerate(self._predicted(frames)):
+                # Without a message: the job's own says how to go on. A video may have hours, so a
+                # signal does not wait for its end; the next run begins it anew.
+                stop.check("")
+                if self.pictures:
+                    writer.write(self._drawn_frame(frame, segments))
+                if self.results is not None:
+                    key = f"{item.name}/{number:06d}"
+                    self.results.add(key, *segments, image_id=key, file_name=key)
+            if self.pictures:
+                writer.commit()
+        if self.results is not None:
+            self.results.mark(item.name)
+
+    def _predicted(self, frames: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, Segments]]:
+        """Each frame with its segments."""
+        waiting: deque[np.ndarray] = deque()
+
+        def noted() -> Iterator[np.ndarray]:
+            for frame in frames:
+                waiting.append(frame)
+                yield frame
+
+        # The predictor reads a batch ahead, so the frames wait here until their outputs come.
+        for outputs in self.predictor.predict_each(noted(), batch_size=self.options.batch_size):
+            yield waiting.popleft(), self._segments(outputs)
+
+    def _drawn_frame(self, frame: np.ndarray, segments: Segments) -> np.ndarray:
+        """A frame, (H, W, 3) BGR, with its segments drawn over it."""
+        assert self.pictures is not None
+        scale = readable_scale(*frame.shape[:2])
+        # No legend: its height would change from frame to frame.
+        picture = self.pictures.draw(frame[:, :, ::-1], *segments, scale=scale, legend=False)
+        return picture[:, :, ::-1]
+
+
+def _picture_path(output: str, item: PredictionInput) -> str:
+    return os.path.join(output, *item.picture_name.split("/"))
+
+
+def _known_image_ids(cfg: CfgNode) -> dict[str, int | str]:
+    """Image ids of the data sets of `cfg`, by file, so that results fit their ground truth."""
+    ids: dict[str, int | str] = {}
+    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        try:
+            records = DatasetCatalog.get(name)
+        except (KeyError, PanopticExtError, *READ_ERRORS):
+            continue  # the data need not be on this machine
+        for record in records:
+            ids.setdefault(os.path.realpath(record["file_name"]), record["image_id"])
+    return ids

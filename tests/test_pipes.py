@@ -61,7 +61,7 @@ def _run_with_config(folder: str) -> Any:
 
 
 def _log_of_predictions(folder: str) -> Any:
-    maps = {"thing_dataset_id_to_contiguous_id": {}, "stuff_dataset_id_to_contiguous_id": {}}
+    maps = {"thing_dataset_id_to_contiguous_id": {}, "stuff_dataset_id_to_contiguous_id": {7: 0}}
     return PanopticResults(folder, SimpleNamespace(**maps))
 
 

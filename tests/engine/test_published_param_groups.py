@@ -10,6 +10,7 @@ from torch import nn
 
 from panoptic_ext.engine.optimizer import build_optimizer
 from panoptic_ext.engine.run_config import load_cfg
+from tests import ROOT
 
 NORM = r"(norm|norm\d|decoder_norm|input_proj\.\d\.1)\.(weight|bias)"
 EMBEDDING = r"predictor\.(query_feat|query_embed|level_embed)\.weight"
@@ -27,7 +28,7 @@ def published(name: str) -> tuple[float, float]:
 
 def groups_by_name(config: str, *opts: str) -> dict[str, tuple[float, float]]:
     """Of a model whose weights are left as they come: only names and groups count."""
-    cfg = load_cfg(f"configs/{config}.yaml", ["MODEL.DEVICE", "cpu", *opts])
+    cfg = load_cfg(str(ROOT / f"configs/{config}.yaml"), ["MODEL.DEVICE", "cpu", *opts])
     with pytest.MonkeyPatch.context() as patch:
         for name in ("normal_", "trunc_normal_", "xavier_uniform_", "kaiming_uniform_"):
             patch.setattr(nn.init, name, lambda tensor, *_, **__: tensor)

@@ -10,6 +10,7 @@ import pytest
 
 from panoptic_ext.commands.train import main, parse_args
 from panoptic_ext.engine.resume_command import GOES_ON, command_to_resume, with_command
+from tests import ROOT
 
 ARGV = ["--config-file", "my file.yaml", "SOLVER.STEPS", "(1, 2)"]
 
@@ -69,6 +70,6 @@ def test_flags_may_follow_pairs_and_other_options_may_not(capsys):
     args = parse_args([*ARGV, "--resume", "OUTPUT_DIR", "--resume", "--eval-only"])
     assert args.resume and args.eval_only and not args.dry_run
     assert args.opts == [*ARGV[2:], "OUTPUT_DIR", "--resume"]
-    config = "configs/shapes/panoptic_fpn/panoptic_fpn_R18_shapes.yaml"
+    config = str(ROOT / "configs/shapes/panoptic_fpn/panoptic_fpn_R18_shapes.yaml")
     assert main(["--config-file", config, "SEED", "1", "--num-gpus", "2"]) == 2
     assert "--num-gpus comes after a KEY VALUE pair" in capsys.readouterr().err

@@ -332,7 +332,7 @@ def test_an_evaluation_without_weights_ends_before_the_model_is_built(
     monkeypatch, tmp_path, capsys
 ) -> None:
     monkeypatch.setattr(Trainer, "build_model", lambda cfg: pytest.fail("it was built"))
-    config = "configs/shapes/panoptic_fpn/panoptic_fpn_R18_shapes.yaml"
+    config = str(ROOT / "configs/shapes/panoptic_fpn/panoptic_fpn_R18_shapes.yaml")
     data = ("DATASETS.TRAIN", "[]", "DATASETS.TEST", "[]", "MODEL.DEVICE", "cpu")
     argv = ["--config-file", config, "--eval-only", "OUTPUT_DIR", str(tmp_path / "no"), *data]
     assert main(argv) == 2

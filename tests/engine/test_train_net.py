@@ -18,7 +18,7 @@ from tests import PATIENCE, ROOT
 CONFIG = "configs/shapes/panoptic_fpn/panoptic_fpn_R18_shapes.yaml"
 SMALL = [
     *("SEED", "1", "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "1"),
-    *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "2", "SOLVER.MAX_ITER", "40"),
+    *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "2", "SOLVER.MAX_ITER", "28"),
     *("SOLVER.CHECKPOINT_PERIOD", "10", "TEST.EVALUATORS", "['panoptic','semantic']"),
     *("DATASETS.SHAPES.NUM_TRAIN", "10", "DATASETS.SHAPES.NUM_VAL", "5"),
     *("DATASETS.SHAPES.IMAGE_SIZE", "[64,64]"),
@@ -131,18 +131,9 @@ def test_dry_run_leaves_no_checkpoint(cache: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.pth")) and not (tmp_path / "metrics.json").exists()
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (("--eval-only",), "no weights to evaluate: MODEL.WEIGHTS is empty"),
-        (("SOLVER.BASE_RL", "1"), "did you mean 'SOLVER.BASE_LR'"),
-    ],
-)
-def test_mistakes_end_with_one_line(
-    cache: Path, tmp_path: Path, args: tuple[str, ...], message: str
-) -> None:
-    done = run(tmp_path, cache, *args)
+def test_a_mistake_ends_with_one_line(cache: Path, tmp_path: Path) -> None:
+    done = run(tmp_path, cache, "SOLVER.BASE_RL", "1")
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and message in errors[0]
+    assert len(errors) == 1 and "did you mean 'SOLVER.BASE_LR'" in errors[0]
     assert "Traceback" not in done.stderr

@@ -22,6 +22,7 @@ from panoptic_ext.model_zoo.transformers_weights import (
     our_name,
     to_transformers,
 )
+from tests import ROOT
 from tests.model_zoo.random_peer import randomise
 from tests.postprocessing import naive_mask_inference as naive
 
@@ -101,7 +102,7 @@ def ours(change):
     MetadataCatalog.get(NAME).set(isthing=tuple(i in THINGS for i in range(CLASSES)))
     cfg = get_cfg()
     add_panoptic_ext_config(cfg)
-    cfg.merge_from_file("configs/common/mask2former/Base-Mask2Former.yaml")
+    cfg.merge_from_file(str(ROOT / "configs/common/mask2former/Base-Mask2Former.yaml"))
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = CLASSES

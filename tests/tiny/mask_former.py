@@ -8,6 +8,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from panoptic_ext import add_panoptic_ext_config
+from tests import ROOT
 from tests.tiny.model_inputs import IS_THING
 
 NAME = "fake_mask_former"
@@ -36,9 +37,9 @@ TINY = {
 def build(base="Base-Mask2Former-Small", **changes):
     cfg = get_cfg()
     add_panoptic_ext_config(cfg)
-    cfg.merge_from_file("configs/common/mask2former/Base-Mask2Former-Small.yaml")
+    cfg.merge_from_file(str(ROOT / "configs/common/mask2former/Base-Mask2Former-Small.yaml"))
     if base != "Base-Mask2Former-Small":
-        cfg.merge_from_file(f"configs/common/mask2former/{base}.yaml")
+        cfg.merge_from_file(str(ROOT / f"configs/common/mask2former/{base}.yaml"))
     for key, value in {**TINY, **changes}.items():
         cfg.merge_from_list([key, value])
     torch.manual_seed(0)

@@ -28,6 +28,7 @@ def test_equals_the_published_resnet():
     padding = (0, -image.shape[2] % 32, 0, -image.shape[1] % 32)
     with torch.no_grad():
         found = resnet(torch.nn.functional.pad(image, padding)[None])
+    assert list(found) == ["res2", "res3", "res4", "res5"]
     for name, ours in found.items():
         scale = expected[name].abs().max()
         assert (ours - expected[name]).abs().max() <= 1e-5 * scale, name

@@ -78,6 +78,7 @@ def test_config_keys_are_read():
 @pytest.mark.parametrize("size", [(64, 96), (37, 50), (1, 1)])
 def test_any_size(size):
     features = make_swin().eval()(torch.randn(2, 3, *size))
+    assert len(features) == 4
     for i, (name, x) in enumerate(features.items()):
         stride = 4 * 2**i
         expected = (8 * 2**i, -(-size[0] // stride), -(-size[1] // stride))
@@ -185,6 +186,7 @@ def test_equals_the_published_swin():
     padding = (0, -image.shape[2] % 32, 0, -image.shape[1] % 32)
     with torch.no_grad():
         found = swin(torch.nn.functional.pad(image, padding)[None])
+    assert list(found) == ["res2", "res3", "res4", "res5"]
     for name, ours in found.items():
         scale = expected[name].abs().max()
         assert (ours - expected[name]).abs().max() <= 1e-5 * scale, name

@@ -19,6 +19,7 @@ from panoptic_ext.config.yaml_reader import merge_settings, read_file
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.errors import CheckpointError, ConfigError
 from panoptic_ext.modeling import EfficientPSSemSegHead, UnifiedPanopticFPN
+from tests import ROOT
 from tests.fusion.dense_fusion import check_consistent
 from tests.fusion.naive_extents import check_extents
 from tests.tiny.model_inputs import IS_THING, fake_input, fake_metadata
@@ -31,7 +32,8 @@ FUSIONS = ["hadamard", "heuristic", "heuristic_detectron2", "upsnet"]
 def tiny_cfg(fusion="hadamard", norm="", **keys):
     cfg = get_cfg()
     add_panoptic_ext_config(cfg)
-    merge_settings(cfg, read_file("configs/common/efficientps/Base-EfficientPS-Small.yaml"))
+    base = ROOT / "configs/common/efficientps/Base-EfficientPS-Small.yaml"
+    merge_settings(cfg, read_file(str(base)))
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.TWO_WAY_FPN.OUT_CHANNELS = 32
     cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = cfg.MODEL.SEM_SEG_HEAD.DPC_DIM = 32

@@ -11,6 +11,7 @@ from detectron2.structures import Instances
 
 from panoptic_ext import add_panoptic_ext_config
 from panoptic_ext.engine.optimizer import build_optimizer
+from tests import ROOT
 from tests.tiny.model_inputs import IS_THING, fake_metadata
 
 NAME = "fake_overfit"
@@ -67,7 +68,7 @@ def cfg():
     fake_metadata(NAME)
     cfg = get_cfg()
     add_panoptic_ext_config(cfg)
-    cfg.merge_from_file("configs/common/mask2former/Base-Mask2Former-Small.yaml")
+    cfg.merge_from_file(str(ROOT / "configs/common/mask2former/Base-Mask2Former-Small.yaml"))
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 16
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(IS_THING)

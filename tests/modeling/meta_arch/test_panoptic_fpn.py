@@ -21,6 +21,7 @@ from panoptic_ext import add_panoptic_ext_config
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.modeling import UnifiedPanopticFPN
 from panoptic_ext.modeling.semantic_head import VoidSafeSemSegFPNHead
+from tests import ROOT
 from tests.fusion.naive_extents import check_extents
 from tests.tiny.model_inputs import IS_THING, fake_input, fake_metadata
 
@@ -31,7 +32,7 @@ THINGS = [i for i, thing in enumerate(IS_THING) if thing]
 def tiny_cfg():
     cfg = get_cfg()
     add_panoptic_ext_config(cfg)
-    cfg.merge_from_file("configs/common/panoptic_fpn/Base-PanopticFPN-Small.yaml")
+    cfg.merge_from_file(str(ROOT / "configs/common/panoptic_fpn/Base-PanopticFPN-Small.yaml"))
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.FPN.OUT_CHANNELS = 16
     cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = 32

@@ -16,6 +16,7 @@ from panoptic_ext.modeling.pixel_decoder import (
     build_pixel_decoder,
 )
 from panoptic_ext.modeling.pixel_decoder.deformable_encoder import DeformableEncoder, MSDeformAttn
+from tests import ROOT
 from tests.mask2former_reference import needs_reference, reference_arrays
 
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
@@ -137,7 +138,7 @@ def test_heads_are_those_of_the_transformer_decoder_unless_given(own, heads):
 def test_small_configs_keep_the_heads_of_their_trained_weights():
     cfg = get_cfg()
     add_panoptic_ext_config(cfg)
-    cfg.merge_from_file("configs/common/mask2former/Base-Mask2Former-Small.yaml")
+    cfg.merge_from_file(str(ROOT / "configs/common/mask2former/Base-Mask2Former-Small.yaml"))
     state = build_pixel_decoder(cfg, shapes_of()).state_dict()
     bias = state["transformer.encoder.layers.1.self_attn.attention_weights.bias"]
     assert len(bias) == 8 * 3 * 4 and cfg.MODEL.MASK_FORMER.NHEADS == 4
@@ -356,6 +357,7 @@ def test_equals_the_published_decoder(name, grad):
     with torch.set_grad_enabled(grad):
         mask_features, levels = decoder(features)
     found = {"mask_features": mask_features, **{f"ms{i}": m for i, m in enumerate(levels)}}
+    assert list(found) == ["mask_features", "ms0", "ms1", "ms2"]
     for key, ours in found.items():
         scale = activations[key].abs().max()
         assert (ours - activations[key]).abs().max() <= 1e-5 * scale, key

@@ -28,6 +28,7 @@ from panoptic_ext.modeling.transformer_decoder.placed_query_decoder import (
     peaks,
     window_coefficients,
 )
+from tests import ROOT
 from tests.modeling.transformer_decoder.test_masked_transformer_decoder import SMALL, features
 
 OWN = ("semantic_head", "place_head", "box_head", "place_feat", "place_embed", "window_embed")
@@ -232,7 +233,7 @@ def test_bf16_keeps_the_windows_of_a_large_map():
 def test_config_builds_it_and_refuses_rounded_products():
     cfg = get_cfg()
     add_panoptic_ext_config(cfg)
-    cfg.merge_from_file("configs/common/mask2former/Base-Mask2Former-Small.yaml")
+    cfg.merge_from_file(str(ROOT / "configs/common/mask2former/Base-Mask2Former-Small.yaml"))
     keys = cfg.MODEL.MASK_FORMER
     keys.TRANSFORMER_DECODER_NAME = "PlacedQueryTransformerDecoder"
     keys.NUM_OBJECT_QUERIES = 3

@@ -13,9 +13,9 @@ import pytest
 from panoptic_ext.combine.images import ImageList
 from panoptic_ext.combine.inputs import SemanticFolder
 from panoptic_ext.data import PanopticDatasetMapper, check_panoptic
+from panoptic_ext.data.coco.panoptic_files import PanopticFiles
 from panoptic_ext.errors import DatasetError, EvaluationError
 from panoptic_ext.evaluation.compare_files import evaluate_files
-from panoptic_ext.evaluation.truth import TruthRecords
 from tests.tiny.panoptic_dataset import TinyDataset
 
 
@@ -102,7 +102,7 @@ def test_a_semantic_map_to_combine_is_compared_with_its_image(tiny: TinyDataset)
 
 def test_truth_of_other_evaluators_is_compared_with_its_record(tiny: TinyDataset) -> None:
     _header_of(tiny.pngs / "1.png")
-    (record, _) = tiny.load()
+    files = PanopticFiles(str(tiny.json), str(tiny.pngs))
 
-    with pytest.raises(EvaluationError, match=r"is 9000 x 8000 .* the JSON says 24 x 32"):
-        TruthRecords.runs(record)
+    with pytest.raises(EvaluationError, match=r"is 9000 x 8000 .*panoptic.json says 24 x 32"):
+        files.runs(next(iter(files.annotations.values())))

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from panoptic_ext.atomic import write_file
 from panoptic_ext.commands.command_line import command_parser, ends_with_a_message
 from panoptic_ext.errors import ConfigError
-from panoptic_ext.evaluation.compare_files import GT_AREAS, FileResult, evaluate_files
+from panoptic_ext.evaluation.compare_files import FileResult, evaluate_files
+from panoptic_ext.evaluation.panoptic_quality import GT_AREAS
 from panoptic_ext.evaluation.report import named_result, quality_table
 
 

@@ -16,6 +16,7 @@ from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.engine.precision import evaluation_precision
 from panoptic_ext.engine.trainer import Trainer
 from panoptic_ext.errors import DatasetError
+from panoptic_ext.evaluation import RunEvaluator
 
 __all__ = ["dry_run"]
 
@@ -108,6 +109,6 @@ def _evaluate_one_image(cfg: CfgNode, trainer: Trainer) -> float:
     start = time.perf_counter()
     with torch.no_grad(), evaluation_precision(cfg).autocast():
         evaluator.process(batch, trainer.model(batch))
-    if hasattr(evaluator, "wait"):  # it compares in threads, whose errors come out here
+    if isinstance(evaluator, RunEvaluator):  # it may compare in threads, whose errors come out here
         evaluator.wait()
     return round(time.perf_counter() - start, 2)

@@ -23,7 +23,9 @@ from detectron2.utils.logger import log_first_n
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from panoptic_ext import evaluation
 from panoptic_ext.atomic import write_atomic
+from panoptic_ext.data.datasets.parsed import parsed_once
 from panoptic_ext.engine.checkpoint.rng import preserved_rng
 from panoptic_ext.engine.distributed import share_buffers
 from panoptic_ext.engine.earlier_results import (
@@ -36,9 +38,11 @@ from panoptic_ext.engine.loader import explain_system_error
 from panoptic_ext.engine.memory_errors import explained_memory_errors
 from panoptic_ext.engine.precision import evaluation_precision
 from panoptic_ext.errors import MemoryNeededError
+from panoptic_ext.evaluation import PanopticEvaluator, PanopticEvaluators, RunEvaluator
+from panoptic_ext.evaluation.build import result_folder
 from panoptic_ext.interruption import STOPPING, Interrupted, StopRequest, stoppable
 
-__all__ = ["build_evaluator", "evaluate", "result_folder"]
+__all__ = ["build_evaluator", "evaluate"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,15 +53,8 @@ _NO_AUGMENTATION = (
 )
 
 
-def result_folder(cfg: CfgNode, dataset_name: str) -> str:
-    """Where results, predictions and the contact sheet of a data set go."""
-    return os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-
-
-def build_evaluator(cfg: CfgNode, dataset_name: str) -> Any:
-    """The evaluators of TEST.EVALUATORS for a data set."""
-    from panoptic_ext import evaluation
-
+def build_evaluator(cfg: CfgNode, dataset_name: str) -> PanopticEvaluators:
+    """The evaluators of TEST.EVALUATORS for a data set, which write into its result folder."""
     return evaluation.build_evaluator(cfg, dataset_name, result_folder(cfg, dataset_name))
 
 
@@ -96,12 +93,14 @@ def evaluate(
                 settings = evaluation_settings(cfg, model)
                 keep_earlier_results(result_folder(cfg, name), settings)
             comm.synchronize()  # nobody writes into the folder before
-            data = trainer.build_test_loader(cfg, name)
-            evaluator = evaluators[i] if evaluators else trainer.build_evaluator(cfg, name)
-            with evaluation_precision(cfg).autocast():
-                results[name] = _run(model, data, evaluator)
-            if comm.is_main_process():
-                _publish(cfg, name, results[name], evaluator, settings)
+            # Loader, evaluators and contact sheet share one reading of the data set's JSON.
+            with parsed_once():
+                data = trainer.build_test_loader(cfg, name)
+                evaluator = evaluators[i] if evaluators else trainer.build_evaluator(cfg, name)
+                with evaluation_precision(cfg).autocast():
+                    results[name] = _run(model, data, evaluator)
+                if comm.is_main_process():
+                    _publish(cfg, name, results[name], evaluator, settings)
     if len(results) == 1:
         return next(iter(results.values()))
     return results
@@ -206,12 +205,12 @@ def _publish(
     write_settings(folder, settings)
     write_atomic(os.path.join(folder, RESULTS_FILE), lambda stream: stream.write(content))
     number = cfg.TEST.CONTACT_SHEET
-    panoptic = getattr(evaluator, "panoptic", None)
-    if number > 0 and panoptic is not None:
+    panoptic = evaluator.panoptic if isinstance(evaluator, RunEvaluator) else None
+    if number > 0 and panoptic is not None and panoptic.keep_predictions:
         _write_contact_sheet(panoptic, name, os.path.join(folder, "contact_sheet.png"), number)
 
 
-def _write_contact_sheet(evaluator: Any, name: str, path: str, number: int) -> None:
+def _write_contact_sheet(evaluator: PanopticEvaluator, name: str, path: str, number: int) -> None:
     from panoptic_ext.visualization.contact_sheet import pq_contact_sheet
 
     try:

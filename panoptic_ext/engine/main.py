@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from detectron2.config import CfgNode
@@ -16,6 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
+from panoptic_ext.data.datasets.parsed import parsed_once
 from panoptic_ext.engine import distributed
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.engine.dry_run import dry_run
@@ -32,6 +34,7 @@ from panoptic_ext.engine.run_config import (
 from panoptic_ext.engine.run_info import save_run_info
 from panoptic_ext.engine.trainer import Trainer, is_for_console
 from panoptic_ext.errors import ConfigError, PanopticExtError
+from panoptic_ext.evaluation.build import result_folder
 from panoptic_ext.interruption import Interrupted, stoppable
 
 __all__ = ["train_or_evaluate", "worker_name"]
@@ -51,12 +54,21 @@ def train_or_evaluate(args: argparse.Namespace) -> int:
         Exit code: 0, 130 after Ctrl-C, 143 after SIGTERM; of workers, theirs.
     """
     try:
-        status = _start(args)
+        with _parsed_once_where_it_evaluates(args):
+            status = _start(args)
     except Interrupted as stopped:
         status = _report_stop(stopped, args)
     # Not after an error: it would wait for workers that may not come.
     distributed.leave()
     return status
+
+
+def _parsed_once_where_it_evaluates(args: argparse.Namespace) -> AbstractContextManager[None]:
+    """The config asks for the classes of the data set that the evaluation then reads whole.
+
+    A training does not keep the JSON: the memory would be missed for days.
+    """
+    return parsed_once() if args.eval_only else nullcontext()
 
 
 def _start(args: argparse.Namespace) -> int:
@@ -109,7 +121,8 @@ def _pass_on(_signum: int) -> None:
 
 def _spawned(args: argparse.Namespace) -> None:
     try:
-        status = _work(_load(args), args)
+        with _parsed_once_where_it_evaluates(args):
+            status = _work(_load(args), args)
     except Interrupted as stopped:
         status = _report_stop(stopped, args)
     except PanopticExtError as error:
@@ -150,7 +163,7 @@ def _work(cfg: CfgNode, args: argparse.Namespace) -> int:
         logger.warning("--num-gpus %d is ignored on the CPU", args.num_gpus)
     if comm.is_main_process() and not args.dry_run:
         # An evaluation leaves the config of the training beside its weights as it is.
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference") if args.eval_only else cfg.OUTPUT_DIR
+        folder = result_folder(cfg) if args.eval_only else cfg.OUTPUT_DIR
         save_run_info(cfg, folder)
     logger.info("Worker %d of %d; %s", comm.get_rank(), comm.get_world_size(), args)
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())

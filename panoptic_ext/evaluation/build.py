@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
@@ -15,10 +16,17 @@ from panoptic_ext.errors import check_known
 from panoptic_ext.evaluation.instance_evaluation import PanopticInstanceEvaluator
 from panoptic_ext.evaluation.instances_json_evaluation import build_instances_json_evaluator
 from panoptic_ext.evaluation.panoptic_evaluation import PanopticEvaluator
+from panoptic_ext.evaluation.run_evaluator import RunEvaluator
 from panoptic_ext.evaluation.semantic_evaluation import PanopticSemSegEvaluator
-from panoptic_ext.evaluation.truth import TruthRecords
+from panoptic_ext.evaluation.truth import Truth
 
-__all__ = ["EVALUATORS", "IfGiven", "PanopticEvaluators", "build_evaluator"]
+__all__ = [
+    "EVALUATORS",
+    "OptionalEvaluator",
+    "PanopticEvaluators",
+    "build_evaluator",
+    "result_folder",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +34,12 @@ EVALUATORS = {"panoptic": "panoptic_seg", "semantic": "sem_seg", "instance": "in
 """Names for TEST.EVALUATORS, and the key of the model's output that each evaluates."""
 
 
-class IfGiven(DatasetEvaluator):
+def result_folder(cfg: CfgNode, dataset_name: str = "") -> str:
+    """Where evaluations write: OUTPUT_DIR/inference, and in it a folder for each data set."""
+    return os.path.join(cfg.OUTPUT_DIR, "inference", *([dataset_name] if dataset_name else []))
+
+
+class OptionalEvaluator(RunEvaluator):
     """Runs an evaluator if the model's output has its key; else says so, once, and goes on."""
 
     def __init__(self, evaluator: DatasetEvaluator, key: str, name: str):
@@ -40,11 +53,15 @@ class IfGiven(DatasetEvaluator):
         self._key, self._name = key, name
         self._given = False
 
-    def __getattr__(self, name: str) -> Any:
-        """Attributes of the evaluator, as its results."""
-        if name == "evaluator":
-            raise AttributeError(name)
-        return getattr(self.evaluator, name)
+    @property
+    def panoptic(self) -> PanopticEvaluator | None:
+        """As the evaluator's."""
+        return self.evaluator.panoptic if isinstance(self.evaluator, RunEvaluator) else None
+
+    def wait(self) -> None:
+        """As the evaluator's."""
+        if isinstance(self.evaluator, RunEvaluator):
+            self.evaluator.wait()
 
     def reset(self) -> None:
         """Forget all predictions."""
@@ -72,22 +89,22 @@ class IfGiven(DatasetEvaluator):
         return {}
 
 
-class PanopticEvaluators(DatasetEvaluators):
-    """The evaluators of `build_evaluator`.
+class PanopticEvaluators(RunEvaluator, DatasetEvaluators):
+    """The evaluators of `build_evaluator`."""
 
-    Attributes:
-        panoptic: the PanopticEvaluator among them (per_image, worst, best, summary), or None.
-    """
-
-    def __init__(self, evaluators: list[IfGiven]):
+    def __init__(self, evaluators: Sequence[OptionalEvaluator]):
         super().__init__(evaluators)
-        found = [e.evaluator for e in evaluators if isinstance(e.evaluator, PanopticEvaluator)]
-        self.panoptic: PanopticEvaluator | None = found[0] if found else None
+        self.evaluators = tuple(evaluators)
+
+    @property
+    def panoptic(self) -> PanopticEvaluator | None:
+        """The PanopticEvaluator among them (per_image, worst, best, summary), or None."""
+        return next((e.panoptic for e in self.evaluators if e.panoptic is not None), None)
 
     def wait(self) -> None:
         """Wait until all predictions so far are compared; see `PanopticEvaluator.wait`."""
-        if self.panoptic is not None:
-            self.panoptic.wait()
+        for evaluator in self.evaluators:
+            evaluator.wait()
 
     def evaluate(self) -> OrderedDict:
         """The results of all on the main process, {} on others."""
@@ -102,7 +119,7 @@ def build_evaluator(
     Args:
         cfg: TEST.EVALUATORS, TEST.WRITE_PREDICTIONS, TEST.CONTACT_SHEET, OUTPUT_DIR are read.
         dataset_name: of the data set.
-        output_folder: for results; None: "inference" in OUTPUT_DIR.
+        output_folder: for results; None: `result_folder` of all data sets.
 
     Returns:
         evaluators that each do nothing if the model's output lacks what they evaluate.
@@ -110,38 +127,47 @@ def build_evaluator(
     Raises:
         ConfigError: an unknown name in TEST.EVALUATORS.
     """
-    folder = output_folder or f"{cfg.OUTPUT_DIR}/inference"
+    folder = output_folder or result_folder(cfg)
+    has_instances = has_instances_alone(dataset_name)
+    truth = None if has_instances else Truth(dataset_name)  # one reading of the JSON serves all
     built = []
-    truth: TruthRecords | None = None
     for name in dict.fromkeys(cfg.TEST.EVALUATORS):
         check_known("name in TEST.EVALUATORS", name, EVALUATORS)
-        evaluator: DatasetEvaluator
-        if has_instances_alone(dataset_name):
-            if name == "instance":
-                evaluator = build_instances_json_evaluator(dataset_name, folder)
-                built.append(IfGiven(evaluator, EVALUATORS[name], name))
-            else:
-                logger.info(
-                    "Data set %r holds instances alone: no %s evaluation", dataset_name, name
-                )
-            continue
-        if name != "panoptic" and truth is None:
-            truth = TruthRecords(dataset_name)  # one reading of the JSON serves all
-        if name == "panoptic":
-            evaluator = PanopticEvaluator(
-                dataset_name,
-                folder,
-                write_predictions=cfg.TEST.WRITE_PREDICTIONS,
-                keep_predictions=cfg.TEST.CONTACT_SHEET,
-            )
-        elif name == "semantic":
-            evaluator = PanopticSemSegEvaluator(
-                dataset_name, folder, write_predictions=cfg.TEST.WRITE_PREDICTIONS, truth=truth
-            )
-        elif thing_ids(dataset_name):
-            evaluator = PanopticInstanceEvaluator(dataset_name, folder, truth=truth)
+        if truth is None:
+            evaluator = _evaluator_of_instances(name, dataset_name, folder)
         else:
-            logger.info("Data set %r has no thing: no instance evaluation", dataset_name)
-            continue
-        built.append(IfGiven(evaluator, EVALUATORS[name], name))
+            evaluator = _evaluator_of_panoptic(name, cfg, folder, truth)
+        if evaluator is not None:
+            built.append(OptionalEvaluator(evaluator, EVALUATORS[name], name))
     return PanopticEvaluators(built)
+
+
+def _evaluator_of_instances(name: str, dataset_name: str, folder: str) -> DatasetEvaluator | None:
+    """An evaluator for a data set of instances alone; None for what it cannot be evaluated by."""
+    if name == "instance":
+        return build_instances_json_evaluator(dataset_name, folder)
+    logger.info("Data set %r holds instances alone: no %s evaluation", dataset_name, name)
+    return None
+
+
+def _evaluator_of_panoptic(
+    name: str, cfg: CfgNode, folder: str, truth: Truth
+) -> DatasetEvaluator | None:
+    """An evaluator for a panoptic data set; None for instances where it has no thing."""
+    write = cfg.TEST.WRITE_PREDICTIONS
+    if name == "panoptic":
+        return PanopticEvaluator(
+            truth.dataset_name,
+            folder,
+            write_predictions=write,
+            keep_predictions=cfg.TEST.CONTACT_SHEET,
+            truth=truth,
+        )
+    if name == "semantic":
+        return PanopticSemSegEvaluator(
+            truth.dataset_name, folder, write_predictions=write, truth=truth
+        )
+    if thing_ids(truth.dataset_name):
+        return PanopticInstanceEvaluator(truth.dataset_name, folder, truth=truth)
+    logger.info("Data set %r has no thing: no instance evaluation", truth.dataset_name)
+    return None

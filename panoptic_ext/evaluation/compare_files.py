@@ -9,22 +9,17 @@ from typing import Any
 from tqdm import tqdm
 
 from panoptic_ext.data.coco.panoptic_files import Annotation, PanopticFiles
-from panoptic_ext.data.coco.runs import Runs
-from panoptic_ext.data.coco.segment_table import SegmentTable
-from panoptic_ext.errors import EvaluationError, check_known, listed, quoted
+from panoptic_ext.errors import EvaluationError, listed
 from panoptic_ext.evaluation.panoptic_quality import (
     PQStat,
-    check_areas,
-    check_same_size,
-    match_image,
+    check_sizes_in_headers,
+    compare_with_truth,
     predicted_segments,
 )
 from panoptic_ext.evaluation.report import image_ranking
 from panoptic_ext.many_files import ManyFiles, listed_failures
 
-__all__ = ["GT_AREAS", "FileResult", "compare_with_truth", "evaluate_files"]
-
-GT_AREAS = ("check", "json", "pixels")
+__all__ = ["FileResult", "evaluate_files"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +78,7 @@ def evaluate_files(
     def compare(pair: tuple[Annotation, Annotation]) -> PQStat:
         annotation, predicted = pair
         where = f"prediction for {predictions.where(predicted)}"
-        _check_headers(truth.size(annotation), predictions.size(predicted), annotation)
+        check_sizes_in_headers(truth.size(annotation), predictions.size(predicted), annotation)
         runs = predictions.runs(predicted)
         table = predicted_segments(runs, predictions.table(predicted, runs), where)
         return compare_with_truth(truth, annotation, runs, table, gt_area)
@@ -107,43 +102,6 @@ def evaluate_files(
         image_ranking(stats, total, {a.image_id: a.file_name for a, _ in pairs}),
         left_out=(len(truth.annotations) - len(pairs), len(predictions.annotations) - len(pairs)),
     )
-
-
-def compare_with_truth(
-    truth: PanopticFiles,
-    annotation: Annotation,
-    runs: Runs,
-    table: SegmentTable,
-    gt_area: str = "check",
-) -> PQStat:
-    """Read the truth of one image and compare a prediction with it.
-
-    Args:
-        truth: the ground truth.
-        annotation: the image, from `truth`.
-        runs, table: the prediction, from `predicted_segments`.
-        gt_area: as `PanopticEvaluator`.
-
-    Raises:
-        EvaluationError: the truth cannot be read, sizes differ, or its areas are wrong.
-    """
-    check_known("gt_area", gt_area, GT_AREAS, error=EvaluationError)
-    _check_headers(truth.size(annotation), runs.shape, annotation)
-    gt_runs = truth.runs(annotation)
-    gt_table = truth.table(annotation, gt_runs)
-    if gt_area == "check":
-        check_areas(gt_runs, gt_table, truth.where(annotation))
-    elif gt_area == "pixels":
-        gt_table = gt_table.with_pixel_areas(*gt_runs.areas())
-    return match_image(gt_runs, gt_table, runs, table, f"image {quoted(annotation.image_id)}")
-
-
-def _check_headers(
-    truth: tuple[int, int] | None, prediction: tuple[int, int] | None, annotation: Annotation
-) -> None:
-    """Compare the (H, W) of two label maps before the larger of them is unpacked."""
-    if truth is not None and prediction is not None:
-        check_same_size(truth, prediction, f"image {quoted(annotation.image_id)}")
 
 
 def _join(

@@ -19,11 +19,9 @@ import numpy as np
 
 from panoptic_ext.data.coco.segment_table import SegmentTable
 
-__all__ = ["FN_CAUSES", "FP_CAUSES", "false_negative_causes", "false_positive_causes"]
+__all__ = ["false_negative_causes", "false_positive_causes"]
 
-FN_CAUSES = ("missed", "wrong class", "split", "merged", "low IoU")
-FP_CAUSES = ("spurious", "wrong class", "split", "merged", "low IoU")
-_LOW_IOU = 0.1
+_LOW_IOU = 0.1  # least IoU of a pair that is called "low IoU"
 
 Pairs = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 

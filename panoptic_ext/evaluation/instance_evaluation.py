@@ -21,9 +21,10 @@ from detectron2.structures import Instances
 from pycocotools.coco import COCO
 
 from panoptic_ext.atomic import write_file
+from panoptic_ext.data.coco.panoptic_files import Annotation
 from panoptic_ext.data.coco.runs import Runs, runs_from_ids
 from panoptic_ext.errors import NOT_JSON, EvaluationError, quoted
-from panoptic_ext.evaluation.truth import TruthRecords
+from panoptic_ext.evaluation.truth import Truth
 from panoptic_ext.regular_files import RESULTS_JSON, file_problem
 
 __all__ = ["PanopticInstanceEvaluator", "has_compiled_cocoeval", "masks_as_arrays"]
@@ -66,38 +67,39 @@ class PanopticInstanceEvaluator(COCOEvaluator):
         *,
         distributed: bool = True,
         num_threads: int = 2,
-        truth: TruthRecords | None = None,
+        truth: Truth | None = None,
     ):
         """
         Args:
-            dataset_name: a data set of `panoptic_ext.data.register_panoptic`, or another whose
-                records have pan_seg_file_name and segments_info.
+            dataset_name: as `Truth`.
             output_dir: gets the truth and the results.
             distributed: gather the predictions of all workers.
             num_threads: that read label maps to make the truth.
-            truth: the data set's records, where they are known already.
+            truth: of the data set, where other evaluators share it.
 
         Raises:
             EvaluationError: the data set has no thing category.
         """
         self._dataset = dataset_name
-        self._truth = truth or TruthRecords(dataset_name)
+        self.truth = truth or Truth(dataset_name)
         self._num_threads = num_threads
-        meta = self._truth.metadata
+        meta = self.truth.metadata
         # By dataset id: COCOeval sorts categories so, and COCOEvaluator names its rows by position.
         things = [(c, d) for d, c in sorted(meta.thing_dataset_id_to_contiguous_id.items())]
         if not things:
             raise EvaluationError(
                 f"data set {quoted(dataset_name)} has no thing: nothing to find AP of"
             )
+        self._thing_dataset_ids = {dataset_id for _, dataset_id in things}
         self._thing_index = {contiguous: i for i, (contiguous, _) in enumerate(things)}
         self._categories = [
             {"id": dataset_id, "name": meta.thing_classes[contiguous]}
             for contiguous, dataset_id in things
         ]
-        numbers = all(isinstance(i, int) for i in self._truth.records)
+        ids = self.truth.annotations
+        are_numbers = all(isinstance(i, int) for i in ids)
         # COCOeval sorts image ids, and its files want numbers.
-        self._number = {i: i if numbers else n for n, i in enumerate(self._truth.records, start=1)}
+        self._number = {i: i if are_numbers else n for n, i in enumerate(ids, start=1)}
         self._init_base(dataset_name, output_dir, distributed)
         self._has_truth = False
         self.reset()
@@ -119,13 +121,13 @@ class PanopticInstanceEvaluator(COCOEvaluator):
             EvaluationError: an unknown image, a class that is no thing, or another size.
         """
         for given, output in zip(inputs, outputs, strict=True):
-            record = self._truth.find(given["image_id"])
-            image_id = record["image_id"]
+            annotation = self.truth.find(given["image_id"], given.get("file_name"))
+            image_id = annotation.image_id
             if image_id in self._seen:
                 continue
             self._seen.add(image_id)
             instances = output["instances"].to(self._cpu_device)
-            _check_size(instances, record)
+            _check_size(instances, annotation, self.truth.files.size_in_json(annotation))
             instances.pred_classes = self._to_things(instances.pred_classes, image_id)
             masks = masks_as_arrays(instances)
             super().process([{"image_id": self._number[image_id]}], [{"instances": masks}])
@@ -192,7 +194,7 @@ class PanopticInstanceEvaluator(COCOEvaluator):
             return path
         self._logger.info("Writing the things of %s as COCO instances to %s", self._dataset, path)
         with ThreadPoolExecutor(max(1, self._num_threads)) as pool:
-            parts = list(pool.map(self._image_truth, self._truth.records.values()))
+            parts = list(pool.map(self._image_truth, self.truth.annotations.values()))
         annotations = [a for _, found in parts for a in found]
         content = {
             "info": {"source": source},
@@ -215,52 +217,55 @@ class PanopticInstanceEvaluator(COCOEvaluator):
 
     def _fingerprint(self) -> list:
         """Changes with the data set's JSON."""
-        path = self._truth.metadata.get("panoptic_json", None)
+        path = self.truth.metadata.get("panoptic_json", None)
         stat = os.stat(path) if path else None
         return [path, len(self._number)] + ([stat.st_size, stat.st_mtime_ns] if stat else [])
 
-    def _image_truth(self, record: dict[str, Any]) -> tuple[dict, list[dict]]:
+    def _image_truth(self, annotation: Annotation) -> tuple[dict, list[dict]]:
         """One image's entry and the annotations of its things."""
-        number = self._number[record["image_id"]]
-        runs = self._truth.runs(record)
+        number = self._number[annotation.image_id]
+        runs = self.truth.runs(annotation)
+        table = self.truth.table(annotation, runs)
         height, width = runs.shape
         masks = _column_masks(runs)
-        annotations = []
-        for segment in record["segments_info"]:
-            if segment["category_id"] not in self._thing_index or segment["id"] not in masks:
-                continue
-            mask = masks[segment["id"]]
-            annotations.append(
-                {
-                    "image_id": number,
-                    "category_id": self._categories[self._thing_index[segment["category_id"]]][
-                        "id"
-                    ],
-                    "iscrowd": int(segment.get("iscrowd", 0)),
-                    "area": int(mask_util.area(mask)),
-                    "bbox": mask_util.toBbox(mask).tolist(),
-                    "segmentation": {**mask, "counts": mask["counts"].decode()},
-                }
-            )
+        rows = zip(
+            table.ids.tolist(), table.categories.tolist(), table.iscrowd.tolist(), strict=True
+        )
+        annotations = [
+            {
+                "image_id": number,
+                "category_id": category,
+                "iscrowd": int(crowd),
+                "area": int(mask_util.area(masks[segment_id])),
+                "bbox": mask_util.toBbox(masks[segment_id]).tolist(),
+                "segmentation": {
+                    **masks[segment_id],
+                    "counts": masks[segment_id]["counts"].decode(),
+                },
+            }
+            for segment_id, category, crowd in rows
+            if category in self._thing_dataset_ids and segment_id in masks
+        ]
         image = {
             "id": number,
-            "file_name": os.path.basename(record["file_name"]),
+            "file_name": self.truth.image_name(annotation),
             "height": height,
             "width": width,
         }
         return image, annotations
 
 
-def _check_size(instances: Instances, record: dict[str, Any]) -> None:
-    """Raise EvaluationError if predictions, or their masks, have not the image's size."""
-    expected = (record.get("height"), record.get("width"))
-    found = {tuple(instances.image_size)}
+def _check_size(
+    instances: Instances, annotation: Annotation, expected: tuple[int, int] | None
+) -> None:
+    """Raise EvaluationError if predictions, or their masks, have not the image's (H, W)."""
+    sizes = {tuple(instances.image_size)}
     if instances.has("pred_masks") and len(instances):
-        found.add(tuple(instances.pred_masks.shape[-2:]))
-    wrong = found - {expected}
-    if wrong and None not in expected:
+        sizes.add(tuple(instances.pred_masks.shape[-2:]))
+    wrong = sizes - {expected}
+    if wrong and expected is not None:
         raise EvaluationError(
-            f"image {quoted(record['image_id'])}: predicted instances of size {sorted(wrong)[0]};"
+            f"image {quoted(annotation.image_id)}: predicted instances of size {sorted(wrong)[0]};"
             f" expected {expected} (height, width), the original image's"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 import threading
 from collections.abc import Callable
@@ -10,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from detectron2.utils import comm
 
 from panoptic_ext.data.coco.label_png import decode_png
 
-__all__ = ["KeptPrediction", "PredictionKeeper", "worst_and_best"]
+__all__ = ["KeptPrediction", "PredictionKeeper", "gather_worst_and_best", "worst_and_best"]
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,14 @@ class KeptPrediction:
 
 
 class PredictionKeeper:
-    """Keeps the `number` worst and `number` best of the predictions offered, from any thread."""
+    """Keeps the `number` worst and `number` best of the predictions offered, from any thread.
+
+    Attributes:
+        number: of each kind, at most.
+    """
 
     def __init__(self, number: int):
-        self._number = number
+        self.number = number
         # Two heaps whose first entry is the next to give up: the best of the worst ones, and the
         # worst of the best ones. The order in the data set decides between equals.
         self._worst: list[tuple[float, int, KeptPrediction]] = []
@@ -60,24 +66,45 @@ class PredictionKeeper:
             order: position of the image in the data set.
             make: encodes the prediction; called only if it is kept.
         """
-        if self._number == 0 or math.isnan(pq):
+        if self.number == 0 or math.isnan(pq):
             return
         with self._lock:
             wanted = [
                 (heap, key)
                 for heap, key in ((self._worst, (-pq, -order)), (self._best, (pq, -order)))
-                if len(heap) < self._number or key > heap[0][:2]
+                if len(heap) < self.number or key > heap[0][:2]
             ]
             if not wanted:
                 return
             prediction = make()
             for heap, key in wanted:
-                push = heapq.heappush if len(heap) < self._number else heapq.heapreplace
+                push = heapq.heappush if len(heap) < self.number else heapq.heapreplace
                 push(heap, (*key, prediction))
 
     def kept(self) -> dict[int, KeptPrediction]:
         """All that are kept, by their position in the data set."""
         return {p.order: p for _, _, p in (*self._worst, *self._best)}
+
+
+def gather_worst_and_best(
+    keeper: PredictionKeeper,
+) -> tuple[list[KeptPrediction], list[KeptPrediction]]:
+    """The worst and best images of all workers; to be called by all of them.
+
+    Returns:
+        on the main process the worst, worst first, and the best, best first; empty on others.
+    """
+    if not keeper.number:
+        return [], []
+    mine = keeper.kept()
+    # The qualities of all, then the predictions of the chosen alone: a prediction is a whole PNG.
+    keys = comm.all_gather([(p.pq, order) for order, p in mine.items()])
+    worst, best = worst_and_best(sorted(set(itertools.chain(*keys))), keeper.number)
+    chosen = {order: mine[order] for order in (*worst, *best) if order in mine}
+    gathered = {order: p for part in comm.gather(chosen) for order, p in part.items()}
+    if not comm.is_main_process():
+        return [], []
+    return [gathered[order] for order in worst], [gathered[order] for order in best]
 
 
 def worst_and_best(keys: list[tuple[float, int]], number: int) -> tuple[list[int], list[int]]:

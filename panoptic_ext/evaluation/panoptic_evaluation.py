@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import math
 import os
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from detectron2.evaluation import COCOPanopticEvaluator
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 
 from panoptic_ext.atomic import write_file
-from panoptic_ext.data.coco.categories import Category
-from panoptic_ext.data.coco.divisor import segments_without_info
+from panoptic_ext.data.coco.json_file import ImageId
 from panoptic_ext.data.coco.label_png import encode_png
-from panoptic_ext.data.coco.panoptic_files import Annotation, PanopticFiles
-from panoptic_ext.data.coco.runs import Runs, runs_from_ids
-from panoptic_ext.data.coco.segment_table import SegmentTable, integer
+from panoptic_ext.data.coco.panoptic_files import Annotation
 from panoptic_ext.data.coco.writer import PanopticWriter, check_png_names, png_name
-from panoptic_ext.errors import EvaluationError, listed, nearest, quoted
-from panoptic_ext.evaluation.compare_files import compare_with_truth
+from panoptic_ext.errors import EvaluationError, listed, quoted
 from panoptic_ext.evaluation.kept_predictions import (
     KeptPrediction,
     PredictionKeeper,
-    worst_and_best,
+    gather_worst_and_best,
 )
-from panoptic_ext.evaluation.model_output import map_and_info
-from panoptic_ext.evaluation.panoptic_quality import PQStat, predicted_segments
+from panoptic_ext.evaluation.panoptic_prediction import PanopticPrediction, PredictionReader
+from panoptic_ext.evaluation.panoptic_quality import PQStat, compare_with_truth
 from panoptic_ext.evaluation.report import image_ranking, metric_keys, named_result, quality_table
+from panoptic_ext.evaluation.run_evaluator import RunEvaluator
+from panoptic_ext.evaluation.truth import Truth
 
 __all__ = ["PanopticEvaluator"]
 
@@ -46,28 +40,25 @@ _PENDING_PER_THREAD = 16  # images whose prediction, as runs, waits for a thread
 
 
 @dataclass(frozen=True)
-class _Prediction:
-    """One prediction, detached from the model's output; table has dataset ids, info the model's."""
+class _Image:
+    """An image whose prediction is compared."""
 
     annotation: Annotation
-    image_id: int | str  # as the loader gave it
-    image_file: str
-    runs: Runs
-    table: SegmentTable
-    info: list[dict[str, Any]]
+    image_id: ImageId  # as the loader gave it
+    file_name: str
 
 
 @dataclass(frozen=True)
 class _ImageResult:
     """The numbers of one image, what workers exchange."""
 
-    image_id: int | str
-    image_file: str
+    image_id: ImageId  # as the loader gave it
+    file_name: str
     stat: PQStat
     annotation: dict[str, Any] | None  # for the JSON of predictions, when written
 
 
-class PanopticEvaluator(COCOPanopticEvaluator):
+class PanopticEvaluator(RunEvaluator, COCOPanopticEvaluator):
     """COCOPanopticEvaluator with panoptic quality computed natively, image by image.
 
     The result keys are the same. The truth is read from the metadata's panoptic_json and
@@ -75,9 +66,11 @@ class PanopticEvaluator(COCOPanopticEvaluator):
     model's output stays as it was. An image that several workers saw counts once. The result is
     the same to the last bit for any number of workers and threads.
 
-    After `evaluate`, on the main process:
-
     Attributes:
+        truth: of the data set.
+        keep_predictions: how many of the worst, and of the best, images are kept.
+
+    After `evaluate`, on the main process, besides:
         summary: of `PQStat.summary`, by dataset category id; None before.
         per_image: list of dicts with image_id, file_name (of the image), pq (percent), tp, fp, fn,
             loss (points of PQ that the image costs), in the data set's order.
@@ -93,6 +86,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         write_predictions: bool = False,
         keep_predictions: int = 0,
         gt_area: str = "check",
+        truth: Truth | None = None,
     ):
         """
         Args:
@@ -104,6 +98,10 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             keep_predictions: how many predictions of the worst, and of the best, images to keep.
             gt_area: true areas: "check" takes the JSON's and raises where the pixels differ, "json"
                 takes them unchecked as panopticapi does, "pixels" counts them.
+            truth: of the data set, where other evaluators share it.
+
+        Raises:
+            EvaluationError: the data set is not panoptic, or the folder cannot be made.
         """
         try:
             super().__init__(dataset_name, output_dir)
@@ -115,14 +113,14 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             ) from error
         if write_predictions and output_dir is None:
             raise EvaluationError("write_predictions needs an output_dir to write to")
-        self._dataset_name = dataset_name
         self._num_threads = num_threads
         self._write = write_predictions
         self._writer = PanopticWriter.of_predictions(str(output_dir))
-        self._keep = keep_predictions
         self._gt_area = gt_area
-        self._truth: PanopticFiles | None = None
-        self._order: dict[Any, int] = {}
+        self.keep_predictions = keep_predictions
+        self.truth = truth or Truth(dataset_name)
+        self._reader = PredictionReader(self.truth)
+        self._names_checked = False
         self.reset()
 
     def reset(self) -> None:
@@ -132,11 +130,16 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         self._seen: set[Any] = set()
         self._error: str | None = None
         self._images: dict[Any, _ImageResult] = {}
-        self._keeper = PredictionKeeper(self._keep)
+        self._keeper = PredictionKeeper(self.keep_predictions)
         self.summary: dict[str, dict] | None = None
         self.per_image: list[dict[str, Any]] = []
         self.worst: list[KeptPrediction] = []
         self.best: list[KeptPrediction] = []
+
+    @property
+    def panoptic(self) -> PanopticEvaluator:
+        """This evaluator, see `RunEvaluator.panoptic`."""
+        return self
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Take predictions; they are compared by the threads while the model goes on.
@@ -182,10 +185,10 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             EvaluationError: on all workers, if one of them got a prediction that cannot be used, or
                 if an image has none.
         """
-        truth = self._load_truth()
+        annotations = self.truth.annotations
         self.wait()
         gathered = comm.gather(self._images)
-        kept = self._gather_kept()
+        kept = gather_worst_and_best(self._keeper)
         error = None
         if comm.is_main_process():
             images: dict[Any, _ImageResult] = {}
@@ -196,108 +199,38 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         if not comm.is_main_process():
             return None
         self.worst, self.best = kept
-        return self._report({image_id: images[image_id] for image_id in truth.annotations})
+        return self._report({image_id: images[image_id] for image_id in annotations})
 
     def _take(self, given: Mapping[str, Any], output: Mapping[str, Any]) -> None:
         """Start the comparison of one prediction, and see to those that are done."""
-        truth = self._load_truth()
-        annotation = truth.find(given["image_id"])
-        if annotation is None:
-            raise EvaluationError(
-                f"prediction for image {quoted(given['image_id'])} ({given.get('file_name')}), "
-                f"which is not in {truth.path}"
-                + nearest(str(given["image_id"]), map(str, truth.annotations))
-            )
+        annotation = self.truth.find(given["image_id"], given.get("file_name"))
+        if self._write and not self._names_checked:
+            names = [a.file_name for a in self.truth.annotations.values()]
+            check_png_names(names, self.truth.files.path)
+            self._names_checked = True
         if annotation.image_id in self._seen:
             return
         self._seen.add(annotation.image_id)
-        prediction = self._prediction(annotation, given, output)
+        where = f"prediction for image {quoted(annotation.image_id)}"
+        prediction = self._reader.read(output, where)
+        file_name = str(given.get("file_name", annotation.file_name))
+        image = _Image(annotation, given["image_id"], file_name)
         if not self._num_threads:
-            self._compare(prediction)
+            self._compare(image, prediction)
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._num_threads, "panoptic-evaluation")
-        self._pending.append(self._pool.submit(self._compare, prediction))
+        self._pending.append(self._pool.submit(self._compare, image, prediction))
         while len(self._pending) > _PENDING_PER_THREAD * self._num_threads or (
             self._pending and self._pending[0].done()
         ):
             self._pending.popleft().result()
 
-    def _load_truth(self) -> PanopticFiles:
-        if self._truth is None:
-            meta = self._metadata
-            self._truth = PanopticFiles(
-                PathManager.get_local_path(meta.panoptic_json),
-                PathManager.get_local_path(meta.panoptic_root),
-                encoding=meta.get("panoptic_encoding", "rgb"),
-                label_divisor=meta.get("label_divisor", 1000),
-                categories=self._registered_categories(),
-            )
-            self._order = {image_id: i for i, image_id in enumerate(self._truth.annotations)}
-            if self._write:
-                names = [a.file_name for a in self._truth.annotations.values()]
-                check_png_names(names, self._truth.path)
-        return self._truth
-
-    def _registered_categories(self) -> Sequence[Category] | None:
-        """Categories that were registered in place of the JSON's, or None."""
-        return getattr(getattr(self._metadata, "source", None), "classes", None)
-
-    def _prediction(self, annotation: Annotation, given: Mapping, output: Mapping) -> _Prediction:
-        where = f"prediction for image {quoted(annotation.image_id)}"
-        if output.get("panoptic_seg") is None:
-            raise EvaluationError(
-                f"{where}: the model's output has no 'panoptic_seg' (found: {sorted(output)})"
-            )
-        ids, info = map_and_info(output["panoptic_seg"], where)
-        ids = ids.detach().cpu().numpy() if isinstance(ids, torch.Tensor) else np.asarray(ids)
-        runs = runs_from_ids(ids, where, shift=1 if info is None else 0)
-        if info is None:
-            info = self._info_of_divisor(runs)
-        table = SegmentTable.from_segments_info(
-            [{"id": s.get("id"), "category_id": self._dataset_id(s, where)} for s in info],
-            self._load_truth().categories,
-            where,
-        )
-        return _Prediction(
-            annotation,
-            given["image_id"],
-            str(given.get("file_name", annotation.file_name)),
-            runs,
-            predicted_segments(runs, table, where),
-            info,
-        )
-
-    def _info_of_divisor(self, runs: Runs) -> list[dict[str, Any]]:
-        """Segments of a map of category * label_divisor + instance + 1, 0 void."""
-        things = self._thing_contiguous_id_to_dataset_id
-        return [
-            {**s, "id": s["id"] + 1, "isthing": s["category_id"] in things}
-            for s in segments_without_info(runs.index[0] - 1, self._metadata.label_divisor)
-        ]
-
-    def _dataset_id(self, segment: Mapping[str, Any], where: str) -> int:
-        category, isthing = integer(segment, "category_id", where), segment.get("isthing")
-        if isthing is None:
-            return category
-        ids = (
-            self._thing_contiguous_id_to_dataset_id
-            if bool(isthing)
-            else self._stuff_contiguous_id_to_dataset_id
-        )
-        if category not in ids:
-            raise EvaluationError(
-                f"{where}: segment {segment.get('id')} has the contiguous category_id {category},"
-                f" which is not one of the {'thing' if isthing else 'stuff'} categories"
-                f" {sorted(ids)} of data set {quoted(self._dataset_name)}"
-            )
-        return ids[category]
-
-    def _compare(self, prediction: _Prediction) -> None:
+    def _compare(self, image: _Image, prediction: PanopticPrediction) -> None:
         """Compare one prediction with its truth; runs in a thread."""
-        annotation, table = prediction.annotation, prediction.table
+        annotation, table = image.annotation, prediction.table
         stat = compare_with_truth(
-            self._load_truth(), annotation, prediction.runs, table, self._gt_area
+            self.truth.files, annotation, prediction.runs, table, self._gt_area
         )
         written = None
         if self._write:
@@ -308,21 +241,10 @@ class PanopticEvaluator(COCOPanopticEvaluator):
                 prediction.runs,
                 [{"id": i, "category_id": category} for i, category in rows],
             )
-        pq, order = 100 * stat.pooled_pq(), self._order[annotation.image_id]
-        self._keeper.offer(
-            pq,
-            order,
-            lambda: KeptPrediction(
-                prediction.image_id,
-                prediction.image_file,
-                pq,
-                order,
-                encode_png(prediction.runs),
-                prediction.info,
-            ),
-        )
+        pq, order = 100 * stat.pooled_pq(), self.truth.order[annotation.image_id]
+        self._keeper.offer(pq, order, lambda: _kept(image, prediction, pq, order))
         self._images[annotation.image_id] = _ImageResult(
-            prediction.image_id, prediction.image_file, stat, written
+            image.image_id, image.file_name, stat, written
         )
 
     def _finish(self) -> str | None:
@@ -337,45 +259,32 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             self._pool = None
         return self._error
 
-    def _gather_kept(self) -> tuple[list[KeptPrediction], list[KeptPrediction]]:
-        """The worst and best of all workers, on the main process; only theirs are sent."""
-        own = self._keeper.kept()
-        if not self._keep:
-            return [], []
-        keys = comm.all_gather([(p.pq, order) for order, p in own.items()])
-        worst, best = worst_and_best(sorted(set(itertools.chain(*keys))), self._keep)
-        chosen = {o: own[o] for o in (*worst, *best) if o in own}
-        found = {o: p for part in comm.gather(chosen) for o, p in part.items()}
-        if not comm.is_main_process():
-            return [], []
-        return [found[o] for o in worst], [found[o] for o in best]
-
     def _missing(self, images: Mapping[Any, _ImageResult]) -> str | None:
-        truth = self._load_truth()
+        truth = self.truth.files
         missing = [i for i in truth.annotations if i not in images]
         if not missing:
             return None
         return (
             f"{len(missing)} of {len(truth.annotations)} images of {truth.path} have no prediction:"
             f" image ids {listed(missing)}; evaluate over the whole data set"
-            f" {quoted(self._dataset_name)}"
+            f" {quoted(self.truth.dataset_name)}"
         )
 
     def _report(self, images: Mapping[Any, _ImageResult]) -> OrderedDict:
-        categories = self._load_truth().categories
+        categories = self.truth.files.categories
         total = PQStat.total(image.stat for image in images.values())
         self.summary = total.summary({c: bool(v["isthing"]) for c, v in categories.items()})
         self.per_image = image_ranking(
             {image.image_id: image.stat for image in images.values()},
             total,
-            {image.image_id: image.image_file for image in images.values()},
+            {image.image_id: image.file_name for image in images.values()},
         )
         if self._output_dir is not None:
             result = json.dumps(named_result(self.summary, categories), indent=1)
             write_file(os.path.join(self._output_dir, "panoptic_quality.json"), result.encode())
         if self._write:
             written = [image.annotation for image in images.values() if image.annotation]
-            self._writer.close(self._load_truth().content, written)
+            self._writer.close(self.truth.files.content, written)
         if logger.isEnabledFor(logging.INFO):
             logger.info("Panoptic Evaluation Results:\n%s", quality_table(self.summary, categories))
         results = metric_keys(self.summary)
@@ -383,6 +292,17 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         if absent:
             logger.warning("Not available, no category to average over: %s", ", ".join(absent))
         return OrderedDict({"panoptic_seg": results})
+
+
+def _kept(image: _Image, prediction: PanopticPrediction, pq: float, order: int) -> KeptPrediction:
+    return KeptPrediction(
+        image.image_id,
+        image.file_name,
+        pq,
+        order,
+        encode_png(prediction.runs),
+        prediction.segments_info,
+    )
 
 
 def _raise_together(error: str | None) -> None:

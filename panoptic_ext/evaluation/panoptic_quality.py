@@ -20,19 +20,27 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from panoptic_ext.data.coco.panoptic_files import Annotation, PanopticFiles
 from panoptic_ext.data.coco.runs import Overlaps, Runs, overlaps
 from panoptic_ext.data.coco.segment_table import SegmentTable
-from panoptic_ext.errors import EvaluationError, listed
+from panoptic_ext.errors import EvaluationError, check_known, listed, quoted
 from panoptic_ext.evaluation.error_causes import false_negative_causes, false_positive_causes
 
 __all__ = [
+    "GT_AREAS",
     "ClassCounts",
     "PQStat",
     "check_areas",
     "check_same_size",
+    "check_sizes_in_headers",
+    "compare_with_truth",
     "match_image",
     "predicted_segments",
 ]
+
+
+GT_AREAS = ("check", "json", "pixels")
+"""Which areas of true segments count, see `PanopticEvaluator`."""
 
 
 @dataclass
@@ -237,6 +245,43 @@ def check_same_size(truth: tuple[int, int], prediction: tuple[int, int], where: 
             f" {truth[0]} x {truth[1]} (height x width); predictions must have the original"
             " image's size"
         )
+
+
+def compare_with_truth(
+    truth: PanopticFiles,
+    annotation: Annotation,
+    runs: Runs,
+    table: SegmentTable,
+    gt_area: str = "check",
+) -> PQStat:
+    """Read the truth of one image and compare a prediction with it.
+
+    Args:
+        truth: the ground truth.
+        annotation: the image, from `truth`.
+        runs, table: the prediction, from `predicted_segments`.
+        gt_area: as `PanopticEvaluator`.
+
+    Raises:
+        EvaluationError: the truth cannot be read, sizes differ, or its areas are wrong.
+    """
+    check_known("gt_area", gt_area, GT_AREAS, error=EvaluationError)
+    check_sizes_in_headers(truth.size(annotation), runs.shape, annotation)
+    gt_runs = truth.runs(annotation)
+    gt_table = truth.table(annotation, gt_runs)
+    if gt_area == "check":
+        check_areas(gt_runs, gt_table, truth.where(annotation))
+    elif gt_area == "pixels":
+        gt_table = gt_table.with_pixel_areas(*gt_runs.areas())
+    return match_image(gt_runs, gt_table, runs, table, f"image {quoted(annotation.image_id)}")
+
+
+def check_sizes_in_headers(
+    truth: tuple[int, int] | None, prediction: tuple[int, int] | None, annotation: Annotation
+) -> None:
+    """Compare the (H, W) of two label maps before the larger of them is unpacked."""
+    if truth is not None and prediction is not None:
+        check_same_size(truth, prediction, f"image {quoted(annotation.image_id)}")
 
 
 def match_image(

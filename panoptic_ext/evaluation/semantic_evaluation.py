@@ -19,9 +19,10 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from panoptic_ext.atomic import write_file
+from panoptic_ext.data.coco.panoptic_files import Annotation
 from panoptic_ext.data.datasets.metadata import dataset_ids
 from panoptic_ext.errors import EvaluationError, quoted
-from panoptic_ext.evaluation.truth import TruthRecords
+from panoptic_ext.evaluation.truth import Truth
 
 __all__ = ["PanopticSemSegEvaluator", "semantic_scores", "semantic_table"]
 
@@ -77,16 +78,15 @@ class PanopticSemSegEvaluator(SemSegEvaluator):
         *,
         distributed: bool = True,
         write_predictions: bool = False,
-        truth: TruthRecords | None = None,
+        truth: Truth | None = None,
     ):
         """
         Args:
-            dataset_name: a data set of `panoptic_ext.data.register_panoptic`, or another whose
-                records have pan_seg_file_name and segments_info.
+            dataset_name: as `Truth`.
             output_dir: as SemSegEvaluator.
             distributed: gather the results of all workers.
             write_predictions: also write sem_seg_predictions.json (run lengths of each class).
-            truth: the data set's records, where they are known already.
+            truth: of the data set, where other evaluators share it.
         """
         # SemSegEvaluator's own __init__ asks each record for a semantic PNG.
         self._logger = logging.getLogger(__name__)
@@ -94,8 +94,8 @@ class PanopticSemSegEvaluator(SemSegEvaluator):
         self._distributed = distributed
         self._output_dir = output_dir
         self._cpu_device = torch.device("cpu")
-        self._truth = truth or TruthRecords(dataset_name)
-        meta = self._truth.metadata
+        self.truth = truth or Truth(dataset_name)
+        meta = self.truth.metadata
         self._class_names = list(meta.stuff_classes)
         self._num_classes = len(self._class_names)
         self._ignore_label = meta.get("ignore_label", 255)
@@ -121,15 +121,15 @@ class PanopticSemSegEvaluator(SemSegEvaluator):
         """
         size = self._num_classes + 1
         for given, output in zip(inputs, outputs, strict=True):
-            record = self._truth.find(given["image_id"])
-            if record["image_id"] in self._seen:
+            annotation = self.truth.find(given["image_id"], given.get("file_name"))
+            if annotation.image_id in self._seen:
                 continue
-            self._seen.add(record["image_id"])
+            self._seen.add(annotation.image_id)
             scores = output["sem_seg"]
-            truth = self._semantic_truth(record)
+            truth = self._semantic_truth(annotation)
             if tuple(scores.shape) != (self._num_classes, *truth.shape):
                 raise EvaluationError(
-                    f"image {quoted(record['image_id'])}: sem_seg has the shape "
+                    f"image {quoted(annotation.image_id)}: sem_seg has the shape "
                     f"{tuple(scores.shape)};"
                     f" expected {(self._num_classes, *truth.shape)}: the classes of data set"
                     f" {quoted(self._dataset_name)} and the size of its label map"
@@ -166,14 +166,14 @@ class PanopticSemSegEvaluator(SemSegEvaluator):
         self._logger.info("Semantic Evaluation Results:\n%s", table)
         return OrderedDict({"sem_seg": scores})
 
-    def _semantic_truth(self, record: dict[str, Any]) -> np.ndarray:
+    def _semantic_truth(self, annotation: Annotation) -> np.ndarray:
         """(H, W) int64 of contiguous ids; `num_classes` is void."""
-        runs = self._truth.runs(record)
-        segments = record["segments_info"]
-        ids, inverse = runs.index
-        classes = {int(s["id"]): int(s["category_id"]) for s in segments}
-        values = np.array([classes.get(i, self._num_classes) for i in ids.tolist()], np.int64)
-        return runs.expand(values[inverse])
+        runs = self.truth.runs(annotation)
+        table = self.truth.table(annotation, runs)
+        ids, index = runs.index
+        # Ids that segments_info lacks have the row -1, the last: void.
+        classes = np.append(self.truth.contiguous_classes(table), self._num_classes)
+        return runs.expand(classes[table.rows(ids)][index])
 
 
 def semantic_table(scores: Mapping[str, float], class_names: Sequence[str]) -> str:

@@ -1,69 +1,171 @@
-"""Records of a registered panoptic data set, found by image id."""
+"""The ground truth of an evaluation: one reading of the data set for all evaluators."""
 
 from __future__ import annotations
 
+import os
+from functools import cached_property
 from typing import Any
 
-from detectron2.data import Metadata
+import numpy as np
+from detectron2.data import Metadata, MetadataCatalog
+from detectron2.utils.file_io import PathManager
 
-from panoptic_ext.data import get_metadata, get_records
-from panoptic_ext.data.coco.label_png import ExpectedSize, read_runs
+from panoptic_ext.data import PanopticMetadata, get_metadata
+from panoptic_ext.data.coco.json_file import ImageId
+from panoptic_ext.data.coco.panoptic_files import Annotation, PanopticFiles
 from panoptic_ext.data.coco.runs import Runs
-from panoptic_ext.errors import EvaluationError, quoted
+from panoptic_ext.data.coco.segment_table import SegmentTable
+from panoptic_ext.data.datasets.parsed import parsed_source
+from panoptic_ext.errors import DatasetError, EvaluationError, nearest, quoted
 
-__all__ = ["TruthRecords"]
+__all__ = ["Truth"]
 
 
-class TruthRecords:
-    """The records of a data set; read once.
+class Truth:
+    """The true label maps and segments of a registered data set, by image id.
+
+    The JSON is read when it is first asked for, and within `parsed_once` only where nobody has read
+    it before. Segments are kept with dataset ids, as the JSON has them; contiguous ids follow from
+    the metadata's tables where they are needed.
 
     Attributes:
-        records: {image_id: record}, in the data set's order.
+        dataset_name: of the data set.
         metadata: of the data set.
     """
 
     def __init__(self, dataset_name: str):
         """
         Args:
-            dataset_name: registered; records have image_id, pan_seg_file_name and segments_info
-                with contiguous category ids.
+            dataset_name: of `panoptic_ext.data.register_panoptic`, or another data set whose
+                metadata has panoptic_json and panoptic_root in COCO panoptic format.
 
         Raises:
-            EvaluationError: records of another kind.
+            DatasetError: it is not registered.
         """
-        self._name = dataset_name
-        self.metadata: Metadata = get_metadata(dataset_name)
-        self.records: dict[Any, dict[str, Any]] = {}
-        for record in get_records(dataset_name):
-            missing = [k for k in ("pan_seg_file_name", "segments_info") if k not in record]
-            if missing:
-                raise EvaluationError(
-                    f"the records of data set {quoted(dataset_name)} have no "
-                    f"{quoted(missing[0])}; register it with panoptic_ext.data.register_panoptic"
-                )
-            self.records[record["image_id"]] = record
+        self.dataset_name = dataset_name
+        # Metadata alone, without records, is enough: an evaluation reads the JSON itself.
+        has_metadata = dataset_name in MetadataCatalog
+        self.metadata: Metadata = (MetadataCatalog.get if has_metadata else get_metadata)(
+            dataset_name
+        )
 
-    @staticmethod
-    def runs(record: dict[str, Any]) -> Runs:
-        """The label map of a record.
+    @cached_property
+    def files(self) -> PanopticFiles:
+        """The JSON's images, segments and categories.
 
         Raises:
-            EvaluationError: it cannot be read, or has another size than the record says.
+            EvaluationError: the data set is not panoptic, or not as it should be.
         """
-        known = "height" in record and "width" in record
-        expected = ExpectedSize(record["height"], record["width"]) if known else None
-        path, encoding = record["pan_seg_file_name"], record.get("pan_seg_encoding", "rgb")
-        return read_runs(path, encoding, expected)
+        if isinstance(self.metadata, PanopticMetadata):
+            return self._registered_files(self.metadata)
+        if self.metadata.get("panoptic_json") is None:
+            raise EvaluationError(
+                f"the metadata of data set {quoted(self.dataset_name)} has no 'panoptic_json'; "
+                "register it with panoptic_ext.data.register_panoptic"
+            )
+        return PanopticFiles(
+            PathManager.get_local_path(self.metadata.panoptic_json),
+            PathManager.get_local_path(self.metadata.panoptic_root),
+            encoding=self.metadata.get("panoptic_encoding", "rgb"),
+            label_divisor=self.metadata.get("label_divisor", 1000),
+        )
 
-    def find(self, image_id: Any) -> dict[str, Any]:
-        """The record of an image.
+    @property
+    def annotations(self) -> dict[ImageId, Annotation]:
+        """{image_id: annotation}, in the data set's order."""
+        return self.files.annotations
+
+    @cached_property
+    def order(self) -> dict[ImageId, int]:
+        """Position of each image in the data set."""
+        return {image_id: position for position, image_id in enumerate(self.annotations)}
+
+    @cached_property
+    def contiguous_ids(self) -> dict[int, int]:
+        """{dataset id: contiguous id} of all categories."""
+        return {
+            **self.metadata.stuff_dataset_id_to_contiguous_id,
+            **self.metadata.thing_dataset_id_to_contiguous_id,
+        }
+
+    def find(self, image_id: ImageId, file_name: str | None = None) -> Annotation:
+        """The annotation of an image.
+
+        Args:
+            image_id: of the image; 7 and "7" are one id where only one of them exists.
+            file_name: of the image, for the error.
 
         Raises:
             EvaluationError: the data set has no such image.
         """
-        if image_id not in self.records:
+        annotation = self.files.find(image_id)
+        if annotation is None:
             raise EvaluationError(
-                f"prediction for image {quoted(image_id)}, which data set {quoted(self._name)} "
-                "does not have"
+                f"prediction for image {quoted(image_id)}{f' ({file_name})' if file_name else ''},"
+                f" which is not in {self.files.path}"
+                + nearest(str(image_id), map(str, self.annotations))
             )
-        return self.records[image_id]
+        return annotation
+
+    def runs(self, annotation: Annotation) -> Runs:
+        """The label map of an image.
+
+        Raises:
+            EvaluationError: it cannot be read, or has another size than the JSON says.
+        """
+        return self.files.runs(annotation)
+
+    def table(self, annotation: Annotation, runs: Runs) -> SegmentTable:
+        """The segments of an image with dataset ids; `runs` are its label map's."""
+        return self.files.table(annotation, runs)
+
+    def contiguous_classes(self, table: SegmentTable) -> np.ndarray:
+        """(S,) int64, the contiguous id of each segment's category."""
+        return np.array([self.contiguous_ids[c] for c in table.categories.tolist()], np.int64)
+
+    def contiguous_segments(
+        self, annotation: Annotation
+    ) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """An image's truth as models give predictions, to be drawn.
+
+        Returns:
+            (H, W) int32 ids, and dicts with id, contiguous category_id, isthing and iscrowd.
+        """
+        runs = self.runs(annotation)
+        table = self.table(annotation, runs)
+        rows = zip(
+            table.ids.tolist(),
+            table.categories.tolist(),
+            self.contiguous_classes(table).tolist(),
+            table.iscrowd.tolist(),
+            strict=True,
+        )
+        things = self.metadata.thing_dataset_id_to_contiguous_id
+        segments = [
+            {"id": i, "category_id": contiguous, "isthing": c in things, "iscrowd": int(crowd)}
+            for i, c, contiguous, crowd in rows
+        ]
+        return runs.dense(), segments
+
+    def image_name(self, annotation: Annotation) -> str:
+        """The name of the image's file, without its folder."""
+        entry = self.files.image_entry(annotation)
+        if isinstance(self.metadata, PanopticMetadata) and entry.get("file_name"):
+            return os.path.basename(self.metadata.source.image_name(entry))
+        return os.path.basename(entry.get("file_name") or annotation.file_name)
+
+    @staticmethod
+    def _registered_files(metadata: PanopticMetadata) -> PanopticFiles:
+        source = metadata.source
+        try:
+            parsed = parsed_source(source)
+        except DatasetError as error:
+            raise EvaluationError(str(error)) from error
+        return PanopticFiles(
+            parsed.path,
+            parsed.png_root,
+            encoding=source.encoding,
+            label_divisor=source.label_divisor,
+            categories=parsed.categories,
+            content=parsed.content,
+        )

@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image, ImageDraw
 
 from panoptic_ext.atomic import write_atomic
@@ -21,6 +20,9 @@ from panoptic_ext.visualization.draw import Drawing, draw_segments
 from panoptic_ext.visualization.instance_masks import annotated_segments
 from panoptic_ext.visualization.labels import font
 from panoptic_ext.visualization.legend import class_numbers, legend
+
+if TYPE_CHECKING:
+    from panoptic_ext.evaluation import KeptPrediction, PanopticEvaluator
 
 __all__ = ["SheetRow", "contact_sheet", "ground_truth_segments", "pq_contact_sheet", "save_picture"]
 
@@ -93,7 +95,7 @@ def contact_sheet(
     return path
 
 
-def pq_contact_sheet(evaluator: Any, dataset_name: str, path: str, num: int) -> str:
+def pq_contact_sheet(evaluator: PanopticEvaluator, dataset_name: str, path: str, num: int) -> str:
     """The images of the worst and of the best PQ after an evaluation, in one sheet.
 
     Args:
@@ -109,24 +111,29 @@ def pq_contact_sheet(evaluator: Any, dataset_name: str, path: str, num: int) -> 
     worst, best = list(evaluator.worst)[:num], list(evaluator.best)[:num]
     numbers = {entry["image_id"]: entry for entry in evaluator.per_image}
     wanted = {kept.image_id for kept in (*worst, *best)}
-    records = {r["image_id"]: r for r in DatasetCatalog.get(dataset_name)}
     rows = []
     for group, kind in ((worst, "worst"), (best, "best")):
         for place, kept in enumerate(group):
             heading = "" if place else f"{kind} by PQ"
-            rows.append(_kept_row(kept, records[kept.image_id], numbers[kept.image_id], heading))
+            truth = evaluator.truth.contiguous_segments(evaluator.truth.find(kept.image_id))
+            rows.append(_kept_row(kept, truth, numbers[kept.image_id], heading))
     title = f"{dataset_name}: {len(wanted)} of {len(numbers)} images"
-    return contact_sheet(rows, MetadataCatalog.get(dataset_name), path, title=title)
+    return contact_sheet(rows, evaluator.truth.metadata, path, title=title)
 
 
-def _kept_row(kept: Any, record: dict[str, Any], numbers: dict[str, Any], heading: str) -> SheetRow:
+def _kept_row(
+    kept: KeptPrediction,
+    truth: tuple[np.ndarray, list[dict[str, Any]]],
+    numbers: dict[str, Any],
+    heading: str,
+) -> SheetRow:
     caption = (
-        f"{os.path.basename(record['file_name'])}   PQ {numbers['pq']:.1f}   TP {numbers['tp']}  "
+        f"{os.path.basename(kept.file_name)}   PQ {numbers['pq']:.1f}   TP {numbers['tp']}  "
         f"FP {numbers['fp']}  FN {numbers['fn']}"
     )
-    image = read_image(record["file_name"], "RGB")
+    image = read_image(kept.file_name, "RGB")
     prediction = (kept.ids(), kept.segments_info)
-    return SheetRow(image, ground_truth_segments(record), prediction, caption, heading)
+    return SheetRow(image, truth, prediction, caption, heading)
 
 
 def ground_truth_segments(record: dict[str, Any]) -> tuple[np.ndarray, list[dict[str, Any]]]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from panoptic_ext.data import id_to_rgb
+from panoptic_ext.evaluation import PanopticEvaluator
 from panoptic_ext.visualization import (
     SheetRow,
     contact_sheet,
@@ -18,6 +17,7 @@ from panoptic_ext.visualization import (
 )
 from panoptic_ext.visualization.contact_sheet import _drawings, _without_label
 from panoptic_ext.visualization.legend import class_numbers, legend
+from tests.tiny import predictions as toy
 
 METADATA = SimpleNamespace(
     thing_classes=["disc", "grass"],
@@ -110,36 +110,13 @@ def test_ground_truth_of_a_record(tmp_path):
 
 
 def test_worst_and_best_of_an_evaluation(tmp_path):
-    name = "visualization_test_pq_sheet"
-    records, kept = [], []
-    for number in range(3):
-        image_id = f"image {number}"
-        image, labels = str(tmp_path / f"{number}.png"), str(tmp_path / f"{number}_labels.png")
-        save_picture(image, np.full((10 + number, 20, 3), 60, np.uint8))
-        ids = np.full((10 + number, 20), 3, np.int32)
-        save_picture(labels, id_to_rgb(ids))
-        info = [{"id": 3, "category_id": 1, "isthing": False}]
-        records.append(
-            {
-                "image_id": image_id,
-                "file_name": image,
-                "pan_seg_file_name": labels,
-                "segments_info": info,
-            }
-        )
-        kept.append(SimpleNamespace(image_id=image_id, ids=lambda x=ids: x, segments_info=info))
-    evaluator = SimpleNamespace(
-        worst=kept[:1],
-        best=kept[1:],
-        per_image=[{"image_id": k.image_id, "pq": 12.34, "tp": 1, "fp": 2, "fn": 3} for k in kept],
-    )
-    DatasetCatalog.register(name, lambda: records)
-    MetadataCatalog.get(name).set(**vars(METADATA))
+    name = toy.register(tmp_path, "visualization_test_pq_sheet")
     try:
+        evaluator = PanopticEvaluator(name, keep_predictions=2)
+        toy.run(evaluator, name, toy.imperfect())
         path = pq_contact_sheet(evaluator, name, str(tmp_path / "sheet" / "pq.png"), 2)
         assert pq_contact_sheet(evaluator, name, str(tmp_path / "one.png"), 1)
     finally:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+        toy.unregister(name)
     full, one = Image.open(path), Image.open(tmp_path / "one.png")
     assert full.size[0] == one.size[0] and full.size[1] > one.size[1]

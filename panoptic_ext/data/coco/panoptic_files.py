@@ -54,6 +54,7 @@ class PanopticFiles:
         label_divisor: int = 1000,
         categories: Sequence[Category] | None = None,
         is_truth: bool = True,
+        content: dict[str, Any] | None = None,
     ):
         """
         Args:
@@ -63,12 +64,15 @@ class PanopticFiles:
             label_divisor: of the "divisor" encoding.
             categories: used in place of the file's own.
             is_truth: segments must have area and iscrowd.
+            content: the JSON, where it has been read and checked already; not changed.
 
         Raises:
             EvaluationError: the file or folder is missing or not in COCO panoptic format.
         """
         self.path, self.root, self.encoding = path, root, encoding
-        self.content, self.category_list = _read(path, encoding, categories, is_truth)
+        if content is None or categories is None:
+            content, categories = _read(path, encoding, categories, is_truth)
+        self.category_list = categories
         if not os.path.isdir(root):
             raise EvaluationError(
                 f"the folder of the label PNGs of {path} is missing: {root}; name the right one "
@@ -77,9 +81,10 @@ class PanopticFiles:
         self._label_divisor = label_divisor
         self.categories: dict[int, dict] = {c.id: c._asdict() for c in self.category_list}
         self.annotations: dict[ImageId, Annotation] = {
-            a["image_id"]: _annotation(a) for a in self.content.pop("annotations")
+            a["image_id"]: _annotation(a) for a in content["annotations"]
         }
-        self._sizes = _sizes(self.content.get("images")) if is_truth else {}
+        self.content = {key: value for key, value in content.items() if key != "annotations"}
+        self._images = _images(content.get("images")) if is_truth else {}
         self._by_name = {str(image_id): image_id for image_id in self.annotations}
 
     def find(self, image_id: ImageId) -> Annotation | None:
@@ -132,23 +137,38 @@ class PanopticFiles:
             EvaluationError: the label PNG is no regular file, or the truth's JSON gives another
                 size.
         """
-        path = self._png(annotation)
-        known = self._sizes.get(str(annotation.image_id))
+        path, expected = self._png(annotation), self._expected_size(annotation)
         try:
-            found = read_png_size(path)
-            if found is not None and known is not None:
-                ExpectedSize(*known, f"{self.path} says").check(path, *found)
+            size = read_png_size(path)
+            if size is not None and expected is not None:
+                expected.check(path, *size)
         except DatasetError as error:
             raise EvaluationError(f"image {quoted(annotation.image_id)}: {error}") from error
-        return found
+        return size
+
+    def image_entry(self, annotation: Annotation) -> dict[str, Any]:
+        """The truth's entry of an image in `images`; {} where it has none."""
+        return self._images.get(str(annotation.image_id), {})
+
+    def size_in_json(self, annotation: Annotation) -> tuple[int, int] | None:
+        """(H, W) of an image as the truth's JSON gives it, which need not be well-formed."""
+        entry = self.image_entry(annotation)
+        height, width = entry.get("height"), entry.get("width")
+        if type(height) is int and type(width) is int and min(height, width) > 0:
+            return height, width
+        return None
 
     def runs(self, annotation: Annotation) -> Runs:
         """Read the label PNG of an image.
 
         Raises:
-            EvaluationError: missing, damaged or no label PNG.
+            EvaluationError: missing, damaged, no label PNG, or the truth's JSON gives another size.
         """
-        return read_runs(self._png(annotation), self.encoding)
+        return read_runs(self._png(annotation), self.encoding, self._expected_size(annotation))
+
+    def _expected_size(self, annotation: Annotation) -> ExpectedSize | None:
+        size = self.size_in_json(annotation)
+        return None if size is None else ExpectedSize(*size, f"{self.path} says")
 
     def _png(self, annotation: Annotation) -> str:
         return os.path.join(self.root, annotation.file_name)
@@ -178,15 +198,13 @@ def _read(
         raise EvaluationError(str(error)) from error
 
 
-def _sizes(images: Any) -> dict[str, tuple[int, int]]:
-    """{image id as text: (height, width)} of the JSON's images, which need not be well-formed."""
-    sizes = {}
-    for entry in images if isinstance(images, list) else []:
-        if isinstance(entry, dict) and isinstance(entry.get("id"), (int, str)):
-            height, width = entry.get("height"), entry.get("width")
-            if type(height) is int and type(width) is int and min(height, width) > 0:
-                sizes[str(entry["id"])] = height, width
-    return sizes
+def _images(images: Any) -> dict[str, dict[str, Any]]:
+    """{image id as text: entry} of the JSON's images, which need not be well-formed."""
+    return {
+        str(entry["id"]): entry
+        for entry in (images if isinstance(images, list) else [])
+        if isinstance(entry, dict) and isinstance(entry.get("id"), (int, str))
+    }
 
 
 def _listed_categories(content: dict[str, Any], path: str) -> list[dict[str, Any]]:

@@ -10,8 +10,8 @@ from detectron2.data import Metadata
 
 from panoptic_ext.data.coco.categories import Category
 from panoptic_ext.data.coco.json_checks import read_categories
-from panoptic_ext.data.coco.json_file import read_json
 from panoptic_ext.data.datasets.file_search import expand, search
+from panoptic_ext.data.datasets.parsed import parsed_content
 from panoptic_ext.errors import DatasetError, quoted
 
 __all__ = ["PanopticMetadata", "PanopticSource", "categories_of", "dataset_ids"]
@@ -100,7 +100,7 @@ class PanopticMetadata(Metadata):
             self.__dict__.update(zip(self._PATHS, self._source.locate(), strict=True))
         elif key in PanopticMetadata._CLASSES:
             json = "" if self._source.classes else self.panoptic_json
-            categories = self._source.classes or read_categories(read_json(json), json)
+            categories = self._source.classes or read_categories(parsed_content(json), json)
             self.fill(categories)
         else:
             return super().__getattr__(key)

@@ -17,12 +17,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from panoptic_ext.data.coco.categories import Category
 from panoptic_ext.data.coco.divisor import segments_of_png
-from panoptic_ext.data.coco.json_checks import check_structure, read_categories
-from panoptic_ext.data.coco.json_file import read_json
 from panoptic_ext.data.coco.label_png import check_encoding
 from panoptic_ext.data.coco.problems import Problem, raise_if_any
 from panoptic_ext.data.datasets.file_search import FolderIndex
 from panoptic_ext.data.datasets.metadata import PanopticMetadata, PanopticSource
+from panoptic_ext.data.datasets.parsed import parsed_source
 from panoptic_ext.data.datasets.same_source import source_differences
 from panoptic_ext.errors import DatasetError, quoted, shortened
 
@@ -152,27 +151,25 @@ def load_panoptic(
 
 def load_source(source: PanopticSource) -> tuple[list[dict[str, Any]], tuple[Category, ...]]:
     """Records and categories of a source; see `load_panoptic`."""
-    path, image_root, png_root = source.locate()
-    info = read_json(path)
-    problems = check_structure(info, path, encoding=source.encoding, categories=source.classes)
-    raise_if_any(problems, path)
-    categories = source.classes or read_categories(info, path)
-    images = {str(entry["id"]): entry for entry in info["images"]}
-    image_files, png_files = FolderIndex(image_root), FolderIndex(png_root)
+    parsed = parsed_source(source)
+    path, categories = parsed.path, parsed.categories
+    images = {str(entry["id"]): entry for entry in parsed.content["images"]}
+    image_files, png_files = FolderIndex(parsed.image_root), FolderIndex(parsed.png_root)
+    problems: list[Problem] = []
     contiguous = {c.id: (i, c.isthing) for i, c in enumerate(categories)}
     isthing = {c.id: c.isthing for c in categories}
     records = []
-    for annotation in info["annotations"]:
+    for annotation in parsed.content["annotations"]:
         entry = images[str(annotation["image_id"])]
         name = source.image_name(entry)
-        png = os.path.join(png_root, annotation["file_name"])
+        png = os.path.join(parsed.png_root, annotation["file_name"])
         found = image_files.find_image(name, exclude=png)
         problems += missing_files(
-            entry["id"], name, found, annotation["file_name"], png_files, image_root
+            entry["id"], name, found, annotation["file_name"], png_files, parsed.image_root
         )
         records.append(
             {
-                "file_name": os.path.join(image_root, found or name),
+                "file_name": os.path.join(parsed.image_root, found or name),
                 "image_id": entry["id"],
                 "height": entry["height"],
                 "width": entry["width"],

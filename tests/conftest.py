@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,14 @@ def one_thread() -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+@pytest.fixture(autouse=True)
+def warnings_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is logged once a process is logged once a test: no test depends on those before it."""
+    from detectron2.utils import logger
+
+    monkeypatch.setattr(logger, "_LOG_COUNTER", Counter())
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root folder of the repository."""
@@ -68,11 +77,33 @@ def clean_catalogs() -> Iterator[None]:
         vars(entry).update(values[name])
 
 
+# Files that take longest, longest first. A file's tests stay in one process: at the end, one process
+# would work through a long file while the other has nothing left.
+LONGEST = (
+    "modeling/meta_arch/test_mask2former_overfit.py",
+    "engine/test_train_net.py",
+    "commands/test_compare_fusions.py",
+    "commands/test_predict.py",
+    "commands/test_demo.py",
+    "modeling/meta_arch/test_efficientps.py",
+    "model_zoo/test_transformers_weights.py",
+    "test_install_real.py",
+    "evaluation/test_workers.py",
+    "commands/test_combine.py",
+    "engine/test_interrupted_training.py",
+    "engine/test_precision.py",
+    "test_import.py",
+    "modeling/layers/test_ms_deform_attn_triton.py",
+    "engine/test_trainer.py",
+    "config/test_configs.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first; tests marked gpu are skipped where torch sees no CUDA device."""
-    # At the end one process would work through a slow file while the others have nothing left.
+    """Long files first; tests marked gpu are skipped where torch sees no CUDA device."""
+    rank = {ROOT / "tests" / name: number for number, name in enumerate(LONGEST)}
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (rank.get(item.path, len(rank)), item.path not in slow))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device, and torch sees none")

@@ -34,7 +34,8 @@ TINY = {
 }
 
 
-def build(base="Base-Mask2Former-Small", **changes):
+def tiny_cfg(base="Base-Mask2Former-Small", **changes):
+    """The config of the tiny model with other values, by their full keys."""
     cfg = get_cfg()
     add_panoptic_ext_config(cfg)
     cfg.merge_from_file(str(ROOT / "configs/common/mask2former/Base-Mask2Former-Small.yaml"))
@@ -42,8 +43,12 @@ def build(base="Base-Mask2Former-Small", **changes):
         cfg.merge_from_file(str(ROOT / f"configs/common/mask2former/{base}.yaml"))
     for key, value in {**TINY, **changes}.items():
         cfg.merge_from_list([key, value])
+    return cfg
+
+
+def build(base="Base-Mask2Former-Small", **changes):
     torch.manual_seed(0)
-    return build_model(cfg)
+    return build_model(tiny_cfg(base, **changes))
 
 
 def mapped(size=(64, 96), num=3, seed=0):

@@ -77,8 +77,8 @@ def clean_catalogs() -> Iterator[None]:
         vars(entry).update(values[name])
 
 
-# Files that take longest, longest first. A file's tests stay in one process: at the end, one process
-# would work through a long file while the other has nothing left.
+# Files that take longest, longest first. A file's tests stay in one process, which would otherwise
+# work through a long file at the end while the other process has nothing left.
 LONGEST = (
     "modeling/meta_arch/test_mask2former_overfit.py",
     "engine/test_train_net.py",

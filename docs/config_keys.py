@@ -9,7 +9,10 @@ of its line. A block is an assignment of `CN()`; the comment above it introduces
 from __future__ import annotations
 
 import ast
+import html
 import io
+import json
+import re
 import sys
 import tokenize
 from dataclasses import dataclass
@@ -36,9 +39,9 @@ class Key:
     name: str
     """In full, such as "MODEL.TIMM.NAME"."""
     default: str | None
-    """As Python source; None for a block of keys."""
+    """As in YAML; None for a block of keys."""
     meaning: str
-    """The comment, joined to one paragraph; "" where there is none."""
+    """The comment's lines; "" where there is none."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ def comments(source: str) -> dict[int, tuple[str, bool]]:
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             alone = token.line[: token.start[1]].strip() == ""
-            found[token.start[0]] = (token.string.lstrip("# ").rstrip(), alone)
+            text = token.string.removeprefix("#").removeprefix(" ").rstrip()
+            found[token.start[0]] = (text, alone)
     return found
 
 
@@ -70,7 +74,7 @@ def meaning(node: ast.stmt, texts: dict[int, tuple[str, bool]]) -> str:
     for number in range(node.lineno, (node.end_lineno or node.lineno) + 1):
         if number in texts:
             lines.append(texts[number][0])
-    return " ".join(lines)
+    return "\n".join(lines)
 
 
 def key_name(target: ast.expr) -> str:
@@ -83,6 +87,15 @@ def key_name(target: ast.expr) -> str:
     return ".".join(reversed(parts)) if is_key else ""
 
 
+def yaml_value(node: ast.expr) -> str:
+    """A default as one writes it in YAML or on a command line."""
+    try:
+        value = ast.literal_eval(node)
+    except ValueError:  # an expression
+        return ast.unparse(node)
+    return json.dumps(value) if isinstance(value, (str, list)) else repr(value)
+
+
 def read_keys(source: str) -> list[Key]:
     """The keys of one file, in its order."""
     texts = comments(source)
@@ -92,7 +105,7 @@ def read_keys(source: str) -> list[Key]:
         name = key_name(node.targets[0])
         if name:
             is_block = isinstance(node.value, ast.Call)
-            default = None if is_block else ast.unparse(node.value)
+            default = None if is_block else yaml_value(node.value)
             keys.append(Key(name, default, meaning(node, texts)))
     return keys
 
@@ -104,29 +117,55 @@ def sections() -> list[Section]:
         source = path.read_text(encoding="utf-8")
         keys = read_keys(source)
         if keys:
-            docstring = ast.get_docstring(ast.parse(source)) or path.stem
-            found.append(Section(docstring.split("\n\n")[0].replace("\n", " "), keys))
+            docstring = ast.get_docstring(ast.parse(source)) or ""
+            found.append(Section(title(path.stem, docstring), keys))
     return found
+
+
+def title(stem: str, docstring: str) -> str:
+    """The heading of a file's keys: what its docstring says that they are of."""
+    if stem == "keys":
+        return "Data, input, solver and evaluation"
+    words = re.split(r"[(:,.]", docstring)[0].strip().removeprefix("Config keys of ")
+    return words[:1].upper() + words[1:] or stem
 
 
 def page() -> str:
     """The whole page, in Markdown."""
     lines = [INTRODUCTION]
     for section in sections():
-        title, _, rest = section.title.partition(":")
-        lines += [f"## {title.strip().rstrip('.')}", ""]
-        if rest:
-            lines += [rest.strip()[:1].upper() + rest.strip()[1:], ""]
+        lines += [f"## {section.title}", ""]
         for key in section.keys:
             lines += _entry(key)
     return "\n".join(lines)
 
 
 def _entry(key: Key) -> list[str]:
-    anchor = f'<span id="{key.name}"></span>'
     if key.default is None:
-        return [f"### {key.name}", "", key.meaning, ""]
-    return [f"{anchor}`{key.name}` = `{key.default}`", f":   {key.meaning}", ""]
+        return [f"### {key.name}", "", *_paragraphs(key.meaning), ""]
+    words = ["    " + line if line else "" for line in _paragraphs(key.meaning)]
+    name = f'<span id="{key.name}"></span>`{key.name}`'
+    return [f"{name} : `{key.default}`", "", ":" + "\n".join(words)[1:], ""]
+
+
+def _paragraphs(comment: str) -> list[str]:
+    """A comment in Markdown: indented lines are a list."""
+    lines: list[str] = []
+    for line in comment.split("\n"):
+        escaped = html.escape(line.strip(), quote=False)
+        if not line.startswith("  "):
+            lines.append(escaped)
+        elif lines and not lines[-1].startswith("- "):
+            lines += ["", _item(escaped)]
+        else:
+            lines.append(_item(escaped))
+    return lines
+
+
+def _item(line: str) -> str:
+    """ "NAME  meaning" as an item of a list."""
+    name, *words = re.split(r"  +", line, maxsplit=1)
+    return f"- <code>{name}</code>: {words[0]}" if words else f"- {line}"
 
 
 if __name__ == "__main__":

@@ -90,7 +90,10 @@ def on_config(config: Any) -> Any:
     for entry in config.nav:
         if "API reference" in entry:
             entry["API reference"] = [
-                page if page.endswith("index.md") else {page[4:-3]: page} for page in api_pages()
+                page
+                if page.endswith("index.md")
+                else {page[4:-3].removeprefix("panoptic_ext."): page}
+                for page in api_pages()
             ]
     return config
 

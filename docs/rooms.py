@@ -24,7 +24,7 @@ Layers = list[list[str]]
 # These hand names on from rooms above their own, for an address that is in use; they need nothing.
 HANDS_ON = ("modeling/__init__.py", "engine/predictor.py")
 
-BOX_WIDTH, BOX_HEIGHT = 172, 44  # pixels
+BOX_WIDTH, BOX_HEIGHT = 178, 46  # pixels
 COLUMN, ROW = 196, 92  # pixels from box to box
 MARGIN = 14  # pixels
 POINT = 0.3  # width of a point that an arrow passes through, in boxes
@@ -196,9 +196,9 @@ def _box(x: float, y: float, room: str, words: str) -> str:
     return (
         f'<rect x="{left:.0f}" y="{top:.0f}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="5" '
         'fill="#e8eaf6" stroke="#3f51b5"/>\n'
-        f'<text x="{x:.0f}" y="{y - 3:.0f}" font-size="15" font-weight="bold">'
+        f'<text x="{x:.0f}" y="{y - 3:.0f}" font-size="16" font-weight="bold">'
         f"{html.escape(room)}</text>\n"
-        f'<text x="{x:.0f}" y="{y + 15:.0f}" font-size="11.5">{html.escape(words)}</text>'
+        f'<text x="{x:.0f}" y="{y + 15:.0f}" font-size="12.5">{html.escape(words)}</text>'
     )
 
 

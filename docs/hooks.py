@@ -87,14 +87,12 @@ def api_pages() -> dict[str, str]:
 
 def on_config(config: Any) -> Any:
     """Put the pages of the reference into the navigation."""
+    index, *pages = api_pages()
+    names = [Path(page).stem.removeprefix("panoptic_ext.") for page in pages]
     for entry in config.nav:
         if "API reference" in entry:
-            entry["API reference"] = [
-                page
-                if page.endswith("index.md")
-                else {page[4:-3].removeprefix("panoptic_ext."): page}
-                for page in api_pages()
-            ]
+            rooms_ = [{name: page} for name, page in zip(names, pages, strict=True)]
+            entry["API reference"] = [index, *rooms_]
     return config
 
 

@@ -5,10 +5,11 @@
         [--only losses maps/efficientps ...] [--workers 2] [--allow KEY ...]
 
 Parts: "losses" of 20 iterations of each model; "maps", all outputs of each model and fusion on
-photographs and micrographs; "pq", the evaluators' results on the recorded maps; "state", tensors
-with their first values, and the config. `record` first makes "weights" by short trainings, which
-FOLDER keeps for every comparison. panoptic_ext, its configs and its tools are those of PYTHONPATH,
-or else of this repository. The data are in $PANOPTIC_EXT_SHARED or ../shared/data beside it.
+photographs and micrographs; "pq", the evaluators' results on the recorded maps; "configs", all
+that are shipped; "state", tensors with their first values. `record` first makes "weights" by short
+trainings, which FOLDER keeps for every comparison. panoptic_ext, its configs and its tools are
+those of PYTHONPATH, or else of this repository. The data are in $PANOPTIC_EXT_SHARED, or in
+../shared/data beside it.
 
 Exit code of `compare`: 0 all equal, 1 a difference. Keys of the config that were added or removed
 are listed and are no difference, nor are other values of the keys of --allow. Numbers depend on the
@@ -30,13 +31,14 @@ import tempfile
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from same_results_items import LOSSES, MAPS, PQ, STATE, WEIGHTS
+from same_results_items import CONFIGS, LOSSES, MAPS, PQ, STATE, WEIGHTS
 from same_results_records import CFG, Record, compare, load, save
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # last: PYTHONPATH chooses the tree
@@ -50,6 +52,7 @@ PARTS: dict[str, Any] = {
     "losses": (jobs.record_losses, LOSSES),
     "maps": (jobs.record_maps, MAPS),
     "pq": (jobs.record_pq, {name: name for name in PQ}),
+    "configs": (jobs.record_configs, {name: name for name in CONFIGS}),
     "state": (jobs.record_state, {name: name for name in STATE}),
 }
 """Part -> the function that makes a record, and its argument for each item; in this order."""
@@ -162,7 +165,7 @@ def compare_all(args: argparse.Namespace) -> int:
     for key, value in machine().items():
         if before.get(key) != value:
             print(f"Recorded with {key} {before.get(key)}, compared with {value}")
-    rows, notes, seconds = [], [], 0.0
+    rows, notes, seconds = [], Counter(), 0.0
     with tempfile.TemporaryDirectory() as output:
         for done in run_jobs(chosen(args), args, Path(output)):
             result, text = compare_one(done, args, notes)
@@ -171,14 +174,14 @@ def compare_all(args: argparse.Namespace) -> int:
     print("\n| item | result |\n|---|---|")
     for name, text, _ in sorted(rows):
         print(f"| {name} | {text} |")
-    for note in notes:
-        print(note)
+    for note, number in notes.items():
+        print(f"noted in {number} configs: {note}")
     differing = sum(not same for _, _, same in rows)
     print(f"\n{len(rows) - differing} of {len(rows)} items are equal; {seconds:.0f} s of work")
     return int(differing > 0 or not rows)
 
 
-def compare_one(done: Done, args: argparse.Namespace, notes: list[str]) -> tuple[bool, str]:
+def compare_one(done: Done, args: argparse.Namespace, notes: Counter[str]) -> tuple[bool, str]:
     """Whether an item is equal, and its cell of the table; what is noted goes into `notes`."""
     name = f"{done.job.part}/{done.job.name}"
     recorded = jobs.record_file(done.job.part, done.job.name, args.folder)
@@ -189,7 +192,7 @@ def compare_one(done: Done, args: argparse.Namespace, notes: list[str]) -> tuple
         return False, f"not recorded in {args.folder}"
     today: Record = load(jobs.record_file(done.job.part, done.job.name, done.job.output))
     found = compare(load(recorded), today, args.allow)
-    notes.extend(f"{name}: {note}" for note in found.notes)
+    notes.update(found.notes)
     for line in found.differences[: args.most]:
         print(f"{name}: {line}", file=sys.stderr)
     return not found.differences, found.text()

@@ -201,3 +201,5 @@ STATE = (
     "shapes/mask2former/mask2former_instance_R18_shapes.yaml",
     "shapes/mask2former/mask2former_semantic_R18_shapes.yaml",
 )
+
+CONFIGS = ("ade20k", "cityscapes", "coco", "facade", "mapillary_vistas", "nuclei", "shapes")

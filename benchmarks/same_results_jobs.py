@@ -112,6 +112,20 @@ def record_pq(name: str, places: Places) -> Record:
     return {**record, **flat(result, "from files")}
 
 
+def record_configs(data: str, places: Places) -> Record:
+    """Every config of a data set."""
+    folder = TREE / "configs" / data
+    record: Record = {}
+    for path in sorted(folder.rglob("*.yaml")):
+        if path.name.startswith("Base-"):
+            continue
+        name = path.relative_to(folder).as_posix()
+        cfg = read_config(Item(f"{data}/{name}", {}), places, {}, output=False)
+        record[f"file {name}"] = True
+        record.update(flat_config(cfg, f"{CFG}{name}/"))
+    return record
+
+
 def record_state(config: str, places: Places) -> Record:
     """The config, and name, shape, dtype and initial values of each tensor of the model."""
     cfg = read_config(Item(config, {}), places, {}, output=False)
@@ -156,7 +170,7 @@ def is_known(cfg: CfgNode, key: str) -> bool:
     return True
 
 
-def flat_config(cfg: CfgNode) -> Record:
+def flat_config(cfg: CfgNode, prefix: str = CFG) -> Record:
     """Each key of a config with its value as text; lists and tuples are the same."""
 
     def text(value: Any) -> str:
@@ -170,7 +184,7 @@ def flat_config(cfg: CfgNode) -> Record:
             else:
                 yield f"{prefix}{name}", text(value).replace(str(TREE), "<tree>")
 
-    return dict(walk(cfg, CFG))
+    return dict(walk(cfg, prefix))
 
 
 class LossHook(HookBase):

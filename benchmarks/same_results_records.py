@@ -82,7 +82,7 @@ class Comparison:
 
     Attributes:
         differences: a line for each path that differs.
-        notes: keys of cfg that one of them alone has, and those that may differ.
+        notes: the same of keys of cfg that one of them alone has, or whose values may differ.
         largest: the largest relative difference of their numbers.
         size: paths compared.
     """
@@ -121,8 +121,11 @@ def compare(before: Record, after: Record, allowed: Sequence[str] = ()) -> Compa
             found.largest = max(found.largest, relative)
         if not text:
             continue
-        noted = path.startswith(CFG) and (one_sided or path.removeprefix(CFG) in allowed)
-        (found.notes if noted else found.differences).append(f"{path}: {text}")
+        noted = path.startswith(CFG) and (one_sided or path.rpartition("/")[2] in allowed)
+        if noted:
+            found.notes.append(f"{path.rpartition('/')[2]}: {text}")
+        else:
+            found.differences.append(f"{path}: {text}")
     return found
 
 

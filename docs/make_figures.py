@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from panoptic_ext.data import get_records
+from panoptic_ext.data.image_files import read_image
 from panoptic_ext.errors import PanopticExtError
 from panoptic_ext.prediction.predictor import Predictor, load_run_cfg
 from panoptic_ext.visualization import draw_panoptic, ground_truth_segments
@@ -32,8 +33,8 @@ WIDTH = 900  # pixels of the figure
 
 def panels(predictor: Predictor, record: dict) -> list[np.ndarray]:
     """The three pictures of one record, RGB."""
-    image = cv2.imread(record["file_name"])
-    rgb = np.ascontiguousarray(image[:, :, ::-1])
+    rgb = read_image(record["file_name"], "RGB")
+    image = np.ascontiguousarray(rgb[:, :, ::-1])
     truth = ground_truth_segments(record)
     found = predictor(image)["panoptic_seg"]
     drawn = [draw_panoptic(rgb, *result, predictor.metadata) for result in (truth, found)]

@@ -135,23 +135,23 @@ class ImageList:
         from 1 in the data set's order: such numbers are read too.
 
         Args:
-            ids: as found in the file.
+            ids: as they stand in the file.
             where: names the file in errors.
 
         Raises:
             EvaluationError: an id of no image, or numbers that could mean either.
         """
-        found = set(ids)
+        wanted = set(ids)
         by_text = {str(i): image for i, image in self._by_id.items()}
-        direct = {i: self._by_id.get(i) or by_text.get(str(i)) for i in found}
+        direct = {i: self._by_id.get(i) or by_text.get(str(i)) for i in wanted}
         numbered: dict[ImageId, ImageEntry | None] = {}
         if not all(isinstance(i, int) for i in self._by_id):
-            numbered = {i: self._number(i) for i in found}
+            numbered = {i: self._number(i) for i in wanted}
         unknown = [i for i, image in direct.items() if image is None]
         by_number = bool(numbered) and None not in numbered.values()
         if by_number and not unknown and direct != numbered:
             raise EvaluationError(
-                f"{where}: image ids such as {listed(found)} are both ids of {self.where} and"
+                f"{where}: image ids such as {listed(wanted)} are both ids of {self.where} and"
                 " positions in it, as panoptic_ext's own evaluator writes; write the ids as strings"
             )
         if unknown and not by_number:
@@ -170,14 +170,14 @@ class ImageList:
             EvaluationError: several images could be meant.
         """
         for index in self._names:
-            found = index.find(name)
-            if len(found) > 1:
+            matches = index.find(name)
+            if len(matches) > 1:
                 raise EvaluationError(
-                    f"{name} could belong to {len(found)} images of {self.where}:"
-                    f" {listed(i.file_name for i in found)}; keep the images' folders"
+                    f"{name} could belong to {len(matches)} images of {self.where}:"
+                    f" {listed(i.file_name for i in matches)}; keep the images' folders"
                 )
-            if found:
-                return found[0]
+            if matches:
+                return matches[0]
         return None
 
     def _number(self, number: ImageId) -> ImageEntry | None:
@@ -198,11 +198,11 @@ class _NameIndex:
     def find(self, name: str) -> list[ImageEntry]:
         """All that agree with `name` in the largest number of parts, of its base name at least."""
         given = _parts(name)
-        found = self._by_stem.get(given[-1], [])
-        agreeing = [_common_tail(given, parts) for parts, _ in found]
+        candidates = self._by_stem.get(given[-1], [])
+        agreeing = [_common_tail(given, parts) for parts, _ in candidates]
         return [
             image
-            for (_, image), n in zip(found, agreeing, strict=True)
+            for (_, image), n in zip(candidates, agreeing, strict=True)
             if n == max(agreeing, default=0)
         ]
 

@@ -114,8 +114,8 @@ class _Classes:
 
     def contiguous(self, values: np.ndarray, where: str) -> np.ndarray:
         """Of an int64 array, the same shape; -1 void."""
-        found, inverse = np.unique(values, return_inverse=True)
-        unknown = [v for v in found.tolist() if v not in self._table and v not in self._void]
+        labels, inverse = np.unique(values, return_inverse=True)
+        unknown = [v for v in labels.tolist() if v not in self._table and v not in self._void]
         if unknown:
             other = SEMANTIC_IDS[1 - SEMANTIC_IDS.index(self._kind)]
             raise EvaluationError(
@@ -123,7 +123,7 @@ class _Classes:
                 f" {self._where} ({listed(sorted(self._table))}); read them as {other} ids"
                 " (--semantic-ids), or name the label of void (--ignore-label)"
             )
-        table = np.array([self._table.get(v, VOID) for v in found.tolist()], np.int64)
+        table = np.array([self._table.get(v, VOID) for v in labels.tolist()], np.int64)
         return table[inverse].reshape(values.shape)
 
 
@@ -161,7 +161,7 @@ class SemanticResults:
                         "file_name, category_id and segmentation (run lengths)")  # fmt: skip
             by_name[str(row["file_name"])].append(row)
         self._rows: dict[Any, list[dict[str, Any]]] = {}
-        for name, found in by_name.items():
+        for name, image_rows in by_name.items():
             image = images.by_name(name)
             if image is None or image.image_id in self._rows:
                 what = (
@@ -171,7 +171,7 @@ class SemanticResults:
                     f"{path}: file_name {quoted(name)} is {what} of {images.where}; expected the "
                     f"images' file names, such as {listed(i.file_name for i in images.images[:2])}"
                 )
-            self._rows[image.image_id] = found
+            self._rows[image.image_id] = image_rows
 
     def has(self, image: ImageEntry) -> bool:
         return image.image_id in self._rows
@@ -281,12 +281,12 @@ def _read_list(path: str, what: str) -> list[Any]:
 
 
 def _check_keys(row: Any, keys: tuple[str, ...], path: str, number: int, expected: str) -> None:
-    found = quoted(sorted(row)) if isinstance(row, dict) else quoted(row, 60)
+    content = quoted(sorted(row)) if isinstance(row, dict) else quoted(row, 60)
     missing = [k for k in keys if not isinstance(row, dict) or k not in row]
     if missing:
         hint = ": a model without masks?" if missing == ["segmentation"] else ""
         raise EvaluationError(
-            f"{path}, entry {number} has {found}{hint}; expected objects with {expected}"
+            f"{path}, entry {number} has {content}{hint}; expected objects with {expected}"
         )
     for key in ("image_id", "category_id"):
         kinds = (int,) if key == "category_id" else (int, str)
@@ -298,9 +298,9 @@ def _check_keys(row: Any, keys: tuple[str, ...], path: str, number: int, expecte
 
 
 def _check_categories(
-    found: set[int], known: set[int], images: ImageList, path: str, kind: str
+    category_ids: set[int], known: set[int], images: ImageList, path: str, kind: str
 ) -> None:
-    wrong = sorted(found - known)
+    wrong = sorted(category_ids - known)
     if not wrong:
         return
     stuff = [c for c in wrong if c in images.contiguous]

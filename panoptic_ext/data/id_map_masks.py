@@ -77,8 +77,8 @@ class IdMapMasks:
     def area(self) -> torch.Tensor:
         """(N,) int64, pixels of each mask."""
         unique, inverse = torch.unique(self.ids, return_inverse=True)
-        row, found = self._rows(self.id_map.reshape(-1), unique)
-        return torch.bincount(row[found], minlength=len(unique))[inverse]
+        row, is_known = self._rows(self.id_map.reshape(-1), unique)
+        return torch.bincount(row[is_known], minlength=len(unique))[inverse]
 
     def nonempty(self) -> torch.Tensor:
         """(N,) bool, whether each mask has a pixel."""
@@ -142,8 +142,8 @@ class IdMapMasks:
         ids = self.ids.cpu()
         unique, inverse = torch.unique(ids, return_inverse=True)
         runs = find_runs(self.id_map.cpu().numpy(), split_rows=True)
-        row, found = self._rows(torch.from_numpy(runs.ids), unique)
-        rows = torch.where(found, row, -1).numpy()
+        row, is_known = self._rows(torch.from_numpy(runs.ids), unique)
+        rows = torch.where(is_known, row, -1).numpy()
         boxes = torch.from_numpy(segment_boxes(runs, rows, len(unique)))
         return torch.cat([ids[:, None].long(), boxes[inverse]], dim=1)
 

@@ -98,7 +98,7 @@ def _first_cause(
 ) -> list[tuple[int, str]]:
     """Give each row the last of `causes` that holds for one of its pairs, else the default."""
     names = [default, *causes]
-    found: np.ndarray = np.zeros(n, np.int64)
+    cause_numbers: np.ndarray = np.zeros(n, np.int64)
     for number, holds in enumerate(causes.values(), start=1):
-        found[at[holds]] = number
-    return [(row, names[found[row]]) for row in rows.tolist()]
+        cause_numbers[at[holds]] = number
+    return [(row, names[cause_numbers[row]]) for row in rows.tolist()]

@@ -167,15 +167,15 @@ class PanopticInstanceEvaluator(COCOEvaluator):
                 MetadataCatalog.pop(stand_in)
 
     def _to_things(self, classes: torch.Tensor, image_id: Any) -> torch.Tensor:
-        found = classes.tolist()
-        wrong = sorted({c for c in found if c not in self._thing_index})
+        contiguous_ids = classes.tolist()
+        wrong = sorted({c for c in contiguous_ids if c not in self._thing_index})
         if wrong:
             raise EvaluationError(
                 f"image {quoted(image_id)}: predicted instances have the classes {wrong}, which "
                 f"are not contiguous ids of things of data set {quoted(self._dataset)}:"
                 f" {sorted(self._thing_index)}"
             )
-        return torch.tensor([self._thing_index[c] for c in found], dtype=torch.int64)
+        return torch.tensor([self._thing_index[c] for c in contiguous_ids], dtype=torch.int64)
 
     def _eval_predictions(self, predictions: list[dict], img_ids: Any = None) -> None:
         if not self._has_truth:
@@ -195,7 +195,7 @@ class PanopticInstanceEvaluator(COCOEvaluator):
         self._logger.info("Writing the things of %s as COCO instances to %s", self._dataset, path)
         with ThreadPoolExecutor(max(1, self._num_threads)) as pool:
             parts = list(pool.map(self._image_truth, self.truth.annotations.values()))
-        annotations = [a for _, found in parts for a in found]
+        annotations = [a for _, things in parts for a in things]
         content = {
             "info": {"source": source},
             "licenses": [],

@@ -192,8 +192,8 @@ class PanopticEvaluator(RunEvaluator, COCOPanopticEvaluator):
         error = None
         if comm.is_main_process():
             images: dict[Any, _ImageResult] = {}
-            for found in gathered:
-                images = {**found, **images}
+            for part in gathered:
+                images = {**part, **images}
             error = self._missing(images)
         _raise_together(error)
         if not comm.is_main_process():
@@ -307,6 +307,6 @@ def _kept(image: _Image, prediction: PanopticPrediction, pq: float, order: int) 
 
 def _raise_together(error: str | None) -> None:
     """Raise on all workers if one of them has an error, so that none waits for it in vain."""
-    for found in comm.all_gather(error):
-        if found:
-            raise EvaluationError(found)
+    for of_worker in comm.all_gather(error):
+        if of_worker:
+            raise EvaluationError(of_worker)

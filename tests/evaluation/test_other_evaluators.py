@@ -39,7 +39,7 @@ def labels_of(image_id: str) -> np.ndarray:
     ids, segments = toy.truth(image_id)
     labels = np.full(ids.shape, -1, np.int64)
     for s in segments:
-        labels[ids == s["id"]] = toy.UNIFIED[s["category_id"]]
+        labels[ids == s["id"]] = toy.CONTIGUOUS[s["category_id"]]
     return labels
 
 
@@ -60,7 +60,7 @@ def instances(image_id: str, *, shrink: int = 0) -> dict:
     result.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
     result.scores = torch.ones(len(things))
     result.pred_classes = torch.tensor(
-        [toy.UNIFIED[s["category_id"]] for s in things], dtype=torch.int64
+        [toy.CONTIGUOUS[s["category_id"]] for s in things], dtype=torch.int64
     )
     result.pred_masks = torch.from_numpy(masks)
     return {"instances": result}
@@ -222,7 +222,7 @@ def test_model_without_instances_and_wrong_classes(name, tmp_path):
     assert math.isnan(result["bbox"]["AP"])
     evaluator.reset()
     wrong = instances("a")
-    wrong["instances"].pred_classes[:] = toy.UNIFIED[90]
+    wrong["instances"].pred_classes[:] = toy.CONTIGUOUS[90]
     with pytest.raises(EvaluationError, match=r"image 'a': .* classes \[2\].* things .*: \[0, 1\]"):
         evaluator.process(toy.inputs(name)[:1], [wrong])
 

@@ -73,7 +73,7 @@ def test_without_segments_info(name, dtype):
         ids, segments = toy.truth(image_id)
         encoded = np.full(ids.shape, -1, np.int64)
         for instance, s in enumerate(segments):
-            encoded[ids == s["id"]] = toy.UNIFIED[s["category_id"]] * 1000 + instance
+            encoded[ids == s["id"]] = toy.CONTIGUOUS[s["category_id"]] * 1000 + instance
         outputs[image_id] = {"panoptic_seg": (torch.from_numpy(encoded).to(dtype), None)}
     before = outputs["a"]["panoptic_seg"][0].clone()
     results = toy.run(PanopticEvaluator(name), name, outputs)["panoptic_seg"]
@@ -134,7 +134,7 @@ def test_worst_and_best_are_kept(name):
     assert (worst.image_id, best.image_id) == ("c", "b")
     assert worst.pq == 0.0 and best.pq == 100.0
     assert (best.ids() == toy.truth("b")[0]).all()
-    assert [s["category_id"] for s in worst.segments_info] == [toy.UNIFIED[90]]
+    assert [s["category_id"] for s in worst.segments_info] == [toy.CONTIGUOUS[90]]
     toy.run(PanopticEvaluator(name, keep_predictions=9), name, toy.imperfect())
 
 

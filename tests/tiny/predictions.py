@@ -14,7 +14,9 @@ from PIL import Image
 from panoptic_ext.data import register_panoptic
 from tests.evaluation.reference import CATEGORIES, segment, with_areas, write_dataset
 
-UNIFIED = {c["id"]: i for i, c in enumerate(CATEGORIES)}  # things and stuff alternate in no order
+CONTIGUOUS = {
+    c["id"]: i for i, c in enumerate(CATEGORIES)
+}  # things and stuff alternate in no order
 NAMES = {"a": "north/1.png", "b": "south/1.png", "c": "south/2.png"}
 
 
@@ -65,7 +67,7 @@ def prediction(ids: np.ndarray, segments: list[dict]) -> dict[str, Any]:
     info = [
         {
             "id": s["id"],
-            "category_id": UNIFIED[s["category_id"]],
+            "category_id": CONTIGUOUS[s["category_id"]],
             "isthing": np.bool_(things[s["category_id"]]),
         }
         for s in segments

@@ -149,12 +149,12 @@ def _check_categories(categories: Any, path: str) -> list[Problem]:
                 Problem("bad-category", where, "no 'name'", "give each category a name")
             )
         if category.get("isthing") not in (0, 1):
-            found = quoted(category["isthing"]) if "isthing" in category else "no 'isthing'"
+            value = quoted(category["isthing"]) if "isthing" in category else "no 'isthing'"
             problems.append(
                 Problem(
                     "bad-isthing",
                     where,
-                    f"{found}, expected isthing 0 or 1",
+                    f"{value}, expected isthing 0 or 1",
                     "write 1 for countable classes and 0 for stuff",
                 )
             )
@@ -298,14 +298,14 @@ class _SegmentChecker:
             ("iscrowd", segment.get("iscrowd") in (0, 1)),
         ):
             if self.needs_area and not fine:
-                found = (
+                value = (
                     f"{key} is {quoted(segment[key])}" if key in segment else f"no {quoted(key)}"
                 )
                 problems.append(
                     Problem(
                         f"bad-{key}",
                         where,
-                        f"{found}, expected "
+                        f"{value}, expected "
                         + ("the number of pixels" if key == "area" else "0 or 1"),
                         f"write {key} into every segment",
                     )

@@ -138,11 +138,11 @@ def read_runs(path: str, encoding: str = "rgb", size: ExpectedSize | None = None
     try:
         with open(path, "rb") as stream:
             head = stream.read(_HEADER_LENGTH)
-            found = png_size(head)
-            if found is not None and size is not None:
-                size.check(path, *found)
+            size_in_header = png_size(head)
+            if size_in_header is not None and size is not None:
+                size.check(path, *size_in_header)
             # What is no PNG is left to Pillow, which need not read the whole of it.
-            content = head + stream.read() if found is not None else b""
+            content = head + stream.read() if size_in_header is not None else b""
     except DatasetError as error:
         raise EvaluationError(str(error)) from error
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have

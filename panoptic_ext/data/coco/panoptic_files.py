@@ -89,10 +89,10 @@ class PanopticFiles:
 
     def find(self, image_id: ImageId) -> Annotation | None:
         """The annotation of an image; 7 and "7" find each other if only one of them exists."""
-        found = self.annotations.get(image_id)
-        if found is None and str(image_id) in self._by_name:
-            found = self.annotations[self._by_name[str(image_id)]]
-        return found
+        annotation = self.annotations.get(image_id)
+        if annotation is None and str(image_id) in self._by_name:
+            annotation = self.annotations[self._by_name[str(image_id)]]
+        return annotation
 
     def where(self, annotation: Annotation) -> str:
         """Names the image and file in errors."""
@@ -209,18 +209,18 @@ def _images(images: Any) -> dict[str, dict[str, Any]]:
 
 def _listed_categories(content: dict[str, Any], path: str) -> list[dict[str, Any]]:
     """The categories of a JSON that need not have any."""
-    found = content.get("categories") or []
+    categories = content.get("categories") or []
     wrong = [
         category
-        for category in (found if isinstance(found, list) else [found])
+        for category in (categories if isinstance(categories, list) else [categories])
         if not isinstance(category, dict) or not isinstance(category.get("id"), int)
     ]
-    if wrong or not isinstance(found, list):
+    if wrong or not isinstance(categories, list):
         raise EvaluationError(
-            f"{path} has {quoted((*wrong, found)[0], 100)} in categories; expected a list of "
+            f"{path} has {quoted((*wrong, categories)[0], 100)} in categories; expected a list of "
             "objects with id and name"
         )
-    return found
+    return categories
 
 
 def _annotation(annotation: dict[str, Any]) -> Annotation:

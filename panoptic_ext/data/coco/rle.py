@@ -34,9 +34,9 @@ def run_lengths(segmentation: Any, size: tuple[int, int], where: str) -> np.ndar
         EvaluationError: not run lengths, of another size, or damaged.
     """
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= set(segmentation):
-        found = "polygons" if isinstance(segmentation, list) else quoted(segmentation, 60)
+        kind = "polygons" if isinstance(segmentation, list) else quoted(segmentation, 60)
         raise EvaluationError(
-            f"{where}: the segmentation is {found}; expected run lengths, an object with size and"
+            f"{where}: the segmentation is {kind}; expected run lengths, an object with size and"
             " counts, as pycocotools.mask.encode gives"
         )
     if segmentation["size"] not in (list(size), tuple(size)):

@@ -22,7 +22,7 @@ from panoptic_ext.data.datasets.check_instances import check_instance_data, coun
 from panoptic_ext.data.datasets.file_search import FolderIndex
 from panoptic_ext.data.datasets.instances import has_instances_alone
 from panoptic_ext.data.datasets.metadata import PanopticMetadata, PanopticSource
-from panoptic_ext.data.datasets.panoptic import load_source, missing_files
+from panoptic_ext.data.datasets.panoptic import load_source, missing_file_problems
 from panoptic_ext.data.datasets.registered import get_metadata
 from panoptic_ext.data.image_files import EXIF_ORIENTATION, READ_ERRORS, deep_pixels, turned_size
 from panoptic_ext.errors import DatasetError, listed, quoted
@@ -75,8 +75,8 @@ def check_panoptic(
     problems = check_structure(info, path, encoding=source.encoding, categories=source.classes)
     if not isinstance(info.get("images"), list) or not isinstance(info.get("annotations"), list):
         return problems
-    found, samples = _check_files(source, info, image_root, png_root)
-    problems += found
+    file_problems, samples = _check_files(source, info, image_root, png_root)
+    problems += file_problems
     problems += _check_same_names(samples)
     problems += [problem for sample in samples for problem in _check_content(sample)]
     if pixels:
@@ -139,17 +139,17 @@ def _check_files(
         if not safe_name(name):
             continue
         png = os.path.join(png_root, annotation["file_name"])
-        found = image_files.find_image(str(name), exclude=png)
-        missing = missing_files(
-            entry.get("id"), str(name), found, annotation["file_name"], png_files, image_root
+        image_file = image_files.find_image(str(name), exclude=png)
+        missing = missing_file_problems(
+            entry.get("id"), str(name), image_file, annotation["file_name"], png_files, image_root
         )
         problems += missing
-        if found is not None and not missing:
+        if image_file is not None and not missing:
             segments = annotation.get("segments_info")
             samples.append(
                 _Sample(
                     where=f"image id {quoted(entry['id'])}",
-                    image=os.path.join(image_root, found),
+                    image=os.path.join(image_root, image_file),
                     png=png,
                     size=(entry.get("height"), entry.get("width")),
                     segments=_usable(segments) if isinstance(segments, list) else None,
@@ -184,15 +184,15 @@ def _check_content(sample: _Sample) -> Iterator[Problem]:
     if sample.segments is None:
         return
     if not sample.segments:
-        found = "no segment at all: every pixel is void"
+        message = "no segment at all: every pixel is void"
     elif all(s.get("iscrowd") == 1 for s in sample.segments):
-        found = "nothing but crowd"
+        message = "nothing but crowd"
     else:
         return
     yield Problem(
         "nothing-to-learn",
         sample.where,
-        found,
+        message,
         "training leaves it out unless DATALOADER.FILTER_EMPTY_ANNOTATIONS is False; annotate it "
         "or remove it",
         warning=True,
@@ -245,10 +245,10 @@ def _check_label_map(
     return (ids.shape[0], ids.shape[1]), ids, []
 
 
-def _is_larger(found: tuple[int, int], expected: tuple[Any, Any]) -> bool:
+def _is_larger(size: tuple[int, int], expected: tuple[Any, Any]) -> bool:
     """Whether a file has more pixels than the JSON says: then they are not unpacked."""
     known = all(type(length) is int and length > 0 for length in expected)
-    return known and found[0] * found[1] > expected[0] * expected[1]
+    return known and size[0] * size[1] > expected[0] * expected[1]
 
 
 def _check_sizes(

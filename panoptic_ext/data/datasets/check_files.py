@@ -53,11 +53,11 @@ def check_each(
     files = ManyFiles[Item](where, num_threads=max(workers, 1))
     problems = list(before)
     bar = tqdm(files.results(items, check), total=len(items), unit="image", disable=not progress)
-    for item, found in bar:
-        if found is None:
+    for item, result in bar:
+        if result is None:
             name = where(item)
-            found = [Problem("unchecked", name, files.failed[name], "open its files one by one")]
-        problems += found
+            result = [Problem("unchecked", name, files.failed[name], "open its files one by one")]
+        problems += result
     if files.stop.signum is not None:
         message = (
             f"stopped after {len(items) - files.left} of {len(items)} images; the same command "

@@ -78,12 +78,12 @@ def _check_image(record: dict[str, Any]) -> list[Problem]:
     expected = record["height"], record["width"]
     if size == expected:
         return []
-    found = f"image {record['file_name']} is {size[0]} x {size[1]} (height x width)"
+    message = f"image {record['file_name']} is {size[0]} x {size[1]} (height x width)"
     return [
         Problem(
             "size-mismatch",
             where,
-            f"{found} as it is read, the JSON says {expected[0]} x {expected[1]}",
+            f"{message} as it is read, the JSON says {expected[0]} x {expected[1]}",
             "correct the JSON or the image (an EXIF tag turns an image)",
         )
     ]

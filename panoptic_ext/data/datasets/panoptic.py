@@ -28,7 +28,7 @@ from panoptic_ext.errors import DatasetError, quoted, shortened
 __all__ = [
     "load_panoptic",
     "load_source",
-    "missing_files",
+    "missing_file_problems",
     "register_panoptic",
     "register_source",
 ]
@@ -163,13 +163,13 @@ def load_source(source: PanopticSource) -> tuple[list[dict[str, Any]], tuple[Cat
         entry = images[str(annotation["image_id"])]
         name = source.image_name(entry)
         png = os.path.join(parsed.png_root, annotation["file_name"])
-        found = image_files.find_image(name, exclude=png)
-        problems += missing_files(
-            entry["id"], name, found, annotation["file_name"], png_files, parsed.image_root
+        image_file = image_files.find_image(name, exclude=png)
+        problems += missing_file_problems(
+            entry["id"], name, image_file, annotation["file_name"], png_files, parsed.image_root
         )
         records.append(
             {
-                "file_name": os.path.join(parsed.image_root, found or name),
+                "file_name": os.path.join(parsed.image_root, image_file or name),
                 "image_id": entry["id"],
                 "height": entry["height"],
                 "width": entry["width"],
@@ -192,18 +192,18 @@ def load_source(source: PanopticSource) -> tuple[list[dict[str, Any]], tuple[Cat
     return records, categories
 
 
-def missing_files(
+def missing_file_problems(
     image_id: Any,
     image: str,
-    found: str | None,
+    image_file: str | None,
     png: str,
     png_files: FolderIndex,
     image_root: str,
 ) -> list[Problem]:
-    """Problems where `found`, the image's file, is None or the label map `png` is not there."""
+    """Problems where `image_file` is None or the label map `png` is not there."""
     problems = []
     where = f"image id {quoted(image_id)}"
-    if found is None:
+    if image_file is None:
         problems.append(
             Problem(
                 "missing-image",

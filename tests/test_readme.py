@@ -1,7 +1,9 @@
-"""What the README says can be done: its YAML loads, its files and links exist."""
+"""What the README says can be done: its YAML loads, its commands, files and links exist."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 import shutil
 from pathlib import Path
@@ -9,14 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_argument_parser
 
+from panoptic_ext.commands import drawing_options
 from panoptic_ext.data.datasets.metadata_file import save_metadata
 from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.errors import DatasetError
 from panoptic_ext.prediction import predictor
+from panoptic_ext_cli import COMMANDS
 from tests import ROOT
 from tests.tiny.panoptic_dataset import TinyDataset
 
+# Options that a command takes from elsewhere.
+DRAWING = inspect.getsource(drawing_options)
+DETECTRON2 = inspect.getsource(default_argument_parser)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -72,6 +80,20 @@ def test_links_lead_somewhere(link):
     assert (ROOT / link).exists()
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"python ([\w/]+\.py)", README))))
-def test_commands_exist(command):
-    assert (ROOT / command).is_file()
+@pytest.mark.parametrize("script", sorted(set(re.findall(r"python ([\w/]+\.py)", README))))
+def test_scripts_exist(script):
+    assert (ROOT / script).is_file()
+
+
+@pytest.mark.parametrize("text", ["README.md", "datasets/README.md", "CONTRIBUTING.md"])
+def test_commands_exist_and_know_their_options(text):
+    lines = (ROOT / text).read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    calls = [call for line in lines for call in re.findall(r"panoptic-ext ([a-z][^`#]*)", line)]
+    assert calls or text == "CONTRIBUTING.md"
+    for call in calls:
+        name, *words = call.split()
+        assert name in COMMANDS, call
+        module = importlib.import_module(f"panoptic_ext.commands.{name.replace('-', '_')}")
+        source = Path(module.__file__).read_text() + DRAWING + DETECTRON2
+        for option in re.findall(r"--[a-z-]+", " ".join(words)):
+            assert f'"{option}"' in source, call

@@ -36,8 +36,8 @@ __all__ = [
 SEMANTIC_IDS = ("dataset", "contiguous")
 VOID = -1
 _HOW_TO_WRITE = (
-    "check the path, or evaluate again with TEST.WRITE_PREDICTIONS True: without it train_net.py "
-    "writes no semantic predictions"
+    "check the path, or evaluate again with TEST.WRITE_PREDICTIONS True: without it semantic "
+    "predictions are not written"
 )
 
 

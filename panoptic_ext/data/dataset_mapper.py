@@ -284,7 +284,7 @@ def _read_segments(
         log_first_n(
             logging.WARNING,
             f"{where}: segments {listed(missing, 10)} are not in the label map {path} and are left "
-            "out; tools/check_data.py lists all such segments",
+            "out; panoptic-ext check-data lists all such segments",
             n=1,
             name=__name__,
         )

@@ -59,7 +59,7 @@ def dry_run(cfg: CfgNode) -> dict[str, Any]:
 
 
 def _check_data(name: str) -> None:
-    """JSON and presence of every file; tools/check_data.py also opens the files."""
+    """JSON and presence of every file; panoptic-ext check-data also opens the files."""
     from panoptic_ext.data import check_panoptic
 
     problems = check_panoptic(name, pixels=False)
@@ -69,7 +69,7 @@ def _check_data(name: str) -> None:
     if serious:
         raise DatasetError(
             f"data set {name} has {len(serious)} problem{'s, the first' * (len(serious) > 1)}: "
-            f"{serious[0]}. tools/check_data.py lists all"
+            f"{serious[0]}. panoptic-ext check-data lists all"
         )
 
 

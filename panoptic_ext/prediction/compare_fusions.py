@@ -31,7 +31,7 @@ _HOW_TO_GO_ON = (
 FUSIONS = ("hadamard", "heuristic", "upsnet", "spatial_ranking")
 """The fusions compared by default; a learned one only where the weights hold it.
 
-`naive` works on files of any two models: tools/combine_predictions.py.
+`naive` works on files of any two models: panoptic-ext combine.
 """
 
 QUALITIES = ("PQ", "PQ_th", "PQ_st", "SQ", "RQ")

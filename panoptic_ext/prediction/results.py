@@ -59,7 +59,7 @@ def coco_segments(
         if value not in by_id:
             continue
         numbers[at] = len(segments) + 1
-        segment = {
+        segment: dict[str, Any] = {
             "id": int(numbers[at]),
             "category_id": dataset_ids[int(by_id[value]["category_id"])],
         }

@@ -55,5 +55,5 @@ def raise_if_any(problems: Sequence[Problem], source: str) -> None:
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     if len(problems) > _SHOWN:
         count += f", the first {_SHOWN}"
-        lines.append("  python tools/check_data.py lists all of them.")
+        lines.append("  panoptic-ext check-data lists all of them.")
     raise DatasetError("\n".join([f"{source} cannot be used ({count}):", *lines]))

@@ -272,7 +272,7 @@ def _check_sizes(
                 where,
                 f"the EXIF tag (orientation {turn}) turns or mirrors it when it is read, and its "
                 "size does not tell whether its label map was turned with it",
-                "save it upright, without the tag, and look at it with tools/visualize_data.py",
+                "save it upright, without the tag, and look at it with panoptic-ext visualize-data",
                 warning=True,
             )
         return

@@ -96,7 +96,7 @@ def check_hash(path: str, url: str) -> None:
     if digest.hexdigest().startswith(suffix[1]):
         return
     if _is_date(suffix[1]):
-        logger.warning(  # INFO is not shown by tools/predict.py
+        logger.warning(  # INFO is not shown by panoptic-ext predict
             "%s ends in a date, not in a hash: not checked; its sha256 is %s",
             url,
             digest.hexdigest(),

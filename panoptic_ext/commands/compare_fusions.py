@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -44,8 +44,39 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def compare_run(run: str, args: argparse.Namespace, *, sheet: bool) -> dict[str, dict[str, float]]:
-    """Results of one run's weights; the contact sheet if wanted."""
+class Sheet:
+    """Collects images evenly spread over a data set, and draws each fusion's result beside them."""
+
+    def __init__(self, dataset: str, num_images: int) -> None:
+        self._dataset = dataset
+        records = {record["image_id"]: record for record in DatasetCatalog.get(dataset)}
+        step = max(1, len(records) // max(num_images, 1))
+        self._records = {i: records[i] for i in list(records)[::step][:num_images]}
+        self._rows: list[SheetRow] = []
+
+    def add(self, inputs: dict[str, Any], results: dict[str, Any]) -> None:
+        """Keep the results of one image, fusion -> (panoptic_seg, segments_info), if it is one."""
+        record = self._records.get(inputs["image_id"])
+        if record is None:
+            return
+        first, *others = ((ids.cpu().numpy(), segments) for ids, segments in results.values())
+        image = read_image(record["file_name"], "RGB")
+        self._rows.append(SheetRow(image, ground_truth_segments(record), first, others=others))
+
+    def draw(self, path: str, fusions: Iterable[str]) -> None:
+        """Write the picture."""
+        contact_sheet(
+            self._rows,
+            MetadataCatalog.get(self._dataset),
+            path,
+            title=f"{self._dataset}: fusions of the same weights",
+            cell_width=320,
+            columns=("image", "truth", *fusions),
+        )
+
+
+def compare_run(run: str, args: argparse.Namespace, *, draw: bool) -> dict[str, dict[str, float]]:
+    """Results of one run's weights; its contact sheet if `draw`."""
     cfg = load_run_cfg(run, args.opts, own_data=True)
     name, data = load_test_data(cfg)
     predictor = Predictor(cfg, weights=args.weights or find_weights(cfg, opts=args.opts))
@@ -53,38 +84,17 @@ def compare_run(run: str, args: argparse.Namespace, *, sheet: bool) -> dict[str,
     if not args.fusions:
         for left_out, reason in fusions_left_out(predictor, fusions).items():
             print(f"left out: {left_out} {reason}")
-    records = {record["image_id"]: record for record in DatasetCatalog.get(name)}
-    step = max(1, len(records) // max(args.images, 1))
-    chosen = set(list(records)[::step][: args.images]) if sheet else set()
-    rows = []
-
-    def keep(given: dict[str, Any], results: dict[str, Any]) -> None:
-        if given["image_id"] not in chosen:
-            return
-        record = records[given["image_id"]]
-        first, *others = ((ids.cpu().numpy(), segments) for ids, segments in results.values())
-        image = read_image(record["file_name"], "RGB")
-        rows.append(SheetRow(image, ground_truth_segments(record), first, others=others))
-
-    found = compare_fusions(
+    sheet = Sheet(name, args.images) if draw else None
+    results = compare_fusions(
         predictor,
         fusions,
         tqdm(data, total=len(data), desc=os.path.basename(os.path.normpath(run)), unit="image"),
         evaluator=lambda: PanopticEvaluator(name),
-        seen=keep,
+        seen=sheet.add if sheet else None,
     )
     if sheet:
-        columns = ("image", "truth", *fusions)
-        title = f"{name}: fusions of the same weights"
-        contact_sheet(
-            rows,
-            MetadataCatalog.get(name),
-            args.sheet,
-            title=title,
-            cell_width=320,
-            columns=columns,
-        )
-    return found
+        sheet.draw(args.sheet, fusions)
+    return results
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Compare and print; returns 0."""
     results = [
-        compare_run(run, args, sheet=bool(args.sheet) and number == 0)
+        compare_run(run, args, draw=bool(args.sheet) and number == 0)
         for number, run in enumerate(args.runs)
     ]
     print(fusion_table(results))

@@ -1,1 +1,1 @@
-"""From images to results: predictor, inputs, outputs, videos."""
+"""Prediction: a trained model, the files to predict, and the pictures and results made of them."""

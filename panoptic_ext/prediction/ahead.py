@@ -1,4 +1,4 @@
-"""Batches for work that goes through image files one by one."""
+"""Batched prediction for work that asks for one image file after the other."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ Result = TypeVar("Result")
 
 
 class PredictAhead(Generic[Result]):
-    """Called with one file after the other; predicts those that come next in the same batch.
+    """Called with one file after the other; predicts the next files in the same batch.
 
-    A file that cannot be read, or a batch that fails, is an error of the file's own call alone.
+    A file that cannot be read raises an error in its own call only. If a batch fails, each of its
+    files is predicted alone.
     """
 
     def __init__(
@@ -35,8 +36,8 @@ class PredictAhead(Generic[Result]):
         Args:
             predictor: whose batches hold images of one size.
             paths: all files, in the order in which they will be asked for.
-            keep: what is wanted of the model's output; the rest is let go.
-            batch_size: files that are read at once, at most.
+            keep: maps the model's output to what is needed of it, so that the rest can be freed.
+            batch_size: the most files that are read at once.
         """
         self._predictor, self._keep, self._batch_size = predictor, keep, batch_size
         self._paths = list(paths)
@@ -48,14 +49,16 @@ class PredictAhead(Generic[Result]):
         if path in self._ready:
             return self._ready.pop(path)
         image = read_image(path, "RGB")
-        self._ready.clear()  # of files that were passed over
+        # Drop results that were never asked for: the caller passed over their files.
+        self._ready.clear()
         batch = {path: image, **self._next_images(path)}
         if len(batch) > 1:
             try:
                 self._ready = self._predicted(batch)
                 return self._ready.pop(path)
             except (RuntimeError, ValueError, MemoryError):
-                self._ready.clear()  # alone, it may do
+                # One bad image fails its whole batch, and a batch needs more memory than an image.
+                self._ready.clear()
         with explained_memory_errors(*image.shape[:2]):
             return image, self._keep(self._predictor(image[:, :, ::-1]))
 
@@ -67,12 +70,12 @@ class PredictAhead(Generic[Result]):
         return {path: (image, self._keep(output)) for (path, image), output in pairs}
 
     def _next_images(self, path: str) -> dict[str, np.ndarray]:
-        """The next files as far as they can be read; another's error waits for its own call."""
+        """The next files that can be read; one that cannot raises its error in its own call."""
         images: dict[str, np.ndarray] = {}
         start = self._places[path] + 1
-        for other in self._paths[start : start + self._batch_size - 1]:
+        for next_path in self._paths[start : start + self._batch_size - 1]:
             try:
-                images[other] = read_image(other, "RGB")
+                images[next_path] = read_image(next_path, "RGB")
             except (PanopticExtError, MemoryError):
                 continue
         return images

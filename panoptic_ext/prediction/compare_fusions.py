@@ -1,4 +1,4 @@
-"""Every fusion on the same weights: one inference an image, one evaluator a fusion."""
+"""Compare fusions on the same weights: one inference per image, one evaluator per fusion."""
 
 from __future__ import annotations
 

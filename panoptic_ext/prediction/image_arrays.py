@@ -1,4 +1,4 @@
-"""Whatever a user of `Predictor` has in hand, as the one kind of image that the models take.
+"""Convert paths, PIL images, arrays and tensors to the BGR array that `Predictor` works on.
 
 H x W pixels; C channels, in BGR order as OpenCV and Detectron2 have them.
 """
@@ -18,7 +18,7 @@ from panoptic_ext.errors import ImageError
 
 __all__ = ["as_bgr_image", "is_one_image"]
 
-_TAKEN = (
+_EXPECTED = (
     "a path, a PIL image, or an array or tensor of (H, W), (H, W, 1), (H, W, 3) BGR or (H, W, 4) "
     "BGRA with values from 0 to 255"
 )
@@ -57,9 +57,9 @@ def as_bgr_image(image: Any, name: str = "the image") -> np.ndarray:
         array = image if isinstance(image, np.ndarray) else _tensor_values(image)
     else:
         hint = " (cv2.imread gives None where it cannot read a file)" if image is None else ""
-        raise ImageError(f"{name} is {_kind(image)}{hint}; expected {_TAKEN}")
+        raise ImageError(f"{name} is {_kind(image)}{hint}; expected {_EXPECTED}")
     if not array.size:
-        raise ImageError(f"{name} has no pixel: its shape is {array.shape}; expected {_TAKEN}")
+        raise ImageError(f"{name} has no pixel: its shape is {array.shape}; expected {_EXPECTED}")
     return np.ascontiguousarray(_three_channels(_checked_values(array, name), name))
 
 
@@ -95,7 +95,7 @@ def _three_channels(array: np.ndarray, name: str) -> np.ndarray:
         mend += "; in BGR order" if shape[0] > 1 else ""
     elif array.ndim == 4:
         mend = ". Give a list for several images"
-    raise ImageError(f"{name} has the shape {shape}; expected {_TAKEN}{mend}")
+    raise ImageError(f"{name} has the shape {shape}; expected {_EXPECTED}{mend}")
 
 
 def _checked_values(array: np.ndarray, name: str) -> np.ndarray:
@@ -104,7 +104,7 @@ def _checked_values(array: np.ndarray, name: str) -> np.ndarray:
     if kind == np.uint8:
         return array
     if kind.kind not in "iuf":
-        raise ImageError(f"{name} has values of the type {kind}; expected {_TAKEN}")
+        raise ImageError(f"{name} has values of the type {kind}; expected {_EXPECTED}")
     if kind == np.uint16:
         raise ImageError(
             f"{name} has 16 bits a channel (uint16, at most {array.max()}); expected 8: scale it "

@@ -1,4 +1,4 @@
-"""Image ids of predictions: those of the data set where it is known, else made of file names."""
+"""Image ids of predictions: the data set's where it has the file, else made of the file's name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ __all__ = ["choose_image_ids", "ids_of_files"]
 
 
 def ids_of_files(paths: Mapping[str, str], id_of_file: Mapping[str, ImageId]) -> dict[str, ImageId]:
-    """The data set's image id of each file that it has; of a file and links to it, the file's.
+    """The data set's image id of each file that it has.
+
+    Of a file and links to it, the file itself takes the id.
 
     Args:
         paths: name -> path, through links or not.
@@ -39,9 +41,9 @@ def choose_image_ids(
         earlier: name -> id that an earlier run used in the same results; these stay.
 
     Returns:
-        name -> earlier id, else the known one, else the name without its suffix. Where these are
-        equal for two images, the name takes the place of what was made up, or else of what two
-        data sets have both.
+        name -> earlier id, else the known one, else the name without its suffix. If two ids
+        collide, a made-up id gives way to the full file name; if both come from data sets, both
+        do.
     """
     ids = {name: known.get(name, os.path.splitext(name)[0]) for name in names}
     ids.update(earlier)

@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 SETTINGS_FILE = "predict_settings.json"
-"""Of which model the results in a folder are; a folder that has it holds results."""
+"""The settings of the predictions in a folder. A folder that has this file holds results."""
 
 _COMMON = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".jp2", ".png", ".tif", ".tiff", ".webp")
 IMAGE_SUFFIXES = (*_COMMON, ".pbm", ".pgm", ".pnm", ".ppm")

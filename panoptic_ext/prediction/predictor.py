@@ -144,7 +144,8 @@ class Predictor(DefaultPredictor):
         except MemoryNeededError as error:
             if len(inputs) == 1:
                 raise
-            _let_go(error)
+            # The retry below runs after this handler: within it, Python keeps the error.
+            _free_frames(error)
             outputs = None
         if outputs is None:  # a smaller batch may fit
             return [self._predict([one])[0] for one in inputs]
@@ -156,8 +157,8 @@ class Predictor(DefaultPredictor):
         return outputs
 
 
-def _let_go(error: BaseException | None) -> None:
-    """Empty the frames of an error and of what caused it: they hold the tensors of a batch."""
+def _free_frames(error: BaseException | None) -> None:
+    """Free the tensors of a failed batch, which the frames of the error and its causes hold."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
@@ -197,7 +198,7 @@ def load_run_cfg(path: str, opts: Sequence[str] = (), *, own_data: bool = False)
     cfg = load_cfg(config, opts, use_data=known is None, trained_on=None if own_data else known)
     if known is not None:
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-            # Not by setattr: it compares with the value so far, and reads the data set for that.
+            # Not by setattr, which compares with the old value and reads the data set for that.
             values = {k: v for k, v in known.as_dict().items() if k != "name"}
             MetadataCatalog.get(name).__dict__.update(values)
     choose_device(cfg)
@@ -209,7 +210,7 @@ def load_run_cfg(path: str, opts: Sequence[str] = (), *, own_data: bool = False)
 
 
 def _set_output_dir(cfg: CN, folder: str) -> None:
-    """Where the run lies now: what it wrote may be relative to another folder, or moved since."""
+    """Set OUTPUT_DIR to where the run lies now; its config may name a folder that it has left."""
     cfg.defrost()
     cfg.OUTPUT_DIR = folder
     cfg.freeze()

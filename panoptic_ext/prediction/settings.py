@@ -1,4 +1,4 @@
-"""Of which weights, config and picture options the predictions in a folder are."""
+"""The settings that the predictions in a folder were made with: weights, config, pictures."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def prediction_settings(cfg: CfgNode, weights: str, drawing: dict[str, Any]) -> 
 
 
 def check_prediction_settings(output: str, settings: dict[str, Any], *, overwrite: bool) -> None:
-    """Refuse to mix results of two models in one folder, and note which model these are of.
+    """Refuse to mix results of two models in one folder, and write down the settings of these.
 
     Raises:
         ConfigError: the folder holds results of other settings; the message says which.

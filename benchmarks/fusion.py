@@ -42,14 +42,22 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from panoptic_ext.fusion import combine_masks, hadamard_fusion, heuristic_fusion, upsnet_fusion
+from panoptic_ext.fusion import (
+    Detections,
+    FusionRule,
+    PanopticMap,
+    hadamard_fusion,
+    heuristic_fusion,
+    heuristic_fusion_on_labels,
+    upsnet_fusion,
+)
 
 SIZE, COARSE, CLASSES, CELLS = (1024, 2048), (256, 512), 19, 28
 THINGS = tuple(range(11, 19))  # as in Cityscapes
 OPTIONS = {"score_threshold": 0.5, "overlap_threshold": 0.5, "stuff_area_threshold": 2048}
+RULE = FusionRule(THINGS, CLASSES, **OPTIONS)
 TARGETS = {("hadamard", 20): 15, ("hadamard", 60): 22, ("combine", 20): 11, ("combine", 100): 20}
 
-Result = tuple[Tensor, list[dict[str, Any]]]
 Call = Callable[[], Any]
 
 
@@ -80,8 +88,8 @@ class Scene:
     def upsample(self) -> Tensor:
         return F.interpolate(self.coarse, SIZE, mode="bilinear", align_corners=False)[0]
 
-    def ours(self, fusion: Callable[..., Result], **options: float) -> Result:
-        return fusion(self.sem_seg, **self.instances, thing_ids=THINGS, **OPTIONS, **options)
+    def ours(self, fusion: Callable[..., PanopticMap], **options: float) -> PanopticMap:
+        return fusion(self.sem_seg, Detections(**self.instances), RULE, **options)
 
     def covered(self) -> float:
         """Areas of all boxes, relative to the image."""
@@ -169,7 +177,7 @@ def pasted_masks(scene: Scene) -> Tensor:
     return paste_masks_in_image(probabilities, scene.instances["boxes"], SIZE)
 
 
-def detectron2_combine(scene: Scene, masks: Tensor, labels: Tensor) -> Result:
+def detectron2_combine(scene: Scene, masks: Tensor, labels: Tensor) -> PanopticMap:
     """`labels` have 0 for things, as Detectron2's "separated" metadata."""
     found = Instances(SIZE, pred_masks=masks)
     found.scores, found.pred_classes = (scene.instances[n] for n in ("scores", "classes"))
@@ -185,13 +193,21 @@ def without_things(labels: Tensor) -> Tensor:
 def combine_sides(scene: Scene) -> dict[str, Call]:
     masks, labels = pasted_masks(scene), by_max(scene.sem_seg)
     separated = without_things(labels)
-    given = {n: scene.instances[n] for n in ("boxes", "scores", "classes")}
-    return {
-        "dense": lambda: detectron2_combine(scene, masks, separated)[0],
-        "ours": lambda: combine_masks(
-            labels, **given, masks=masks, num_classes=CLASSES, thing_ids=THINGS, **OPTIONS
-        )[0],
-    }
+    scores, classes = (scene.instances[n].tolist() for n in ("scores", "classes"))
+    boxes = scene.instances["boxes"].tolist()
+
+    def window(i: int) -> tuple[Tensor, int, int]:
+        """The part of a pasted mask that its box touches."""
+        left, top = (max(0, int(x) - 1) for x in boxes[i][:2])
+        right, bottom = (int(x) + 2 for x in boxes[i][2:])
+        return masks[i, top:bottom, left:right], top, left
+
+    def ours() -> Tensor:
+        return heuristic_fusion_on_labels(
+            labels, RULE, scores=scores, classes=classes, mask_of=window
+        )[0]
+
+    return {"dense": lambda: detectron2_combine(scene, masks, separated)[0], "ours": ours}
 
 
 def route_sides(scene: Scene) -> dict[str, Call]:

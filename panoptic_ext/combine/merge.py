@@ -17,19 +17,13 @@ from panoptic_ext.combine.inputs import VOID, InstanceResults, SemanticPredictio
 from panoptic_ext.data.coco.categories import category_entries
 from panoptic_ext.data.coco.writer import PanopticWriter
 from panoptic_ext.errors import EvaluationError, listed
-from panoptic_ext.fusion.naive import naive_fusion
+from panoptic_ext.fusion import FusionRule, heuristic_fusion_on_labels
 from panoptic_ext.many_files import ManyFiles, listed_failures
 
-__all__ = ["CombinedFiles", "NaiveRule", "combine_files"]
+__all__ = ["CombinedFiles", "combine_files"]
 
 
-@dataclass(frozen=True)
-class NaiveRule:
-    """Thresholds of `naive_fusion`."""
-
-    score_threshold: float = 0.5
-    overlap_threshold: float = 0.5
-    stuff_area_threshold: int = 4096
+STUFF_AREA_THRESHOLD = 4096  # pixels; the published merging of COCO's results
 
 
 @dataclass(frozen=True)
@@ -58,19 +52,20 @@ def combine_files(
     instances: InstanceResults,
     semantic: SemanticPredictions,
     output: str,
-    rule: NaiveRule | None = None,
+    rule: FusionRule | None = None,
     *,
     allow_missing: bool = False,
     num_threads: int = 2,
     progress: bool = False,
 ) -> CombinedFiles:
-    """Merge the predictions of each image by the naive rule and write COCO panoptic results.
+    """Merge the predictions of each image by score and write COCO panoptic results.
 
     Args:
         images: the data set; each of its images gets a result.
         instances, semantic: the predictions. An image may have no instance.
         output: folder for `panoptic_predictions.json` and the folder `panoptic_predictions`.
-        rule: the thresholds.
+        rule: thresholds, and the classes of `images`; see `heuristic_fusion_on_labels`. None: the
+            published thresholds.
         allow_missing: go on without a semantic prediction: what instances leave free is void.
         num_threads: that read, merge and write.
         progress: show a progress bar on stderr.
@@ -79,7 +74,9 @@ def combine_files(
         EvaluationError: an image without semantic prediction, a prediction that cannot be read or
             is of another size, or a folder that cannot be written to.
     """
-    rule = rule or NaiveRule()
+    rule = rule or FusionRule(
+        images.thing_ids, len(images.categories), stuff_area_threshold=STUFF_AREA_THRESHOLD
+    )
     no_semantic = tuple(i.image_id for i in images.images if not semantic.has(i))
     if no_semantic and not allow_missing:
         raise EvaluationError(
@@ -129,7 +126,7 @@ def _combine_image(
     image: ImageEntry,
     instances: InstanceResults,
     semantic: SemanticPredictions,
-    rule: NaiveRule,
+    rule: FusionRule,
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """The (H, W) map of one image and its segments with dataset ids."""
     rows = instances.of(image)
@@ -139,16 +136,12 @@ def _combine_image(
         window, top, left = instances.window(image, rows[index])
         return torch.from_numpy(window), top, left
 
-    ids, segments = naive_fusion(
+    ids, segments = heuristic_fusion_on_labels(
         torch.from_numpy(labels),
+        rule,
         scores=[row["score"] for row in rows],
         classes=[images.contiguous[row["category_id"]] for row in rows],
         mask_of=mask_of,
-        thing_ids=images.thing_ids,
-        num_classes=len(images.categories),
-        score_threshold=rule.score_threshold,
-        overlap_threshold=rule.overlap_threshold,
-        stuff_area_threshold=rule.stuff_area_threshold,
     )
     return ids.numpy(), [
         {"id": s["id"], "category_id": images.categories[s["category_id"]].id} for s in segments

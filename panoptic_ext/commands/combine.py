@@ -28,7 +28,7 @@ from panoptic_ext.combine.inputs import (
     SemanticPredictions,
     open_semantic,
 )
-from panoptic_ext.combine.merge import CombinedFiles, NaiveRule, combine_files
+from panoptic_ext.combine.merge import CombinedFiles, combine_files
 from panoptic_ext.commands.command_line import (
     command_parser,
     ends_with_a_message,
@@ -37,6 +37,7 @@ from panoptic_ext.commands.command_line import (
 )
 from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.errors import ConfigError, listed
+from panoptic_ext.fusion import FusionRule
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -78,12 +79,19 @@ def run(args: argparse.Namespace) -> int:
     semantic = open_semantic(
         args.semantic, images, ids=args.semantic_ids, ignore_label=args.ignore_label
     )
+    rule = FusionRule(
+        images.thing_ids,
+        len(images.categories),
+        score_threshold=args.score_threshold,
+        overlap_threshold=args.overlap_threshold,
+        stuff_area_threshold=args.stuff_area_threshold,
+    )
     result = combine_files(
         images,
         instances,
         semantic,
         args.output,
-        NaiveRule(args.score_threshold, args.overlap_threshold, args.stuff_area_threshold),
+        rule,
         allow_missing=args.allow_missing,
         num_threads=args.threads,
         progress=True,

@@ -1,18 +1,24 @@
-"""The heuristic merging of Kirillov et al. (Panoptic Segmentation, CVPR 2019), as in Detectron2.
+"""The heuristic merging of Kirillov et al. (Panoptic Segmentation, CVPR 2019, section 7).
 
-Instances are pasted best first, each on the pixels that are still free; stuff fills the rest. The
-result is that of Detectron2's `combine_semantic_and_instance_outputs`, which looks at the whole
-image for every instance and every class. Here an instance costs the pixels of its box, and all of
-stuff one count and one table look-up.
+Instances are placed best first, each on the pixels that are still free; stuff fills the rest. Three
+entries differ in what they are given:
 
-Shapes: K unified classes, N instances, m x m mask logits, H x W pixels, a window of h x w.
+    heuristic_fusion              semantic logits and mask logits, as a model gives them
+    heuristic_fusion_on_labels    a label map and binary masks, as files of any two models hold them
+    heuristic_fusion_detectron2   as the first, by Detectron2's own functions, to compare with
+
+The first gives what Detectron2's `combine_semantic_and_instance_outputs` gives. Detectron2 looks at
+the whole image for every instance and every class. Here an instance costs the pixels of its box,
+and all of stuff one count and one table look-up.
+
+Shapes: K classes, N instances, m x m mask logits, H x W pixels, a window of h x w.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from detectron2.layers.mask_ops import paste_masks_in_image
@@ -20,214 +26,171 @@ from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_inst
 from detectron2.structures import Instances
 from torch import Tensor
 
-from panoptic_ext.fusion.segments import (
-    check_void_policy,
-    write_segments,
+from panoptic_ext.fusion.base import (
+    PANOPTIC_FUSION_REGISTRY,
+    Detections,
+    FusionRule,
+    PanopticFusion,
+    PanopticMap,
 )
+from panoptic_ext.fusion.segments import assemble_segments
 from panoptic_ext.fusion.windows import (
     Instance,
     count_marked,
-    few_common,
+    overlaps_little,
     paste_marks,
     select_instances,
     window_strips,
 )
-from panoptic_ext.postprocessing.best_class import best_class, stuff_ids_of
+from panoptic_ext.postprocessing.best_class import best_class
 
-__all__ = ["combine_masks", "heuristic_fusion", "heuristic_fusion_detectron2"]
+__all__ = [
+    "Detectron2Fusion",
+    "HeuristicFusion",
+    "MaskWindow",
+    "heuristic_fusion",
+    "heuristic_fusion_detectron2",
+    "heuristic_fusion_on_labels",
+]
 
-# Share of a mask that may be covered in Detectron2's merging, at most: without a free pixel the
-# instance would be listed without one.
-_MOST_COVERED = math.nextafter(1.0, 0.0)
+MaskWindow = tuple[Tensor, int, int]
+"""An instance's (h, w) bool mask and the row and column of the image where it begins."""
+
+# Detectron2 keeps an instance whose mask is covered up to and with the threshold. At 1.0 it would
+# list instances that have no pixel left, so that the threshold stays below.
+_LARGEST_OVERLAP = math.nextafter(1.0, 0.0)
 
 
 @torch.no_grad()
-def heuristic_fusion(
-    sem_seg: Tensor,
-    *,
-    boxes: Tensor,
-    scores: Tensor,
-    classes: Tensor,
-    mask_logits: Tensor,
-    thing_ids: Collection[int],
-    score_threshold: float,
-    overlap_threshold: float,
-    stuff_area_threshold: float,
-    void_policy: str = "void",
-) -> tuple[Tensor, list[dict[str, Any]]]:
+def heuristic_fusion(sem_seg: Tensor, detections: Detections, rule: FusionRule) -> PanopticMap:
     """Instances by score over the semantic head's labels.
 
+    A mask is where Detectron2 pastes it: a probability of at least 0.5.
+
     Args:
-        sem_seg: (K, H, W) logits, channel = unified class.
-        boxes: (N, 4) x1, y1, x2, y2 in pixels of the output; may reach beyond it.
-        scores: (N,).
-        classes: (N,) unified ids of things.
-        mask_logits: (N, m, m) logits of the predicted class in its box.
-        thing_ids: unified ids of the things.
-        score_threshold: instances with a lower score are ignored.
-        overlap_threshold: an instance is dropped when better ones that were kept cover more than
-            this share of its mask (probability of at least 0.5).
-        stuff_area_threshold: stuff with fewer pixels becomes void.
-        void_policy: what a free pixel is whose best class is a thing: "void", or "stuff" for its
-            best stuff class.
+        sem_seg: (K, H, W) logits, channel = contiguous id.
+        detections: N instances; see `Detections`.
+        rule: classes and thresholds; see `FusionRule`.
 
     Returns:
-        As `PanopticFusion.forward`.
+        See `PanopticMap`; things by falling score.
 
     Raises:
-        ValueError: an unknown `void_policy`, or an instance whose class is not a thing.
+        ValueError: `sem_seg` does not have K channels, or the class of an instance is no thing.
     """
-    check_void_policy(void_policy)
-    instances = select_instances(
-        boxes=boxes,
-        scores=scores,
-        classes=classes,
-        thing_ids=thing_ids,
-        size=(sem_seg.shape[1], sem_seg.shape[2]),
-        score_threshold=score_threshold,
-        margin=1,
-    )
-    ids = _background_ids(len(sem_seg), thing_ids, void_policy)
+    rule.check_channels(sem_seg)
+    size = (sem_seg.shape[1], sem_seg.shape[2])
+    instances = select_instances(detections, rule, size, margin=1)
+    labels = _background_labels(rule)
     with torch.autocast(sem_seg.device.type, enabled=False):
-        return _combine(
-            best_class(sem_seg, ids)[1],
-            paste_marks(mask_logits, boxes, instances),
-            instances=instances,
-            stuff_ids=_void_for_things(ids, thing_ids),
-            overlap_threshold=overlap_threshold,
-            stuff_area_threshold=stuff_area_threshold,
-        )
+        stuff = best_class(sem_seg, labels)[1]
+        things = torch.zeros_like(stuff)
+        pasted = paste_marks(detections, instances)
+        for code, (instance, marks) in enumerate(pasted, start=1 + len(labels)):
+            _place_marks(marks, things[instance.where], code, rule.overlap_threshold)
+    stuff_ids = [None if label in rule.thing_ids else label for label in labels]
+    return assemble_segments(things, stuff, instances, stuff_ids, rule.stuff_area_threshold)
+
+
+def _background_labels(rule: FusionRule) -> Sequence[int]:
+    """Classes that compete for pixels without an instance; a thing that wins means void."""
+    return range(rule.num_classes) if rule.void_policy == "void" else rule.stuff_ids
+
+
+def _place_marks(marks: Tensor, region: Tensor, code: int, overlap_threshold: float) -> None:
+    """Write `code` to the free pixels of a mask, in place, if few enough are taken.
+
+    Args:
+        marks: (h, w) float32 of 0 and 1; overwritten.
+        region: (h, w) float32 codes of the instances so far, 0 where free; updated.
+    """
+    counts, free = [], []
+    for rows in window_strips(marks):
+        strip = marks[rows]
+        common = torch.gt(region[rows], 0, out=torch.empty_like(strip)).mul_(strip)
+        counts.append((count_marked(strip), count_marked(common)))
+        free.append(strip.sub_(common))
+    kept = overlaps_little(counts, overlap_threshold)
+    if kept is not False:
+        for rows, strip in zip(window_strips(marks), free, strict=True):
+            region[rows].add_(strip.mul_(kept * code))
 
 
 @torch.no_grad()
-def combine_masks(
+def heuristic_fusion_on_labels(
     labels: Tensor,
+    rule: FusionRule,
     *,
-    boxes: Tensor,
-    scores: Tensor,
-    classes: Tensor,
-    masks: Tensor,
-    num_classes: int,
-    thing_ids: Collection[int],
-    score_threshold: float,
-    overlap_threshold: float,
-    stuff_area_threshold: float,
-) -> tuple[Tensor, list[dict[str, Any]]]:
-    """As `heuristic_fusion`, from masks that were pasted before and labels.
+    scores: Sequence[float],
+    classes: Sequence[int],
+    mask_of: Callable[[int], MaskWindow],
+) -> PanopticMap:
+    """The same merging of a label map and binary masks, from any two models.
+
+    One mask is held at a time: memory is O(H W) for any N. The rule's `void_policy` is "void": the
+    label map has one class a pixel, so that nothing is known about the stuff behind a thing.
 
     Args:
-        labels: (H, W) unified classes; things are void where no instance is.
-        boxes: (N, 4) in which the masks were pasted; beyond them the masks are not looked at.
-        masks: (N, H, W) bool, as Detectron2's `detector_postprocess` gives them.
-        num_classes: K.
+        labels: (H, W) integers, the contiguous id of each pixel; others than 0..K-1 are void.
+        rule: classes and thresholds; see `FusionRule`.
+        scores: (N,) of the instances; equal ones keep their order.
+        classes: (N,) contiguous ids of their classes.
+        mask_of: gives the mask of instance i, asked for by falling score; for masks of the whole
+            image `lambda i: (masks[i], 0, 0)`.
 
     Returns:
-        As `PanopticFusion.forward`.
+        See `PanopticMap`; on the device of `labels`.
     """
-    instances = select_instances(
-        boxes=boxes,
-        scores=scores,
-        classes=classes,
-        thing_ids=thing_ids,
-        size=(labels.shape[0], labels.shape[1]),
-        score_threshold=score_threshold,
-        margin=1,
-    )
-    return _combine(
-        labels.float().add_(1),
-        ((each, masks[each.index][each.where].float()) for each in instances),
-        instances=instances,
-        stuff_ids=_void_for_things(range(num_classes), thing_ids),
-        overlap_threshold=overlap_threshold,
-        stuff_area_threshold=stuff_area_threshold,
-    )
-
-
-def _background_ids(
-    num_classes: int, thing_ids: Collection[int], void_policy: str
-) -> Sequence[int]:
-    """Classes that compete for pixels without an instance."""
-    return range(num_classes) if void_policy == "void" else stuff_ids_of(num_classes, thing_ids)
-
-
-def _void_for_things(ids: Sequence[int], thing_ids: Collection[int]) -> list[int | None]:
-    return [None if label in thing_ids else label for label in ids]
-
-
-def _combine(
-    stuff: Tensor,
-    pasted: Iterable[tuple[Instance, Tensor]],
-    *,
-    instances: Sequence[Instance],
-    stuff_ids: Sequence[int | None],
-    overlap_threshold: float,
-    stuff_area_threshold: float,
-) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Visit the (h, w) float32 marks of `pasted`, best first; `stuff` has codes (H, W)."""
+    stuff_ids = rule.stuff_ids
+    code_of = torch.zeros(rule.num_classes + 2)  # the first and the last are for other labels
+    code_of[[label + 1 for label in stuff_ids]] = torch.arange(1.0, 1 + len(stuff_ids))
+    stuff = code_of.to(labels.device)[labels.long().clamp(-1, rule.num_classes) + 1]
     things = torch.zeros_like(stuff)
-    for code, (instance, marks) in enumerate(pasted, start=1 + len(stuff_ids)):
-        region = things[instance.where]
-        counts, free = [], []
-        for rows in window_strips(marks):
-            strip = marks[rows]
-            common = torch.gt(region[rows], 0, out=torch.empty_like(strip)).mul_(strip)
-            counts.append((count_marked(strip), count_marked(common)))
-            free.append(strip.sub_(common))
-        kept = few_common(counts, overlap_threshold)
-        if kept is not False:
-            for rows, strip in zip(window_strips(marks), free, strict=True):
-                region[rows].add_(strip.mul_(kept * code))
-    return write_segments(
-        things,
-        stuff,
-        instances=instances,
-        stuff_ids=stuff_ids,
-        stuff_area_threshold=stuff_area_threshold,
-    )
+    instances: list[Instance] = []
+    for index in sorted(range(len(scores)), key=lambda i: -float(scores[i])):
+        score = float(scores[index])
+        if score < rule.score_threshold:
+            break
+        mask, top, left = mask_of(index)
+        rows, columns = slice(top, top + mask.shape[0]), slice(left, left + mask.shape[1])
+        box = (left, top, columns.stop, rows.stop)
+        instances.append(Instance(index, score, int(classes[index]), box, rows, columns))
+        code = len(stuff_ids) + len(instances)
+        _place_mask(mask, things[rows, columns], code, rule.overlap_threshold)
+    return assemble_segments(things, stuff, instances, stuff_ids, rule.stuff_area_threshold)
+
+
+def _place_mask(mask: Tensor, region: Tensor, code: int, overlap_threshold: float) -> None:
+    """As `_place_marks`, of an (h, w) bool mask that stays as it is."""
+    area = int(mask.sum())
+    free = mask & (region == 0)
+    placed = int(free.sum())
+    if placed and (area - placed) / area <= overlap_threshold:
+        region.masked_fill_(free, code)
 
 
 @torch.no_grad()
 def heuristic_fusion_detectron2(
-    sem_seg: Tensor,
-    *,
-    boxes: Tensor,
-    scores: Tensor,
-    classes: Tensor,
-    mask_logits: Tensor,
-    thing_ids: Collection[int],
-    score_threshold: float,
-    overlap_threshold: float,
-    stuff_area_threshold: float,
-    void_policy: str = "void",
-) -> tuple[Tensor, list[dict[str, Any]]]:
+    sem_seg: Tensor, detections: Detections, rule: FusionRule
+) -> PanopticMap:
     """As `heuristic_fusion`, by Detectron2's own functions; memory O(N H W)."""
-    check_void_policy(void_policy)
+    rule.check_channels(sem_seg)
     size = (sem_seg.shape[1], sem_seg.shape[2])
-    selected = select_instances(
-        boxes=boxes,
-        scores=scores,
-        classes=classes,
-        thing_ids=thing_ids,
-        size=size,
-        score_threshold=score_threshold,
-        margin=1,
-    )
-    index = torch.tensor(
-        [each.index for each in selected], dtype=torch.int64, device=sem_seg.device
-    )
+    selected = select_instances(detections, rule, size, margin=1)
+    rows = [instance.index for instance in selected]
+    kept = detections[torch.tensor(rows, dtype=torch.int64, device=sem_seg.device)]
     with torch.autocast(sem_seg.device.type, enabled=False):
-        probabilities = mask_logits.float().sigmoid()[index]
-        found = Instances(size, pred_classes=classes[index])
+        instances = Instances(size, pred_classes=kept.classes)
         # Detectron2 sorts by score, and leaves the order of equal ones open.
-        found.scores = torch.arange(len(selected), 0, -1, device=sem_seg.device)
-        found.pred_masks = paste_masks_in_image(probabilities, boxes.float()[index], size)
-        ids = _background_ids(len(sem_seg), thing_ids, void_policy)
-        labels = _detectron2_labels(sem_seg, ids, thing_ids)
+        instances.scores = torch.arange(len(selected), 0, -1, device=sem_seg.device)
+        probabilities = kept.mask_logits.float().sigmoid()
+        instances.pred_masks = paste_masks_in_image(probabilities, kept.boxes.float(), size)
+        labels = _detectron2_labels(sem_seg, rule)
     panoptic_seg, segments = combine_semantic_and_instance_outputs(
-        found,
+        instances,
         labels,
-        min(overlap_threshold, _MOST_COVERED),
-        max(1, stuff_area_threshold),  # below 1 it would list stuff without pixels
+        min(rule.overlap_threshold, _LARGEST_OVERLAP),
+        max(1, rule.stuff_area_threshold),  # below 1 it would list stuff without pixels
         0,
     )
     areas = torch.bincount(panoptic_seg.flatten(), minlength=len(segments) + 1).tolist()
@@ -241,11 +204,32 @@ def heuristic_fusion_detectron2(
     return panoptic_seg, segments
 
 
-def _detectron2_labels(sem_seg: Tensor, ids: Sequence[int], thing_ids: Collection[int]) -> Tensor:
-    """(H, W) int64 labels as Detectron2's merging takes them: 0 thing, 1 + unified id of stuff."""
-    if not ids:
+def _detectron2_labels(sem_seg: Tensor, rule: FusionRule) -> Tensor:
+    """(H, W) int64 labels for Detectron2's merging: 0 for things, 1 + contiguous id for stuff."""
+    labels = list(_background_labels(rule))
+    if not labels:
         return sem_seg.new_zeros(sem_seg.shape[1:], dtype=torch.int64)
     table = torch.tensor(
-        [0 if label in thing_ids else label + 1 for label in ids], device=sem_seg.device
+        [0 if label in rule.thing_ids else label + 1 for label in labels], device=sem_seg.device
     )
-    return table[sem_seg[list(ids)].max(dim=0).indices]
+    return table[sem_seg[labels].max(dim=0).indices]
+
+
+@PANOPTIC_FUSION_REGISTRY.register_as("heuristic")
+class HeuristicFusion(PanopticFusion):
+    """Instances by score over the semantic labels: see `heuristic_fusion`."""
+
+    needs_mask_logits: ClassVar[bool] = False
+
+    def forward(self, sem_seg: Tensor, detections: Detections) -> PanopticMap:
+        """See `heuristic_fusion`."""
+        return heuristic_fusion(sem_seg, detections, self.rule)
+
+
+@PANOPTIC_FUSION_REGISTRY.register_as("heuristic_detectron2")
+class Detectron2Fusion(HeuristicFusion):
+    """The same by Detectron2's own functions: see `heuristic_fusion_detectron2`."""
+
+    def forward(self, sem_seg: Tensor, detections: Detections) -> PanopticMap:
+        """See `heuristic_fusion_detectron2`."""
+        return heuristic_fusion_detectron2(sem_seg, detections, self.rule)

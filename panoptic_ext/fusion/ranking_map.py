@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from panoptic_ext.postprocessing.tiled_resize import Size
+
 __all__ = [
     "class_channels",
     "reduced_labels",
@@ -20,8 +22,6 @@ __all__ = [
     "reduced_size",
     "spatial_ranking_scores",
 ]
-
-Size = tuple[int, int]
 
 
 def reduced_size(image_size: Size, longest: int) -> Size:

@@ -1,4 +1,4 @@
-"""What all fusions share: checked options, and from codes per pixel to map and segments.
+"""From a code per pixel to the panoptic map and its segments: the last step of every fusion.
 
 Shapes: n instances, S stuff classes, H x W pixels. Codes: 0 void, 1..S stuff, S + 1..S + n the
 instances in the order in which they were visited.
@@ -12,43 +12,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from panoptic_ext.errors import check_known
+from panoptic_ext.fusion.base import PanopticMap
 from panoptic_ext.fusion.windows import Instance
 from panoptic_ext.postprocessing.best_class import strips
 
-__all__ = ["VOID_POLICIES", "check_void_policy", "write_segments"]
-
-VOID_POLICIES = ("void", "stuff")
+__all__ = ["assemble_segments"]
 
 
-def check_void_policy(void_policy: str) -> None:
-    """Raises:
-    ValueError: not one of VOID_POLICIES.
-    """
-    check_known("void_policy", void_policy, VOID_POLICIES, error=ValueError)
-
-
-def write_segments(
+def assemble_segments(
     things: Tensor,
     stuff: Tensor,
-    *,
     instances: Sequence[Instance],
     stuff_ids: Sequence[int | None],
     stuff_area_threshold: float,
-) -> tuple[Tensor, list[dict[str, Any]]]:
+) -> PanopticMap:
     """Fill pixels without an instance with stuff and number the segments.
 
     Args:
         things: (H, W) float32 codes of instances, 0 where there is none.
         stuff: (H, W) float32 codes of stuff, 0 for void.
         instances: in the order of their codes.
-        stuff_ids: unified ids in the order of their codes; None for one that means void.
+        stuff_ids: contiguous ids in the order of their codes; None for one that means void.
         stuff_area_threshold: stuff with fewer pixels becomes void.
 
     Returns:
-        As `PanopticFusion.forward`: things in the order of `instances`, then stuff by class; none
+        Things in the order of `instances`, then stuff by class; none
         of them empty.
     """
+    # Every code of an instance is larger than those of stuff, so that the maximum is the instance
+    # wherever there is one. Float32 holds whole numbers exactly up to 2**24.
     codes = torch.empty(things.shape, dtype=torch.int32, device=things.device)
     length = 1 + len(stuff_ids) + len(instances)
     counts = torch.zeros(length, dtype=torch.int64, device=things.device)

@@ -1,16 +1,15 @@
 """OANet's learned ranking of overlapping instances, as a head and as a fusion that owns it.
 
 Source: Liu et al., "An End-to-End Network for Panoptic Segmentation", CVPR 2019, section 3.3.
-Shapes: see panoptic_ext.fusion.ranking_map; K unified classes, T of them things, B
-images.
+Shapes: see panoptic_ext.fusion.ranking_map; K classes, T of them things, B images.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +17,14 @@ from detectron2.config import configurable
 from torch import Tensor, nn
 
 from panoptic_ext.errors import ConfigError
-from panoptic_ext.fusion.base import PANOPTIC_FUSION_REGISTRY
-from panoptic_ext.fusion.fusions import HeuristicFusion
+from panoptic_ext.fusion.base import (
+    PANOPTIC_FUSION_REGISTRY,
+    Detections,
+    FusionRule,
+    PanopticFusion,
+    PanopticMap,
+)
+from panoptic_ext.fusion.heuristic import heuristic_fusion
 from panoptic_ext.fusion.ranking_map import (
     class_channels,
     reduced_labels,
@@ -27,11 +32,11 @@ from panoptic_ext.fusion.ranking_map import (
     reduced_size,
     spatial_ranking_scores,
 )
+from panoptic_ext.postprocessing.tiled_resize import Size
 
 __all__ = ["SpatialRankingFusion", "SpatialRankingHead"]
 
-_IGNORED = -100
-Size = tuple[int, int]
+_IGNORED = -100  # label of cells without a thing
 
 
 class LargeKernelConv(nn.Module):
@@ -153,8 +158,8 @@ class SpatialRankingHead(nn.Module):
             a gradient of 0, where none does.
         """
         sums, counts = [], []
-        for image, found in enumerate(boxes):
-            masks = self._masks(found, mask_logits[image], image_size[image])
+        for image, boxes_of_image in enumerate(boxes):
+            masks = self._masks(boxes_of_image, mask_logits[image], image_size[image])
             logits = self._logits(masks, classes[image]).float()
             labels = reduced_labels(target[image], (masks.shape[1], masks.shape[2])).long()
             known = (labels >= 0) & (labels < self.num_things)
@@ -179,30 +184,25 @@ class SpatialRankingHead(nn.Module):
 
 
 @PANOPTIC_FUSION_REGISTRY.register_as("spatial_ranking")
-class SpatialRankingFusion(HeuristicFusion):
+class SpatialRankingFusion(PanopticFusion):
     """The heuristic merging, in the order that a learned head gives the instances.
 
-    The score decides which instances are merged, the head which of two overlapping ones lies on
-    top; the score again where the head ranks them alike. Placing is that of `heuristic_fusion`.
+    Instances are selected by score. Overlaps are ordered by the head, ties by score. Placing is
+    that of `heuristic_fusion`.
 
     It has parameters: `wants_training` is True, and a model that trains calls `training_losses`
-    in every step and adds what it returns to its losses. The fusion must be a submodule of the
-    model then, so that its parameters are optimized and saved. Weights that were trained without
+    in every step and adds what it returns to its losses. Weights that were trained without
     it can be trained on with it, but not be evaluated: they would give what the heuristic gives.
     """
 
-    wants_training = True
+    wants_training: ClassVar[bool] = True
+    needs_mask_logits: ClassVar[bool] = False
 
     @configurable
     def __init__(
         self,
+        rule: FusionRule,
         *,
-        thing_ids: Collection[int],
-        num_classes: int,
-        score_threshold: float = 0.5,
-        overlap_threshold: float = 0.5,
-        stuff_area_threshold: float = 2048,
-        void_policy: str = "void",
         conv_dim: int = 64,
         num_convs: int = 2,
         kernel_size: int = 7,
@@ -211,46 +211,36 @@ class SpatialRankingFusion(HeuristicFusion):
     ) -> None:
         """
         Args:
-            thing_ids, num_classes, score_threshold, overlap_threshold, stuff_area_threshold,
-                void_policy: as `HeuristicFusion`.
+            rule: classes and thresholds.
             conv_dim, num_convs, kernel_size, map_size: as `SpatialRankingHead`.
             loss_weight: factor on its loss.
 
         Raises:
             ConfigError: a value that cannot be used.
         """
-        super().__init__(
-            thing_ids=thing_ids,
-            num_classes=num_classes,
-            score_threshold=score_threshold,
-            overlap_threshold=overlap_threshold,
-            stuff_area_threshold=stuff_area_threshold,
-            void_policy=void_policy,
-        )
-        if not self.thing_ids:
+        super().__init__(rule)
+        if not rule.thing_ids:
             raise ConfigError(
                 "MODEL.PANOPTIC_FUSION.NAME is 'spatial_ranking', but the data set has no thing to "
                 "rank; use 'heuristic'"
             )
-        # Instances are chosen by score before they are ranked; the merging then takes all.
-        self.options["score_threshold"] = -math.inf
-        self.score_threshold, self.loss_weight = score_threshold, loss_weight
+        self.loss_weight = loss_weight
         self.head = SpatialRankingHead(
-            num_things=len(self.thing_ids),
+            num_things=len(rule.thing_ids),
             conv_dim=conv_dim,
             num_convs=num_convs,
             kernel_size=kernel_size,
             map_size=map_size,
         )
-        thing_index = torch.full((num_classes,), _IGNORED, dtype=torch.int64)
-        thing_index[list(self.thing_ids)] = torch.arange(len(self.thing_ids))
+        thing_index = torch.full((rule.num_classes,), _IGNORED, dtype=torch.int64)
+        thing_index[list(rule.thing_ids)] = torch.arange(len(rule.thing_ids))
         self.register_buffer("thing_index", thing_index, persistent=False)
 
     @classmethod
-    def from_config(cls, cfg: Any) -> dict[str, Any]:
+    def from_config(cls, cfg: Any, *, thing_ids: Collection[int]) -> dict[str, Any]:
         keys = cfg.MODEL.PANOPTIC_FUSION.SPATIAL_RANKING
         return {
-            **super().from_config(cfg),
+            **super().from_config(cfg, thing_ids=thing_ids),
             "conv_dim": keys.CONV_DIM,
             "num_convs": keys.NUM_CONVS,
             "kernel_size": keys.KERNEL_SIZE,
@@ -259,43 +249,36 @@ class SpatialRankingFusion(HeuristicFusion):
         }
 
     @torch.no_grad()
-    def forward(
-        self,
-        sem_seg: Tensor,
-        *,
-        boxes: Tensor,
-        scores: Tensor,
-        classes: Tensor,
-        mask_logits: Tensor,
-    ) -> tuple[Tensor, list[dict[str, Any]]]:
+    def forward(self, sem_seg: Tensor, detections: Detections) -> PanopticMap:
         """See `PanopticFusion.forward`; `score` of a segment is the detection's."""
+        self.rule.check_channels(sem_seg)
         # Best first: the merging, which sorts by rank, keeps this order among equals.
-        order = scores.argsort(descending=True, stable=True)
-        order = order[scores[order] >= self.score_threshold]
-        found = {
-            "boxes": boxes[order],
-            "classes": classes[order],
-            "mask_logits": mask_logits[order],
-        }
-        size = (sem_seg.shape[1], sem_seg.shape[2])
-        ranks = scores.new_zeros(len(order), dtype=torch.float64)
-        if len(order):
-            index = {**found, "classes": self.thing_index[found["classes"]]}
-            ranks = self.head.rank(**index, image_size=size)
-        panoptic_seg, segments = super().forward(sem_seg, scores=ranks, **found)
-        places, values = order.tolist(), scores.tolist()
+        order = detections.scores.argsort(descending=True, stable=True)
+        order = order[detections.scores[order] >= self.rule.score_threshold]
+        selected = detections[order]
+        ranks = selected.scores.new_zeros(len(selected), dtype=torch.float64)
+        if len(selected):
+            ranks = self.head.rank(
+                boxes=selected.boxes,
+                classes=self.thing_index[selected.classes],
+                mask_logits=selected.mask_logits,
+                image_size=(sem_seg.shape[1], sem_seg.shape[2]),
+            )
+        # Instances have been selected by score; the merging takes all of them, whatever their rank.
+        panoptic_map, segments = heuristic_fusion(
+            sem_seg, replace(selected, scores=ranks), replace(self.rule, score_threshold=0.0)
+        )
+        rows, scores = order.tolist(), detections.scores.tolist()
         for segment in segments:
             if segment["isthing"]:
-                segment["instance_id"] = places[segment["instance_id"]]
-                segment["score"] = values[segment["instance_id"]]
-        return panoptic_seg, segments
+                segment["instance_id"] = rows[segment["instance_id"]]
+                segment["score"] = scores[segment["instance_id"]]
+        return panoptic_map, segments
 
     def training_losses(
         self,
         *,
-        boxes: Sequence[Tensor],
-        classes: Sequence[Tensor],
-        mask_logits: Sequence[Tensor],
+        detections: Sequence[Detections],
         image_size: Sequence[Size],
         sem_seg_target: Sequence[Tensor] | Tensor,
     ) -> dict[str, Tensor]:
@@ -306,32 +289,25 @@ class SpatialRankingFusion(HeuristicFusion):
         Raises:
             ValueError: labels smaller than their image.
         """
-        for labels, size in zip(sem_seg_target, image_size, strict=True):
-            if labels.shape[0] < size[0] or labels.shape[1] < size[1]:
+        targets = []
+        for labels, (height, width) in zip(sem_seg_target, image_size, strict=True):
+            if labels.shape[0] < height or labels.shape[1] < width:
                 raise ValueError(
-                    f"sem_seg_target is {tuple(labels.shape)} for an image of {tuple(size)}; "
+                    f"sem_seg_target is {tuple(labels.shape)} for an image of {(height, width)}; "
                     "expected labels at the resolution of the training image"
                 )
-        return {
-            name: loss * self.loss_weight
-            for name, loss in self.head.losses(
-                boxes=boxes,
-                classes=[self.thing_index[c] for c in classes],
-                mask_logits=mask_logits,
-                image_size=image_size,
-                target=[
-                    self._thing_target(labels[: size[0], : size[1]])
-                    for labels, size in zip(sem_seg_target, image_size, strict=True)
-                ],
-            ).items()
-        }
-
-    def extra_repr(self) -> str:
-        options = {**self.options, "score_threshold": self.score_threshold}
-        return ", ".join(f"{name}={value!r}" for name, value in options.items())
+            targets.append(self._thing_target(labels[:height, :width]))
+        losses = self.head.losses(
+            boxes=[each.boxes for each in detections],
+            classes=[self.thing_index[each.classes] for each in detections],
+            mask_logits=[each.mask_logits for each in detections],
+            image_size=image_size,
+            target=targets,
+        )
+        return {name: loss * self.loss_weight for name, loss in losses.items()}
 
     def _thing_target(self, labels: Tensor) -> Tensor:
-        """Thing index of (H, W) unified ids; `_IGNORED` elsewhere."""
-        known = (labels >= 0) & (labels < self.num_classes)
+        """Thing index of (H, W) contiguous ids; `_IGNORED` elsewhere."""
+        known = (labels >= 0) & (labels < self.rule.num_classes)
         index = self.thing_index[labels.long() * known]
         return index.masked_fill(~known, _IGNORED)

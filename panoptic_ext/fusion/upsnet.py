@@ -6,88 +6,75 @@ class in its box, both 0 outside, an instance has X_i + Y_i and the unknown clas
 max(X of the things) - max over i (X_i): a thing that no instance explains. Its pixels are void.
 As in `hadamard_fusion` the stack becomes a running maximum; memory is O(H W).
 
-Shapes: K unified classes, N instances, m x m mask logits, H x W pixels.
+Shapes: K classes, N instances, m x m mask logits, H x W pixels.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
+from detectron2.config import configurable
 from torch import Tensor
 from torchvision.ops import nms
 
-from panoptic_ext.fusion.segments import (
-    check_void_policy,
-    write_segments,
+from panoptic_ext.fusion.base import (
+    PANOPTIC_FUSION_REGISTRY,
+    Detections,
+    FusionRule,
+    PanopticFusion,
+    PanopticMap,
+    check_threshold,
 )
+from panoptic_ext.fusion.segments import assemble_segments
 from panoptic_ext.fusion.windows import (
     Instance,
-    keep_by_overlap,
     paste_logits,
     select_instances,
-    take_if_better,
+    update_best,
+    update_covered,
     window_strips,
 )
-from panoptic_ext.postprocessing.best_class import best_class, best_logit, stuff_ids_of
+from panoptic_ext.postprocessing.best_class import best_class, best_logit
 
-__all__ = ["upsnet_fusion"]
+__all__ = ["UPSNetFusion", "upsnet_fusion"]
 
 
 @torch.no_grad()
 def upsnet_fusion(
     sem_seg: Tensor,
+    detections: Detections,
+    rule: FusionRule,
     *,
-    boxes: Tensor,
-    scores: Tensor,
-    classes: Tensor,
-    mask_logits: Tensor,
-    thing_ids: Collection[int],
-    score_threshold: float,
-    nms_threshold: float,
-    overlap_threshold: float,
-    stuff_area_threshold: float,
-    void_policy: str = "void",
-) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Gives each pixel to the largest logit of stuff, instances and the unknown class.
+    nms_threshold: float = 0.5,
+) -> PanopticMap:
+    """Give each pixel to the largest logit of stuff, instances and the unknown class.
 
     An instance wins pixels only inside its box (in the paper its logit is 0 outside). Without any
     instance the unknown class has the things' best logit. In a tie stuff comes before instances,
     and these before the unknown class. The arithmetic is float32 whatever the arguments' types.
+    The rule's overlap threshold is about better instances of the same class, and a mask is where
+    the mask logits are above 0.
 
     Args:
-        sem_seg: (K, H, W) logits, channel = unified class.
-        boxes: (N, 4) x1, y1, x2, y2 in pixels of the output; may reach beyond it.
-        scores: (N,).
-        classes: (N,) unified ids of things.
-        mask_logits: (N, m, m) logits of the predicted class in its box.
-        thing_ids: unified ids of the things.
-        score_threshold: instances with a lower score are ignored (published: 0.6).
+        sem_seg: (K, H, W) logits, channel = contiguous id.
+        detections: N instances; see `Detections`.
+        rule: classes and thresholds (published: score 0.6, overlap 0.3). Its `void_policy` says
+            what an unknown pixel is.
         nms_threshold: an instance is dropped when its box has a larger IoU with that of a better
             one, of any class (published: 0.5).
-        overlap_threshold: an instance is dropped when better ones of its class that were kept cover
-            more than this share of its mask, logit above 0 (published: 0.3).
-        stuff_area_threshold: stuff with fewer pixels becomes void.
-        void_policy: what an unknown pixel is: "void", or "stuff" for its best stuff class.
 
     Returns:
-        As `PanopticFusion.forward`; things by class, best first.
+        See `PanopticMap`; things by class, best first.
 
     Raises:
-        ValueError: an unknown `void_policy`, or an instance whose class is not a thing.
+        ValueError: `sem_seg` does not have K channels, or the class of an instance is no thing.
     """
-    check_void_policy(void_policy)
-    stuff_ids = stuff_ids_of(len(sem_seg), thing_ids)
-    selected = select_instances(
-        boxes=boxes,
-        scores=scores,
-        classes=classes,
-        thing_ids=thing_ids,
-        size=(sem_seg.shape[1], sem_seg.shape[2]),
-        score_threshold=score_threshold,
-    )
+    rule.check_channels(sem_seg)
+    stuff_ids = rule.stuff_ids
+    selected = select_instances(detections, rule, (sem_seg.shape[1], sem_seg.shape[2]))
     # One class after the other, so that one image of covered pixels serves all of them.
     instances = sorted(_suppress(selected, nms_threshold), key=lambda each: each.category)
     with torch.autocast(sem_seg.device.type, enabled=False):
@@ -95,34 +82,28 @@ def upsnet_fusion(
         things, explained = torch.zeros_like(best), torch.full_like(best, -torch.inf)
         kept = _compete(
             sem_seg,
-            paste_logits(mask_logits, boxes, instances),
+            paste_logits(detections, instances),
             first_code=1 + len(stuff_ids),
-            overlap_threshold=overlap_threshold,
+            overlap_threshold=rule.overlap_threshold,
             best=best,
             things=things,
             explained=explained,
         )
         _pad_with_zeros(explained, list(itertools.compress(instances, kept)))
-        unknown = best_logit(sem_seg, sorted(thing_ids)).sub_(explained)
+        unknown = best_logit(sem_seg, rule.thing_ids).sub_(explained)
+        # In a tie the unknown class loses, as the last of the paper's stack.
         known = torch.le(unknown, best, out=unknown)
         things.mul_(known)
-        if void_policy == "void":
+        if rule.void_policy == "void":
             stuff.mul_(known)
-        return write_segments(
-            things,
-            stuff,
-            instances=instances,
-            stuff_ids=stuff_ids,
-            stuff_area_threshold=stuff_area_threshold,
-        )
+        return assemble_segments(things, stuff, instances, stuff_ids, rule.stuff_area_threshold)
 
 
 def _suppress(instances: list[Instance], nms_threshold: float) -> list[Instance]:
     """Non-maximum suppression of boxes, over all classes; on the host, where the boxes are."""
     boxes = torch.tensor([each.box for each in instances], dtype=torch.float64).view(-1, 4)
-    ranks = torch.arange(
-        len(instances), 0, -1, dtype=torch.float64
-    )  # equal scores keep their order
+    # Ranks instead of scores, so that equal scores keep their order.
+    ranks = torch.arange(len(instances), 0, -1, dtype=torch.float64)
     return [instances[i] for i in sorted(nms(boxes, ranks, nms_threshold).tolist())]
 
 
@@ -147,15 +128,15 @@ def _compete(
     """
     covered = torch.zeros_like(best)
     flags: list[Tensor | bool] = []
-    rivals: list[Instance] = []  # of the class at hand
+    same_class: list[Instance] = []
     for code, (instance, logits) in enumerate(pasted, start=first_code):
         where = instance.where
-        if rivals and rivals[0].category != instance.category:
-            for rival in rivals:
-                covered[rival.where].zero_()
-            rivals = []
-        rivals.append(instance)
-        kept = keep_by_overlap(logits, covered[where], overlap_threshold)
+        if same_class and same_class[0].category != instance.category:
+            for earlier in same_class:
+                covered[earlier.where].zero_()
+            same_class = []
+        same_class.append(instance)
+        kept = update_covered(logits, covered[where], overlap_threshold)
         flags.append(kept)
         if kept is False:
             continue
@@ -165,7 +146,7 @@ def _compete(
                 semantic = semantic.masked_fill(~kept, -torch.inf)
             region = explained[where][rows]
             torch.maximum(region, semantic, out=region)
-            take_if_better(
+            update_best(
                 logits[rows].add_(semantic),
                 code,
                 best=best[where][rows],
@@ -176,7 +157,7 @@ def _compete(
 
 
 def _pad_with_zeros(explained: Tensor, instances: Sequence[Instance]) -> None:
-    """Let the zeros of X_i outside the boxes count: everywhere but where all boxes meet."""
+    """X_i is 0 outside its box: clamp the maximum to >= 0 except where all boxes overlap."""
     if not instances:
         explained.zero_()
         return
@@ -187,7 +168,43 @@ def _pad_with_zeros(explained: Tensor, instances: Sequence[Instance]) -> None:
         )
         for axis in (0, 1)
     )
-    meeting = explained[rows, columns]  # empty where a slice ends before it starts
-    inside = meeting.clone()
+    common = explained[rows, columns]  # empty where a slice ends before it starts
+    inside = common.clone()
     explained.clamp_(min=0)
-    meeting.copy_(inside)
+    common.copy_(inside)
+
+
+@PANOPTIC_FUSION_REGISTRY.register_as("upsnet")
+class UPSNetFusion(PanopticFusion):
+    """UPSNet's parameter-free head: see `upsnet_fusion`."""
+
+    rule_keys: ClassVar[Mapping[str, str]] = {
+        **PanopticFusion.rule_keys,
+        "score_threshold": "UPSNET.SCORE_THRESHOLD",
+        "overlap_threshold": "UPSNET.OVERLAP_THRESHOLD",
+    }
+
+    @configurable
+    def __init__(self, rule: FusionRule, *, nms_threshold: float = 0.5) -> None:
+        """
+        Args:
+            rule: classes and thresholds.
+            nms_threshold: see `upsnet_fusion`.
+
+        Raises:
+            ConfigError: a threshold outside 0..1.
+        """
+        super().__init__(rule)
+        check_threshold(
+            "nms_threshold", nms_threshold, "MODEL.PANOPTIC_FUSION.UPSNET.NMS_THRESHOLD"
+        )
+        self.nms_threshold = nms_threshold
+
+    @classmethod
+    def from_config(cls, cfg: Any, *, thing_ids: Collection[int]) -> dict[str, Any]:
+        threshold = cfg.MODEL.PANOPTIC_FUSION.UPSNET.NMS_THRESHOLD
+        return {**super().from_config(cfg, thing_ids=thing_ids), "nms_threshold": threshold}
+
+    def forward(self, sem_seg: Tensor, detections: Detections) -> PanopticMap:
+        """See `upsnet_fusion`."""
+        return upsnet_fusion(sem_seg, detections, self.rule, nms_threshold=self.nms_threshold)

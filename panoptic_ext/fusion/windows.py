@@ -10,7 +10,7 @@ Shapes: N instances of m x m mask logits, H x W output, a window of h x w pixels
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,24 +18,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from panoptic_ext.fusion.base import Detections, FusionRule
+from panoptic_ext.postprocessing.tiled_resize import Size
+
 __all__ = [
     "Instance",
-    "Size",
     "count_marked",
-    "few_common",
-    "keep_by_overlap",
+    "overlaps_little",
     "paste_logits",
     "paste_marks",
     "select_instances",
-    "take_if_better",
+    "update_best",
+    "update_covered",
     "window_strips",
 ]
 
-Size = tuple[int, int]
-"""Height and width, pixels."""
-
-# Values of a strip of a window, just below what torch splits among threads: their meetings would
-# cost more than such short work.
+# Values of a strip of a window, just below torch's threshold for multithreading; for work this
+# short, synchronising threads costs more than it saves.
 _STRIP_VALUES = 2**15 - 1
 # Rows of resizing weights that are held at once.
 _GROUP_LENGTH = 2**14
@@ -48,9 +47,9 @@ class Instance:
     """An instance that a fusion looks at.
 
     Attributes:
-        index: its place in the arguments of the fusion.
+        index: its row in the detections.
         score: 0..1.
-        category: unified class id.
+        category: contiguous class id.
         box: x1, y1, x2, y2 in pixels.
         rows, columns: the window, within the output and not empty.
     """
@@ -72,25 +71,16 @@ class Instance:
 
 
 def select_instances(
-    *,
-    boxes: Tensor,
-    scores: Tensor,
-    classes: Tensor,
-    thing_ids: Collection[int],
-    size: Size,
-    score_threshold: float,
-    margin: int = 0,
+    detections: Detections, rule: FusionRule, size: Size, *, margin: int = 0
 ) -> list[Instance]:
-    """Instances of at least `score_threshold` whose box holds a pixel of the output, best first.
+    """Instances of at least the score threshold whose box holds a pixel of the output, best first.
 
     One copy to the host. Equal scores keep their order; a box that is empty, not finite or outside
     the output is left out.
 
     Args:
-        boxes: (N, 4).
-        scores: (N,).
-        classes: (N,) unified ids.
-        thing_ids: the classes that an instance may have.
+        detections: N of them.
+        rule: its score threshold, and the classes that an instance may have.
         size: of the output.
         margin: 0 for a window of the pixels whose centre is in the box; otherwise pixels to add
             around every pixel that the box touches.
@@ -98,21 +88,23 @@ def select_instances(
     Raises:
         ValueError: an instance whose class is not a thing.
     """
-    told = torch.cat((boxes.double(), scores.double()[:, None], classes.double()[:, None]), 1)
-    rows = [row for row in enumerate(told.tolist()) if row[1][4] >= score_threshold]
-    found = []
+    # One tensor of boxes, scores and classes, so that the host waits for the device once.
+    columns = (detections.boxes, detections.scores[:, None], detections.classes[:, None])
+    table = torch.cat([column.double() for column in columns], 1).tolist()
+    rows = [row for row in enumerate(table) if row[1][4] >= rule.score_threshold]
+    selected = []
     for index, (*box, score, category) in sorted(rows, key=lambda row: -row[1][4]):
-        if category not in thing_ids:
+        if category not in rule.thing_ids:
             raise ValueError(
-                f"instance {index} has class {int(category)}; things are {sorted(thing_ids)}. "
-                "Fusion takes unified class ids, not the indices of the box head"
+                f"instance {index} has class {int(category)}; things are {list(rule.thing_ids)}. "
+                "Fusion takes contiguous class ids, not the indices of the box head"
             )
         if not all(map(math.isfinite, box)) or box[0] >= box[2] or box[1] >= box[3]:
             continue
         height, width = (_span(box[axis], box[axis + 2], size[1 - axis], margin) for axis in (1, 0))
         if height.start < height.stop and width.start < width.stop:
-            found.append(Instance(index, score, int(category), tuple(box), height, width))
-    return found
+            selected.append(Instance(index, score, int(category), tuple(box), height, width))
+    return selected
 
 
 def _span(low: float, high: float, length: int, margin: int) -> slice:
@@ -125,21 +117,20 @@ def _span(low: float, high: float, length: int, margin: int) -> slice:
 
 
 def paste_logits(
-    mask_logits: Tensor, boxes: Tensor, instances: Sequence[Instance]
+    detections: Detections, instances: Sequence[Instance]
 ) -> Iterator[tuple[Instance, Tensor]]:
     """Mask logits resized to the box, bilinear; beyond the outermost cells' centres constant.
 
     Args:
-        mask_logits: (N, m, m), any floating type.
-        boxes: (N, 4), the ones that `instances` were selected from.
+        detections: those that `instances` were selected from.
         instances: those wanted.
 
     Yields:
         Each instance and its window's logits, (h, w) float32, new memory.
     """
-    masks = mask_logits.float()
-    if _spares_host(masks):
-        boxes = boxes.float()
+    masks = detections.mask_logits.float()
+    if _runs_async(masks):
+        boxes = detections.boxes.float()
         for instance in instances:
             where = instance.index
             yield instance, _sample(masks[where], boxes[where], instance, "border")
@@ -151,7 +142,7 @@ def paste_logits(
 
 
 def paste_marks(
-    mask_logits: Tensor, boxes: Tensor, instances: Sequence[Instance]
+    detections: Detections, instances: Sequence[Instance]
 ) -> Iterator[tuple[Instance, Tensor]]:
     """Where Detectron2's `paste_masks_in_image` has the mask, at its threshold of 0.5.
 
@@ -159,15 +150,14 @@ def paste_marks(
     and the few pixels where its rounding may matter are sampled as Detectron2 samples them.
 
     Args:
-        mask_logits: (N, m, m), any floating type.
-        boxes: (N, 4), the ones that `instances` were selected from, with a margin of 1.
+        detections: those that `instances` were selected from, with a margin of 1.
         instances: those wanted.
 
     Yields:
         Each instance and its window's mask, (h, w) float32 of 0 and 1, new memory.
     """
-    masks, boxes = mask_logits.float().sigmoid(), boxes.float()
-    if _spares_host(masks):
+    masks, boxes = detections.mask_logits.float().sigmoid(), detections.boxes.float()
+    if _runs_async(masks):
         for instance in instances:
             where = instance.index
             sampled = _sample(masks[where], boxes[where], instance, "zeros")
@@ -206,11 +196,11 @@ def _mark_strip(values: Tensor, mask: Tensor, x: Tensor, y: Tensor) -> None:
 def window_strips(window: Tensor) -> list[slice]:
     """Rows that cover a window (h, w) in pieces of about 128 KiB; on a device all at once."""
     height, width = window.shape
-    step = height if _spares_host(window) else max(1, _STRIP_VALUES // width)
+    step = height if _runs_async(window) else max(1, _STRIP_VALUES // width)
     return [slice(start, min(start + step, height)) for start in range(0, height, step)]
 
 
-def few_common(counts: list[tuple[Tensor, Tensor]], overlap_threshold: float) -> bool | Tensor:
+def overlaps_little(counts: list[tuple[Tensor, Tensor]], overlap_threshold: float) -> bool | Tensor:
     """Whether a mask is not empty and at most a share of it is common with others.
 
     Args:
@@ -218,7 +208,7 @@ def few_common(counts: list[tuple[Tensor, Tensor]], overlap_threshold: float) ->
     """
     area, common = (torch.stack(values).sum() for values in zip(*counts, strict=True))
     kept = (area > 0) & ~(common / area > overlap_threshold)
-    return kept if _spares_host(kept) else bool(kept)
+    return kept if _runs_async(kept) else bool(kept)
 
 
 def count_marked(marks: Tensor) -> Tensor:
@@ -226,7 +216,7 @@ def count_marked(marks: Tensor) -> Tensor:
     return marks.sum(1).double().sum()
 
 
-def keep_by_overlap(logits: Tensor, covered: Tensor, overlap_threshold: float) -> bool | Tensor:
+def update_covered(logits: Tensor, covered: Tensor, overlap_threshold: float) -> bool | Tensor:
     """Whether an instance's mask is not empty and overlaps the better ones little enough.
 
     Args:
@@ -242,7 +232,7 @@ def keep_by_overlap(logits: Tensor, covered: Tensor, overlap_threshold: float) -
     for rows in strips:
         marks = _positive(logits[rows])
         counts.append((count_marked(marks), count_marked(marks.mul_(covered[rows]))))
-    kept = few_common(counts, overlap_threshold)
+    kept = overlaps_little(counts, overlap_threshold)
     if kept is not False:
         for rows in strips:
             marks = _positive(logits[rows]).mul_(kept)
@@ -254,7 +244,7 @@ def _positive(logits: Tensor) -> Tensor:
     return torch.gt(logits, 0, out=torch.empty_like(logits))
 
 
-def take_if_better(logits: Tensor, code: int, *, best: Tensor, codes: Tensor) -> None:
+def update_best(logits: Tensor, code: int, *, best: Tensor, codes: Tensor) -> None:
     """Writes `code`, which is larger than all before it, where `logits` are above `best`.
 
     Args:
@@ -266,7 +256,7 @@ def take_if_better(logits: Tensor, code: int, *, best: Tensor, codes: Tensor) ->
     torch.maximum(best, logits, out=best)
 
 
-def _spares_host(tensor: Tensor) -> bool:
+def _runs_async(tensor: Tensor) -> bool:
     """Whether work is queued on a device: large steps, and answers that the host never reads."""
     return tensor.device.type != "cpu"
 

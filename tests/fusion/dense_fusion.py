@@ -1,11 +1,11 @@
 """Slow, obvious fusions: N x H x W stacks, float64, whole images; and random cases for them.
 
-Nothing here is shared with panoptic_ext.postprocessing.
+Nothing here is shared with panoptic_ext.fusion but the types of its arguments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
+
+from panoptic_ext.fusion import Detections, FusionRule, PanopticMap
 
 VOID = -1
 
@@ -36,8 +38,21 @@ class Case:
         return {name: getattr(self, name) for name in names}
 
     @property
-    def arguments(self) -> dict[str, Any]:
-        return {**self.instances, "thing_ids": self.thing_ids, **self.options}
+    def detections(self) -> Detections:
+        return Detections(**self.instances)
+
+    @property
+    def rule(self) -> FusionRule:
+        options = {name: self.options[name] for name in DEFAULTS if name in self.options}
+        return FusionRule(self.thing_ids, len(self.sem_seg), **options)
+
+    @property
+    def own_options(self) -> dict[str, Any]:
+        """Those of one fusion alone."""
+        return {name: value for name, value in self.options.items() if name not in DEFAULTS}
+
+    def fuse(self, fusion: Callable[..., PanopticMap]) -> PanopticMap:
+        return fusion(self.sem_seg, self.detections, self.rule, **self.own_options)
 
     @property
     def stuff_ids(self) -> list[int]:
@@ -116,7 +131,7 @@ def argmax(stack: list[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
 def assemble(
     case: Case, instance: Tensor, stuff: Tensor, order: list[int], margin: Tensor
 ) -> Dense:
-    """From (H, W) index of the instance and unified id of stuff, VOID where none."""
+    """From (H, W) index of the instance and contiguous id of stuff, VOID where none."""
     result = torch.zeros(instance.shape, dtype=torch.int32)
     segments: list[dict[str, Any]] = []
     for i in order:
@@ -144,7 +159,7 @@ def assemble(
 
 
 def semantic_fill(case: Case) -> Tensor:
-    """Unified id of stuff for pixels without an instance, VOID by the policy."""
+    """Contiguous id of stuff for pixels without an instance, VOID by the policy."""
     sem_seg, size = case.sem_seg.double(), tuple(case.sem_seg.shape[1:])
     ids = case.stuff_ids  # a tie goes to stuff
     if not ids:
@@ -251,8 +266,8 @@ def identity(segment: dict[str, Any]) -> tuple[bool, int]:
 def check_consistent(panoptic_seg: Tensor, segments: list[dict[str, Any]]) -> None:
     """Map and list of segments say the same; ids count from 1."""
     ids, areas = panoptic_seg.unique(return_counts=True)
-    told = {s["id"]: s["area"] for s in segments}
-    assert told == {i: n for i, n in zip(ids.tolist(), areas.tolist(), strict=True) if i}
+    areas_by_id = {s["id"]: s["area"] for s in segments}
+    assert areas_by_id == {i: n for i, n in zip(ids.tolist(), areas.tolist(), strict=True) if i}
     assert [s["id"] for s in segments] == list(range(1, len(segments) + 1))
     keys = {"id", "isthing", "category_id", "area"}
     for segment in segments:
@@ -275,6 +290,7 @@ def make_case(
     stuff: int = 3,
     things: int = 3,
     whole_logits: bool = False,
+    best_score: float = 1.0,
     **options: Any,
 ) -> Case:
     """Random logits; boxes of all sorts, of which some are empty, outside or on pixel centres."""
@@ -297,7 +313,7 @@ def make_case(
     return Case(
         sem_seg=torch.from_numpy(sem_seg),
         boxes=torch.from_numpy(boxes.astype(np.float32)),
-        scores=torch.from_numpy((rng.integers(3, 11, count) / 10).astype(np.float32)),
+        scores=torch.from_numpy((best_score * rng.integers(3, 11, count) / 10).astype(np.float32)),
         classes=torch.from_numpy(rng.choice(thing_ids or (0,), count)).long(),
         mask_logits=torch.from_numpy(mask_logits.astype(np.float32)),
         thing_ids=thing_ids,

@@ -6,6 +6,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,9 +17,12 @@ from panoptic_ext import add_panoptic_ext_config
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.fusion import (
     PANOPTIC_FUSION_REGISTRY,
+    Detections,
     Detectron2Fusion,
+    FusionRule,
     HadamardFusion,
     HeuristicFusion,
+    PanopticFusion,
     UPSNetFusion,
     build_panoptic_fusion,
     hadamard_fusion,
@@ -26,7 +30,7 @@ from panoptic_ext.fusion import (
     heuristic_fusion_detectron2,
     upsnet_fusion,
 )
-from tests.fusion.dense_fusion import Case, check_consistent, make_case
+from tests.fusion.dense_fusion import check_consistent, make_case
 
 FUSIONS: dict[str, tuple[type, Callable[..., Any]]] = {
     "hadamard": (HadamardFusion, hadamard_fusion),
@@ -49,15 +53,20 @@ def same(found: tuple[torch.Tensor, Any], expected: tuple[torch.Tensor, Any]) ->
     return torch.equal(found[0], expected[0]) and found[1] == expected[1]
 
 
-def without_options(case: Case) -> dict[str, Any]:
-    return {**case.instances, "thing_ids": case.thing_ids}
+OWN_OPTIONS = {"hadamard": {"instance_logit_scale": 1.0}, "upsnet": {"nms_threshold": 0.5}}
+
+
+def own_options(fusion: PanopticFusion) -> dict[str, float]:
+    """Those of one fusion alone, by the name of its function's arguments."""
+    names = {name for options in OWN_OPTIONS.values() for name in options}
+    return {name: value for name, value in vars(fusion).items() if name in names}
 
 
 @pytest.mark.parametrize("name", FUSIONS)
 def test_the_key_chooses_the_fusion(name: str) -> None:
     fusion = build_panoptic_fusion(make_cfg(NAME=name), thing_ids=(1, 4))
     assert type(fusion) is FUSIONS[name][0]
-    assert (fusion.thing_ids, fusion.num_classes) == ((1, 4), 6)
+    assert (fusion.rule.thing_ids, fusion.rule.num_classes) == ((1, 4), 6)
     assert not list(fusion.parameters())
     assert not fusion.state_dict()
 
@@ -65,22 +74,26 @@ def test_the_key_chooses_the_fusion(name: str) -> None:
 def test_the_default_is_the_paper_s() -> None:
     fusion = build_panoptic_fusion(make_cfg(), thing_ids=(1, 4))
     assert isinstance(fusion, HadamardFusion)
-    assert fusion.options == {
-        "score_threshold": 0.5,
-        "overlap_threshold": 0.5,
-        "stuff_area_threshold": 2048,
-        "instance_logit_scale": 1.0,
-        "void_policy": "void",
-    }
+    assert fusion.rule == FusionRule(
+        (1, 4),
+        6,
+        score_threshold=0.5,
+        overlap_threshold=0.5,
+        stuff_area_threshold=2048,
+        void_policy="void",
+    )
+    assert fusion.instance_logit_scale == 1.0
 
 
 @pytest.mark.parametrize("name", FUSIONS)
 def test_defaults_of_arguments_and_of_keys_agree(name: str) -> None:
-    from_arguments = FUSIONS[name][0](thing_ids=(1, 4), num_classes=6)
-    assert (
-        from_arguments.options
-        == build_panoptic_fusion(make_cfg(NAME=name), thing_ids=(1, 4)).options
-    )
+    from_config = build_panoptic_fusion(make_cfg(NAME=name), thing_ids=(1, 4))
+    rule = FusionRule([4, 1, 4], 6)
+    if name == "upsnet":  # the published thresholds, which only the keys hold
+        rule = replace(rule, score_threshold=0.6, overlap_threshold=0.3)
+    assert from_config.rule == rule
+    assert own_options(FUSIONS[name][0](rule)) == own_options(from_config)
+    assert own_options(from_config) == OWN_OPTIONS.get(name, {})
 
 
 @pytest.mark.parametrize("name", FUSIONS)
@@ -96,30 +109,33 @@ def test_every_option_of_the_function_comes_from_a_key(name: str) -> None:
             {"SCORE_THRESHOLD": 0.43, "NMS_THRESHOLD": 0.44, "OVERLAP_THRESHOLD": 0.45}
         ),
     }
-    options = build_panoptic_fusion(make_cfg(**keys), thing_ids=(1, 4)).options
-    wanted = {
-        "score_threshold": 0.41,
-        "overlap_threshold": 0.42,
-        "stuff_area_threshold": 3,
-        "void_policy": "stuff",
-    }
-    if name == "hadamard":
-        wanted["instance_logit_scale"] = 2.5
+    fusion = build_panoptic_fusion(make_cfg(**keys), thing_ids=(1, 4))
+    rule = FusionRule(
+        (1, 4),
+        6,
+        score_threshold=0.41,
+        overlap_threshold=0.42,
+        stuff_area_threshold=3,
+        void_policy="stuff",
+    )
     if name == "upsnet":
-        wanted.update(score_threshold=0.43, nms_threshold=0.44, overlap_threshold=0.45)
-    assert options == wanted
-    data = {"sem_seg", "boxes", "scores", "classes", "mask_logits", "thing_ids"}
+        rule = replace(rule, score_threshold=0.43, overlap_threshold=0.45)
+    assert fusion.rule == rule
+    wanted = {"hadamard": {"instance_logit_scale": 2.5}, "upsnet": {"nms_threshold": 0.44}}
+    options = own_options(fusion)
+    assert options == wanted.get(name, {})
+    data = {"sem_seg", "detections", "rule"}
     assert set(options) == set(inspect.signature(FUSIONS[name][1]).parameters) - data
 
 
 @pytest.mark.parametrize("name", FUSIONS)
 def test_forward_is_the_function(name: str) -> None:
     case = make_case(4, 8)
-    module = FUSIONS[name][0](
-        thing_ids=reversed(case.thing_ids), num_classes=6, stuff_area_threshold=5
-    )
-    expected = FUSIONS[name][1](case.sem_seg, **without_options(case), **module.options)
-    found = module(case.sem_seg, **case.instances)
+    rule = FusionRule(case.thing_ids[::-1], 6, stuff_area_threshold=5)
+    module = FUSIONS[name][0](rule)
+    options = OWN_OPTIONS.get(name, {})
+    expected = FUSIONS[name][1](case.sem_seg, case.detections, rule, **options)
+    found = module(case.sem_seg, case.detections)
     assert same(found, expected)
     check_consistent(*found)
     assert any(s["isthing"] for s in found[1])
@@ -129,11 +145,10 @@ def test_forward_is_the_function(name: str) -> None:
 def test_the_order_of_instances_does_not_matter(name: str) -> None:
     case = make_case(6, 10)
     case.scores = torch.linspace(0.4, 1, 10)[torch.randperm(10)]
-    module = FUSIONS[name][0](thing_ids=case.thing_ids, num_classes=6, stuff_area_threshold=5)
-    panoptic_seg, segments = module(case.sem_seg, **case.instances)
+    module = FUSIONS[name][0](FusionRule(case.thing_ids, 6, stuff_area_threshold=5))
+    panoptic_seg, segments = module(case.sem_seg, case.detections)
     order = torch.randperm(10)
-    shuffled = {key: value[order] for key, value in case.instances.items()}
-    found, others = module(case.sem_seg, **shuffled)
+    found, others = module(case.sem_seg, case.detections[order])
     assert torch.equal(found, panoptic_seg)
     for segment in others:
         if segment["isthing"]:
@@ -144,9 +159,9 @@ def test_the_order_of_instances_does_not_matter(name: str) -> None:
 @pytest.mark.parametrize("name", FUSIONS)
 def test_gradients_are_not_recorded(name: str) -> None:
     case = make_case(4, 3)
-    module = FUSIONS[name][0](thing_ids=case.thing_ids, num_classes=6)
-    instances = {**case.instances, "mask_logits": case.mask_logits.requires_grad_()}
-    panoptic_seg, segments = module(case.sem_seg.requires_grad_(), **instances)
+    module = FUSIONS[name][0](FusionRule(case.thing_ids, 6))
+    case.mask_logits.requires_grad_()
+    panoptic_seg, segments = module(case.sem_seg.requires_grad_(), case.detections)
     assert not panoptic_seg.requires_grad
     assert all(type(value) in (int, float, bool) for s in segments for value in s.values())
 
@@ -215,12 +230,46 @@ def test_both_ends_of_a_range_are_in_it(name: str) -> None:
 def test_fusion_needs_a_channel_for_every_thing() -> None:
     with pytest.raises(ConfigError, match=r"thing_ids \[6, 79\] are outside 0..5"):
         build_panoptic_fusion(make_cfg(), thing_ids=(1, 6, 79))
-    module = HadamardFusion(thing_ids=(1,), num_classes=5)
     case = make_case(0, 1)
-    with pytest.raises(ValueError, match="6 channels, but there are 5 classes"):
-        module(case.sem_seg, **case.instances)
+    for name, (_, function) in FUSIONS.items():
+        options = OWN_OPTIONS.get(name, {})
+        with pytest.raises(ValueError, match="6 channels, but there are 5 classes"):
+            function(case.sem_seg, case.detections, FusionRule((1,), 5), **options)
 
 
 def test_one_of_the_registry_s_names_cannot_be_taken_twice() -> None:
     with pytest.raises(AssertionError, match="already registered"):
         PANOPTIC_FUSION_REGISTRY.register_as("hadamard")(HadamardFusion)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"score_threshold": 50}, "score_threshold is 50; expected a number from 0 to 1"),
+        ({"overlap_threshold": math.nan}, "overlap_threshold is nan; expected a number from 0"),
+        ({"stuff_area_threshold": -1}, "stuff_area_threshold is -1; expected pixels, 0 or more"),
+        ({"void_policy": "stuf"}, "unknown void_policy 'stuf'; did you mean 'stuff'"),
+        ({"thing_ids": (1, 6, 79)}, r"thing_ids \[6, 79\] are outside 0..5"),
+        ({"thing_ids": (-1,)}, r"thing_ids \[-1\] are outside 0..5"),
+    ],
+)
+def test_a_rule_is_checked_where_it_is_made(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        FusionRule(**{"thing_ids": (1, 4), "num_classes": 6, **changed})
+
+
+def test_a_rule_knows_things_and_stuff() -> None:
+    rule = FusionRule([4, 1, 4], 6)
+    assert (rule.thing_ids, rule.stuff_ids) == ((1, 4), [0, 2, 3, 5])
+    assert rule == FusionRule((1, 4), 6) and hash(rule) == hash(FusionRule((1, 4), 6))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("boxes", (2, 5)), ("scores", (3,)), ("classes", (2, 1)), ("mask_logits", (2, 7, 6))],
+)
+def test_detections_have_one_row_an_instance(name: str, shape: tuple[int, ...]) -> None:
+    instances = make_case(0, 2).instances
+    assert len(Detections(**instances)) == 2
+    with pytest.raises(ValueError, match=f"{name}.*expected.*one row an instance"):
+        Detections(**{**instances, name: torch.zeros(shape)})

@@ -21,7 +21,7 @@ scene = partial(dense.scene, instance_logit_scale=1.0)
 
 
 def fuse(case: Case):
-    return hadamard_fusion(case.sem_seg, **case.arguments)
+    return case.fuse(hadamard_fusion)
 
 
 @given(case=hadamard_cases)
@@ -62,7 +62,7 @@ def test_small_strips_and_groups_and_a_device_give_the_same(case: Case) -> None:
         patch.setattr(windows, "_STRIP_VALUES", 40)
         patch.setattr(windows, "_GROUP_LENGTH", 30)
         dense.check(fuse(case), dense.hadamard(case))
-        patch.setattr(windows, "_spares_host", lambda tensor: True)
+        patch.setattr(windows, "_runs_async", lambda tensor: True)
         dense.check(fuse(case), dense.hadamard(case))
 
 
@@ -160,7 +160,7 @@ def test_trap_the_formula_is_for_logits() -> None:
     assert fuse(squashed)[1][0]["isthing"] is False
 
 
-def test_trap_classes_are_unified_ids_not_an_offset() -> None:
+def test_trap_classes_are_contiguous_ids_not_an_offset() -> None:
     # Things 0 and 2 between stuff 1 and 3: each instance reads the channel of its own class.
     sem_seg = torch.full((4, 1, 4), -9.0)
     sem_seg[1] = 3.0
@@ -181,15 +181,8 @@ def test_trap_a_thing_without_an_instance_is_void_by_policy(void_policy, expecte
 
 def test_trap_pasted_masks_keep_negative_logits() -> None:
     case = scene([[[0.0] * 4] * 4] * 2, [((1, 1, 3, 3), 1, -3.0)])
-    selected = windows.select_instances(
-        boxes=case.boxes,
-        scores=case.scores,
-        classes=case.classes,
-        thing_ids={1},
-        size=(4, 4),
-        score_threshold=0.5,
-    )
-    ((instance, logits),) = windows.paste_logits(case.mask_logits, case.boxes, selected)
+    selected = windows.select_instances(case.detections, case.rule, (4, 4))
+    ((instance, logits),) = windows.paste_logits(case.detections, selected)
     assert instance.where == (slice(1, 3), slice(1, 3))
     assert torch.allclose(logits, torch.full((2, 2), -3.0))
 

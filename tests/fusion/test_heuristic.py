@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from panoptic_ext.fusion import (
-    combine_masks,
+    Detections,
+    FusionRule,
     heuristic_fusion,
     heuristic_fusion_detectron2,
+    heuristic_fusion_on_labels,
     windows,
 )
 from tests.fusion import dense_fusion as dense
@@ -26,7 +28,7 @@ from tests.fusion.dense_fusion import Case, make_case
 FUSIONS = [heuristic_fusion, heuristic_fusion_detectron2]
 CORNERS: dict[str, dict[str, Any]] = {
     "no instance": {"count": 0},
-    "all filtered": {"count": 5, "score_threshold": 1.5},
+    "all filtered": {"count": 5, "score_threshold": 1.0, "best_score": 0.9},
     "no stuff": {"count": 5, "stuff": 0},
     "only stuff": {"count": 0, "things": 0},
     "all void": {"count": 0, "stuff_area_threshold": 10**6},
@@ -76,7 +78,7 @@ def test_equals_detectron2s_route(fusion, seed: int) -> None:
     case = clipped(make_case(seed, 10, size=(30, 40), overlap_threshold=0.7))
     expected, wanted = upstream(case, case.boxes)
     case.options["stuff_area_threshold"] = 4
-    found, segments = fusion(case.sem_seg, **case.arguments)
+    found, segments = case.fuse(fusion)
     assert torch.equal(found, expected)
     assert found.dtype == expected.dtype
     stuff = [{**s, "category_id": s["category_id"] - (not s["isthing"])} for s in wanted]
@@ -88,11 +90,11 @@ def test_equals_detectron2s_route(fusion, seed: int) -> None:
 @given(case=dense.cases())
 @settings(max_examples=150, deadline=None)
 def test_the_fast_one_equals_detectron2s(case: Case) -> None:
-    expected = heuristic_fusion_detectron2(case.sem_seg, **case.arguments)
+    expected = case.fuse(heuristic_fusion_detectron2)
     for device in (False, True):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(windows, "_spares_host", lambda _, device=device: device)
-            found = heuristic_fusion(case.sem_seg, **case.arguments)
+            patch.setattr(windows, "_runs_async", lambda _, device=device: device)
+            found = case.fuse(heuristic_fusion)
         assert torch.equal(found[0], expected[0])
         assert found[1] == expected[1]
 
@@ -102,7 +104,7 @@ def test_the_fast_one_equals_detectron2s(case: Case) -> None:
 def test_corner_cases(fusion, corner: str) -> None:
     for seed in range(5):
         case = make_case(seed, **CORNERS[corner])
-        found, segments = fusion(case.sem_seg, **case.arguments)
+        found, segments = case.fuse(fusion)
         dense.check_consistent(found, segments)
         if corner == "all void":
             assert segments == []
@@ -120,17 +122,13 @@ def test_by_hand(fusion) -> None:
     sem_seg = torch.zeros(3, 2, 8)
     sem_seg[1, :, :2] = sem_seg[0, :, 2:6] = sem_seg[2, :, 6:] = 5.0
     boxes = torch.tensor([[3.0, 0, 5, 2], [1, 0, 5, 2], [3, 0, 6, 2], [0, 0, 8, 2]])
-    found, segments = fusion(
-        sem_seg,
+    detections = Detections(
         boxes=boxes,
         scores=torch.tensor([0.9, 0.8, 0.7, 0.4]),
         classes=torch.tensor([1, 1, 1, 1]),
         mask_logits=torch.full((4, 28, 28), 9.0),
-        thing_ids=(1,),
-        score_threshold=0.5,
-        overlap_threshold=0.5,
-        stuff_area_threshold=3,
     )
+    found, segments = fusion(sem_seg, detections, FusionRule([1], 3, stuff_area_threshold=3))
     # The third has 4 of its 6 pixels covered. Of stuff 0 two pixels are left: too few.
     assert found.tolist() == [[0, 2, 2, 1, 1, 0, 3, 3]] * 2
     areas = [(s["category_id"], s.get("instance_id"), s["area"]) for s in segments]
@@ -142,7 +140,7 @@ def test_what_is_wholly_covered_is_not_listed(fusion) -> None:
     case = make_case(1, 2, stuff_area_threshold=0, overlap_threshold=1.0)
     case.boxes = torch.tensor([[-2.0, -2, 30, 30], [3, 3, 9, 9]])
     case.scores, case.mask_logits = torch.tensor([0.9, 0.8]), torch.full((2, 28, 28), 9.0)
-    found, segments = fusion(case.sem_seg, **case.arguments)
+    found, segments = case.fuse(fusion)
     assert [(s["instance_id"], s["area"]) for s in segments] == [(0, found.numel())]
 
 
@@ -150,9 +148,9 @@ def test_what_is_wholly_covered_is_not_listed(fusion) -> None:
 def test_half_precision(dtype: torch.dtype) -> None:
     for seed in range(6):
         case = make_case(seed, 8).to(dtype)
-        expected = heuristic_fusion_detectron2(case.sem_seg, **case.arguments)
-        found = heuristic_fusion(case.sem_seg, **case.arguments)
-        in_full = heuristic_fusion(case.sem_seg.float(), **case.to(torch.float32).arguments)
+        expected = case.fuse(heuristic_fusion_detectron2)
+        found = case.fuse(heuristic_fusion)
+        in_full = case.to(torch.float32).fuse(heuristic_fusion)
         assert torch.equal(found[0], expected[0])
         assert torch.equal(found[0], in_full[0])
 
@@ -160,8 +158,8 @@ def test_half_precision(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("count", [100, 400])
 def test_many_instances(count: int) -> None:
     case = make_case(2, count, size=(90, 100), overlap_threshold=0.9)
-    expected = heuristic_fusion_detectron2(case.sem_seg, **case.arguments)
-    found = heuristic_fusion(case.sem_seg, **case.arguments)
+    expected = case.fuse(heuristic_fusion_detectron2)
+    found = case.fuse(heuristic_fusion)
     assert torch.equal(found[0], expected[0])
     assert found[1] == expected[1]
     assert sum(s["isthing"] for s in found[1]) > 20
@@ -174,16 +172,9 @@ def test_masks_at_the_threshold_are_pasted_as_by_detectron2(logit: float, edge: 
     mask_logits = torch.full((1, 28, 28), logit)
     boxes = torch.tensor([[edge, edge, edge + 9, edge + 7]])
     expected = paste_masks_in_image(mask_logits.sigmoid(), boxes, (16, 20))[0]
-    selected = windows.select_instances(
-        boxes=boxes,
-        scores=torch.ones(1),
-        classes=torch.zeros(1),
-        thing_ids={0},
-        size=(16, 20),
-        score_threshold=0.5,
-        margin=1,
-    )
-    ((instance, marks),) = windows.paste_marks(mask_logits, boxes, selected)
+    detections = Detections(boxes, torch.ones(1), torch.zeros(1), mask_logits)
+    selected = windows.select_instances(detections, FusionRule([0], 1), (16, 20), margin=1)
+    ((instance, marks),) = windows.paste_marks(detections, selected)
     found = torch.zeros(16, 20)
     found[instance.where] = marks
     assert torch.equal(found.bool(), expected)
@@ -195,19 +186,15 @@ def test_pasted_masks_give_the_same(case: Case) -> None:
     case = clipped(replace(case, options={**case.options, "void_policy": "void"}))
     size = tuple(case.sem_seg.shape[1:])
     masks = paste_masks_in_image(case.mask_logits.sigmoid(), case.boxes, size)
-    options = {k: v for k, v in case.options.items() if k != "void_policy"}
     before = masks.clone()
-    found = combine_masks(
+    found = heuristic_fusion_on_labels(
         case.sem_seg.max(dim=0).indices,
-        boxes=case.boxes,
-        scores=case.scores,
-        classes=case.classes,
-        masks=masks,
-        num_classes=len(case.sem_seg),
-        thing_ids=case.thing_ids,
-        **options,
+        case.rule,
+        scores=case.scores.tolist(),
+        classes=case.classes.tolist(),
+        mask_of=lambda i: (masks[i], 0, 0),
     )
-    expected = heuristic_fusion(case.sem_seg, **case.arguments)
+    expected = case.fuse(heuristic_fusion)
     assert torch.equal(found[0], expected[0])
     assert found[1] == expected[1]
     assert torch.equal(masks, before)
@@ -217,7 +204,7 @@ def test_pasted_masks_give_the_same(case: Case) -> None:
 def test_nothing_is_written_to_the_arguments(fusion) -> None:
     case = make_case(5, 8)
     before = [t.clone() for t in (case.sem_seg, *case.instances.values())]
-    fusion(case.sem_seg, **case.arguments)
+    case.fuse(fusion)
     after = [case.sem_seg, *case.instances.values()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
@@ -226,11 +213,11 @@ def test_nothing_is_written_to_the_arguments(fusion) -> None:
 def test_what_is_refused(fusion) -> None:
     case = make_case(0, 1, void_policy="ignore")
     with pytest.raises(ValueError, match="unknown void_policy 'ignore'; known: "):
-        fusion(case.sem_seg, **case.arguments)
+        case.fuse(fusion)
     case = make_case(0, 1, void_policy="void", score_threshold=0.0)
     case.classes[0] = case.stuff_ids[0]
     with pytest.raises(ValueError, match="things are"):
-        fusion(case.sem_seg, **case.arguments)
+        case.fuse(fusion)
 
 
 @pytest.mark.gpu
@@ -238,7 +225,7 @@ def test_what_is_refused(fusion) -> None:
 def test_cuda(dtype: torch.dtype) -> None:
     for seed in range(20):
         case = make_case(seed, 20, size=(60, 70)).to(dtype).to("cuda")
-        expected = heuristic_fusion_detectron2(case.sem_seg, **case.arguments)
-        found = heuristic_fusion(case.sem_seg, **case.arguments)
+        expected = case.fuse(heuristic_fusion_detectron2)
+        found = case.fuse(heuristic_fusion)
         assert torch.equal(found[0], expected[0])
         assert found[1] == expected[1]

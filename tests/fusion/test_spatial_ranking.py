@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -11,22 +13,29 @@ from detectron2.structures import Boxes, Instances
 
 from panoptic_ext.config import add_panoptic_ext_config
 from panoptic_ext.errors import ConfigError
-from panoptic_ext.fusion import build_panoptic_fusion
-from panoptic_ext.fusion.base import PanopticFusion
-from panoptic_ext.fusion.fusions import HeuristicFusion
-from panoptic_ext.fusion.spatial_ranking import SpatialRankingFusion, SpatialRankingHead
+from panoptic_ext.fusion import (
+    Detections,
+    FusionRule,
+    HeuristicFusion,
+    PanopticFusion,
+    SpatialRankingFusion,
+    SpatialRankingHead,
+    build_panoptic_fusion,
+)
 from tests.fusion import dense_fusion as dense
 from tests.fusion.test_heuristic import CORNERS
 
-GROUND, SHIRT, TIE = 0, 1, 3  # unified ids; 2 is stuff too
+GROUND, SHIRT, TIE = 0, 1, 3  # contiguous ids; 2 is stuff too
 SIZE = (24, 32)
 SMALL = {"conv_dim": 8, "map_size": 32, "kernel_size": 5}
 
 
-def make_fusion(seed=0, **options):
+RULE = FusionRule([SHIRT, TIE], 4, stuff_area_threshold=1)
+
+
+def make_fusion(seed=0, rule=RULE, **options):
     torch.manual_seed(seed)
-    given = {"thing_ids": [SHIRT, TIE], "num_classes": 4, "stuff_area_threshold": 1, **SMALL}
-    return SpatialRankingFusion(**{**given, **options})
+    return SpatialRankingFusion(rule, **{**SMALL, **options})
 
 
 def disturb(fusion, seed=0):
@@ -54,12 +63,15 @@ def person(seed):
 
 
 def losses(fusion, cases, sizes=None):
-    found = [case for case, _ in cases]
     return fusion.training_losses(
-        **{key: [case[key] for case in found] for key in ("boxes", "classes", "mask_logits")},
+        detections=[detections(case, torch.ones(len(case["boxes"]))) for case, _ in cases],
         image_size=sizes or [SIZE] * len(cases),
         sem_seg_target=[labels for _, labels in cases],
     )
+
+
+def detections(case, scores):
+    return Detections(scores=scores, **case)
 
 
 def nothing(labels=None):
@@ -83,9 +95,9 @@ SCORES = torch.tensor([0.9, 0.6])  # the tie's is lower
 def test_learns_an_order_that_scores_get_wrong():
     fusion = make_fusion()
     case, labels = person(1000)
-    plain = HeuristicFusion(thing_ids=[SHIRT, TIE], num_classes=4, stuff_area_threshold=1)
-    before = fusion(sem_seg(), scores=SCORES, **case)
-    by_score = plain(sem_seg(), scores=SCORES, **case)
+    plain = HeuristicFusion(RULE)
+    before = fusion(sem_seg(), detections(case, SCORES))
+    by_score = plain(sem_seg(), detections(case, SCORES))
     assert torch.equal(before[0], by_score[0]) and before[1] == by_score[1]
     assert [s["category_id"] for s in by_score[1]] == [SHIRT, GROUND]  # the tie is lost
 
@@ -101,7 +113,7 @@ def test_learns_an_order_that_scores_get_wrong():
     assert last < 0.2 * first
     for seed in range(1000, 1010):
         case, labels = person(seed)
-        found, segments = fusion(sem_seg(), scores=SCORES, **case)
+        found, segments = fusion(sem_seg(), detections(case, SCORES))
         things = {s["category_id"]: s for s in segments if s["isthing"]}
         assert list(things) == [TIE, SHIRT]
         assert things[TIE]["score"] == SCORES[1].item() and things[TIE]["instance_id"] == 1
@@ -111,7 +123,7 @@ def test_learns_an_order_that_scores_get_wrong():
 
 def test_equals_detectron2s_merging_by_rank():
     for seed in range(6):
-        fusion = disturb(make_fusion(seed, overlap_threshold=0.4), seed)
+        fusion = disturb(make_fusion(seed, replace(RULE, overlap_threshold=0.4)), seed)
         generator = torch.Generator().manual_seed(seed)
         corner = torch.rand(7, 2, generator=generator) * torch.tensor([24.0, 16.0])
         case = {
@@ -135,7 +147,7 @@ def test_equals_detectron2s_merging_by_rank():
         )
         stuff = torch.full(SIZE, GROUND + 1)
         expected, rows = combine_semantic_and_instance_outputs(instances, stuff, 0.4, 1, -1)
-        found, segments = fusion(sem_seg(), scores=scores, **case)
+        found, segments = fusion(sem_seg(), detections(case, scores))
         assert torch.equal(found, expected)
         places = kept.nonzero()[:, 0].tolist()
         assert [s["instance_id"] for s in segments if s["isthing"]] == [
@@ -145,14 +157,13 @@ def test_equals_detectron2s_merging_by_rank():
 
 
 def fusion_for(case, seed=0):
-    options = {**case.options, "thing_ids": case.thing_ids, "num_classes": len(case.sem_seg)}
-    return disturb(make_fusion(seed, **options), seed)
+    return disturb(make_fusion(seed, case.rule), seed)
 
 
 def slow_merging(fusion, case):
     """Whole masks, one after the other, in the order of the head; as dense.Dense."""
     size = tuple(case.sem_seg.shape[1:])
-    order = dense.by_score(case, fusion.score_threshold)
+    order = dense.by_score(case, fusion.rule.score_threshold)
     ranks = fusion.head.rank(
         boxes=case.boxes[order],
         classes=torch.tensor([case.thing_ids.index(c) for c in case.classes[order]]).long(),
@@ -188,7 +199,7 @@ def test_corner_cases_equal_the_slow_merging(corner):
     for seed in range(3):
         case = dense.make_case(seed, **CORNERS[corner])
         fusion = fusion_for(case, seed)
-        found = fusion(case.sem_seg, **case.instances)
+        found = fusion(case.sem_seg, case.detections)
         dense.check(found, slow_merging(fusion, case))
         if corner == "all void":
             assert found[1] == [] and not found[0].any()
@@ -201,14 +212,14 @@ def test_corner_cases_equal_the_slow_merging(corner):
 def test_all_filtered_and_only_instances():
     case = dense.make_case(0, 6, score_threshold=1.0)
     case.scores = case.scores * 0.9
-    found, segments = fusion_for(case)(case.sem_seg, **case.instances)
+    found, segments = fusion_for(case)(case.sem_seg, case.detections)
     assert segments and not any(s["isthing"] for s in segments)
-    assert torch.equal(found, fusion_for(case)(case.sem_seg, **dense.make_case(0, 0).instances)[0])
+    assert torch.equal(found, fusion_for(case)(case.sem_seg, dense.make_case(0, 0).detections)[0])
     case = dense.make_case(1, 2, score_threshold=0.0, overlap_threshold=1.0)
     height, width = case.sem_seg.shape[1:]
     case.boxes = torch.tensor([[0.0, 0, width // 2, height], [width // 2, 0, width, height]])
     case.mask_logits = torch.full((2, 7, 7), 9.0)
-    found, segments = fusion_for(case)(case.sem_seg, **case.instances)
+    found, segments = fusion_for(case)(case.sem_seg, case.detections)
     assert found.ne(0).all() and sorted(s["instance_id"] for s in segments) == [0, 1]
 
 
@@ -216,33 +227,33 @@ def test_all_filtered_and_only_instances():
 def test_many_instances(count):
     case = dense.make_case(2, count, size=(48, 60), overlap_threshold=0.9)
     fusion = fusion_for(case)
-    found = fusion(case.sem_seg, **case.instances)
+    found = fusion(case.sem_seg, case.detections)
     dense.check(found, slow_merging(fusion, case))
     assert sum(s["isthing"] for s in found[1]) > 20
-    plain = HeuristicFusion(thing_ids=case.thing_ids, num_classes=6, **case.options)
-    assert not torch.equal(found[0], plain(case.sem_seg, **case.instances)[0])  # the head speaks
+    plain = HeuristicFusion(case.rule)
+    assert not torch.equal(found[0], plain(case.sem_seg, case.detections)[0])  # the head speaks
 
 
 def test_corner_cases():
     fusion = disturb(make_fusion())
     empty, _ = nothing()
     for case, scores in ((empty, torch.zeros(0)), (person(1)[0], torch.tensor([0.4, 0.49]))):
-        found, segments = fusion(sem_seg(), scores=scores, **case)
+        found, segments = fusion(sem_seg(), detections(case, scores))
         assert (found == 1).all() and [s["category_id"] for s in segments] == [GROUND]
     case = {key: value[:1] for key, value in person(1)[0].items()}
-    _, segments = fusion(sem_seg(), scores=SCORES[:1], **case)
+    _, segments = fusion(sem_seg(), detections(case, SCORES[:1]))
     assert [(s["category_id"], s["area"]) for s in segments][:1] == [(SHIRT, 16 * 14)]
     off = {**case, "mask_logits": -case["mask_logits"]}  # an empty mask
-    assert [s["category_id"] for s in fusion(sem_seg(), scores=SCORES[:1], **off)[1]] == [GROUND]
+    assert [s["category_id"] for s in fusion(sem_seg(), detections(off, SCORES[:1]))[1]] == [GROUND]
     with pytest.raises(ValueError, match="sem_seg has 3 channels"):
-        fusion(sem_seg()[:3], scores=SCORES[:1], **case)
+        fusion(sem_seg()[:3], detections(case, SCORES[:1]))
 
 
 def test_instances_of_one_class_are_ranked_by_score_where_alike():
     fusion = disturb(make_fusion())
     case, _ = person(3)
     same = {key: value[:1].repeat(3, *[1] * (value.dim() - 1)) for key, value in case.items()}
-    _, segments = fusion(sem_seg(), scores=torch.tensor([0.6, 0.9, 0.7]), **same)
+    _, segments = fusion(sem_seg(), detections(same, torch.tensor([0.6, 0.9, 0.7])))
     assert [s["instance_id"] for s in segments if s["isthing"]] == [1]
 
 
@@ -251,10 +262,10 @@ def test_inputs_are_not_changed_and_may_be_half_precision():
     case, _ = person(4)
     given = {"scores": SCORES, **case}
     copies = {key: value.clone() for key, value in given.items()}
-    expected, _ = fusion(sem_seg(), **given)
+    expected, _ = fusion(sem_seg(), Detections(**given))
     assert all(torch.equal(given[key], copies[key]) for key in given)
     half = {**given, "mask_logits": given["mask_logits"].half()}
-    found, _ = fusion(sem_seg().half(), **half)
+    found, _ = fusion(sem_seg().half(), Detections(**half))
     assert torch.equal(found, expected)
 
 
@@ -333,7 +344,7 @@ def test_built_from_a_config():
     fusion = build_panoptic_fusion(cfg, thing_ids=[SHIRT, TIE])
     assert isinstance(fusion, SpatialRankingFusion) and fusion.wants_training
     assert not PanopticFusion.wants_training
-    assert fusion.score_threshold == 0.7 and fusion.loss_weight == 0.5
+    assert fusion.rule.score_threshold == 0.7 and fusion.loss_weight == 0.5
     assert fusion.head.map_size == 17 and fusion.head.predictor.in_channels == 5
     assert [tuple(p.shape) for p in fusion.head.convs.parameters()][:2] == [(5, 2, 3, 1), (5,)]
     assert "score_threshold=0.7" in repr(fusion)
@@ -348,7 +359,7 @@ def test_built_from_a_config():
 
 
 def test_fusions_without_parameters_have_no_losses():
-    plain = HeuristicFusion(thing_ids=[SHIRT, TIE], num_classes=4)
+    plain = HeuristicFusion(FusionRule([SHIRT, TIE], 4))
     assert not plain.wants_training and losses(plain, [person(1)]) == {}
 
 
@@ -356,11 +367,11 @@ def test_fusions_without_parameters_have_no_losses():
 def test_on_cuda_as_on_cpu():
     fusion = disturb(make_fusion())
     case, labels = person(6)
-    expected, _ = fusion(sem_seg(), scores=SCORES, **case)
+    expected, _ = fusion(sem_seg(), detections(case, SCORES))
     loss = losses(fusion, [(case, labels)])["loss_spatial_ranking"].item()
     fusion.cuda()
     case = {key: value.cuda() for key, value in case.items()}
-    found, _ = fusion(sem_seg().cuda(), scores=SCORES.cuda(), **case)
+    found, _ = fusion(sem_seg().cuda(), detections(case, SCORES.cuda()))
     assert torch.equal(found.cpu(), expected)
     on_cuda = losses(fusion, [(case, labels.cuda())])["loss_spatial_ranking"].item()
     assert on_cuda == pytest.approx(loss, rel=1e-4)

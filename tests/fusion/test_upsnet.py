@@ -21,7 +21,7 @@ scene = partial(dense.scene, nms_threshold=0.5)
 
 
 def fuse(case: Case):
-    return upsnet_fusion(case.sem_seg, **case.arguments)
+    return case.fuse(upsnet_fusion)
 
 
 @given(case=upsnet_cases)
@@ -38,7 +38,7 @@ def test_small_strips_and_groups_and_a_device_give_the_same(case: Case) -> None:
         patch.setattr(windows, "_STRIP_VALUES", 40)
         patch.setattr(windows, "_GROUP_LENGTH", 30)
         dense.check(fuse(case), dense.upsnet(case))
-        patch.setattr(windows, "_spares_host", lambda tensor: True)
+        patch.setattr(windows, "_runs_async", lambda tensor: True)
         dense.check(fuse(case), dense.upsnet(case))
 
 
@@ -111,7 +111,7 @@ def test_pruning_is_by_class_after_suppression_over_all_classes() -> None:
     "corner",
     [
         {"count": 0},
-        {"count": 5, "score_threshold": 1.5},
+        {"count": 5, "score_threshold": 1.0, "best_score": 0.9},
         {"count": 5, "stuff": 0},
         {"count": 0, "stuff": 0},
         {"count": 0, "things": 0},

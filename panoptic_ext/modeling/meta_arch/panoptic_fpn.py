@@ -1,12 +1,12 @@
-"""Panoptic FPN (Kirillov et al., CVPR 2019) on unified class ids, with a fusion to choose.
+"""Panoptic FPN (Kirillov et al., CVPR 2019) on contiguous class ids, with a fusion to choose.
 
 Detectron2's PanopticFPN is built for "separated" metadata: things counted from 0 for the box head,
 and one class 0 that stands for all things in the semantic head. Here the outside of the model
-speaks unified ids only (0..K-1, things and stuff in one space):
+speaks contiguous ids only (0..K-1, things and stuff in one space):
 
-    ground truth classes -> [unified -> thing index] -> RPN, RoI heads (T classes)
-    RoI heads' classes   -> [thing index -> unified] -> instances, segments_info
-    semantic head: K channels, one per unified class
+    ground truth classes -> [contiguous id -> thing index] -> RPN, RoI heads (T classes)
+    RoI heads' classes   -> [thing index -> contiguous id] -> instances, segments_info
+    semantic head: K channels, one per contiguous id
 
     training: as PanopticFPN, and the losses of a fusion that has something to learn
     inference: detections and semantic logits at output resolution -> fusion -> panoptic map
@@ -23,15 +23,24 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, PanopticFPN
 from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
+from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
-from panoptic_ext.errors import ConfigError
-from panoptic_ext.fusion import HeuristicFusion, PanopticFusion, build_panoptic_fusion
-from panoptic_ext.fusion.fusions import check_option
+from panoptic_ext.errors import ConfigError, look_up
+from panoptic_ext.fusion import (
+    PANOPTIC_FUSION_REGISTRY,
+    Detections,
+    FusionRule,
+    HeuristicFusion,
+    PanopticFusion,
+    build_panoptic_fusion,
+)
+from panoptic_ext.fusion.base import check_threshold
 from panoptic_ext.modeling.backbone.folded_norm import fold_norms
 from panoptic_ext.modeling.meta_arch.base import MetaArchitecture
 from panoptic_ext.modeling.meta_arch.classes import classes_of_dataset
@@ -45,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 @META_ARCH_REGISTRY.register()
 class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
-    """Detectron2's PanopticFPN on unified class ids; a fusion merges its two outputs.
+    """Detectron2's PanopticFPN on contiguous class ids; a fusion merges its two outputs.
 
     The fusion is chosen when the model is built, so the same weights can be evaluated with each.
     """
@@ -59,7 +68,7 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         "STUFF_AREA_THRESHOLD": "STUFF_AREA_LIMIT",
     }
     needs_mask_logits: ClassVar[bool] = False
-    """Whether also the heuristic merging, which pasted masks would do for, asks for logits."""
+    """Whether the mask head must keep logits even for a fusion that does with binary masks."""
 
     @configurable
     def __init__(
@@ -72,7 +81,7 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
     ) -> None:
         """Args (all by keyword):
 
-        thing_ids: unified id of each class of the RoI heads, in their order (T of them).
+        thing_ids: contiguous id of each class of the RoI heads, in their order (T of them).
         num_classes: K.
         fusion: merges the outputs for one image into a panoptic map; None: the heuristic one, with
             PanopticFPN's `combine_...` thresholds.
@@ -101,20 +110,22 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         self.register_buffer("thing_ids", things, persistent=False)
         self.thing_index = thing_index  # on the CPU, where ground truth comes from
         self.fusion = fusion or HeuristicFusion(
-            thing_ids=thing_ids,
-            num_classes=num_classes,
-            score_threshold=self.combine_instances_score_thresh,
-            overlap_threshold=self.combine_overlap_thresh,
-            stuff_area_threshold=self.combine_stuff_area_thresh,
+            FusionRule(
+                thing_ids,
+                num_classes,
+                score_threshold=self.combine_instances_score_thresh,
+                overlap_threshold=self.combine_overlap_thresh,
+                stuff_area_threshold=self.combine_stuff_area_thresh,
+            )
         )
         self._check_mask_head()
 
     def _check_mask_head(self) -> None:
-        """The heuristic merging needs masks, the other fusions their logits."""
+        """Raise ConfigError where the mask head does not give what the fusion needs."""
         head = getattr(self.roi_heads, "mask_head", None)
-        masks_do = isinstance(self.fusion, HeuristicFusion) and not self.needs_mask_logits
+        needs_logits = self.fusion.needs_mask_logits or self.needs_mask_logits
         is_off = head is None and not getattr(self.roi_heads, "mask_on", True)
-        if is_off or not (masks_do or isinstance(head, KeepsMaskLogits)):
+        if is_off or (needs_logits and not isinstance(head, KeepsMaskLogits)):
             raise ConfigError(
                 f"{type(self).__name__} fuses mask logits ({type(self.fusion).__name__}), but the "
                 f"mask head is {type(head).__name__ if head is not None else 'missing'}; set "
@@ -152,63 +163,98 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         cfg = cfg.clone()
         cfg.defrost()
         for name, key in cls.combine_keys.items():
-            check_option(name.lower(), combine[key], f"MODEL.PANOPTIC_FPN.COMBINE.{key}")
+            check_threshold(name.lower(), combine[key], f"MODEL.PANOPTIC_FPN.COMBINE.{key}")
             cfg.MODEL.PANOPTIC_FUSION[name] = combine[key]
         return build_panoptic_fusion(cfg, thing_ids=thing_ids, default=cls.default_fusion)
 
+    @classmethod
+    def score_threshold_key_for(cls, cfg: Any) -> str:
+        """The key that the chosen fusion reads its score threshold from; upsnet has its own."""
+        name = cfg.MODEL.PANOPTIC_FUSION.NAME or cls.default_fusion
+        fusion = look_up(PANOPTIC_FUSION_REGISTRY, "MODEL.PANOPTIC_FUSION.NAME", name)
+        key = fusion.rule_keys["score_threshold"]
+        if key == PanopticFusion.rule_keys["score_threshold"]:
+            return cls.score_threshold_key
+        return f"MODEL.PANOPTIC_FUSION.{key}"
+
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """As PanopticFPN.forward, with unified ids in `instances.gt_classes` and `sem_seg`.
+        """Losses or panoptic maps of a batch.
+
+        Args:
+            batched_inputs: one dict per image, as PanopticDatasetMapper makes them: "image"
+                ((3, h, w)); "height" and "width" of the output; in training also "instances"
+                (gt_classes are contiguous ids) and "sem_seg" ((h, w) contiguous ids).
 
         Returns:
             In training a dict of scalar losses, those of the fusion included where it has any; else
-            one dict per image with "sem_seg" ((K, H, W) logits), "instances" (pred_classes unified)
-            and "panoptic_seg" ((H, W) int32 ids from 1, 0 void; list of segments with unified
-            category_id and, as `with_extents` says, area and bbox).
+            one dict per image with "sem_seg" ((K, H, W) logits), "instances" (pred_classes are
+            contiguous ids) and "panoptic_seg" ((H, W) int32 ids from 1, 0 void; list of segments
+            with contiguous category_id and, as `with_extents` says, area and bbox).
         """
         if not self.training:
             return self.inference(batched_inputs)
-        inputs = [self._with_thing_indices(x) for x in batched_inputs]
-        if not self.fusion.wants_training:
-            return super().forward(inputs)
-        features: dict[str, Tensor] = {}
-        handle = self.backbone.register_forward_hook(lambda *args: features.update(args[-1]))
-        try:
-            losses = super().forward(inputs)
-        finally:
-            handle.remove()
-        return {**losses, **self._fusion_losses(batched_inputs, features)}
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        sem_seg = self._semantic_targets(images, batched_inputs)
+        _, semantic_losses = self.sem_seg_head(features, sem_seg)
+        instances = [self._with_thing_indices(x["instances"]) for x in batched_inputs]
+        proposals, proposal_losses = self.proposal_generator(images, features, instances)
+        _, detector_losses = self.roi_heads(images, features, proposals, instances)
+        losses = {**semantic_losses, **proposal_losses, **detector_losses}
+        if self.fusion.wants_training:
+            losses.update(self._fusion_losses(images, features, sem_seg))
+        return losses
 
-    def _with_thing_indices(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        given = inputs["instances"]
-        fields = dict(given.get_fields())
+    def _semantic_targets(self, images: ImageList, batched_inputs: list[dict[str, Any]]) -> Tensor:
+        """(B, h, w) labels, padded with void to the size of the batch of images."""
+        height, width = images.tensor.shape[-2:]
+        labels = [x["sem_seg"].to(self.device) for x in batched_inputs]
+        void = self.sem_seg_head.ignore_value
+        return torch.stack(
+            [F.pad(x, (0, width - x.shape[1], 0, height - x.shape[0]), value=void) for x in labels]
+        )
+
+    def _with_thing_indices(self, instances: Instances) -> Instances:
+        """Ground truth on the model's device, its classes counted among the things."""
+        fields = dict(instances.get_fields())
         index = self.thing_index.to(fields["gt_classes"].device)
         fields["gt_classes"] = index[fields["gt_classes"]]
-        return {**inputs, "instances": Instances(given.image_size, **fields)}
+        return Instances(instances.image_size, **fields).to(self.device)
 
     def _fusion_losses(
-        self, batched_inputs: list[dict[str, Any]], features: dict[str, Tensor]
+        self, images: ImageList, features: dict[str, Tensor], sem_seg: Tensor
     ) -> dict[str, Tensor]:
         """Losses of the fusion on what the current weights detect in the training images."""
-        images = self.preprocess_image(batched_inputs)
-        found = self._detect(images, {name: f.detach() for name, f in features.items()})
+        detected = self._detect(images, features)
         return self.fusion.training_losses(
-            boxes=[f.pred_boxes.tensor for f in found],
-            classes=[self.thing_ids[f.pred_classes] for f in found],
-            mask_logits=[_mask_logits(f) for f in found],
-            image_size=[f.image_size for f in found],
-            sem_seg_target=[x["sem_seg"].to(self.device) for x in batched_inputs],
+            detections=[self._detections(x, x.pred_boxes.tensor) for x in detected],
+            image_size=[x.image_size for x in detected],
+            sem_seg_target=sem_seg,
         )
 
     @torch.no_grad()
     def _detect(self, images: ImageList, features: dict[str, Tensor]) -> list[Instances]:
-        predictor = getattr(self.roi_heads, "box_predictor", None)
-        with (
-            _evaluating(self.proposal_generator, self.roi_heads),
-            # Masks of those only that the fusion will look at; early on there are hardly any.
-            _at_least(predictor, "test_score_thresh", getattr(self.fusion, "score_threshold", 0.0)),
-        ):
+        """What the heads detect with their current weights, above the fusion's score threshold."""
+        least_score = self.fusion.rule.score_threshold
+        with _evaluating(self.proposal_generator, self.roi_heads):
             proposals, _ = self.proposal_generator(images, features, None)
-            return self.roi_heads(images, features, proposals, None)[0]
+            if not isinstance(self.roi_heads, StandardROIHeads):
+                detected, _ = self.roi_heads(images, features, proposals, None)
+                return [x[x.scores > least_score] for x in detected]
+            # Masks come after the selection. They are the costly part, and while the model is new
+            # hardly any detection has a score that the fusion would look at.
+            detected = self.roi_heads._forward_box(features, proposals)
+            detected = [x[x.scores > least_score] for x in detected]
+            return self.roi_heads.forward_with_given_boxes(features, detected)
+
+    def _detections(self, instances: Instances, boxes: Tensor) -> Detections:
+        """What the fusion takes, from the RoI heads' output and (N, 4) boxes in its pixels."""
+        return Detections(
+            boxes=boxes,
+            scores=instances.scores,
+            classes=self.thing_ids[instances.pred_classes],
+            mask_logits=_mask_logits(instances),
+        )
 
     def inference(self, batched_inputs: list[dict[str, Any]], do_postprocess: bool = True) -> Any:
         """As PanopticFPN.inference; without post-processing, classes are thing indices."""
@@ -216,8 +262,8 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         if not do_postprocess:
             return instances, sem_seg
         return [
-            self.postprocess_one(found, logits, inputs)
-            for found, logits, inputs in zip(instances, sem_seg, batched_inputs, strict=True)
+            self.postprocess_one(of_image, logits, inputs)
+            for of_image, logits, inputs in zip(instances, sem_seg, batched_inputs, strict=True)
         ]
 
     def postprocess_one(
@@ -241,22 +287,16 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         boxes.scale(width / size[1], height / size[0])
         boxes.clip((height, width))
         # As detector_postprocess will, so that `instance_id` counts what "instances" holds.
-        there = boxes.nonempty()
-        instances = instances[there]
-        classes = self.thing_ids[instances.pred_classes]
-        panoptic_seg = self.fusion(
-            sem_seg,
-            boxes=boxes.tensor[there],
-            scores=instances.scores,
-            classes=classes,
-            mask_logits=_mask_logits(instances),
-        )
-        kept = dict(instances.get_fields())
-        kept.pop("pred_mask_logits", None)
-        kept.update(pred_boxes=instances.pred_boxes.clone(), pred_classes=classes)
+        nonempty = boxes.nonempty()
+        instances = instances[nonempty]
+        detections = self._detections(instances, boxes.tensor[nonempty])
+        panoptic_seg = self.fusion(sem_seg, detections)
+        fields = dict(instances.get_fields())
+        fields.pop("pred_mask_logits", None)
+        fields.update(pred_boxes=instances.pred_boxes.clone(), pred_classes=detections.classes)
         return {
             "sem_seg": sem_seg,
-            "instances": detector_postprocess(Instances(size, **kept), height, width),
+            "instances": detector_postprocess(Instances(size, **fields), height, width),
             "panoptic_seg": with_extents(*panoptic_seg),
         }
 
@@ -285,20 +325,6 @@ def _mask_logits(instances: Instances) -> Tensor:
     if instances.has("pred_mask_logits"):
         return instances.pred_mask_logits[:, 0]
     return instances.pred_masks[:, 0].logit()
-
-
-@contextmanager
-def _at_least(owner: Any, name: str, least: float) -> Iterator[None]:
-    """A number of `owner` raised to `least`, for as long as the context lasts."""
-    before = getattr(owner, name, None)
-    if before is None:
-        yield
-        return
-    setattr(owner, name, max(before, least))
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
 
 
 @contextmanager

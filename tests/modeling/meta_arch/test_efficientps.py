@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -165,8 +166,8 @@ def test_postprocessing_changes_no_input_and_gives_detectron2s_instances(model, 
 def test_the_fusion_gets_logits_and_boxes_at_output_resolution(model, monkeypatch):
     seen = {}
 
-    def spy(sem_seg, **arguments):
-        seen.update(arguments, sem_seg=sem_seg)
+    def spy(sem_seg, detections):
+        seen.update(vars(detections), sem_seg=sem_seg)
         return torch.zeros(sem_seg.shape[1:], dtype=torch.int32), []
 
     monkeypatch.setattr(model.fusion, "forward", spy)
@@ -196,7 +197,7 @@ def ranking(metadata):
     model = build_model(tiny_cfg("spatial_ranking"))
     # An untrained model is sure of nothing: let it detect all the same.
     model.roi_heads.box_predictor.test_score_thresh = 0.0
-    model.fusion.score_threshold = 0.0
+    model.fusion.rule = replace(model.fusion.rule, score_threshold=0.0)
     return model
 
 

@@ -1,8 +1,9 @@
-"""UnifiedPanopticFPN: unified ids outside, Detectron2's model and merging inside."""
+"""UnifiedPanopticFPN: contiguous ids outside, Detectron2's model and merging inside."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -197,7 +198,8 @@ def raw_outputs(seed, num, size=(24, 30)):
     logits=st.booleans(),
 )
 def test_the_default_fusion_is_detectron2s_merging(model, seed, num, area, output, logits):
-    model.combine_stuff_area_thresh = model.fusion.options["stuff_area_threshold"] = max(area, 1)
+    model.combine_stuff_area_thresh = max(area, 1)
+    model.fusion.rule = replace(model.fusion.rule, stuff_area_threshold=max(area, 1))
     found, sem_seg = raw_outputs(seed, num)
     if not logits:  # of a mask head that keeps none
         found.remove("pred_mask_logits")
@@ -234,8 +236,7 @@ def test_the_thresholds_of_combine_rule_and_their_errors_name_them(model):
     for name in ("", "heuristic_detectron2", "hadamard", "spatial_ranking"):
         cfg.MODEL.PANOPTIC_FUSION.NAME = name
         fusion = UnifiedPanopticFPN.build_fusion(cfg, thing_ids=THINGS)
-        score = getattr(fusion, "score_threshold", fusion.options["score_threshold"])
-        assert (fusion.options["stuff_area_threshold"], score) == (77, 0.25)
+        assert (fusion.rule.stuff_area_threshold, fusion.rule.score_threshold) == (77, 0.25)
     combine.OVERLAP_THRESH = 50
     with pytest.raises(ConfigError, match=r"PANOPTIC_FPN\.COMBINE\.OVERLAP_THRESH is 50.*50% as"):
         UnifiedPanopticFPN.build_fusion(cfg, thing_ids=THINGS)

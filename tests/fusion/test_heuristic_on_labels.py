@@ -1,4 +1,4 @@
-"""The naive rule equals a slow, obvious version, and its corner cases."""
+"""The merging of a label map and masks equals a slow, obvious version, and its corner cases."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from detectron2.structures import Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panoptic_ext.fusion.naive import naive_fusion
+from panoptic_ext.fusion import FusionRule, heuristic_fusion_on_labels
 
 THINGS, NUM_CLASSES = {1, 3}, 5
 
@@ -55,13 +55,13 @@ def random_case(seed, number, size=(9, 11)):
 
 def fuse(labels, scores, classes, masks, **options):
     masks = torch.as_tensor(masks)
-    options = {"thing_ids": THINGS, "num_classes": NUM_CLASSES, **options}
-    return naive_fusion(
+    rule = FusionRule(THINGS, NUM_CLASSES, **{"stuff_area_threshold": 4096, **options})
+    return heuristic_fusion_on_labels(
         torch.as_tensor(labels),
+        rule,
         scores=scores,
         classes=classes,
         mask_of=lambda i: (masks[i], 0, 0),
-        **options,
     )
 
 
@@ -122,14 +122,12 @@ def test_equals_detectron2(seed):
 def test_a_window_is_its_part_of_the_image():
     labels = torch.zeros(6, 8, dtype=torch.uint8)
     window = torch.tensor([[True, False], [True, True]])
-    found, segments = naive_fusion(
+    found, segments = heuristic_fusion_on_labels(
         labels,
+        FusionRule([1], 2, stuff_area_threshold=0),
         scores=[0.9],
         classes=[1],
         mask_of=lambda i: (window, 4, 3),
-        thing_ids=[1],
-        num_classes=2,
-        stuff_area_threshold=0,
     )
     assert found[4:, 3:5].tolist() == [[1, 2], [1, 1]]
     assert [s["area"] for s in segments] == [3, 45]
@@ -143,13 +141,12 @@ def test_masks_are_asked_for_one_by_one_and_not_under_the_threshold():
         asked.append(index)
         return torch.ones(2, 2, dtype=torch.bool), 0, 0
 
-    naive_fusion(
+    heuristic_fusion_on_labels(
         torch.zeros(2, 2, dtype=torch.long),
+        FusionRule([1], 2),
         scores=[0.2, 0.5, 0.9, 0.49],
         classes=[1, 1, 1, 1],
         mask_of=mask_of,
-        thing_ids=[1],
-        num_classes=2,
     )
     assert asked == [2, 1]
 
@@ -180,5 +177,5 @@ def test_only_stuff_and_only_instances():
         "classes": [0],
         "mask_of": lambda i: (torch.as_tensor(whole[0]), 0, 0),
     }
-    found, segments = naive_fusion(labels, thing_ids=[0], num_classes=1, **options)
+    found, segments = heuristic_fusion_on_labels(labels, FusionRule([0], 1), **options)
     assert (found == 1).all() and len(segments) == 1  # a data set without stuff

@@ -128,7 +128,7 @@ def print_agreement(peer: Any, ours: Ours, size: Size, autocast: Callable[[], An
     kept = int(((labels < CLASSES) & (scores > THRESHOLDS["object_mask_threshold"])).sum())
     gaps = [
         ((a.float() - b).abs().max() / b.abs().max()).item()
-        for a, b in ((found["pred_logits"], logits), (found["pred_masks"], masks))
+        for a, b in ((found.pred_logits, logits), (found.dense_masks(), masks))
     ]
     print(
         f"\n{kept} of {len(scores)} queries kept, {len(segments)} segments; largest difference "

@@ -58,14 +58,15 @@ def look_at(model: PanopticExtMaskFormer, batch: list[dict[str, Any]]) -> list[t
     is right, for the targets that are matched; (M,) each."""
     images = model.preprocess_image(batch)
     outputs = model.sem_seg_head(model.backbone(images.tensor), aux=False)
-    targets = model.query_targets(outputs, images, batch)
+    targets = model.criterion.query_targets(model.mask_targets(images, batch))
+    all_masks = outputs.dense_masks()
     found = []
-    for image, (queries, rows) in enumerate(model.criterion.matcher([outputs], targets)[0]):
-        masks, target = outputs["pred_masks"][image], targets[image]
+    for image, (queries, rows) in enumerate(model.criterion.match(outputs, targets)[0]):
+        masks, target = all_masks[image], targets[image]
         planes = planes_of(target, (masks.shape[-2], masks.shape[-1]))[rows]
         iou = iou_of(masks.flatten(1) >= 0, planes)
         labels = target.labels[rows]
-        right = outputs["pred_logits"][image, queries].argmax(-1) == labels
+        right = outputs.pred_logits[image, queries].argmax(-1) == labels
         matched = iou[queries, torch.arange(len(rows))]
         found.append((labels, planes.float().mean(1), iou.amax(0), matched, right))
     return found

@@ -61,9 +61,10 @@ def _add_dataset_keys(cfg: CN) -> None:
 
 
 def _add_input_keys(cfg: CN) -> None:
-    # Which ground truth the mapper derives from the id map: "instances", "sem_seg", or none of
-    # them for mask-classification models, which read the id map and its table.
-    cfg.INPUT.PANOPTIC_TARGETS = ["instances", "sem_seg"]
+    # Which ground truth the mapper derives from the id map: a list of "instances" and "sem_seg".
+    # None: what the model learns from, both for most, none for a Mask2Former, which reads the id
+    # map and its table (MODEL.MASK_FORMER.TASK chooses what it learns).
+    cfg.INPUT.PANOPTIC_TARGETS = None
 
     # "shortest_edge": MIN_SIZE_TRAIN / MAX_SIZE_TRAIN, then INPUT.CROP where enabled.
     # "lsj": large-scale jitter (Ghiasi et al., CVPR 2021), then a crop of fixed size.

@@ -6,9 +6,57 @@ Sources: Cheng et al., "Masked-attention Mask Transformer for Universal Image Se
 
 from __future__ import annotations
 
+from typing import Any
+
 from detectron2.config import CfgNode as CN
 
-__all__ = ["add_mask_former_keys"]
+from panoptic_ext.errors import ConfigError, check_known
+
+__all__ = ["TASKS", "add_mask_former_keys", "mask_former_task", "stuff_area_threshold"]
+
+TASKS = ("panoptic", "instance", "semantic")
+
+# INPUT.PANOPTIC_TARGETS chose the task before there was MODEL.MASK_FORMER.TASK; all other values
+# meant "panoptic".
+_TASK_OF_TARGETS = {("instances",): "instance", ("sem_seg",): "semantic"}
+_STUFF_AREA_THRESHOLD = 4096  # pixels; Detectron2's default for Panoptic FPN
+
+
+def mask_former_task(cfg: Any) -> str:
+    """MODEL.MASK_FORMER.TASK, checked: what the queries of a Mask2Former have to find.
+
+    Raises:
+        ConfigError: an unknown task, or INPUT.PANOPTIC_TARGETS asks for another one.
+    """
+    task, targets = cfg.MODEL.MASK_FORMER.TASK, cfg.INPUT.PANOPTIC_TARGETS
+    check_known("MODEL.MASK_FORMER.TASK", task, TASKS)
+    if targets is not None:
+        meant = _TASK_OF_TARGETS.get(tuple(targets), "panoptic")
+        if meant != task:
+            # A run from before the key has no TASK: the default would silently change its task.
+            raise ConfigError(
+                f"MODEL.MASK_FORMER.TASK is {task!r}, but INPUT.PANOPTIC_TARGETS is "
+                f"{list(targets)}, which meant the task {meant!r} before there was TASK; set "
+                f"MODEL.MASK_FORMER.TASK {meant}, or leave INPUT.PANOPTIC_TARGETS out if the task "
+                f"is {task!r}"
+            )
+    return task
+
+
+def stuff_area_threshold(cfg: Any) -> float:
+    """MODEL.MASK_FORMER.TEST.STUFF_AREA_THRESHOLD, checked; pixels.
+
+    Raises:
+        ConfigError: Panoptic FPN's key is set in its place, as in configs from before this one.
+    """
+    threshold = cfg.MODEL.MASK_FORMER.TEST.STUFF_AREA_THRESHOLD
+    old = cfg.MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT
+    if threshold == _STUFF_AREA_THRESHOLD != old:
+        raise ConfigError(
+            f"MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT is {old}, which is Panoptic FPN's key; "
+            f"set MODEL.MASK_FORMER.TEST.STUFF_AREA_THRESHOLD {old} in its place"
+        )
+    return threshold
 
 
 def add_mask_former_keys(cfg: CN) -> None:
@@ -17,7 +65,7 @@ def add_mask_former_keys(cfg: CN) -> None:
     _add_pixel_decoder_keys(cfg.MODEL.SEM_SEG_HEAD)
     cfg.MODEL.SWIN = _swin_keys()
     _add_deeplab_keys(cfg)
-    # A published mapper, which stands for INPUT.AUGMENTATION and INPUT.PANOPTIC_TARGETS, and for
+    # A published mapper, which stands for INPUT.AUGMENTATION and MODEL.MASK_FORMER.TASK, and for
     # INPUT.KEEP_EMPTY_SEGMENTS where that is None: coco_panoptic_lsj, coco_instance_lsj,
     # mask_former_panoptic, mask_former_instance or mask_former_semantic. "" leaves the keys alone.
     cfg.INPUT.DATASET_MAPPER_NAME = ""
@@ -25,6 +73,10 @@ def add_mask_former_keys(cfg: CN) -> None:
 
 def _mask_former_keys() -> CN:
     keys = CN()
+    # What the queries have to find, and what the model learns from: "panoptic" (every segment),
+    # "instance" (things alone; the head may then count the thing classes alone) or "semantic" (one
+    # mask for each class of an image). The mapper of the data follows it.
+    keys.TASK = "panoptic"
     # Loss: weights of classification, mask (BCE) and Dice terms; class weight of "no object".
     keys.DEEP_SUPERVISION = True  # also supervise the predictions before the last layer
     keys.NO_OBJECT_WEIGHT = 0.1
@@ -33,17 +85,16 @@ def _mask_former_keys() -> CN:
     keys.DICE_WEIGHT = 5.0
     # Weight of an auxiliary semantic loss on mask_features, a 1x1 convolution in training only
     # (kMaX-DeepLab, Yu et al., ECCV 2022): without pretrained weights they learn faster. 0: none.
-    # PlacedQueryTransformerDecoder finds stuff by a head of its own that learns from this loss,
-    # and drops it below MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT pixels as Panoptic FPN does.
+    # PlacedQueryTransformerDecoder finds stuff by a head of its own that learns from this loss.
     keys.SEMANTIC_LOSS_WEIGHT = 0.0
     # Points at which masks are compared: their number, candidates per kept point, and the share
     # that is chosen for its uncertainty (PointRend's k and beta).
     keys.TRAIN_NUM_POINTS = 12544
     keys.OVERSAMPLE_RATIO = 3.0
     keys.IMPORTANCE_SAMPLE_RATIO = 0.75
-    # Share of the points in loss and matching that is drawn in each target's own box, three times
-    # enlarged (ours); the published rule draws the rest. For images with many small objects, which
-    # points drawn anywhere hardly meet. 0: none.
+    # Share of the points in loss and matching that is drawn in each target's box, three times
+    # enlarged (ours). The published rule draws the rest. For images with many small objects, on
+    # which hardly any of the points drawn anywhere fall. 0: none.
     keys.BOX_SAMPLE_RATIO = 0.0
     # Draw the points of matching once for all outputs of the decoder (ours, as random and cheaper)
     # instead of anew for each (published).
@@ -76,6 +127,9 @@ def _mask_former_keys() -> CN:
     keys.TEST.PANOPTIC_ON = False
     keys.TEST.OBJECT_MASK_THRESHOLD = 0.8  # panoptic: class scores above this count
     keys.TEST.OVERLAP_THRESHOLD = 0.8  # panoptic: least share of its mask that a segment keeps
+    # PlacedQueryTransformerDecoder only, panoptic: stuff of fewer pixels becomes void, as in
+    # Panoptic FPN (MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT).
+    keys.TEST.STUFF_AREA_THRESHOLD = _STUFF_AREA_THRESHOLD
     # Semantic: resize masks to the output before classes are summed up (else after). With another
     # output on, masks are resized before in any case.
     keys.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False

@@ -13,6 +13,7 @@ from typing import Any
 
 from detectron2.modeling import META_ARCH_REGISTRY
 
+from panoptic_ext.config.mask_former import mask_former_task
 from panoptic_ext.errors import ConfigError, unknown
 
 __all__ = ["resolve_published_names"]
@@ -23,13 +24,13 @@ META_ARCH = {"MaskFormer": "PanopticExtMaskFormer"}
 HEADS = {"MaskFormerHead": "PanopticExtMaskFormerHead"}
 BACKBONES = {"D2SwinTransformer": "PanopticExtSwinTransformer"}
 
-# Mapper -> INPUT.AUGMENTATION, INPUT.PANOPTIC_TARGETS, INPUT.KEEP_EMPTY_SEGMENTS.
-MAPPERS: dict[str, tuple[str, list[str], bool]] = {
-    "coco_panoptic_lsj": ("lsj", [], True),
-    "coco_instance_lsj": ("lsj", ["instances"], False),
-    "mask_former_panoptic": ("shortest_edge", [], True),
-    "mask_former_instance": ("shortest_edge", ["instances"], True),
-    "mask_former_semantic": ("shortest_edge", ["sem_seg"], False),
+# Mapper -> INPUT.AUGMENTATION, MODEL.MASK_FORMER.TASK, INPUT.KEEP_EMPTY_SEGMENTS.
+MAPPERS: dict[str, tuple[str, str, bool]] = {
+    "coco_panoptic_lsj": ("lsj", "panoptic", True),
+    "coco_instance_lsj": ("lsj", "instance", False),
+    "mask_former_panoptic": ("shortest_edge", "panoptic", True),
+    "mask_former_instance": ("shortest_edge", "instance", True),
+    "mask_former_semantic": ("shortest_edge", "semantic", False),
 }
 
 # Panoptic and semantic models are trained from the panoptic ground truth of a data set. Instance
@@ -62,14 +63,15 @@ def resolve_published_names(cfg: Any) -> None:
     A config of another model is left as it is, and so is one whose MODEL.META_ARCHITECTURE is
     registered by somebody else under the published name. What changes otherwise: the names of
     model, head and backbone; data sets; INPUT.DATASET_MAPPER_NAME becomes INPUT.AUGMENTATION,
-    INPUT.PANOPTIC_TARGETS and, where it is None, INPUT.KEEP_EMPTY_SEGMENTS; TEST.EVALUATORS loses
+    MODEL.MASK_FORMER.TASK and, where it is None, INPUT.KEEP_EMPTY_SEGMENTS; TEST.EVALUATORS loses
     outputs that are off; embeddings get no weight decay unless SOLVER.WEIGHT_DECAY_EMBED says so.
 
     Args:
         cfg: unfrozen, with the keys of `add_panoptic_ext_config`. Doing it twice changes nothing.
 
     Raises:
-        ConfigError: unknown mapper, or a ResNet variant that the backbone does not have.
+        ConfigError: unknown mapper, one of another task than a given one, or a ResNet variant that
+            the backbone does not have.
     """
     model = cfg.MODEL
     if model.META_ARCHITECTURE in META_ARCH and model.META_ARCHITECTURE in META_ARCH_REGISTRY:
@@ -83,7 +85,8 @@ def resolve_published_names(cfg: Any) -> None:
     _check_resnet(model)
     for key in ("TRAIN", "TEST"):
         cfg.DATASETS[key] = tuple(DATASETS.get(name, name) for name in cfg.DATASETS[key])
-    _resolve_mapper(cfg.INPUT)
+    _resolve_mapper(cfg.INPUT, model.MASK_FORMER)
+    mask_former_task(cfg)
     cfg.INPUT.SIZE_DIVISIBILITY = max(cfg.INPUT.SIZE_DIVISIBILITY, 0)
     if cfg.SOLVER.WEIGHT_DECAY_EMBED is None:
         cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
@@ -137,7 +140,7 @@ def _check_resnet(model: Any) -> None:
             )
 
 
-def _resolve_mapper(keys: Any) -> None:
+def _resolve_mapper(keys: Any, model: Any) -> None:
     name = keys.DATASET_MAPPER_NAME
     if not name:
         return
@@ -147,10 +150,17 @@ def _resolve_mapper(keys: Any) -> None:
                 "INPUT.DATASET_MAPPER_NAME",
                 name,
                 MAPPERS,
-                mend='or "" with INPUT.AUGMENTATION and INPUT.PANOPTIC_TARGETS',
+                mend='or "" with INPUT.AUGMENTATION and MODEL.MASK_FORMER.TASK',
             )
         )
-    keys.AUGMENTATION, targets, keep_empty = MAPPERS[name]
-    keys.PANOPTIC_TARGETS = list(targets)
+    keys.AUGMENTATION, task, keep_empty = MAPPERS[name]
+    # "panoptic" is the default, and nobody says of a config whether it was given.
+    if model.TASK not in ("panoptic", task):
+        raise ConfigError(
+            f"MODEL.MASK_FORMER.TASK is {model.TASK!r}, but INPUT.DATASET_MAPPER_NAME {name} is of "
+            f'the task {task!r}; set INPUT.DATASET_MAPPER_NAME "" with INPUT.AUGMENTATION, or '
+            "leave TASK out"
+        )
+    model.TASK = task
     if keys.KEEP_EMPTY_SEGMENTS is None:
         keys.KEEP_EMPTY_SEGMENTS = keep_empty

@@ -14,8 +14,9 @@ __all__ = ["Setting", "coerce", "decode"]
 MAX_LITERAL = 10_000  # characters; Python's parser may exhaust the stack on much longer ones
 # Lists of names whose default is empty, so that it does not tell what is in them.
 _NAMES = ("DATASETS.TRAIN", "DATASETS.TEST", "MODEL.FPN.IN_FEATURES")
-# Keys whose default is None and that hold True or False otherwise; the others hold numbers.
+# Keys whose default is None and that do not hold numbers otherwise.
 _OPTIONAL_SWITCHES = ("INPUT.KEEP_EMPTY_SEGMENTS",)
+_OPTIONAL_NAMES = ("INPUT.PANOPTIC_TARGETS",)
 
 
 class Setting(NamedTuple):
@@ -54,7 +55,7 @@ def coerce(value: Any, default: Any, setting: Setting) -> Any:
 
     Args:
         value: decoded.
-        default: what the key holds now; of one that holds None, see `_OPTIONAL_SWITCHES`.
+        default: what the key holds now; of one that holds None, see `_optional`.
         setting: where the value comes from, for messages.
 
     Raises:
@@ -109,9 +110,12 @@ def _kind(item: Any) -> str:
     return "a text" if isinstance(item, str) else ""
 
 
-def _optional(value: Any, setting: Setting) -> float | bool | None:
+def _optional(value: Any, setting: Setting) -> float | bool | list[str] | None:
     """A value of a key whose default is None."""
-    if setting.key in _OPTIONAL_SWITCHES:
+    if setting.key in _OPTIONAL_NAMES:
+        expected = "a list of names"
+        fits = isinstance(value, (list, tuple)) and all(isinstance(x, str) for x in value)
+    elif setting.key in _OPTIONAL_SWITCHES:
         expected, fits = "True, False", isinstance(value, bool)
     else:
         expected = "a number"
@@ -121,6 +125,8 @@ def _optional(value: Any, setting: Setting) -> float | bool | None:
             f"{setting.source}: {setting.key} must be {expected} or None, found {quoted(value)} "
             f"({type(value).__name__})"
         )
+    if isinstance(value, tuple):
+        return list(value)
     return float(value) if type(value) is int else value
 
 

@@ -16,6 +16,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.logger import log_first_n
 
+from panoptic_ext.config.ground_truth import PANOPTIC_TARGETS, panoptic_targets
 from panoptic_ext.data.annotated_instances import instances_of_annotations
 from panoptic_ext.data.augmentation import AugmentationInput, build_augmentations
 from panoptic_ext.data.coco.id_map import remap_ids
@@ -37,7 +38,6 @@ __all__ = ["PanopticDatasetMapper"]
 
 logger = logging.getLogger(__name__)
 _FORMATS = ("BGR", "RGB", "L", "YUV-BT.601")
-_TARGETS = ("instances", "sem_seg")
 
 
 class PanopticDatasetMapper:
@@ -65,7 +65,7 @@ class PanopticDatasetMapper:
         *,
         augmentations: Sequence[T.Augmentation | T.Transform],
         image_format: str,
-        targets: Sequence[str] = _TARGETS,
+        targets: Sequence[str] = PANOPTIC_TARGETS,
         ignore_label: int = 255,
         skip_corrupt: bool = False,
         keep_empty: bool = False,
@@ -85,7 +85,7 @@ class PanopticDatasetMapper:
         """
         check_known("INPUT.FORMAT", image_format, _FORMATS)
         for target in targets:
-            check_known("name in INPUT.PANOPTIC_TARGETS", target, _TARGETS)
+            check_known("name in INPUT.PANOPTIC_TARGETS", target, PANOPTIC_TARGETS)
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
@@ -109,7 +109,7 @@ class PanopticDatasetMapper:
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train, ignore_label),
             "image_format": cfg.INPUT.FORMAT,
-            "targets": cfg.INPUT.PANOPTIC_TARGETS,
+            "targets": panoptic_targets(cfg),
             "ignore_label": ignore_label,
             "skip_corrupt": is_train and cfg.DATALOADER.SKIP_CORRUPT,
             "keep_empty": bool(cfg.INPUT.KEEP_EMPTY_SEGMENTS),

@@ -246,10 +246,10 @@ def _check_ground_truth(cfg: CfgNode) -> None:
     alone = [name for name in _all_names(cfg) if has_instances_alone(name)]
     if alone:
         raise ConfigError(
-            f"data set {alone[0]} holds instances alone, and {cfg.MODEL.META_ARCHITECTURE} with "
-            f"INPUT.PANOPTIC_TARGETS {list(cfg.INPUT.PANOPTIC_TARGETS)} learns from panoptic label "
-            "maps; name a panoptic data set, or take an instance model (a Mask2Former with "
-            "configs/common/mask2former/Base-Instance.yaml among its _BASE_)"
+            f"data set {alone[0]} holds instances alone, and {cfg.MODEL.META_ARCHITECTURE} learns "
+            "from panoptic label maps; name a panoptic data set, or take an instance model (a "
+            "Mask2Former with MODEL.MASK_FORMER.TASK instance, as in "
+            "configs/common/mask2former/Base-Instance.yaml)"
         )
 
 

@@ -36,7 +36,7 @@ KIND = (
     "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME",
     "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME",
     "MODEL.PANOPTIC_FUSION.NAME",
-    "INPUT.PANOPTIC_TARGETS",
+    "MODEL.MASK_FORMER.TASK",
 )
 # Runs on shapes that together need every part of engine and data.
 RUNS: list[tuple[str, dict[str, object]]] = [

@@ -143,7 +143,7 @@ OURS_OF_INSTANCES = {
 # What differs between a published file kept here and the shipped config of the same model.
 DIFFERENT = {
     "OUTPUT_DIR": "each shipped config has a folder of its own",
-    "INPUT.DATASET_MAPPER_NAME": "read for AUGMENTATION and PANOPTIC_TARGETS, which are equal",
+    "INPUT.DATASET_MAPPER_NAME": "read for AUGMENTATION and TASK, which are equal",
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": "left out in ours: the data set has it",
     "SOLVER.STEPS": "Detectron2's default; polynomial decay has no steps",
     "TEST.AUG.MIN_SIZES": "Detectron2's default; TEST.AUG is off",
@@ -225,13 +225,12 @@ def expected_outputs(data: str, task: str) -> dict[str, Any]:
 def expected_values(data: str, task: str, backbone: str, schedule: str) -> dict[str, Any]:
     iterations, steps = SCHEDULES[schedule]
     size = BACKBONES[backbone]
-    targets = {"panoptic": [], "instance": ["instances"], "semantic": ["sem_seg"]}
     values = {
         **EVERYWHERE,
         **expected_input(data, task, backbone),
         "DATASETS.TRAIN": (name_of_split(data, task, "train"),),
         "DATASETS.TEST": (name_of_split(data, task, "val"),),
-        "INPUT.PANOPTIC_TARGETS": targets[task],
+        "MODEL.MASK_FORMER.TASK": task,
         **expected_outputs(data, task),
         "MODEL.WEIGHTS": WEIGHTS[backbone],
         "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 200

@@ -33,30 +33,30 @@ def resolved(**keys):
 
 
 @pytest.mark.parametrize(
-    ("name", "backbone", "data", "augmentation", "targets", "evaluators"),
+    ("name", "backbone", "data", "augmentation", "task", "evaluators"),
     [
-        ("coco_panoptic_R50", "build_resnet_backbone", "coco", "lsj", [], 3),
-        ("coco_instance_R50", "build_resnet_backbone", "coco", "lsj", ["instances"], 1),
+        ("coco_panoptic_R50", "build_resnet_backbone", "coco", "lsj", "panoptic", 3),
+        ("coco_instance_R50", "build_resnet_backbone", "coco", "lsj", "instance", 1),
         (
             "cityscapes_panoptic_swin_tiny",
             "PanopticExtSwinTransformer",
             "cityscapes",
             "shortest_edge",
-            [],
+            "panoptic",
             3,
         ),
-        ("ade20k_semantic_R50", "build_resnet_backbone", "ade20k", "shortest_edge", ["sem_seg"], 1),
+        ("ade20k_semantic_R50", "build_resnet_backbone", "ade20k", "shortest_edge", "semantic", 1),
         (
             "mapillary_vistas_panoptic_R50",
             "build_resnet_backbone",
             "mapillary_vistas",
             "shortest_edge",
-            [],
+            "panoptic",
             2,
         ),
     ],
 )
-def test_a_published_file_loads_unchanged(name, backbone, data, augmentation, targets, evaluators):
+def test_a_published_file_loads_unchanged(name, backbone, data, augmentation, task, evaluators):
     cfg = load(name)
     assert cfg.MODEL.META_ARCHITECTURE == "PanopticExtMaskFormer"
     assert cfg.MODEL.SEM_SEG_HEAD.NAME == "PanopticExtMaskFormerHead"
@@ -65,7 +65,7 @@ def test_a_published_file_loads_unchanged(name, backbone, data, augmentation, ta
     assert (f"{data}_train",) == cfg.DATASETS.TRAIN
     assert (f"{data}_val",) == cfg.DATASETS.TEST
     assert augmentation == cfg.INPUT.AUGMENTATION
-    assert targets == cfg.INPUT.PANOPTIC_TARGETS
+    assert task == cfg.MODEL.MASK_FORMER.TASK and cfg.INPUT.PANOPTIC_TARGETS is None
     assert cfg.INPUT.SIZE_DIVISIBILITY >= 0
     assert len(cfg.TEST.EVALUATORS) == evaluators
     assert cfg.SOLVER.WEIGHT_DECAY_EMBED == 0
@@ -147,6 +147,13 @@ def test_a_config_of_another_model_is_left_alone():
 def test_an_unknown_mapper_names_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'coco_panoptic_lsj'"):
         resolved(**{"INPUT.DATASET_MAPPER_NAME": "coco_panoptic_ljs"})
+
+
+def test_a_mapper_of_another_task_is_refused():
+    keys = {"MODEL.MASK_FORMER.TASK": "semantic", "INPUT.DATASET_MAPPER_NAME": "coco_instance_lsj"}
+    with pytest.raises(ConfigError, match=r"TASK is 'semantic', but .*coco_instance_lsj is of the"):
+        resolved(**keys)
+    assert resolved(**{**keys, "MODEL.MASK_FORMER.TASK": "instance"}).INPUT.AUGMENTATION == "lsj"
 
 
 def test_a_resnet_that_would_be_built_otherwise_is_refused():

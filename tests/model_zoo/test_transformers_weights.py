@@ -139,7 +139,7 @@ def compare(theirs, model, image):
     found = model.sem_seg_head(model.backbone(images.tensor), aux=False)
     expected = theirs(pixel_values=images.tensor)
     logits, masks = expected.class_queries_logits, expected.masks_queries_logits
-    for got, wanted in ((found["pred_logits"], logits), (found["pred_masks"], masks)):
+    for got, wanted in ((found.pred_logits, logits), (found.dense_masks(), masks)):
         assert (got - wanted).abs().max() <= 1e-4 * max(1.0, wanted.abs().max())
     sizes = tuple(image.shape[-2:]), tuple(images.tensor.shape[-2:]), tuple(image.shape[-2:])
     resized = naive.resize(masks[0], *sizes)

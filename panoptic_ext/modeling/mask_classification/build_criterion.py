@@ -7,9 +7,12 @@ from typing import Any
 
 from torch import nn
 
+from panoptic_ext.config.mask_former import mask_former_task
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.modeling.mask_classification.criterion import SetCriterion
 from panoptic_ext.modeling.mask_classification.matcher import HungarianMatcher
+from panoptic_ext.modeling.mask_classification.placed_criterion import PlacedCriterion
+from panoptic_ext.modeling.transformer_decoder import transformer_decoder_class
 
 __all__ = ["build_criterion", "build_semantic_classifier"]
 
@@ -35,18 +38,22 @@ def _check_loss_keys(keys: Any) -> None:
             raise ConfigError(f"MODEL.MASK_FORMER.{key} is {value}, expected {expected}")
 
 
-def build_semantic_classifier(cfg: Any, head: nn.Module, has_stuff: bool) -> nn.Module | None:
+def build_semantic_classifier(cfg: Any, *, has_stuff: bool) -> nn.Module | None:
     """mask_features -> class logits of the auxiliary semantic loss.
 
+    Args:
+        cfg: a config with the keys of `add_panoptic_ext_config`.
+        has_stuff: whether some class of the data set is stuff.
+
     Returns:
-        None where it has no weight, or the head's predictor gives such logits itself.
+        None where the loss has no weight, or where the decoder has such logits itself.
 
     Raises:
-        ConfigError: it has no weight although the predictor finds stuff by it.
+        ConfigError: the loss has no weight although the decoder finds stuff by its logits.
     """
     weight = cfg.MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT
-    if getattr(getattr(head, "predictor", None), "gives_semantic_logits", False):
-        if has_stuff and not weight:
+    if transformer_decoder_class(cfg).places_queries:
+        if has_stuff and mask_former_task(cfg) != "instance" and not weight:
             raise ConfigError(
                 "MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT is 0, but "
                 f"{cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME} finds stuff in the classes of "
@@ -60,7 +67,7 @@ def build_semantic_classifier(cfg: Any, head: nn.Module, has_stuff: bool) -> nn.
 
 
 def build_criterion(cfg: Any) -> SetCriterion:
-    """The criterion of a config, with the weight of each loss of each decoder output.
+    """The criterion that the decoder of a config needs, with the weight of each of its losses.
 
     Raises:
         ConfigError: a key of the loss is out of its range.
@@ -76,6 +83,11 @@ def build_criterion(cfg: Any) -> SetCriterion:
         final = dict(weights)
         for i in range(keys.DEC_LAYERS - 1):
             weights.update({f"{name}_{i}": weight for name, weight in final.items()})
+    places_queries = transformer_decoder_class(cfg).places_queries
+    if places_queries or keys.SEMANTIC_LOSS_WEIGHT:
+        weights["loss_sem_seg"] = keys.SEMANTIC_LOSS_WEIGHT
+    if places_queries:
+        weights["loss_centre"] = weights["loss_box"] = keys.CENTRE_LOSS_WEIGHT
     matcher = HungarianMatcher(
         class_weight=keys.CLASS_WEIGHT,
         mask_weight=keys.MASK_WEIGHT,
@@ -84,13 +96,16 @@ def build_criterion(cfg: Any) -> SetCriterion:
         box_sample_ratio=keys.BOX_SAMPLE_RATIO,
         shared_points=keys.SHARED_MATCHING_POINTS,
     )
-    return SetCriterion(
-        num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-        matcher=matcher,
-        weight_dict=weights,
-        no_object_weight=keys.NO_OBJECT_WEIGHT,
-        num_points=keys.TRAIN_NUM_POINTS,
-        oversample_ratio=keys.OVERSAMPLE_RATIO,
-        importance_sample_ratio=keys.IMPORTANCE_SAMPLE_RATIO,
-        box_sample_ratio=keys.BOX_SAMPLE_RATIO,
-    )
+    arguments = {
+        "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        "matcher": matcher,
+        "weight_dict": weights,
+        "no_object_weight": keys.NO_OBJECT_WEIGHT,
+        "num_points": keys.TRAIN_NUM_POINTS,
+        "oversample_ratio": keys.OVERSAMPLE_RATIO,
+        "importance_sample_ratio": keys.IMPORTANCE_SAMPLE_RATIO,
+        "box_sample_ratio": keys.BOX_SAMPLE_RATIO,
+    }
+    if places_queries:
+        return PlacedCriterion(stuff_in_map=mask_former_task(cfg) == "panoptic", **arguments)
+    return SetCriterion(**arguments)

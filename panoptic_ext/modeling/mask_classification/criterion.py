@@ -1,5 +1,11 @@
 """The loss of mask classification over all outputs of a decoder.
 
+The formulas are the published ones (Cheng et al., CVPR 2022), and Hugging Face's transformers has
+them ready-made as `Mask2FormerLoss`. This is our own code for two reasons. Speed: the losses of all
+outputs share few large operations and one copy to the host, masks are computed where they are
+looked at (`query_masks`), and targets are id maps instead of a plane each (`targets`). And no
+dependency: an installation needs torch, Detectron2 and SciPy only.
+
 Shapes: O outputs, B images, Q queries, K classes, M matched masks, P points, h x w predicted masks.
 Losses of several outputs are computed together, see `query_masks.outputs_at_once`.
 """
@@ -21,6 +27,7 @@ from panoptic_ext.modeling.mask_classification.losses import (
     empty_class_weight,
     point_dice_losses,
     point_mask_losses,
+    semantic_loss,
 )
 from panoptic_ext.modeling.mask_classification.matcher import HungarianMatcher, Match
 from panoptic_ext.modeling.mask_classification.points import (
@@ -29,8 +36,9 @@ from panoptic_ext.modeling.mask_classification.points import (
 )
 from panoptic_ext.modeling.mask_classification.query_masks import matched_masks, outputs_at_once
 from panoptic_ext.modeling.mask_classification.targets import MaskTargets
+from panoptic_ext.modeling.transformer_decoder.outputs import DecoderOutputs, Predictions
 
-__all__ = ["SetCriterion"]
+__all__ = ["SetCriterion", "semantic_map_loss"]
 
 
 class SetCriterion(nn.Module):
@@ -39,13 +47,13 @@ class SetCriterion(nn.Module):
     Args:
         num_classes: K, without "no object".
         matcher: gives the assignment.
-        weight_dict: weight of each loss; kept for the caller, who applies it.
+        weight_dict: weight of each loss by its name; kept for the caller, who applies it.
         no_object_weight: weight of "no object" in the classification loss.
         num_points: P, points a mask.
         oversample_ratio: random candidates for each point.
         importance_sample_ratio: share of the points chosen by uncertainty.
-        box_sample_ratio: share of the points drawn in each target's own box instead; the published
-            rule, which the two above belong to, gives the rest.
+        box_sample_ratio: share of points drawn in each target's box. The rest is drawn by the
+            published rule, with the two ratios above.
 
     The buffer `empty_weight` (K + 1,) is part of published checkpoints.
     """
@@ -73,13 +81,12 @@ class SetCriterion(nn.Module):
         self.box_sample_ratio = box_sample_ratio
         self.register_buffer("empty_weight", empty_class_weight(num_classes, no_object_weight))
 
-    def forward(self, outputs: dict, targets: Sequence[MaskTargets]) -> dict[str, Tensor]:
+    def forward(self, outputs: DecoderOutputs, targets: Sequence[MaskTargets]) -> dict[str, Tensor]:
         """Losses of the final output and of the auxiliary ones.
 
         Args:
-            outputs: `pred_logits` (B, Q, K + 1), `pred_masks` (B, Q, h, w) or `QueryMasks`, and
-                `aux_outputs`, a list of the same.
-            targets: of each image, on the outputs' device.
+            outputs: of the decoder.
+            targets: everything labelled in each image, on the outputs' device.
 
         Returns:
             Unweighted scalars `loss_ce`, `loss_mask`, `loss_dice`; those of auxiliary output i
@@ -88,29 +95,42 @@ class SetCriterion(nn.Module):
         Raises:
             DatasetError, NonFiniteLossError: see `HungarianMatcher`.
         """
-        every_output = [outputs, *outputs.get("aux_outputs", [])]
-        device = outputs["pred_masks"].device
+        return self.query_losses(outputs, self.query_targets(targets))
+
+    def query_targets(self, targets: Sequence[MaskTargets]) -> Sequence[MaskTargets]:
+        """Which of the targets the queries have to find: all of them."""
+        return targets
+
+    def match(self, outputs: DecoderOutputs, targets: Sequence[MaskTargets]) -> list[list[Match]]:
+        """The assignment of queries to what they have to find, see `HungarianMatcher.forward`."""
+        return self.matcher(outputs.predictions, targets)
+
+    def query_losses(
+        self, outputs: DecoderOutputs, targets: Sequence[MaskTargets]
+    ) -> dict[str, Tensor]:
+        """As `forward`, of what the queries have to find."""
+        predictions, device = outputs.predictions, outputs.pred_masks.device
         rows = _matched_rows(
-            self.matcher(every_output, targets), outputs["pred_logits"].shape[1], targets, device
+            self.match(outputs, targets), outputs.pred_logits.shape[1], targets, device
         )
         num_masks = _average_num_masks(targets, device)
         with torch.autocast(device.type, enabled=False):
             by_name = {
-                "loss_ce": self._class_losses(every_output, targets, rows),
-                **self._mask_losses(every_output, targets, rows, num_masks),
+                "loss_ce": self._class_losses(predictions, targets, rows),
+                **self._mask_losses(predictions, targets, rows, num_masks),
             }
         each = {name: losses.unbind() for name, losses in by_name.items()}
         return {
             f"{name}_{number - 1}" if number else name: losses[number]
-            for number in range(len(every_output))
+            for number in range(len(predictions))
             for name, losses in each.items()
         }
 
     def _class_losses(
-        self, outputs: Sequence[dict], targets: Sequence[MaskTargets], rows: _MatchedRows
+        self, outputs: Sequence[Predictions], targets: Sequence[MaskTargets], rows: _MatchedRows
     ) -> Tensor:
         """(O,) float32."""
-        logits = torch.stack([output["pred_logits"] for output in outputs])
+        logits = torch.stack([output.pred_logits for output in outputs])
         classes = torch.full(logits.shape[:-1], self.num_classes, device=logits.device)
         labels = torch.cat([target.labels.to(logits.device) for target in targets])
         classes.view(-1)[rows.queries] = labels[rows.labels]
@@ -118,13 +138,13 @@ class SetCriterion(nn.Module):
 
     def _mask_losses(
         self,
-        outputs: Sequence[dict],
+        outputs: Sequence[Predictions],
         targets: Sequence[MaskTargets],
         rows: _MatchedRows,
         num_masks: float | Tensor,
     ) -> dict[str, Tensor]:
         """Cross-entropy and Dice, (O,) float32 each."""
-        every_mask = matched_masks(outputs, rows.queries.split(rows.counts))
+        masks_of_images = matched_masks(outputs, rows.queries.split(rows.counts))
         boxes = [target.boxes() for target in targets] if self.box_sample_ratio else None
         chosen = rows.chosen.split(rows.counts)
         matches = [count // len(outputs) for count in rows.counts]
@@ -133,8 +153,8 @@ class SetCriterion(nn.Module):
         for block in outputs_at_once(len(outputs), values, rows.queries.device):
             parts = [slice(block.start * count, block.stop * count) for count in matches]
             losses = self._block_losses(
-                [masks[part] for masks, part in zip(every_mask, parts, strict=True)],
-                [every[part] for every, part in zip(chosen, parts, strict=True)],
+                [masks[part] for masks, part in zip(masks_of_images, parts, strict=True)],
+                [rows_of[part] for rows_of, part in zip(chosen, parts, strict=True)],
                 targets,
                 boxes,
             )
@@ -172,12 +192,18 @@ class SetCriterion(nn.Module):
             importance_sample_ratio=self.importance_sample_ratio,
         )
         if boxes is not None:
-            own = torch.cat([box[rows] for box, rows in zip(boxes, chosen, strict=True)])
-            points = torch.cat((points, points_in_boxes(own, in_boxes)), dim=1)
+            chosen_boxes = torch.cat([box[rows] for box, rows in zip(boxes, chosen, strict=True)])
+            points = torch.cat((points, points_in_boxes(chosen_boxes, in_boxes)), dim=1)
         each = zip(targets, chosen, points.split([len(rows) for rows in chosen]), strict=True)
         truth = torch.cat([target.sample_each(rows, at) for target, rows, at in each])
         logits = sample_masks(matched, points)
         return torch.stack((point_mask_losses(logits, truth), point_dice_losses(logits, truth)))
+
+
+def semantic_map_loss(logits: Tensor, targets: Sequence[MaskTargets]) -> Tensor:
+    """`semantic_loss` of (B, K, h, w) logits with the targets' classes at the cells of the map."""
+    size = (logits.shape[-2], logits.shape[-1])
+    return semantic_loss(logits, torch.stack([target.label_map(size) for target in targets]))
 
 
 @dataclass

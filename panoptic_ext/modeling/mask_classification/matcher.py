@@ -1,6 +1,6 @@
 """Bipartite matching of queries and targets.
 
-Shapes: O outputs of a decoder, of which o are looked at together, B images, Q queries, K classes,
+Shapes: O outputs of a decoder, of which o are computed together, B images, Q queries, K classes,
 N targets of an image, P points, h x w predicted masks.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from panoptic_ext.modeling.mask_classification.losses import class_cost, mask_co
 from panoptic_ext.modeling.mask_classification.points import common_points
 from panoptic_ext.modeling.mask_classification.query_masks import masks_at_points
 from panoptic_ext.modeling.mask_classification.targets import MaskTargets
+from panoptic_ext.modeling.transformer_decoder.outputs import Predictions
 
 __all__ = ["HungarianMatcher", "Match"]
 
@@ -53,19 +53,22 @@ class HungarianMatcher(nn.Module):
         self.num_points = num_points
         self.box_sample_ratio = box_sample_ratio
         self.shared_points = shared_points
-        self._told_of_surplus = False
+        self._surplus_reported = False
 
     @torch.no_grad()
     def forward(
-        self, outputs: Sequence[dict[str, Any]], targets: Sequence[MaskTargets]
+        self,
+        outputs: Sequence[Predictions],
+        targets: Sequence[MaskTargets],
+        avoided: Sequence[Tensor] | None = None,
     ) -> list[list[Match]]:
         """Matches all outputs and images, with one copy to the host.
 
         Args:
-            outputs: of each decoder output `pred_logits` (B, Q, K + 1) and `pred_masks`
-                (B, Q, h, w), or all of them `QueryMasks`. The first may have "out_of_place", for
-                each image a (Q, N) bool: pairs that are matched only where no others are left.
+            outputs: of a decoder, the final one first.
             targets: of each image.
+            avoided: of each image (Q, N) bool, pairs of query and target that are avoided as long
+                as any other assignment exists.
 
         Returns:
             For each output, for each image, (queries, targets), as many as the smaller of Q and N.
@@ -76,9 +79,11 @@ class HungarianMatcher(nn.Module):
         """
         from scipy.optimize import linear_sum_assignment  # importing it changes warning filters
 
-        num_queries, num_logits = outputs[0]["pred_logits"].shape[1:]
-        with torch.autocast(outputs[0]["pred_masks"].device.type, enabled=False):
-            costs = self._costs(outputs, targets)
+        num_queries, num_logits = outputs[0].pred_logits.shape[1:]
+        with torch.autocast(outputs[0].pred_masks.device.type, enabled=False):
+            costs = self._costs(outputs, targets, avoided)
+        # The assignment is found on the host. Costs and labels go there in one copy, since the
+        # host waits for the device at each.
         labels = [target.labels.to(costs[0].device, torch.float32) for target in targets]
         host = torch.cat([part.reshape(-1) for part in [*costs, *labels]]).cpu().numpy()
         sizes = [cost.numel() for cost in costs] + [len(target) for target in targets]
@@ -97,11 +102,13 @@ class HungarianMatcher(nn.Module):
         return matches
 
     def _costs(
-        self, outputs: Sequence[dict[str, Any]], targets: Sequence[MaskTargets]
+        self,
+        outputs: Sequence[Predictions],
+        targets: Sequence[MaskTargets],
+        avoided: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
         """Costs (O, Q, N) of each image, on the outputs' device."""
-        last = outputs[0].get("out_of_place", [None] * len(targets))
-        logits = torch.stack([output["pred_logits"] for output in outputs])
+        logits = torch.stack([output.pred_logits for output in outputs])
         costs = []
         for image, target in enumerate(targets):
             draws = 1 if self.shared_points else len(outputs)
@@ -116,7 +123,7 @@ class HungarianMatcher(nn.Module):
                 blocks.append(sum(terms[1:], start=terms[0]))
                 first = block.stop
             joined = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
-            costs.append(_last_resort(joined, last[image]))
+            costs.append(joined if avoided is None else _penalise(joined, avoided[image]))
         return costs
 
     def _terms(
@@ -138,7 +145,7 @@ class HungarianMatcher(nn.Module):
 
     def _non_finite(
         self,
-        outputs: Sequence[dict[str, Any]],
+        outputs: Sequence[Predictions],
         targets: Sequence[MaskTargets],
         number: int,
         image: int,
@@ -149,7 +156,7 @@ class HungarianMatcher(nn.Module):
         with torch.autocast(points.device.type, enabled=False):
             (at_points,) = masks_at_points([output], image, points)
             sampled = target.sample(points[0])[None]
-            logits = output["pred_logits"][None, image]
+            logits = output.pred_logits[None, image]
             terms = self._terms(logits, at_points, target.labels, sampled)
         named = zip(("classification", "mask (BCE)", "Dice"), terms, strict=True)
         bad = [name for name, term in named if not torch.isfinite(term).all()]
@@ -164,8 +171,8 @@ class HungarianMatcher(nn.Module):
     def _check_labels(
         self, labels: Sequence[np.ndarray], targets: Sequence[MaskTargets], num_classes: int
     ) -> None:
-        for image, (found, target) in enumerate(zip(labels, targets, strict=True)):
-            wrong = found[(found < 0) | (found >= num_classes)]
+        for image, (values, target) in enumerate(zip(labels, targets, strict=True)):
+            wrong = values[(values < 0) | (values >= num_classes)]
             if len(wrong):
                 raise DatasetError(
                     f"image {_name(target, image)} has label {int(wrong[0])}; expected 0 to "
@@ -174,11 +181,11 @@ class HungarianMatcher(nn.Module):
                 )
 
     def _warn_of_surplus(self, num_queries: int, targets: Sequence[MaskTargets]) -> None:
-        if self._told_of_surplus:
+        if self._surplus_reported:
             return
         for image, target in enumerate(targets):
             if len(target) > num_queries:
-                self._told_of_surplus = True
+                self._surplus_reported = True
                 logger.warning(
                     "image %s has %d objects but the model %d queries: %d of them are not "
                     "learnt. Raise MODEL.MASK_FORMER.NUM_OBJECT_QUERIES; further images are not "
@@ -191,13 +198,14 @@ class HungarianMatcher(nn.Module):
                 return
 
 
-def _last_resort(cost: Tensor, wrong: Tensor | None) -> Tensor:
-    """Raise the cost (O, Q, N) of wrong pairs (Q, N) so far that any assignment with fewer of them
-    is cheaper."""
-    if wrong is None or not cost.numel():
+def _penalise(cost: Tensor, avoided: Tensor) -> Tensor:
+    """Raise the cost (O, Q, N) of avoided pairs (Q, N) so far that any assignment with fewer of
+    them is cheaper."""
+    if not cost.numel():
         return cost
+    # Two assignments of min(Q, N) pairs differ by less than the spread of the costs a pair.
     spread = cost.amax((1, 2), keepdim=True) - cost.amin((1, 2), keepdim=True)
-    return cost + wrong * ((spread + 1) * min(cost.shape[1:]))
+    return cost + avoided * ((spread + 1) * min(cost.shape[1:]))
 
 
 def _name(target: MaskTargets, image: int) -> str:

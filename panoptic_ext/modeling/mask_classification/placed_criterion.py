@@ -5,13 +5,73 @@ Shapes: Q queries, N targets, h x w cells of a map.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from panoptic_ext.modeling.mask_classification.criterion import SetCriterion, semantic_map_loss
+from panoptic_ext.modeling.mask_classification.losses import box_loss, centre_loss
+from panoptic_ext.modeling.mask_classification.matcher import Match
 from panoptic_ext.modeling.mask_classification.targets import MaskTargets
+from panoptic_ext.modeling.transformer_decoder.outputs import DecoderOutputs, Places
 
-__all__ = ["centre_map", "outside_target"]
+__all__ = ["PlacedCriterion", "centre_map", "outside_target"]
+
+
+class PlacedCriterion(SetCriterion):
+    """The criterion of a decoder whose queries are placed on things.
+
+    Besides the losses of `SetCriterion` there are `loss_sem_seg` of the class of every pixel,
+    `loss_centre` of the map of centres that queries are placed by, and `loss_box` of the boxes
+    around these. The matcher keeps a query to the thing that its place lies in.
+
+    Args:
+        stuff_in_map: whether stuff is read from the semantic map, so that queries learn things
+            alone. False for targets that are things anyway.
+        **kwargs: of `SetCriterion`.
+    """
+
+    def __init__(self, *, stuff_in_map: bool, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.stuff_in_map = stuff_in_map
+
+    def forward(self, outputs: DecoderOutputs, targets: Sequence[MaskTargets]) -> dict[str, Tensor]:
+        """As `SetCriterion.forward`; `outputs` have `semantic_logits` and `places`."""
+        things = self.query_targets(targets)
+        losses = self.query_losses(outputs, things)
+        places, semantic_logits = _placed(outputs)
+        losses["loss_sem_seg"] = semantic_map_loss(semantic_logits, targets)
+        size = (places.centre_logits.shape[-2], places.centre_logits.shape[-1])
+        maps = [centre_map(target, size) for target in things]
+        nearness = torch.stack([nearness for nearness, _ in maps])[:, None]
+        boxes = torch.stack([boxes for _, boxes in maps])
+        losses["loss_centre"] = centre_loss(places.centre_logits, nearness)
+        losses["loss_box"] = box_loss(places.boxes, boxes, nearness)
+        return losses
+
+    def query_targets(self, targets: Sequence[MaskTargets]) -> Sequence[MaskTargets]:
+        """Which of the targets the queries have to find: things, where stuff is in the map."""
+        return [target.things() for target in targets] if self.stuff_in_map else targets
+
+    def match(self, outputs: DecoderOutputs, targets: Sequence[MaskTargets]) -> list[list[Match]]:
+        """As `SetCriterion.match`; a query outside of a target is matched to it only where no
+        other assignment exists."""
+        pairs = zip(_placed(outputs)[0].points, targets, strict=True)
+        avoided = [outside_target(points, target) for points, target in pairs]
+        return self.matcher(outputs.predictions, targets, avoided)
+
+
+def _placed(outputs: DecoderOutputs) -> tuple[Places, Tensor]:
+    """Places and semantic logits, which a decoder that `places_queries` has to give."""
+    if outputs.places is None or outputs.semantic_logits is None:
+        raise TypeError(
+            "the transformer decoder says places_queries, but its outputs have no `places` or no "
+            "`semantic_logits`; give both, see DecoderOutputs"
+        )
+    return outputs.places, outputs.semantic_logits
 
 
 def outside_target(places: Tensor, target: MaskTargets) -> Tensor:

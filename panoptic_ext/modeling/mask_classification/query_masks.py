@@ -14,66 +14,20 @@ Shapes: O outputs of a decoder, B images, Q queries, D channels, P points, h x w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from panoptic_ext.modeling.layers.linear import linear
 from panoptic_ext.modeling.mask_classification.bilinear import sample_at_common_points
+from panoptic_ext.modeling.transformer_decoder.outputs import Predictions, QueryMasks, mask_logits
 
-__all__ = [
-    "MaskPredictions",
-    "QueryMasks",
-    "mask_logits",
-    "masks_at_points",
-    "matched_masks",
-    "outputs_at_once",
-]
+__all__ = ["masks_at_points", "matched_masks", "outputs_at_once"]
 
 # Values of a tensor that several outputs share: on a CPU larger ones cost more by touching new
 # memory than they save, elsewhere they would cost memory.
 _CPU_VALUES = 2**20
 _OTHER_VALUES = 2**25
-
-
-def mask_logits(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
-    """Dot product of (B, Q, D) embeddings with (B, D, h, w) features -> (B, Q, h, w)."""
-    if mask_features.device.type == "cpu" and not torch.compiler.is_compiling():
-        # A 1x1 convolution of each image by its embeddings; see `modeling.linear`. Split keeps the
-        # layout of the features, so that they are not copied.
-        each = [
-            F.conv2d(features, embed[:, :, None, None])
-            for features, embed in zip(mask_features.split(1), mask_embed, strict=True)
-        ]
-        return (each[0] if len(each) == 1 else torch.cat(each)).contiguous()
-    return torch.bmm(mask_embed, mask_features.flatten(2)).unflatten(-1, mask_features.shape[-2:])
-
-
-class QueryMasks:
-    """(B, Q, h, w) mask logits that are not computed yet.
-
-    Attributes:
-        embed: (B, Q, D).
-        features: (B, D, h, w), the same tensor for all outputs of a decoder.
-    """
-
-    def __init__(self, embed: Tensor, features: Tensor) -> None:
-        self.embed = embed
-        self.features = features
-
-    @property
-    def device(self) -> torch.device:
-        return self.features.device
-
-    def dense(self) -> Tensor:
-        """All of them, (B, Q, h, w)."""
-        return mask_logits(self.embed, self.features)
-
-
-MaskPredictions = Tensor | QueryMasks
-"""Mask logits of one decoder output: (B, Q, h, w), or what computes them."""
 
 
 def outputs_at_once(count: int, values: int, device: torch.device) -> list[slice]:
@@ -89,30 +43,40 @@ def outputs_at_once(count: int, values: int, device: torch.device) -> list[slice
     return [slice(i, min(i + length, count)) for i in range(0, count, length)]
 
 
-def masks_at_points(outputs: Sequence[dict[str, Any]], image: int, points: Tensor) -> list[Tensor]:
+def masks_at_points(outputs: Sequence[Predictions], image: int, points: Tensor) -> list[Tensor]:
     """Mask logits of one image at points common to its queries, without gradient.
 
     Args:
-        outputs: of a decoder, each with "pred_masks": all tensors, or all `QueryMasks`.
+        outputs: of a decoder; their masks are all tensors, or all `QueryMasks`.
         image: which one of the batch.
         points: (1, P, 2) for all outputs, or (O, P, 2), for each its own; see `points`.
 
     Returns:
         (o, Q, P) float32, the outputs in order, o of them as `outputs_at_once` joins them.
     """
-    every = [output["pred_masks"] for output in outputs]
     draws, count = points.shape[:2]
-    if not isinstance(every[0], QueryMasks):
-        pairs = zip(every, points.expand(len(every), -1, -1), strict=True)
-        return [sample_at_common_points(masks[image].float(), own)[None] for masks, own in pairs]
-    features = every[0].features[image].float()
+    products, dense = _masks_of(outputs)
+    if dense:
+        pairs = zip(dense, points.expand(len(dense), -1, -1), strict=True)
+        return [sample_at_common_points(masks[image].float(), at)[None] for masks, at in pairs]
+    features = products[0].features[image].float()
     shared = _sampled_rows(features, points) if draws == 1 else None
     blocks = []
-    for block in outputs_at_once(len(every), every[0].embed.shape[1] * count, points.device):
-        embed = torch.stack([masks.embed.detach()[image] for masks in every[block]]).float()
+    for block in outputs_at_once(len(products), products[0].embed.shape[1] * count, points.device):
+        embed = torch.stack([masks.embed.detach()[image] for masks in products[block]]).float()
         rows = _sampled_rows(features, points[block]) if shared is None else shared
         blocks.append(_at_rows(embed, rows))
     return blocks
+
+
+def _masks_of(outputs: Sequence[Predictions]) -> tuple[list[QueryMasks], list[Tensor]]:
+    """Masks of each output: all in the first list, or all in the second one."""
+    masks = [output.pred_masks for output in outputs]
+    products = [each for each in masks if isinstance(each, QueryMasks)]
+    dense = [each for each in masks if isinstance(each, Tensor)]
+    if products and dense:
+        raise TypeError("some masks of a decoder are tensors and some QueryMasks; give one kind")
+    return products, dense
 
 
 def _sampled_rows(features: Tensor, points: Tensor) -> Tensor:
@@ -129,7 +93,7 @@ def _at_rows(embed: Tensor, rows: Tensor) -> Tensor:
     return embed @ rows.mT
 
 
-def matched_masks(outputs: Sequence[dict[str, Any]], rows: Sequence[Tensor]) -> list[Tensor]:
+def matched_masks(outputs: Sequence[Predictions], rows: Sequence[Tensor]) -> list[Tensor]:
     """Masks of the matched queries, with gradient.
 
     Args:
@@ -140,14 +104,15 @@ def matched_masks(outputs: Sequence[dict[str, Any]], rows: Sequence[Tensor]) -> 
     Returns:
         For each image (O * M, h, w) float32 logits in the order of `rows`.
     """
-    every = [output["pred_masks"] for output in outputs]
-    if not isinstance(every[0], QueryMasks):
-        return _rows_of_dense(every, rows)
-    embeds = torch.stack([masks.embed for masks in every]).flatten(0, 2)
-    # One product for all outputs: their gradients meet in it, not in maps of D channels.
+    products, dense = _masks_of(outputs)
+    if dense:
+        return _rows_of_dense(dense, rows)
+    embeds = torch.stack([masks.embed for masks in products]).flatten(0, 2)
+    # One product for all outputs: the gradient of the features is then one map of D channels, not
+    # a sum of as many as there are outputs.
     return [
-        _product(embeds.index_select(0, own), features).float()
-        for own, features in zip(rows, every[0].features.split(1), strict=True)
+        _product(embeds.index_select(0, chosen), features).float()
+        for chosen, features in zip(rows, products[0].features.split(1), strict=True)
     ]
 
 

@@ -20,9 +20,7 @@ from panoptic_ext.errors import DatasetError
 from panoptic_ext.host_copies import to_device
 from panoptic_ext.modeling.mask_classification.bilinear import interpolate_equality, pixel_corners
 
-__all__ = ["TASKS", "IdMapTargets", "MaskTargets", "PlaneTargets", "build_mask_targets"]
-
-TASKS = ("panoptic", "instance", "semantic")
+__all__ = ["IdMapTargets", "MaskTargets", "PlaneTargets", "build_mask_targets"]
 
 
 class MaskTargets(ABC):

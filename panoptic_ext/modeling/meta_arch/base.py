@@ -64,6 +64,9 @@ class MetaArchitecture:
     combine_keys: ClassVar[Mapping[str, str]] = {}
     """Keys below MODEL.PANOPTIC_FUSION for which the model reads keys below
     MODEL.PANOPTIC_FPN.COMBINE; set in vain, they are refused."""
+    mapper_targets: ClassVar[tuple[str, ...]] = ("instances", "sem_seg")
+    """What the mapper derives from the id map where INPUT.PANOPTIC_TARGETS is None; () for a model
+    that reads the id map and its table themselves."""
     find_unused_parameters: bool = False
     """Whether some parameters get no gradient in a step, so that DistributedDataParallel must look
     for them; may be set on the model itself."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+from dataclasses import replace
 from typing import Any
 
 from detectron2.config import configurable
@@ -10,19 +10,19 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from panoptic_ext.config.mask_former import mask_former_task
 from panoptic_ext.errors import ConfigError
-from panoptic_ext.modeling.mask_classification.query_masks import QueryMasks
+from panoptic_ext.modeling.meta_arch.classes import DatasetClasses
 from panoptic_ext.modeling.pixel_decoder import build_pixel_decoder
-from panoptic_ext.modeling.transformer_decoder import build_transformer_decoder
+from panoptic_ext.modeling.transformer_decoder import (
+    DecoderOutputs,
+    TransformerDecoder,
+    build_transformer_decoder,
+)
 
-__all__ = ["PanopticExtMaskFormerHead", "takes_dense"]
+__all__ = ["PanopticExtMaskFormerHead", "class_ids_of_head"]
 
 IN_FEATURE = "multi_scale_pixel_decoder"
-
-
-def takes_dense(module: nn.Module) -> bool:
-    """Whether the module's `forward` has the keyword `dense`; a subclass may have overridden it."""
-    return "dense" in inspect.signature(type(module).forward).parameters
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -35,12 +35,16 @@ class PanopticExtMaskFormerHead(nn.Module):
 
     @configurable
     def __init__(
-        self, *, pixel_decoder: nn.Module, predictor: nn.Module, compile_parts: bool = False
+        self,
+        *,
+        pixel_decoder: nn.Module,
+        predictor: TransformerDecoder,
+        compile_parts: bool = False,
     ) -> None:
         """Args (all by keyword):
 
         pixel_decoder: features -> (mask_features, multi_scale_features).
-        predictor: (multi_scale_features, mask_features) -> outputs.
+        predictor: (multi_scale_features, mask_features) -> `DecoderOutputs`.
         compile_parts: run both through torch.compile (names in the state dict stay).
         """
         super().__init__()
@@ -64,29 +68,23 @@ class PanopticExtMaskFormerHead(nn.Module):
             "compile_parts": keys.COMPILE,
         }
 
-    def forward(
-        self, features: dict[str, Tensor], *, aux: bool, dense: bool = True
-    ) -> dict[str, Any]:
+    @property
+    def leaves_parameters_unused(self) -> bool:
+        """See `TransformerDecoder.leaves_parameters_unused`."""
+        return self.predictor.leaves_parameters_unused
+
+    def forward(self, features: dict[str, Tensor], *, aux: bool) -> DecoderOutputs:
         """
         Args:
             features: of the backbone, by name.
             aux: also give the predictions before the last layer.
-            dense: give masks as tensors; else as `QueryMasks`, where the predictor can.
 
         Returns:
-            The predictor's outputs, see its `forward`, and without `dense` "mask_features".
+            The predictor's outputs with the pixel decoder's `mask_features`.
         """
         mask_features, multi_scale_features = self.pixel_decoder(features)
-        if dense:
-            return self.predictor(multi_scale_features, mask_features, aux=aux)
-        if takes_dense(self.predictor):
-            outputs = self.predictor(multi_scale_features, mask_features, aux=aux, dense=False)
-            features_of_masks = outputs.get("mask_features", mask_features)
-            for output in [outputs, *outputs["aux_outputs"]]:
-                output["pred_masks"] = QueryMasks(output.pop("mask_embed"), features_of_masks)
-        else:
-            outputs = self.predictor(multi_scale_features, mask_features, aux=aux)
-        return {**outputs, "mask_features": mask_features}
+        outputs = self.predictor(multi_scale_features, mask_features, aux=aux)
+        return replace(DecoderOutputs.of(outputs), mask_features=mask_features)
 
     @staticmethod
     def adapt_state_dict(state_dict: dict[str, Any], prefix: str) -> None:
@@ -105,3 +103,26 @@ class PanopticExtMaskFormerHead(nn.Module):
     ) -> None:
         self.adapt_state_dict(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def class_ids_of_head(cfg: Any, dataset: DatasetClasses) -> list[int]:
+    """Contiguous id of each class of the head: all of the data set's, or its things alone.
+
+    Raises:
+        ConfigError: another number of classes, or outputs that need those that the head lacks.
+    """
+    count, total = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, dataset.num_classes
+    things = dataset.thing_ids
+    if count == total:
+        return list(range(total))
+    if count != len(things) or mask_former_task(cfg) != "instance":
+        raise ConfigError(
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {count}, but data set {dataset.dataset_name} has "
+            f"{total} classes, {len(things)} of them things; leave the key out and it is derived"
+        )
+    if cfg.MODEL.MASK_FORMER.TEST.SEMANTIC_ON or cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON:
+        raise ConfigError(
+            "MODEL.MASK_FORMER.TEST.SEMANTIC_ON and PANOPTIC_ON need all classes of the data set, "
+            f"but this model has its {count} thing classes only; switch both off"
+        )
+    return things

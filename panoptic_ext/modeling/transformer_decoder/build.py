@@ -1,32 +1,87 @@
-"""The registry of transformer decoders and how a config names one of them."""
+"""The base class and the registry of transformer decoders, and how a config names one of them."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from detectron2.utils.registry import Registry
-from torch import nn
+from torch import Tensor, nn
 
-from panoptic_ext.errors import look_up
+from panoptic_ext.errors import ConfigError, look_up
+from panoptic_ext.modeling.transformer_decoder.outputs import DecoderOutputs
 
-__all__ = ["TRANSFORMER_DECODER_REGISTRY", "build_transformer_decoder"]
+__all__ = [
+    "TRANSFORMER_DECODER_REGISTRY",
+    "TransformerDecoder",
+    "build_transformer_decoder",
+    "transformer_decoder_class",
+]
 
 TRANSFORMER_DECODER_REGISTRY = Registry("PANOPTIC_EXT_TRANSFORMER_DECODER")
 TRANSFORMER_DECODER_REGISTRY.__doc__ = """
-Classes called as `decoder(cfg, in_channels)`, whose `forward(multi_scale_features, mask_features,
-*, aux)` returns "pred_logits", "pred_masks" and "aux_outputs". One whose `forward` has the keyword
-`dense` is called in training with `dense=False` and returns "mask_embed" (B, Q, mask_dim) instead
-of "pred_masks": the loss then computes what it needs of the masks. It may also return
-"mask_features", where masks are a product with others than it was given; "place_logits"
-(B, 1, h, w) and "place_boxes" (B, 4, h, w), which ask for the loss of object centres
-(`losses.centre_loss`, `losses.box_loss`); "places" (B, Q, 2), which keeps each query to the targets
-that it lies in (`matcher.out_of_place`); and "semantic_logits" (B, K, h, w), which stuff and
-semantic segmentation come from: its queries then learn things alone. A class that gives these says
-so by `gives_semantic_logits = True`.
+Transformer decoders by the name in MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME. A registered class
+derives from `TransformerDecoder`, which says how it is called; it returns a `DecoderOutputs`.
 """
 
 
-def build_transformer_decoder(cfg: Any, in_channels: int) -> nn.Module:
+class TransformerDecoder(nn.Module):
+    """Base class of transformer decoders: multi-scale features -> class and mask of each query.
+
+    A subclass in TRANSFORMER_DECODER_REGISTRY is built as `Decoder(cfg, in_channels)`, where
+    `in_channels` are the channels of each of the multi-scale features; Detectron2's `configurable`
+    with `from_config(cls, cfg, in_channels)` keeps the config out of its constructor.
+
+    A subclass overrides `forward`, and the attributes below where their defaults are not true.
+    """
+
+    places_queries: ClassVar[bool] = False
+    """Whether queries are for things alone and begin at places in the image. The outputs then have
+    `semantic_logits` and `places`; `PlacedCriterion` trains the decoder, and stuff and semantic
+    segmentation come from the semantic map."""
+
+    @property
+    def leaves_parameters_unused(self) -> bool:
+        """Whether a training step may give some parameter no gradient: several workers then have
+        to search for such parameters (`find_unused_parameters` of DistributedDataParallel)."""
+        return False
+
+    def forward(
+        self, multi_scale_features: Sequence[Tensor], mask_features: Tensor, *, aux: bool
+    ) -> DecoderOutputs:
+        """
+        Args:
+            multi_scale_features: of the pixel decoder, three (B, in_channels, h_l, w_l), from
+                coarse to fine.
+            mask_features: (B, mask_dim, h, w) at the mask resolution.
+            aux: also give the predictions before the last layer.
+
+        Returns:
+            The outputs. Masks that are a product with features shall be `QueryMasks`: the loss
+            then computes the part it needs. A dict of the published code is accepted, too, see
+            `DecoderOutputs.of`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no forward; see TransformerDecoder")
+
+
+def transformer_decoder_class(cfg: Any) -> type[TransformerDecoder]:
+    """The class that MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME names.
+
+    Raises:
+        ConfigError: unknown name, or what is registered is no `TransformerDecoder`.
+    """
+    name = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
+    key = "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME"
+    decoder = look_up(TRANSFORMER_DECODER_REGISTRY, key, name)
+    if not (isinstance(decoder, type) and issubclass(decoder, TransformerDecoder)):
+        raise ConfigError(
+            f"{key} is {name!r}, which is registered but no "
+            "subclass of panoptic_ext.modeling.transformer_decoder.TransformerDecoder; derive it"
+        )
+    return decoder
+
+
+def build_transformer_decoder(cfg: Any, in_channels: int) -> TransformerDecoder:
     """Build the decoder that MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME names.
 
     Args:
@@ -34,8 +89,7 @@ def build_transformer_decoder(cfg: Any, in_channels: int) -> nn.Module:
         in_channels: channels of each of the multi-scale features.
 
     Raises:
-        ConfigError: unknown name.
+        ConfigError: see `transformer_decoder_class`, and keys that the decoder refuses.
     """
-    name = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
-    key = "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME"
-    return look_up(TRANSFORMER_DECODER_REGISTRY, key, name)(cfg, in_channels)
+    decoder: Any = transformer_decoder_class(cfg)
+    return decoder(cfg, in_channels)

@@ -5,13 +5,13 @@ S_l = h_l * w_l pixels of level l; levels run from coarse to fine.
 
 A layer's attention mask needs the mask logits only at the resolution of its level. Resizing is
 linear in the channels, so resize(embed . features) = embed . resize(features): the features are
-resized once for each level. In evaluation full mask logits are computed once, at the end.
+resized once for each level. Full mask logits are left to who needs them, see `QueryMasks`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import fvcore.nn.weight_init as weight_init
@@ -23,13 +23,21 @@ from torch.utils.checkpoint import checkpoint
 
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.modeling.layers.position_encoding import sine_position_embedding
-from panoptic_ext.modeling.mask_classification.query_masks import mask_logits
-from panoptic_ext.modeling.transformer_decoder.build import TRANSFORMER_DECODER_REGISTRY
+from panoptic_ext.modeling.transformer_decoder.build import (
+    TRANSFORMER_DECODER_REGISTRY,
+    TransformerDecoder,
+)
 from panoptic_ext.modeling.transformer_decoder.layers import (
     MLP,
     CrossAttentionLayer,
     FeedForwardLayer,
     SelfAttentionLayer,
+)
+from panoptic_ext.modeling.transformer_decoder.outputs import (
+    DecoderOutputs,
+    Places,
+    Predictions,
+    QueryMasks,
 )
 
 __all__ = ["MultiScaleMaskedTransformerDecoder", "Queries", "attention_mask"]
@@ -66,18 +74,19 @@ class Queries:
         embed: (B or 1, Q, C), added to them in attention.
         mask_features: (B, D, h, w).
         boxes: (B, Q, 4), where they have a place in the image; else None.
-        extra: joins the outputs of the decoder.
+        semantic_logits, places: of `DecoderOutputs`.
     """
 
     features: Tensor
     embed: Tensor
     mask_features: Tensor
     boxes: Tensor | None = None
-    extra: dict[str, Tensor] = field(default_factory=dict)
+    semantic_logits: Tensor | None = None
+    places: Places | None = None
 
 
 @TRANSFORMER_DECODER_REGISTRY.register()
-class MultiScaleMaskedTransformerDecoder(nn.Module):
+class MultiScaleMaskedTransformerDecoder(TransformerDecoder):
     """Queries refined by masked attention to three levels in turn, and their classes and masks."""
 
     _version = 2  # of the names in a checkpoint, see PanopticExtMaskFormerHead
@@ -168,27 +177,15 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             "gradient_checkpointing": keys.GRADIENT_CHECKPOINTING,
         }
 
-    def forward(
-        self,
-        multi_scale_features: Sequence[Tensor],
-        mask_features: Tensor,
-        *,
-        aux: bool,
-        dense: bool = True,
-    ) -> dict[str, Any]:
-        """
-        Args:
-            multi_scale_features: three (B, in_channels, h_l, w_l), coarse to fine.
-            mask_features: (B, mask_dim, h, w).
-            aux: also give the predictions before the last layer.
-            dense: give masks; else the embeddings whose product with `mask_features` they are.
+    @property
+    def leaves_parameters_unused(self) -> bool:
+        """Each layer looks at one level: with fewer layers than levels some level has no reader."""
+        return self.num_layers < NUM_LEVELS
 
-        Returns:
-            "pred_logits" (B, Q, K + 1), the last one "no object"; "pred_masks" (B, Q, h, w)
-            logits, or without `dense` "mask_embed" (B, Q, mask_dim); "aux_outputs", a list of
-            dicts of these two, empty without `aux`. A subclass whose masks are products with
-            other features gives these as "mask_features", and "mask_embed" has their channels.
-        """
+    def forward(
+        self, multi_scale_features: Sequence[Tensor], mask_features: Tensor, *, aux: bool
+    ) -> DecoderOutputs:
+        """See `TransformerDecoder.forward`; there are predictions before the first layer, too."""
         if len(multi_scale_features) != NUM_LEVELS:
             raise ValueError(
                 f"found {len(multi_scale_features)} feature levels, expected {NUM_LEVELS}"
@@ -199,17 +196,23 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         x, query_embed = queries.features, queries.embed
         mask_features = queries.mask_features
         resized = [_resize(mask_features.detach(), size) for size in sizes]
-        outputs: list[dict[str, Tensor]] = []
+        aux_outputs: list[Predictions] = []
         for i in range(self.num_layers):
             level = i % NUM_LEVELS
             embed = self.decoder_norm(x)
             if aux:
-                outputs.append(self._predict(embed, queries, dense))
+                aux_outputs.append(self._predict(embed, queries))
             with torch.no_grad():
-                logits = self._mask_logits(self._mask_embed(embed, queries), resized[level])
+                logits = QueryMasks(self._mask_embed(embed, queries), resized[level]).dense()
             x = self._run_layer(i, x, query_embed, *memory[level], attention_mask(logits))
-        final = self._predict(self.decoder_norm(x), queries, dense)
-        return {**final, "aux_outputs": outputs, **queries.extra}
+        final = self._predict(self.decoder_norm(x), queries)
+        return DecoderOutputs(
+            final.pred_logits,
+            final.pred_masks,
+            tuple(aux_outputs),
+            semantic_logits=queries.semantic_logits,
+            places=queries.places,
+        )
 
     def _first_queries(self, mask_features: Tensor) -> Queries:
         """What enters the first layer; a subclass may find it in the image."""
@@ -221,9 +224,6 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         (B, D, h, w) the masks are."""
         return self.mask_embed(x)
 
-    def _mask_logits(self, embed: Tensor, mask_features: Tensor) -> Tensor:
-        return mask_logits(embed, mask_features)
-
     def _keys_and_values(self, level: int, features: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S_l, C) keys (with the position) and values of one level."""
         position = sine_position_embedding(
@@ -233,13 +233,10 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         value = value + self.level_embed.weight[level]
         return value + position.flatten(2).mT, value
 
-    def _predict(self, x: Tensor, queries: Queries, dense: bool) -> dict[str, Tensor]:
-        """Class logits of (B, Q, C) normalised queries, and their masks or embeddings."""
-        predictions = {"pred_logits": self.class_embed(x)}
-        embed = self._mask_embed(x, queries)
-        if not dense:
-            return {**predictions, "mask_embed": embed}
-        return {**predictions, "pred_masks": self._mask_logits(embed, queries.mask_features)}
+    def _predict(self, x: Tensor, queries: Queries) -> Predictions:
+        """Classes and masks of (B, Q, C) normalised queries."""
+        logits = self.class_embed(x)
+        return Predictions(logits, QueryMasks(self._mask_embed(x, queries), queries.mask_features))
 
     def _run_layer(self, i: int, *args: Tensor) -> Tensor:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():

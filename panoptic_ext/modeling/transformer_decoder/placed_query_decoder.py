@@ -1,19 +1,19 @@
 """Queries that begin at places of the image instead of Mask2Former's learned ones.
 
-Learned queries have to agree during training on who takes which object, which short trainings on
-few images do not reach: on objects of one class every query's mask covers all of them. A placed
+Learned queries have to agree during training on who takes which object. Short trainings on few
+images do not get there: on objects of one class every query's mask covers all of them. A placed
 query starts at a peak of a learned map of object centres, with the feature found there (as in
 FastInst, He et al., CVPR 2023, and Mask DINO, Li et al., CVPR 2023), and its mask carries a window
 around the place: a paraboloid added to the mask logits, as large as the box that is learned with
-the centres (CenterNet, Zhou et al., 2019) and corrected by every layer. Relative coordinates serve
-the same end in CondInst (Tian et al., ECCV 2020).
+the centres (CenterNet, Zhou et al., 2019) and corrected by every layer. CondInst (Tian et al., ECCV
+2020) has relative coordinates for the same purpose.
 
 The paraboloid is a polynomial in the pixel's position, thus the product of five coefficients of the
-query with five maps. These are further channels of embedding and features: whatever works on masks
-as products works on these, too.
+query with five maps. These are further channels of embedding and features, so that masks stay
+products (`QueryMasks`).
 
-Queries are for things. Stuff has one segment for each class at most, which needs no query: the
-class of every pixel, from mask_features, tells (as in Panoptic FPN, Kirillov et al., CVPR 2019).
+Queries are for things. Stuff has at most one segment for each class and needs no query: it is read
+from the class of every pixel, as in Panoptic FPN (Kirillov et al., CVPR 2019).
 
 Shapes: B images, Q queries, K classes, D channels of mask_features, C channels of a query, h x w
 mask resolution.
@@ -29,14 +29,15 @@ from detectron2.config import configurable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from panoptic_ext.config.mask_former import mask_former_task
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.modeling.layers.position_encoding import sine_position_embedding
-from panoptic_ext.modeling.mask_classification.query_masks import mask_logits
 from panoptic_ext.modeling.transformer_decoder.build import TRANSFORMER_DECODER_REGISTRY
 from panoptic_ext.modeling.transformer_decoder.masked_transformer_decoder import (
     MultiScaleMaskedTransformerDecoder,
     Queries,
 )
+from panoptic_ext.modeling.transformer_decoder.outputs import Places
 
 __all__ = [
     "PlacedQueryTransformerDecoder",
@@ -46,27 +47,35 @@ __all__ = [
     "window_coefficients",
 ]
 
-CELLS = 32  # unit of coordinates: so many cells of the mask resolution
-SIDE = 0.2  # half the side of a box at the beginning, in that unit
-MARGIN = 1.2  # radius of a window in half sides of its box: between the ellipses in and around it
-HEIGHT = 2.0  # a window's logit in its middle; 0 at its radius
-LEAST_SIDE, GREATEST_SIDE = 0.02, 50.0
-REACH = 1.0  # a place so near the middle of a better one's box, in half sides, means its object
-CANDIDATES = 2  # peaks looked at for each placed query
-PRIOR = 0.05  # what the map of centres says at the beginning
+# The unit of coordinates and of half sides of boxes: so many cells of the mask resolution. The
+# polynomials of the windows then have coefficients of moderate size.
+CELLS_PER_UNIT = 32
+INITIAL_HALF_SIDE = 0.2  # half the side of a box before training, units
+LEAST_HALF_SIDE, GREATEST_HALF_SIDE = 0.02, 50.0  # units; predicted ones are clamped to these
+# Radius of a window in half sides of its box: between the ellipses in the box (1) and around it
+# (the square root of 2).
+WINDOW_RADIUS = 1.2
+WINDOW_HEIGHT = 2.0  # logit in the middle of a window, which falls to 0 at its radius
+# A peak this close to the centre of a better peak's box (in half sides) is the same object.
+DUPLICATE_RADIUS = 1.0
+PEAKS_PER_QUERY = 2  # candidates, so that enough are left without duplicates
+CENTRE_PRIOR = 0.05  # probability of a centre before training, as RetinaNet starts its classes
 
 
 def coordinate_maps(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
-    """(5, height, width) float32: 1, x, y, x^2, y^2 at the middle of each cell, in units of `CELLS`
-    from the middle of the map."""
-    y = (torch.arange(height, dtype=torch.float32, device=device) + (0.5 - height / 2)) / CELLS
-    x = (torch.arange(width, dtype=torch.float32, device=device) + (0.5 - width / 2)) / CELLS
+    """(5, height, width) float32: 1, x, y, x^2, y^2 at the middle of each cell, in units of
+    `CELLS_PER_UNIT` from the middle of the map."""
+    y, x = (
+        (torch.arange(cells, dtype=torch.float32, device=device) + (0.5 - cells / 2))
+        / CELLS_PER_UNIT
+        for cells in (height, width)
+    )
     y, x = y[:, None].expand(height, width), x[None].expand(height, width)
     return torch.stack((torch.ones_like(x), x, y, x * x, y * y))
 
 
 def window_coefficients(middle: Tensor, radius: Tensor) -> Tensor:
-    """Coefficients of HEIGHT * (1 - |(p - middle) / radius|^2) for `coordinate_maps`.
+    """Coefficients of WINDOW_HEIGHT * (1 - |(p - middle) / radius|^2) for `coordinate_maps`.
 
     Args:
         middle, radius: (..., 2) float32, x and y.
@@ -74,17 +83,17 @@ def window_coefficients(middle: Tensor, radius: Tensor) -> Tensor:
     Returns:
         (..., 5).
     """
-    squares = -HEIGHT / radius.square()
+    squares = -WINDOW_HEIGHT / radius.square()
     linear = -2 * squares * middle
-    constant = HEIGHT + (squares * middle.square()).sum(-1, keepdim=True)
+    constant = WINDOW_HEIGHT + (squares * middle.square()).sum(-1, keepdim=True)
     return torch.cat((constant, linear, squares), dim=-1)
 
 
 def peaks(heat: Tensor, count: int) -> Tensor:
     """The highest of the cells that none of their eight neighbours exceeds.
 
-    Where there are too few of them, the lowest of the other cells follow: those next to a peak
-    would only repeat it.
+    If there are fewer than `count`, the lowest of the other cells fill up the rest: high ones lie
+    next to a peak, and a query there would be a duplicate.
 
     Args:
         heat: (B, 1, h, w).
@@ -103,8 +112,8 @@ def distinct_first(positions: Tensor, places: Tensor, boxes: Tensor, count: int)
     """The first positions that do not lie in the box of an earlier one.
 
     Large objects have several peaks. As in Fast NMS (YOLACT, Bolya et al., ICCV 2019) all pairs are
-    compared at once, so that a place which is ruled out may rule out others. Where too few are
-    left, the last of those follow.
+    compared at once, so that a place which is ruled out may rule out others. If fewer than `count`
+    remain, duplicates fill up the rest, lowest ranked first.
 
     Args:
         positions: (B, N) int64, best first.
@@ -117,7 +126,7 @@ def distinct_first(positions: Tensor, places: Tensor, boxes: Tensor, count: int)
         (B, Q) of the positions.
     """
     middle, half = boxes[:, :, None].chunk(2, dim=-1)
-    inside = ((places[:, None] - middle) / half).square().sum(-1) < REACH**2
+    inside = ((places[:, None] - middle) / half).square().sum(-1) < DUPLICATE_RADIUS**2
     repeats = inside.triu(diagonal=1).any(dim=1)
     place = torch.arange(positions.shape[1], device=positions.device)
     rank = torch.where(repeats, 2 * len(place) - place, place)
@@ -125,7 +134,10 @@ def distinct_first(positions: Tensor, places: Tensor, boxes: Tensor, count: int)
 
 
 def _bounded(growth: Tensor) -> Tensor:
-    return growth.clamp(math.log(LEAST_SIDE / SIDE), math.log(GREATEST_SIDE / SIDE))
+    return growth.clamp(
+        math.log(LEAST_HALF_SIDE / INITIAL_HALF_SIDE),
+        math.log(GREATEST_HALF_SIDE / INITIAL_HALF_SIDE),
+    )
 
 
 def _convolutions(channels: int, count: int) -> list[nn.Module]:
@@ -144,12 +156,10 @@ def _at(maps: Tensor, positions: Tensor) -> Tensor:
 class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
     """The decoder of Mask2Former with queries at centres of things, and the class of every pixel.
 
-    Its outputs have besides "places" (B, Q, 2), where the queries are; "place_logits" (B, 1, h, w),
-    the map of centres; "place_boxes" (B, 4, h, w), middle x and y and half width and height of the
-    thing that each cell lies in, in shares of the image; "semantic_logits" (B, K, h, w).
+    Its outputs have `semantic_logits` and `places`, see `DecoderOutputs`.
     """
 
-    gives_semantic_logits = True
+    places_queries = True
 
     @configurable
     def __init__(self, *, num_queries: int, **kwargs: Any) -> None:
@@ -168,7 +178,7 @@ class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
         self.place_head = nn.Sequential(
             *_convolutions(mask_dim, 1), nn.Conv2d(mask_dim, 1, kernel_size=1)
         )
-        nn.init.constant_(self.place_head[-1].bias, math.log(PRIOR / (1 - PRIOR)))
+        nn.init.constant_(self.place_head[-1].bias, math.log(CENTRE_PRIOR / (1 - CENTRE_PRIOR)))
         self.box_head = nn.Sequential(
             *_convolutions(mask_dim, 2), nn.Conv2d(mask_dim, 4, kernel_size=1)
         )
@@ -187,9 +197,9 @@ class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
             raise ConfigError(
                 f"MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is {count}, expected 1 or more"
             )
-        if tuple(cfg.INPUT.PANOPTIC_TARGETS) == ("sem_seg",):
+        if mask_former_task(cfg) == "semantic":
             raise ConfigError(
-                "INPUT.PANOPTIC_TARGETS is ['sem_seg'], without objects to place queries on; set "
+                "MODEL.MASK_FORMER.TASK is 'semantic', without objects to place queries on; set "
                 "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME MultiScaleMaskedTransformerDecoder, as "
                 "configs/common/mask2former/Base-Semantic-Small.yaml does"
             )
@@ -205,35 +215,32 @@ class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
         heat = self._heat(mask_features)
         shift, growth = self.box_head(mask_features).float().chunk(2, dim=1)
         maps = coordinate_maps(height, width, mask_features.device)
-        middle = maps[1:3] + SIDE * shift
-        side = SIDE * _bounded(growth).exp()
-        found = torch.cat((middle, side), dim=1).detach()
-        chosen = peaks(heat, CANDIDATES * self.num_queries)
-        here = maps[1:3].expand(batch, -1, -1, -1)
-        chosen = distinct_first(chosen, _at(here, chosen), _at(found, chosen), self.num_queries)
+        middle = maps[1:3] + INITIAL_HALF_SIDE * shift
+        side = INITIAL_HALF_SIDE * _bounded(growth).exp()
+        # Where a query begins is a choice without gradient: losses of their own teach the maps.
+        box_map = torch.cat((middle, side), dim=1).detach()
+        chosen = peaks(heat, PEAKS_PER_QUERY * self.num_queries)
+        cells = maps[1:3].expand(batch, -1, -1, -1)
+        chosen = distinct_first(chosen, _at(cells, chosen), _at(box_map, chosen), self.num_queries)
 
         dim = self.place_embed.embedding_dim
         position = sine_position_embedding(height, width, dim, mask_features.device).flatten(2)[0]
         extended = torch.cat((mask_features.float(), maps[None].expand(batch, -1, -1, -1)), dim=1)
-        scale = maps.new_tensor([width / CELLS, height / CELLS])[:, None, None]
+        scale = maps.new_tensor([width / CELLS_PER_UNIT, height / CELLS_PER_UNIT])[:, None, None]
         boxes = torch.cat((middle / scale + 0.5, side / scale), dim=1)
-        places = _at(here, chosen) / scale[:, 0, 0] + 0.5
+        places = _at(cells, chosen) / scale[:, 0, 0] + 0.5
         return Queries(
             features=self.place_feat(_at(mask_features, chosen)).to(self.place_embed.weight.dtype),
             embed=position[:, chosen].permute(1, 2, 0) + self.place_embed.weight,
             mask_features=extended,
-            boxes=_at(found, chosen),
-            extra={
-                "mask_features": extended,
-                "places": places,
-                "place_logits": heat,
-                "place_boxes": boxes,
-                "semantic_logits": self.semantic_head(mask_features).float(),
-            },
+            boxes=_at(box_map, chosen),
+            semantic_logits=self.semantic_head(mask_features).float(),
+            places=Places(places, heat, boxes),
         )
 
     def _heat(self, mask_features: Tensor) -> Tensor:
-        """(B, 1, h, w) logits of centres, no neighbours equal as bfloat16 would make them."""
+        """(B, 1, h, w) logits of centres, computed in float32, because bfloat16 would round
+        neighbouring peaks to equal values."""
         last = self.place_head[-1]
         hidden = self.place_head[:-1](mask_features)
         with torch.autocast(hidden.device.type, enabled=False):
@@ -244,11 +251,8 @@ class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
         embed = super()._mask_embed(x, queries)
         middle, side = queries.boxes.chunk(2, dim=-1)
         shift, growth = self.window_embed(x).float().chunk(2, dim=-1)
-        radius = MARGIN * side * _bounded(growth).exp()
+        radius = WINDOW_RADIUS * side * _bounded(growth).exp()
         window = window_coefficients(middle + side * shift, radius)
+        # Far from the middle the terms of a window are large and nearly cancel: only in float32,
+        # which `QueryMasks` keeps for the masks.
         return torch.cat((embed.float(), window), dim=-1)
-
-    def _mask_logits(self, embed: Tensor, mask_features: Tensor) -> Tensor:
-        # Far from the middle the terms of a window are large and nearly cancel: only in float32.
-        with torch.autocast(embed.device.type, enabled=False):
-            return mask_logits(embed.float(), mask_features.float())

@@ -9,6 +9,7 @@ from panoptic_ext.modeling.mask_classification.criterion import SetCriterion
 from panoptic_ext.modeling.mask_classification.matcher import HungarianMatcher
 from panoptic_ext.modeling.mask_classification.points import common_points, points_in_boxes
 from panoptic_ext.modeling.mask_classification.targets import IdMapTargets
+from panoptic_ext.modeling.transformer_decoder.outputs import DecoderOutputs
 from tests.modeling.mask_classification.test_criterion import (
     CLASSES,
     gradients,
@@ -41,11 +42,8 @@ def test_points_lie_in_the_enlarged_box_and_in_the_image():
 def test_a_perfect_mask_of_the_whole_image_costs_no_more_than_published(ratio):
     """Points on the very border would: sampling halves both mask and target there."""
     target = IdMapTargets(torch.tensor([0]), torch.ones(64, 64, dtype=torch.int32))
-    outputs = {
-        "pred_logits": torch.tensor([[[9.0] + [-9.0] * CLASSES]]),
-        "pred_masks": torch.full((1, 1, 16, 16), 8.0),
-        "aux_outputs": [],
-    }
+    logits = torch.tensor([[[9.0] + [-9.0] * CLASSES]])
+    outputs = DecoderOutputs(logits, torch.full((1, 1, 16, 16), 8.0))
     torch.manual_seed(0)
     published = box_criterion(0.0, 4000)(outputs, [target])
     found = box_criterion(ratio, 4000)(outputs, [target])
@@ -95,7 +93,7 @@ def test_a_small_target_that_nothing_covers_costs_its_full_dice():
     logits = torch.full((1, 2, CLASSES + 1), -9.0)
     logits[0, [0, 1], [0, 1]] = 9.0
     masks = torch.stack([torch.full((100, 100), -9.0), torch.full((100, 100), 9.0)])[None]
-    outputs = {"pred_logits": logits, "pred_masks": masks, "aux_outputs": []}
+    outputs = DecoderOutputs(logits, masks)
 
     def dice(ratio: float) -> float:
         torch.manual_seed(0)

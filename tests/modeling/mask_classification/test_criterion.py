@@ -14,6 +14,7 @@ from panoptic_ext.modeling.mask_classification.targets import (
     MaskTargets,
     PlaneTargets,
 )
+from panoptic_ext.modeling.transformer_decoder.outputs import DecoderOutputs, Predictions
 from tests.modeling.mask_classification import naive_mask_losses as naive
 
 CLASSES = 4
@@ -25,15 +26,15 @@ def make_criterion(num_points: int = 64) -> SetCriterion:
     return SetCriterion(CLASSES, matcher, weights, 0.1, num_points, 3.0, 0.75)
 
 
-def make_outputs(images: int, queries: int = 6, aux: int = 2, seed: int = 0) -> dict:
+def make_outputs(images: int, queries: int = 6, aux: int = 2, seed: int = 0) -> DecoderOutputs:
     generator = torch.Generator().manual_seed(seed)
 
-    def one() -> dict:
+    def one() -> tuple[torch.Tensor, torch.Tensor]:
         logits = torch.randn(images, queries, CLASSES + 1, generator=generator)
         masks = torch.randn(images, queries, 8, 10, generator=generator) * 3
-        return {"pred_logits": logits.requires_grad_(), "pred_masks": masks.requires_grad_()}
+        return logits.requires_grad_(), masks.requires_grad_()
 
-    return {**one(), "aux_outputs": [one() for _ in range(aux)]}
+    return DecoderOutputs(*one(), tuple(Predictions(*one()) for _ in range(aux)))
 
 
 def make_target(count: int, seed: int = 0) -> MaskTargets:
@@ -42,9 +43,8 @@ def make_target(count: int, seed: int = 0) -> MaskTargets:
     return IdMapTargets(torch.randint(0, CLASSES, (count,), generator=generator), id_map)
 
 
-def gradients(outputs: dict) -> list[torch.Tensor]:
-    parts = [outputs, *outputs["aux_outputs"]]
-    return [part[key].grad for part in parts for key in ("pred_logits", "pred_masks")]
+def gradients(outputs: DecoderOutputs) -> list[torch.Tensor]:
+    return [x.grad for part in outputs.predictions for x in (part.pred_logits, part.pred_masks)]
 
 
 def test_keys_gradients_and_buffer():
@@ -92,11 +92,11 @@ def test_losses_equal_the_naive_ones(monkeypatch, overlapping):
 
     classes = np.full(6, CLASSES)
     classes[queries.numpy()] = target.labels[chosen].numpy()
-    masks = outputs["pred_masks"][0].detach()[queries].flatten(1).numpy()
+    masks = outputs.pred_masks[0].detach()[queries].flatten(1).numpy()
     truth = planes[chosen].flatten(1).double().numpy()
     pairs = list(zip(masks, truth, strict=True))
     expected = {
-        "loss_ce": naive.class_loss(outputs["pred_logits"][0].detach().numpy(), classes, 0.1),
+        "loss_ce": naive.class_loss(outputs.pred_logits[0].detach().numpy(), classes, 0.1),
         "loss_mask": sum(naive.mask_term(x, t) for x, t in pairs) / 3,
         "loss_dice": sum(naive.dice_term(x, t) for x, t in pairs) / 3,
     }
@@ -111,9 +111,9 @@ def test_a_right_prediction_has_a_small_loss():
     logits[0, [0, 1, 2], target.labels] = 20.0
     logits[0, 3, CLASSES] = 20.0
     masks = torch.cat((planes.float() * 80 - 40, torch.full((1, 32, 40), -40.0)))[None]
-    losses = make_criterion(512)({"pred_logits": logits, "pred_masks": masks}, [target])
+    losses = make_criterion(512)(DecoderOutputs(logits, masks), [target])
     assert losses["loss_ce"] < 1e-4
-    wrong = make_criterion(512)({"pred_logits": logits, "pred_masks": -masks}, [target])
+    wrong = make_criterion(512)(DecoderOutputs(logits, -masks), [target])
     assert losses["loss_mask"] < 0.2 * wrong["loss_mask"]
     assert losses["loss_dice"] < 0.5 * wrong["loss_dice"]
 
@@ -126,9 +126,9 @@ def test_more_objects_than_queries_train():
 
 def test_autocast_keeps_the_losses_in_float32():
     outputs = make_outputs(1, aux=0)
-    half = {k: v.detach().bfloat16() for k, v in outputs.items() if k != "aux_outputs"}
+    logits, masks = (x.detach().bfloat16() for x in (outputs.pred_logits, outputs.pred_masks))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = make_criterion()(half, [make_target(2)])
+        losses = make_criterion()(DecoderOutputs(logits, masks), [make_target(2)])
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from panoptic_ext.errors import DatasetError, NonFiniteLossError
 from panoptic_ext.modeling.mask_classification.matcher import HungarianMatcher
 from panoptic_ext.modeling.mask_classification.targets import IdMapTargets
+from panoptic_ext.modeling.transformer_decoder.outputs import Predictions
 
 
 def stripes(count: int, labels: list[int] | None = None, image: str = "") -> IdMapTargets:
@@ -23,7 +24,7 @@ def stripes(count: int, labels: list[int] | None = None, image: str = "") -> IdM
     return IdMapTargets(chosen, id_map, image=image)
 
 
-def outputs_like(target: IdMapTargets, order: list[int], classes: int = 5) -> dict:
+def outputs_like(target: IdMapTargets, order: list[int], classes: int = 5) -> Predictions:
     """Query q predicts target order[q]; -1 predicts nothing."""
     masks = torch.full((len(order), *target.id_map.shape), -9.0)
     logits = torch.zeros(len(order), classes + 1)
@@ -33,7 +34,7 @@ def outputs_like(target: IdMapTargets, order: list[int], classes: int = 5) -> di
             logits[query, target.labels[row]] = 9.0
         else:
             logits[query, -1] = 9.0
-    return {"pred_logits": logits[None], "pred_masks": masks[None]}
+    return Predictions(logits[None], masks[None])
 
 
 def test_right_queries_are_found_in_every_output_and_image():
@@ -42,9 +43,9 @@ def test_right_queries_are_found_in_every_output_and_image():
     outputs = []
     for per_image in orders:
         pairs = [outputs_like(t, order) for t, order in zip(targets, per_image, strict=True)]
-        masks = [p["pred_masks"][..., :12] for p in pairs]
-        logits = torch.cat([p["pred_logits"] for p in pairs])
-        outputs.append({"pred_logits": logits, "pred_masks": torch.cat(masks)})
+        masks = [p.pred_masks[..., :12] for p in pairs]
+        logits = torch.cat([p.pred_logits for p in pairs])
+        outputs.append(Predictions(logits, torch.cat(masks)))
     targets = [IdMapTargets(t.labels, t.id_map[:, :12]) for t in targets]
     matches = HungarianMatcher(num_points=200)(outputs, targets)
     for per_image, matched in zip(orders, matches, strict=True):
@@ -58,10 +59,10 @@ def test_right_queries_are_found_in_every_output_and_image():
 def test_assignment_is_the_cheapest_of_all(queries, count, seed):
     generator = torch.Generator().manual_seed(seed)
     target = stripes(count)
-    output = {
-        "pred_logits": torch.randn(1, queries, 6, generator=generator),
-        "pred_masks": torch.randn(1, queries, 8, 20, generator=generator),
-    }
+    output = Predictions(
+        torch.randn(1, queries, 6, generator=generator),
+        torch.randn(1, queries, 8, 20, generator=generator),
+    )
     matcher = HungarianMatcher(num_points=50)
     torch.manual_seed(seed)
     ((found,),) = matcher([output], [target])
@@ -104,8 +105,8 @@ def test_label_outside_the_classes_names_the_image(label):
 )
 def test_non_finite_cost_names_the_term_and_the_output(bad, key, term):
     good = outputs_like(stripes(2, image="a.jpg"), [0, 1])
-    broken = {name: value.clone() for name, value in good.items()}
-    broken[key][:, 1] = bad
+    broken = Predictions(good.pred_logits.clone(), good.pred_masks.clone())
+    getattr(broken, key)[:, 1] = bad
     with pytest.raises(NonFiniteLossError, match=rf"a\.jpg in decoder output 1 .* {term}"):
         HungarianMatcher(num_points=20)([good, broken], [stripes(2, image="a.jpg")])
 
@@ -114,7 +115,7 @@ def test_non_finite_cost_names_the_term_and_the_output(bad, key, term):
 @pytest.mark.parametrize("shared", [False, True])
 def test_outputs_share_their_points_only_where_asked_to(shared):
     target = stripes(3)
-    output = {"pred_logits": torch.randn(1, 4, 6), "pred_masks": torch.randn(1, 4, 8, 16)}
+    output = Predictions(torch.randn(1, 4, 6), torch.randn(1, 4, 8, 16))
     matcher = HungarianMatcher(num_points=20, shared_points=shared)
     ((first, second),) = matcher._costs([output, output], [target])
     assert torch.equal(first, second) == shared
@@ -122,7 +123,8 @@ def test_outputs_share_their_points_only_where_asked_to(shared):
 
 def test_half_precision_predictions_match_as_well():
     target = stripes(2)
-    output = {k: v.to(torch.bfloat16) for k, v in outputs_like(target, [1, 0]).items()}
+    exact = outputs_like(target, [1, 0])
+    output = Predictions(exact.pred_logits.bfloat16(), exact.pred_masks.bfloat16())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ((found,),) = HungarianMatcher(num_points=50)([output], [target])
     assert found[1].tolist() == [1, 0]

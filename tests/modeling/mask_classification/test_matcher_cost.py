@@ -16,8 +16,8 @@ from panoptic_ext.modeling.mask_classification import criterion as criterion_mod
 from panoptic_ext.modeling.mask_classification import matcher as matcher_module
 from panoptic_ext.modeling.mask_classification.criterion import SetCriterion
 from panoptic_ext.modeling.mask_classification.matcher import HungarianMatcher
-from panoptic_ext.modeling.mask_classification.query_masks import QueryMasks
 from panoptic_ext.modeling.mask_classification.targets import PlaneTargets
+from panoptic_ext.modeling.transformer_decoder.outputs import DecoderOutputs, QueryMasks
 from tests.mask2former_reference import reference_arrays, reference_json
 from tests.modeling.mask_classification import naive_mask_losses as naive
 
@@ -54,10 +54,9 @@ def outputs_of(class_logits, mask_points, lazy, signs=(1,)):
     maps = torch.nn.functional.pad(mask_points, (0, WIDTH - points))[None, :, None]
     embed = torch.eye(queries)[None]
     return [
-        {
-            "pred_logits": sign * class_logits[None],
-            "pred_masks": QueryMasks(sign * embed, maps) if lazy else sign * maps,
-        }
+        DecoderOutputs(
+            sign * class_logits[None], QueryMasks(sign * embed, maps) if lazy else sign * maps
+        )
         for sign in signs
     ]
 

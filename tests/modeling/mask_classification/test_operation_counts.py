@@ -8,14 +8,18 @@ import torch
 from panoptic_ext.modeling.mask_classification import query_masks
 from panoptic_ext.modeling.mask_classification.criterion import SetCriterion
 from panoptic_ext.modeling.mask_classification.matcher import HungarianMatcher
-from panoptic_ext.modeling.mask_classification.query_masks import QueryMasks
 from panoptic_ext.modeling.mask_classification.targets import IdMapTargets, MaskTargets
+from panoptic_ext.modeling.transformer_decoder.outputs import (
+    DecoderOutputs,
+    Predictions,
+    QueryMasks,
+)
 from tests.operation_counts import OperationCounts
 
 CLASSES, QUERIES, POINTS = 5, 12, 32
 
 
-def make(outputs: int, images: int) -> tuple[dict, list[MaskTargets], list[torch.Tensor]]:
+def make(outputs: int, images: int) -> tuple[DecoderOutputs, list[MaskTargets], list[torch.Tensor]]:
     """Outputs of a decoder, targets of 0, 3, 6, ... objects, and leaves that get a gradient."""
     generator = torch.Generator().manual_seed(0)
 
@@ -27,13 +31,14 @@ def make(outputs: int, images: int) -> tuple[dict, list[MaskTargets], list[torch
     every = []
     for _ in range(outputs):
         embed, logits = draw(images, QUERIES, 8), draw(images, QUERIES, CLASSES + 1)
-        every.append({"pred_logits": logits, "pred_masks": QueryMasks(embed, features)})
+        every.append((logits, QueryMasks(embed, features)))
         leaves += [embed, logits]
     targets = []
     for image in range(images):
         ids = torch.randint(0, 3 * image + 1, (32, 32), generator=generator, dtype=torch.int32)
         targets.append(IdMapTargets(torch.arange(3 * image) % CLASSES, ids))
-    return {**every[0], "aux_outputs": every[1:]}, targets, leaves
+    aux_outputs = tuple(Predictions(*each) for each in every[1:])
+    return DecoderOutputs(*every[0], aux_outputs), targets, leaves
 
 
 def make_criterion(**matching: bool) -> SetCriterion:

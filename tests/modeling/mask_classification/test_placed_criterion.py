@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from panoptic_ext.modeling.mask_classification.matcher import HungarianMatcher
 from panoptic_ext.modeling.mask_classification.placed_criterion import centre_map, outside_target
 from panoptic_ext.modeling.mask_classification.targets import IdMapTargets, PlaneTargets
+from panoptic_ext.modeling.transformer_decoder.outputs import Predictions
 from tests.modeling.mask_classification.random_targets import planes, random_id_map
 
 
@@ -93,29 +94,28 @@ def as_masks(target):
     return PlaneTargets(target.labels, masks)
 
 
-def matched(outputs, target):
-    queries, targets = HungarianMatcher(num_points=500)([outputs], [target])[0][0]
+def matched(outputs, target, places):
+    """Query of each target."""
+    avoided = [outside_target(places, target)]
+    queries, targets = HungarianMatcher(num_points=500)([outputs], [target], avoided)[0][0]
     return dict(zip(targets.tolist(), queries.tolist(), strict=True))
 
 
 def test_the_matcher_follows_the_places_but_leaves_no_thing_out():
     target = two_things()
-    outputs = {"pred_logits": torch.zeros(1, 3, 3), "pred_masks": torch.zeros(1, 3, 5, 10)}
-    outputs["out_of_place"] = [outside_target(PLACES, target)]
-    found = matched(outputs, target)
+    outputs = Predictions(torch.zeros(1, 3, 3), torch.zeros(1, 3, 5, 10))
+    found = matched(outputs, target, PLACES)
     assert (found[0], found[1]) == (1, 0)
     nowhere = PLACES[2:].expand(3, -1)
-    outputs["out_of_place"] = [outside_target(nowhere, target)]
-    assert len(matched(outputs, target)) == 2
+    assert len(matched(outputs, target, nowhere)) == 2
 
 
 def test_a_place_decides_however_much_its_mask_costs():
     """The window of a query in a large thing is far too small at first: logits of -1000."""
     target = two_things()
-    outputs = {"pred_logits": torch.zeros(1, 3, 3), "pred_masks": torch.zeros(1, 3, 5, 10)}
-    outputs["pred_masks"][0, :2] = -1000.0
-    outputs["out_of_place"] = [outside_target(PLACES, target)]
-    found = matched(outputs, target)
+    outputs = Predictions(torch.zeros(1, 3, 3), torch.zeros(1, 3, 5, 10))
+    outputs.pred_masks[0, :2] = -1000.0
+    found = matched(outputs, target, PLACES)
     assert (found[0], found[1]) == (1, 0)
 
 

@@ -12,11 +12,15 @@ from panoptic_ext.modeling.mask_classification.bilinear import sample_at_common_
 from panoptic_ext.modeling.mask_classification.criterion import SetCriterion
 from panoptic_ext.modeling.mask_classification.matcher import HungarianMatcher
 from panoptic_ext.modeling.mask_classification.query_masks import (
-    QueryMasks,
     masks_at_points,
     matched_masks,
 )
 from panoptic_ext.modeling.mask_classification.targets import IdMapTargets, MaskTargets
+from panoptic_ext.modeling.transformer_decoder.outputs import (
+    DecoderOutputs,
+    Predictions,
+    QueryMasks,
+)
 
 CLASSES, CHANNELS = 4, 6
 
@@ -33,11 +37,9 @@ def make(batch: int, queries: int, size: tuple[int, int], outputs: int, seed: in
         own = [embed.to(dtype).clone().requires_grad_() for embed in embeds]
         each = [QueryMasks(embed, shared) for embed in own]
         masks = each if lazy else [m.dense() for m in each]
-        predictions = [
-            {"pred_logits": given, "pred_masks": mask}
-            for given, mask in zip(logits, masks, strict=True)
-        ]
-        both.append(({**predictions[0], "aux_outputs": predictions[1:]}, [shared, *own]))
+        first, *others = zip(logits, masks, strict=True)
+        predictions = DecoderOutputs(*first, tuple(Predictions(*each) for each in others))
+        both.append((predictions, [shared, *own]))
     return both
 
 
@@ -93,12 +95,12 @@ def test_sampled_masks(monkeypatch, draws, values):
     monkeypatch.setattr(query_masks, "_CPU_VALUES", values)
     (dense, _), (lazy, _) = make(2, 5, (6, 8), 2, 3)
     points = torch.rand(draws, 30, 2)
-    every = [dense, *dense["aux_outputs"]]
-    blocks = masks_at_points([lazy, *lazy["aux_outputs"]], 1, points)
+    every = dense.predictions
+    blocks = masks_at_points(lazy.predictions, 1, points)
     assert len(blocks) == (2 if values == 1 else 1)
     found, also = torch.cat(blocks), torch.cat(masks_at_points(every, 1, points))
     for number, output in enumerate(every):
-        wanted = sample_at_common_points(output["pred_masks"][1], points[number % draws])
+        wanted = sample_at_common_points(output.pred_masks[1], points[number % draws])
         torch.testing.assert_close(also[number], wanted)
         torch.testing.assert_close(found[number], wanted, rtol=1e-4, atol=1e-5)
         assert found[number].shape == (5, 30) and not found.requires_grad
@@ -106,7 +108,7 @@ def test_sampled_masks(monkeypatch, draws, values):
 
 def test_matched_masks():
     (dense, _), (lazy, _) = make(2, 5, (6, 8), 2, 3)
-    first, second = (output["pred_masks"] for output in [dense, *dense["aux_outputs"]])
+    first, second = (output.pred_masks for output in dense.predictions)
     # Two matches of the first image, one of the second; the second output begins at 2 * 5.
     rows = [torch.tensor([4, 0, 12, 13]), torch.tensor([7, 15])]
     wanted = [
@@ -114,7 +116,7 @@ def test_matched_masks():
         torch.stack([first[1, 2], second[1, 0]]),
     ]
     for side in (lazy, dense):
-        every = [side, *side["aux_outputs"]]
+        every = side.predictions
         for got, expected in zip(matched_masks(every, rows), wanted, strict=True):
             torch.testing.assert_close(got, expected)
         (nothing, _) = matched_masks(every, [rows[0][:0], rows[1]])
@@ -138,7 +140,7 @@ def test_features_and_embeddings_of_different_types(rows):
     """A pixel decoder of a user's may stay in float32 under autocast."""
     features = torch.randn(1, CHANNELS, 4, 4, requires_grad=True)
     embed = torch.randn(1, 3, CHANNELS, dtype=torch.bfloat16, requires_grad=True)
-    outputs = [{"pred_masks": QueryMasks(embed, features)}]
+    outputs = [Predictions(torch.zeros(1, 3, CLASSES + 1), QueryMasks(embed, features))]
     (masks,) = matched_masks(outputs, [torch.tensor(rows, dtype=torch.int64)])
     assert masks.dtype == torch.float32 and masks.shape == (len(rows), 4, 4)
     masks.sum().backward()

@@ -110,10 +110,11 @@ def run_predictor(model, given):
             model.sem_seg_head.predictor(levels, given["mask_features"], aux=aux)
             for aux in (False, True)
         )
-    found = {name: slow[name] for name in ("pred_logits", "pred_masks")}
-    found |= {f"{name} without aux": fast[name] for name in ("pred_logits", "pred_masks")}
-    for i, aux in enumerate(slow["aux_outputs"]):
-        found |= {f"aux{i}_logits": aux["pred_logits"], f"aux{i}_masks": aux["pred_masks"]}
+        found = {"pred_logits": slow.pred_logits, "pred_masks": slow.dense_masks()}
+        found |= {"pred_logits without aux": fast.pred_logits}
+        found |= {"pred_masks without aux": fast.dense_masks()}
+        for i, aux in enumerate(slow.aux_outputs):
+            found |= {f"aux{i}_logits": aux.pred_logits, f"aux{i}_masks": aux.dense_masks()}
     return found
 
 

@@ -10,6 +10,7 @@ import torch
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.errors import CheckpointError, ConfigError, DatasetError
 from panoptic_ext.modeling.transformer_decoder import masked_transformer_decoder
+from panoptic_ext.modeling.transformer_decoder.outputs import DecoderOutputs, Predictions
 from tests.fusion.naive_extents import check_extents
 from tests.postprocessing import naive_mask_inference as naive
 from tests.tiny.mask_former import THINGS, build, mapped, predict, train
@@ -102,7 +103,7 @@ def test_each_output_is_given_where_it_is_on(on):
 def test_semantic_scores_before_or_after_resizing(first):
     key = "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE"
     model = build("Base-Semantic", **{key: first})
-    assert model.resize_before_semantic is first
+    assert model.segmentation.wanted.resize_first is first
     assert predict(model, [{**mapped(), "height": 31, "width": 40}])[0]["sem_seg"].shape[1] == 31
 
 
@@ -219,8 +220,8 @@ def unbatched(model, image, padded_size):
     model.eval()
     with torch.no_grad():
         outputs = model.sem_seg_head(model.backbone(padded), aux=False)
-    masks = naive.resize(outputs["pred_masks"][0], size, padded_size, size)
-    return naive.semantic(outputs["pred_logits"][0], masks)
+    masks = naive.resize(outputs.dense_masks()[0], size, padded_size, size)
+    return naive.semantic(outputs.pred_logits[0], masks)
 
 
 def test_padding_is_to_the_largest_of_the_batch(model):
@@ -248,15 +249,29 @@ def test_padding_is_to_the_largest_of_the_batch(model):
 
 
 class PlainDecoder(masked_transformer_decoder.MultiScaleMaskedTransformerDecoder):
-    """As a user may have written it: it gives masks and knows nothing of `dense`."""
+    """As a user may have written it: it gives masks, not what computes them."""
 
     def forward(self, multi_scale_features, mask_features, *, aux):
-        return super().forward(multi_scale_features, mask_features, aux=aux)
+        outputs = super().forward(multi_scale_features, mask_features, aux=aux)
+        aux_outputs = (Predictions(o.pred_logits, o.dense_masks()) for o in outputs.aux_outputs)
+        return DecoderOutputs(outputs.pred_logits, outputs.dense_masks(), tuple(aux_outputs))
 
 
-def test_a_decoder_that_gives_masks_trains_to_the_same_losses(model):
+class PublishedDecoder(PlainDecoder):
+    """One that returns a dict, as the published code does."""
+
+    def forward(self, multi_scale_features, mask_features, *, aux):
+        outputs = super().forward(multi_scale_features, mask_features, aux=aux)
+        final, *layers = (
+            {"pred_logits": o.pred_logits, "pred_masks": o.pred_masks} for o in outputs.predictions
+        )
+        return {**final, "aux_outputs": layers}
+
+
+@pytest.mark.parametrize("decoder", [PlainDecoder, PublishedDecoder])
+def test_a_decoder_that_gives_masks_trains_to_the_same_losses(model, decoder):
     plain = build()
-    plain.sem_seg_head.predictor.__class__ = PlainDecoder
+    plain.sem_seg_head.predictor.__class__ = decoder
     found = []
     for one in (model, plain):
         torch.manual_seed(3)

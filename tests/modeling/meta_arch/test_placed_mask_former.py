@@ -9,8 +9,8 @@ import torch
 
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.errors import ConfigError
+from panoptic_ext.modeling.mask_classification import criterion as criterion_module
 from panoptic_ext.modeling.mask_classification.losses import semantic_loss
-from panoptic_ext.modeling.meta_arch import mask_former
 from tests.fusion.naive_extents import check_extents
 from tests.tiny.mask_former import THINGS, build, mapped, predict, train
 from tests.tiny.model_inputs import IS_THING
@@ -19,13 +19,13 @@ PLACED = {
     "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "PlacedQueryTransformerDecoder",
     "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 6,
     "MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT": 5.0,
-    "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": 0,
+    "MODEL.MASK_FORMER.TEST.STUFF_AREA_THRESHOLD": 0,
 }
 STUFF = [i for i in range(len(IS_THING)) if i not in THINGS]
 TASKS = {
     "panoptic": {},
     "instance": {
-        "INPUT.PANOPTIC_TARGETS": ("instances",),
+        "MODEL.MASK_FORMER.TASK": "instance",
         "MODEL.MASK_FORMER.TEST.INSTANCE_ON": True,
     },
 }
@@ -68,7 +68,7 @@ def test_training_in_bfloat16(model):
 
 def test_the_semantic_task_has_nothing_to_place_queries_on():
     with pytest.raises(ConfigError, match="Base-Semantic-Small"):
-        build(**PLACED, **{"INPUT.PANOPTIC_TARGETS": ("sem_seg",)})
+        build(**PLACED, **{"MODEL.MASK_FORMER.TASK": "semantic"})
 
 
 def test_more_things_than_places_are_told_once(caplog):
@@ -122,7 +122,7 @@ def test_things_come_from_queries_and_lie_on_stuff():
 
 
 def test_small_stuff_is_dropped():
-    cfg = {**PLACED, "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": 64 * 96 + 1}
+    cfg = {**PLACED, "MODEL.MASK_FORMER.TEST.STUFF_AREA_THRESHOLD": 64 * 96 + 1}
     assert predict(sees_only(build(**cfg), STUFF[0]), [mapped()])[0]["panoptic_seg"][1] == []
 
 
@@ -148,8 +148,8 @@ def test_queries_learn_things_and_the_semantic_map_every_class(model, monkeypatc
         seen["labels"] = labels.unique().tolist()
         return semantic_loss(logits, labels)
 
-    monkeypatch.setattr(mask_former, "semantic_loss", semantic)
-    model.criterion.register_forward_pre_hook(lambda _, args: seen.update(targets=args[1]))
+    monkeypatch.setattr(criterion_module, "semantic_loss", semantic)
+    model.criterion.matcher.register_forward_pre_hook(lambda _, args: seen.update(targets=args[1]))
     train(model, [image])
     assert [target.labels.tolist() for target in seen["targets"]] == [THINGS]
     assert seen["labels"] == [-1, *range(len(IS_THING))]
@@ -165,6 +165,15 @@ def test_the_map_of_an_instance_model_gives_neither_stuff_nor_scores():
 def test_no_query_is_refused():
     with pytest.raises(ConfigError, match="NUM_OBJECT_QUERIES is 0, expected 1 or more"):
         build(**{**PLACED, "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 0})
+
+
+def test_the_threshold_of_stuff_in_the_key_of_panoptic_fpn_is_refused():
+    """As in configs from before there was MODEL.MASK_FORMER.TEST.STUFF_AREA_THRESHOLD."""
+    old = {"MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": 512}
+    placed = {key: value for key, value in PLACED.items() if "STUFF_AREA" not in key}
+    with pytest.raises(ConfigError, match=r"set MODEL.MASK_FORMER.TEST.STUFF_AREA_THRESHOLD 512"):
+        build(**placed, **old, **{"MODEL.MASK_FORMER.TEST.STUFF_AREA_THRESHOLD": 4096})
+    assert build(**PLACED, **old).segmentation.stuff_area_threshold == 0
 
 
 def test_stuff_without_its_loss_is_refused():

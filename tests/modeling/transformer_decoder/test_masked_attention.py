@@ -16,8 +16,8 @@ from panoptic_ext.modeling.transformer_decoder.layers import (
 )
 from panoptic_ext.modeling.transformer_decoder.masked_transformer_decoder import (
     attention_mask,
-    mask_logits,
 )
+from panoptic_ext.modeling.transformer_decoder.outputs import mask_logits
 
 DIM, HEADS = 12, 3
 

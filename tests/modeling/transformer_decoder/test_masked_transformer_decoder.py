@@ -40,10 +40,12 @@ def features(batch=2, channels=8):
 def test_shapes_and_what_aux_adds():
     model = decoder()
     outputs = model(*features(), aux=True)
-    assert outputs["pred_logits"].shape == (2, 6, 6)
-    assert outputs["pred_masks"].shape == (2, 6, 21, 25)
-    assert [set(o) for o in outputs["aux_outputs"]] == [{"pred_logits", "pred_masks"}] * 4
-    assert model(*features(), aux=False)["aux_outputs"] == []
+    assert outputs.pred_logits.shape == (2, 6, 6)
+    assert outputs.dense_masks().shape == (2, 6, 21, 25)
+    shapes = [(o.pred_logits.shape, o.dense_masks().shape) for o in outputs.aux_outputs]
+    assert shapes == [((2, 6, 6), (2, 6, 21, 25))] * 4
+    assert outputs.semantic_logits is None and outputs.places is None
+    assert model(*features(), aux=False).aux_outputs == ()
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])
@@ -53,15 +55,16 @@ def test_resizing_features_once_equals_resizing_every_mask(pre_norm):
     levels, mask_features = [x.double() for x in levels], mask_features.double()
     slow = model(levels, mask_features, aux=True)
     fast = model(levels, mask_features, aux=False)
-    for name in ("pred_logits", "pred_masks"):
-        torch.testing.assert_close(fast[name], slow[name], rtol=1e-9, atol=1e-9)
+    exact = {"rtol": 1e-9, "atol": 1e-9}
+    torch.testing.assert_close(fast.pred_logits, slow.pred_logits, **exact)
+    torch.testing.assert_close(fast.dense_masks(), slow.dense_masks(), **exact)
 
 
 def test_one_image_gives_the_same_as_in_a_batch():
     model = decoder().eval()
     levels, mask_features = features()
-    both = model(levels, mask_features, aux=False)["pred_masks"]
-    alone = model([x[1:] for x in levels], mask_features[1:], aux=False)["pred_masks"]
+    both = model(levels, mask_features, aux=False).dense_masks()
+    alone = model([x[1:] for x in levels], mask_features[1:], aux=False).dense_masks()
     torch.testing.assert_close(both[1:], alone)
 
 
@@ -69,7 +72,7 @@ def test_gradient_reaches_every_parameter():
     model = decoder(in_channels=7, num_layers=3)
     levels, mask_features = features(channels=7)
     outputs = model(levels, mask_features, aux=True)
-    total = sum(o[k].sum() for o in [outputs, *outputs["aux_outputs"]] for k in o if "pred" in k)
+    total = sum(o.pred_logits.sum() + o.dense_masks().sum() for o in outputs.predictions)
     total.backward()
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
@@ -78,7 +81,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     gradients = []
     for on in (False, True):
         model = decoder(gradient_checkpointing=on)
-        model(*features(), aux=True)["pred_masks"].square().sum().backward()
+        model(*features(), aux=True).dense_masks().square().sum().backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1])
     for plain, recomputed in zip(*gradients, strict=True):
@@ -88,8 +91,8 @@ def test_gradient_checkpointing_gives_the_same_gradients():
 def test_one_pixel_levels():
     model = decoder().eval()
     outputs = model([torch.randn(1, 8, 1, 1)] * 3, torch.randn(1, 10, 1, 1), aux=False)
-    assert outputs["pred_masks"].shape == (1, 6, 1, 1)
-    assert torch.isfinite(outputs["pred_masks"]).all()
+    assert outputs.dense_masks().shape == (1, 6, 1, 1)
+    assert torch.isfinite(outputs.dense_masks()).all()
 
 
 def test_input_projection_where_channels_differ_or_when_enforced():
@@ -119,12 +122,12 @@ def test_low_precision_is_close(dtype):
         with torch.autocast("cpu", dtype=dtype):
             low = model(*features(), aux=True)
     torch.testing.assert_close(
-        low["aux_outputs"][0]["pred_masks"].float(),
-        full["aux_outputs"][0]["pred_masks"],
+        low.aux_outputs[0].dense_masks().float(),
+        full.aux_outputs[0].dense_masks(),
         rtol=0.05,
         atol=0.05,
     )
-    assert torch.isfinite(low["pred_masks"]).all()
+    assert torch.isfinite(low.dense_masks()).all()
 
 
 def test_compiled_in_place_it_gives_the_same(monkeypatch):
@@ -134,7 +137,7 @@ def test_compiled_in_place_it_gives_the_same(monkeypatch):
         expected = model(levels, mask_features, aux=False)
         model.compile(backend="eager")
         found = model(levels, mask_features, aux=False)
-    torch.testing.assert_close(found["pred_masks"], expected["pred_masks"])
+    torch.testing.assert_close(found.dense_masks(), expected.dense_masks())
     assert list(model.state_dict()) == names
 
 

@@ -10,19 +10,18 @@ from hypothesis import strategies as st
 
 from panoptic_ext import add_panoptic_ext_config
 from panoptic_ext.errors import ConfigError
-from panoptic_ext.modeling.mask_classification.query_masks import QueryMasks
 from panoptic_ext.modeling.transformer_decoder import (
     MultiScaleMaskedTransformerDecoder,
     PlacedQueryTransformerDecoder,
     build_transformer_decoder,
 )
 from panoptic_ext.modeling.transformer_decoder.placed_query_decoder import (
-    CANDIDATES,
-    CELLS,
-    HEIGHT,
-    MARGIN,
-    REACH,
-    SIDE,
+    CELLS_PER_UNIT,
+    DUPLICATE_RADIUS,
+    INITIAL_HALF_SIDE,
+    PEAKS_PER_QUERY,
+    WINDOW_HEIGHT,
+    WINDOW_RADIUS,
     coordinate_maps,
     distinct_first,
     peaks,
@@ -45,15 +44,17 @@ def decoder(**changes):
 @given(st.integers(1, 40), st.integers(1, 300), st.integers(0, 99))
 def test_a_window_is_the_paraboloid_it_says(height, width, seed):
     generator = torch.Generator().manual_seed(seed)
-    middle = torch.randn(2, generator=generator) * torch.tensor([width, height]) / CELLS / 2
+    middle = (
+        torch.randn(2, generator=generator) * torch.tensor([width, height]) / CELLS_PER_UNIT / 2
+    )
     radius = 0.1 + torch.rand(2, generator=generator) * 3
     maps = coordinate_maps(height, width)
     window = torch.einsum("c,chw->hw", window_coefficients(middle, radius), maps)
     for row, column in {(0, 0), (height - 1, width - 1), (height // 2, width // 3)}:
-        x = (column + 0.5 - width / 2) / CELLS
-        y = (row + 0.5 - height / 2) / CELLS
+        x = (column + 0.5 - width / 2) / CELLS_PER_UNIT
+        y = (row + 0.5 - height / 2) / CELLS_PER_UNIT
         distance = ((x - middle[0]) / radius[0]) ** 2 + ((y - middle[1]) / radius[1]) ** 2
-        expected = HEIGHT * (1 - distance)
+        expected = WINDOW_HEIGHT * (1 - distance)
         torch.testing.assert_close(window[row, column], expected, rtol=1e-4, atol=1e-2)
 
 
@@ -82,7 +83,8 @@ def naive_distinct_first(positions, places, boxes, count):
     kept, repeated = [], []
     for j, (x, y) in enumerate(places):
         inside = [
-            ((x - mx) / hx) ** 2 + ((y - my) / hy) ** 2 < REACH**2 for mx, my, hx, hy in boxes[:j]
+            ((x - mx) / hx) ** 2 + ((y - my) / hy) ** 2 < DUPLICATE_RADIUS**2
+            for mx, my, hx, hy in boxes[:j]
         ]
         (repeated if any(inside) else kept).append(positions[j])
     return [*kept, *reversed(repeated)][:count]
@@ -112,29 +114,28 @@ def test_two_peaks_of_a_large_object_give_one_query_and_neighbours_two():
 def test_shapes_and_what_aux_adds():
     model = decoder()
     outputs = model(*features(), aux=True)
-    assert outputs["pred_logits"].shape == (2, PLACED, SMALL["num_classes"] + 1)
-    assert outputs["pred_masks"].shape == (2, PLACED, 21, 25)
-    assert outputs["semantic_logits"].shape == (2, SMALL["num_classes"], 21, 25)
-    assert outputs["place_logits"].shape == (2, 1, 21, 25)
-    assert outputs["place_boxes"].shape == (2, 4, 21, 25)
-    assert outputs["places"].shape == (2, PLACED, 2)
-    assert len(outputs["aux_outputs"]) == SMALL["num_layers"]
+    assert outputs.pred_logits.shape == (2, PLACED, SMALL["num_classes"] + 1)
+    assert outputs.dense_masks().shape == (2, PLACED, 21, 25)
+    assert outputs.semantic_logits.shape == (2, SMALL["num_classes"], 21, 25)
+    assert outputs.places.centre_logits.shape == (2, 1, 21, 25)
+    assert outputs.places.boxes.shape == (2, 4, 21, 25)
+    assert outputs.places.points.shape == (2, PLACED, 2)
+    assert len(outputs.aux_outputs) == SMALL["num_layers"]
 
 
-def test_masks_as_products_are_the_dense_ones():
-    model = decoder().eval()
-    dense = model(*features(), aux=True)
-    lazy = model(*features(), aux=True, dense=False)
-    pairs = [(dense, lazy), *zip(dense["aux_outputs"], lazy["aux_outputs"], strict=True)]
-    for expected, found in pairs:
-        masks = QueryMasks(found["mask_embed"], lazy["mask_features"]).dense()
-        torch.testing.assert_close(masks, expected["pred_masks"])
+def test_masks_are_products_of_embeddings_with_shared_features():
+    outputs = decoder().eval()(*features(), aux=True)
+    shared = outputs.pred_masks.features
+    for output in outputs.predictions:
+        assert output.pred_masks.features is shared
+        expected = torch.einsum("bqd,bdhw->bqhw", output.pred_masks.embed, shared)
+        torch.testing.assert_close(output.dense_masks(), expected, rtol=1e-4, atol=1e-4)
 
 
 def chosen_positions(outputs):
-    heat, boxes = outputs["place_logits"], outputs["place_boxes"].flatten(2)
+    heat, boxes = outputs.places.centre_logits, outputs.places.boxes.flatten(2)
     height, width = heat.shape[-2:]
-    candidates = peaks(heat, CANDIDATES * PLACED)
+    candidates = peaks(heat, PEAKS_PER_QUERY * PLACED)
     x, y = (candidates % width + 0.5) / width, (candidates // width + 0.5) / height
     boxes = torch.stack([boxes[i, :, own].t() for i, own in enumerate(candidates)])
     return distinct_first(candidates, torch.stack((x, y), -1), boxes, PLACED)
@@ -145,11 +146,13 @@ def test_windows_begin_around_the_peaks():
     torch.nn.init.zeros_(model.mask_embed.layers[-1].weight)
     torch.nn.init.zeros_(model.mask_embed.layers[-1].bias)  # leaves the windows alone in the masks
     levels, mask_features = features()
-    first = model(levels, mask_features, aux=True)["aux_outputs"][0]["pred_masks"]
+    first = model(levels, mask_features, aux=True).aux_outputs[0].dense_masks()
     chosen = chosen_positions(model(levels, mask_features, aux=False))
     assert torch.equal(first.flatten(2).argmax(-1), chosen)
     # The area of an ellipse, as far as it lies inside of the map.
-    assert (first > 0).sum((2, 3)).max() <= 1.2 * torch.pi * (MARGIN * SIDE * CELLS) ** 2
+    assert (first > 0).sum((2, 3)).max() <= 1.2 * torch.pi * (
+        WINDOW_RADIUS * INITIAL_HALF_SIDE * CELLS_PER_UNIT
+    ) ** 2
 
 
 def test_places_and_boxes_are_where_they_are_said_to_be():
@@ -159,15 +162,15 @@ def test_places_and_boxes_are_where_they_are_said_to_be():
     outputs = model(levels, mask_features, aux=False)
     height, width = mask_features.shape[-2:]
     chosen = chosen_positions(outputs)
-    for image, places in enumerate(outputs["places"].tolist()):
+    for image, places in enumerate(outputs.places.points.tolist()):
         for position, (x, y) in zip(chosen[image].tolist(), places, strict=True):
             assert x == pytest.approx((position % width + 0.5) / width, abs=1e-6)
             assert y == pytest.approx((position // width + 0.5) / height, abs=1e-6)
     shift, growth = model.box_head(mask_features).chunk(2, dim=1)
     row, column = 3, 20
-    boxes = outputs["place_boxes"][1, :, row, column].tolist()
-    dx, dy = (CELLS * SIDE * shift[1, :, row, column]).tolist()
-    half_x, half_y = (CELLS * SIDE * growth[1, :, row, column].exp()).tolist()
+    boxes = outputs.places.boxes[1, :, row, column].tolist()
+    dx, dy = (CELLS_PER_UNIT * INITIAL_HALF_SIDE * shift[1, :, row, column]).tolist()
+    half_x, half_y = (CELLS_PER_UNIT * INITIAL_HALF_SIDE * growth[1, :, row, column].exp()).tolist()
     expected = [(column + 0.5 + dx) / width, (row + 0.5 + dy) / height]
     expected += [half_x / width, half_y / height]
     assert boxes == pytest.approx(expected, rel=1e-4)
@@ -179,10 +182,10 @@ def test_bf16_makes_no_neighbours_of_peaks():
     mask_features = torch.randn(1, 10, 80, 80, generator=torch.Generator().manual_seed(2))
     smooth = torch.nn.functional.avg_pool2d(mask_features, 9, 1, 4)
     with torch.autocast("cpu", torch.bfloat16):
-        heat = model(levels, smooth, aux=False)["place_logits"]
+        heat = model(levels, smooth, aux=False).places.centre_logits
     assert heat.dtype == torch.float32
     found = torch.nn.functional.max_pool2d(heat, 3, 1, 1) == heat
-    exact = model(levels, smooth, aux=False)["place_logits"]
+    exact = model(levels, smooth, aux=False).places.centre_logits
     expected = torch.nn.functional.max_pool2d(exact, 3, 1, 1) == exact
     assert found.sum() < 1.5 * expected.sum()
 
@@ -191,11 +194,11 @@ def test_their_number_is_no_parameter_and_small_maps_have_fewer():
     few, many = decoder(), decoder(num_queries=500)
     many.load_state_dict(few.state_dict())
     few, many = few.eval()(*features(), aux=False), many.eval()(*features(), aux=False)
-    assert few["pred_logits"].shape[1] == PLACED
-    assert many["pred_logits"].shape[1] == 500
+    assert few.pred_logits.shape[1] == PLACED
+    assert many.pred_logits.shape[1] == 500
     levels, mask_features = features()
     small = decoder(num_queries=500)(levels, mask_features[..., :4, :5], aux=False)
-    assert small["pred_logits"].shape[1] == 20
+    assert small.pred_logits.shape[1] == 20
 
 
 def test_parameters_are_those_of_the_published_decoder_and_its_own():
@@ -209,9 +212,9 @@ def test_gradient_reaches_every_parameter():
     model = decoder(in_channels=7, num_layers=3)
     levels, mask_features = features(channels=7)
     outputs = model(levels, mask_features, aux=True)
-    total = sum(o[k].sum() for o in [outputs, *outputs["aux_outputs"]] for k in o if "pred" in k)
-    maps = ("place_logits", "place_boxes", "semantic_logits")
-    (total + sum(outputs[name].sum() for name in maps)).backward()
+    total = sum(o.pred_logits.sum() + o.dense_masks().sum() for o in outputs.predictions)
+    maps = (outputs.places.centre_logits, outputs.places.boxes, outputs.semantic_logits)
+    (total + sum(each.sum() for each in maps)).backward()
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
     assert model.window_embed.weight.grad.any()
 
@@ -223,9 +226,9 @@ def test_bf16_keeps_the_windows_of_a_large_map():
     torch.nn.init.zeros_(model.mask_embed.layers[-1].weight)
     torch.nn.init.zeros_(model.mask_embed.layers[-1].bias)
     torch.nn.init.zeros_(model.place_head[0].weight)  # the same places in both
-    exact = model(levels, mask_features, aux=False)["pred_masks"]
+    exact = model(levels, mask_features, aux=False).dense_masks()
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = model(levels, mask_features, aux=False)["pred_masks"]
+        rounded = model(levels, mask_features, aux=False).dense_masks()
     assert rounded.dtype == torch.float32
     torch.testing.assert_close(rounded, exact, rtol=1e-3, atol=0.1)
 

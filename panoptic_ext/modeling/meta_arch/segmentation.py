@@ -1,0 +1,114 @@
+"""Outputs of a transformer decoder -> the segmentations that a Mask2Former gives.
+
+Shapes: B images. Classes are the head's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+from panoptic_ext.config.mask_former import mask_former_task, stuff_area_threshold
+from panoptic_ext.modeling.transformer_decoder import DecoderOutputs, transformer_decoder_class
+from panoptic_ext.postprocessing import (
+    MaskOutputs,
+    Sizes,
+    mask_inference,
+    panoptic_with_stuff,
+    semantic_scores,
+    with_extents,
+)
+
+__all__ = ["MaskSegmentation", "PlacedSegmentation", "build_segmentation"]
+
+
+class MaskSegmentation:
+    """Segments, semantic scores and instances from the queries, as published.
+
+    Args:
+        wanted: which outputs are given, and how.
+    """
+
+    def __init__(self, wanted: MaskOutputs) -> None:
+        self.wanted = wanted
+
+    def __call__(self, outputs: DecoderOutputs, sizes: Sequence[Sizes]) -> list[dict[str, Any]]:
+        """
+        Args:
+            outputs: of a batch.
+            sizes: of each image.
+
+        Returns:
+            As `mask_inference`; segments have `bbox`, too, see `with_extents`.
+        """
+        results = self._segment(outputs, sizes)
+        for result in results:
+            if "panoptic_seg" in result:
+                result["panoptic_seg"] = with_extents(*result["panoptic_seg"])
+        return results
+
+    def _segment(self, outputs: DecoderOutputs, sizes: Sequence[Sizes]) -> list[dict[str, Any]]:
+        return mask_inference(outputs.pred_logits, outputs.dense_masks(), sizes, self.wanted)
+
+
+class PlacedSegmentation(MaskSegmentation):
+    """Things from queries that are placed on them, stuff and semantic scores from the map.
+
+    Args:
+        wanted: which outputs are given, and how.
+        stuff_area_threshold: see `panoptic_with_stuff`.
+    """
+
+    def __init__(self, wanted: MaskOutputs, stuff_area_threshold: float) -> None:
+        super().__init__(wanted)
+        self.stuff_area_threshold = stuff_area_threshold
+
+    def _segment(self, outputs: DecoderOutputs, sizes: Sequence[Sizes]) -> list[dict[str, Any]]:
+        masks, semantic_logits = outputs.dense_masks(), outputs.semantic_logits
+        if semantic_logits is None:
+            raise TypeError("the decoder places_queries, but gives no semantic_logits; give both")
+        instances_alone = replace(self.wanted, panoptic=False, semantic=False)
+        results = mask_inference(outputs.pred_logits, masks, sizes, instances_alone)
+        for image, result in enumerate(results):
+            if self.wanted.semantic:
+                result["sem_seg"] = semantic_scores(semantic_logits[image], **sizes[image])
+            if self.wanted.panoptic:
+                result["panoptic_seg"] = panoptic_with_stuff(
+                    outputs.pred_logits[image],
+                    masks[image],
+                    semantic_logits[image],
+                    **sizes[image],
+                    thing_ids=self.wanted.thing_ids,
+                    object_mask_threshold=self.wanted.object_mask_threshold,
+                    overlap_threshold=self.wanted.overlap_threshold,
+                    stuff_area_threshold=self.stuff_area_threshold,
+                )
+        return results
+
+
+def build_segmentation(cfg: Any, thing_classes: Collection[int]) -> MaskSegmentation:
+    """The conversion that the decoder and the task of a config ask for.
+
+    Args:
+        cfg: a config with the keys of `add_panoptic_ext_config`.
+        thing_classes: which classes of the head are things.
+    """
+    keys = cfg.MODEL.MASK_FORMER.TEST
+    # Semantic scores alone may be summed up before they are resized. Other outputs need the
+    # resized masks, and then the semantic ones are made of these.
+    resize_first = keys.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE
+    wanted = MaskOutputs(
+        panoptic=keys.PANOPTIC_ON,
+        semantic=keys.SEMANTIC_ON,
+        instances=keys.INSTANCE_ON,
+        thing_ids=frozenset(thing_classes),
+        object_mask_threshold=keys.OBJECT_MASK_THRESHOLD,
+        overlap_threshold=keys.OVERLAP_THRESHOLD,
+        resize_first=resize_first or keys.INSTANCE_ON or keys.PANOPTIC_ON,
+        top_k=cfg.TEST.DETECTIONS_PER_IMAGE,
+    )
+    # The semantic map of an instance model was never trained on stuff: its queries give all.
+    if transformer_decoder_class(cfg).places_queries and mask_former_task(cfg) == "panoptic":
+        return PlacedSegmentation(wanted, stuff_area_threshold(cfg))
+    return MaskSegmentation(wanted)

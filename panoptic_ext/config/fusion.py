@@ -18,24 +18,26 @@ def add_fusion_keys(cfg: CN) -> None:
     # model), or another name of PANOPTIC_FUSION_REGISTRY. "": the model's own, "hadamard" in
     # EfficientPS and "heuristic" in Panoptic FPN.
     keys.NAME = ""
-    # The next three are EfficientPS's; in Panoptic FPN those of MODEL.PANOPTIC_FPN.COMBINE rule.
+    # EfficientPS reads the next three; Panoptic FPN reads MODEL.PANOPTIC_FPN.COMBINE instead.
     keys.SCORE_THRESHOLD = 0.5  # instances with a lower score are ignored
     # An instance is dropped when better ones cover more than this share of its mask.
     keys.OVERLAP_THRESHOLD = 0.5
     keys.STUFF_AREA_THRESHOLD = 2048  # pixels; smaller stuff becomes void (2048: Cityscapes)
-    # hadamard: factor on the mask logits before they meet the semantic ones. The paper has none;
-    # the published code has 4, which changes the formula where the two disagree.
+    # hadamard: factor on the mask logits before they are fused with the semantic ones. The paper
+    # has none; the published code uses 4, which gives other results where instance and semantic
+    # logits disagree.
     keys.INSTANCE_LOGIT_SCALE = 1.0
     # What a pixel becomes where the semantic head's best class is a thing and no instance took it:
     # "void" (the paper), or "stuff": its best stuff class.
     keys.VOID_POLICY = "void"
-    # upsnet has thresholds of its own, the published ones; stuff's area is the one above.
+    # upsnet reads the published thresholds below, and STUFF_AREA_THRESHOLD above.
     keys.UPSNET = CN()
     keys.UPSNET.SCORE_THRESHOLD = 0.6
     keys.UPSNET.NMS_THRESHOLD = 0.5  # box IoU above which the worse instance of any class goes
     # An instance is dropped when better ones of its class cover more than this share of its mask.
     keys.UPSNET.OVERLAP_THRESHOLD = 0.3
-    # spatial_ranking: the learned order of overlapping instances (Liu et al., CVPR 2019), its head.
+    # spatial_ranking: the head that learns the order of overlapping instances (Liu et al., CVPR
+    # 2019).
     keys.SPATIAL_RANKING = CN()
     keys.SPATIAL_RANKING.CONV_DIM = 64  # channels
     keys.SPATIAL_RANKING.NUM_CONVS = 2  # large-kernel convolutions

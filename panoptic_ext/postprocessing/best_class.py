@@ -2,8 +2,9 @@
 
 The strips stay in cache. On a CPU, comparing the channels with their maximum and multiplying by
 ranks is several times faster than `max(dim=0)`, which finds places one by one, let alone
-`argmax(dim=0)`. Comparisons write floats, which is faster than writing bools. Few operations on
-many values cost the threads few meetings. Float16 and bfloat16 logits are compared as float32.
+`argmax(dim=0)`. Comparisons write floats, which is faster than writing bools. A few large
+operations synchronise the threads less often than many small ones. Float16 and bfloat16 logits are
+compared as float32.
 
 Shapes: K classes, H x W pixels, a strip of r rows.
 """
@@ -111,5 +112,5 @@ def _strip_argmax(strip: Tensor, ids: Sequence[int], best: Tensor, codes: Tensor
 
 
 def stuff_ids_of(num_classes: int, thing_ids: Collection[int]) -> list[int]:
-    """Unified ids of the classes that are not things, ascending."""
+    """Contiguous ids of the classes that are not things, ascending."""
     return [label for label in range(num_classes) if label not in thing_ids]

@@ -22,7 +22,7 @@ class EfficientPS(UnifiedPanopticFPN):
     """
 
     score_threshold_key: ClassVar[str] = "MODEL.PANOPTIC_FUSION.SCORE_THRESHOLD"
-    default_fusion: ClassVar[str | None] = "hadamard"
+    default_fusion: ClassVar[str] = "hadamard"
     combine_keys: ClassVar[Mapping[str, str]] = {}
     needs_mask_logits: ClassVar[bool] = True
 

@@ -61,7 +61,7 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
 
     has_contiguous_classes: ClassVar[bool] = True
     score_threshold_key: ClassVar[str] = "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH"
-    default_fusion: ClassVar[str | None] = "heuristic"
+    default_fusion: ClassVar[str] = "heuristic"
     combine_keys: ClassVar[Mapping[str, str]] = {
         "SCORE_THRESHOLD": "INSTANCES_CONFIDENCE_THRESH",
         "OVERLAP_THRESHOLD": "OVERLAP_THRESH",

@@ -96,6 +96,19 @@ def test_every_architecture_of_ours_says_what_is_asked() -> None:
         assert isinstance(value_of(cfg, arch.score_threshold_key_for(cfg)), float), name
 
 
+def test_the_key_of_the_score_threshold_is_the_chosen_fusions() -> None:
+    for name in ("EfficientPS", "UnifiedPanopticFPN"):
+        cfg = cfg_of(name)
+        arch = meta_architecture(cfg)
+        for fusion in ("hadamard", "heuristic", "spatial_ranking"):
+            cfg.MODEL.PANOPTIC_FUSION.NAME = fusion
+            assert arch.score_threshold_key_for(cfg) == arch.score_threshold_key
+        cfg.MODEL.PANOPTIC_FUSION.NAME = "upsnet"
+        key = arch.score_threshold_key_for(cfg)
+        assert key == "MODEL.PANOPTIC_FUSION.UPSNET.SCORE_THRESHOLD"
+        assert value_of(cfg, key) == 0.6
+
+
 def test_every_architecture_of_detectron2_has_its_values() -> None:
     without_scores = {"ProposalNetwork", "SemanticSegmentor"}
     for name in registered("detectron2"):

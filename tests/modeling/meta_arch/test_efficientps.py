@@ -213,6 +213,37 @@ def test_the_loss_of_a_fusion_that_learns_is_added_and_reaches_it_alone(ranking)
     assert all(p.grad is not None for p in ranking.fusion.parameters())
 
 
+def test_a_fusion_that_learns_shares_images_and_features(ranking, monkeypatch):
+    calls = []
+    for owner, name in ((ranking, "preprocess_image"), (ranking.backbone, "forward")):
+        function = getattr(owner, name)
+
+        def counted(*args, name=name, function=function):
+            calls.append(name)
+            return function(*args)
+
+        monkeypatch.setattr(owner, name, counted)
+    losses_of(ranking, [fake_input()])
+    assert calls == ["preprocess_image", "forward"]
+
+
+def test_training_detections_are_those_above_the_threshold_of_the_fusion(ranking, monkeypatch):
+    scores = []
+
+    def spy(*, detections, image_size, sem_seg_target):
+        scores.extend(each.scores for each in detections)
+        return {}
+
+    monkeypatch.setattr(ranking.fusion, "training_losses", spy)
+    losses_of(ranking, [fake_input()])
+    least = scores[0].median().item()
+    monkeypatch.setattr(ranking.fusion, "rule", replace(ranking.fusion.rule, score_threshold=least))
+    before = ranking.roi_heads.box_predictor.test_score_thresh
+    losses_of(ranking, [fake_input()])
+    assert 0 < len(scores[1]) < len(scores[0]) and (scores[1] > least).all()
+    assert ranking.roi_heads.box_predictor.test_score_thresh == before
+
+
 def test_the_heads_are_in_training_mode_after_it_and_no_hook_stays(ranking):
     losses_of(ranking, [fake_input()])
     assert all(m.training for m in ranking.roi_heads.modules())

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode as CN
 from panoptic_ext.config.backbones import add_backbone_keys
 from panoptic_ext.config.efficientps import add_efficientps_keys
 from panoptic_ext.config.fusion import add_fusion_keys
+from panoptic_ext.config.left_out import mark_left_out
 from panoptic_ext.config.mask_former import add_mask_former_keys
 
 __all__ = ["add_panoptic_ext_config"]
@@ -30,6 +31,7 @@ def add_panoptic_ext_config(cfg: CN) -> None:
     add_backbone_keys(cfg)
     add_efficientps_keys(cfg)
     add_fusion_keys(cfg)
+    mark_left_out(cfg)
 
 
 def _add_dataset_keys(cfg: CN) -> None:

@@ -1,11 +1,13 @@
 """Data: registration, records, the mapper and the id map that all models share."""
 
+from panoptic_ext.config.left_out import derive_with
 from panoptic_ext.data.augmentation import build_augmentations
 from panoptic_ext.data.coco.categories import Category
 from panoptic_ext.data.coco.id_map import id_to_rgb, rgb_to_id
 from panoptic_ext.data.coco.label_png import read_id_map, write_id_map
 from panoptic_ext.data.dataset_mapper import PanopticDatasetMapper
 from panoptic_ext.data.datasets.check import check_panoptic, count_segments
+from panoptic_ext.data.datasets.class_numbers import derive_left_out
 from panoptic_ext.data.datasets.from_config import register_from_config
 from panoptic_ext.data.datasets.instances import has_instances_alone, register_instances
 from panoptic_ext.data.datasets.metadata import PanopticMetadata, PanopticSource
@@ -47,3 +49,7 @@ __all__ = [
     "thing_ids",
     "write_id_map",
 ]
+
+# The room modeling does not import this one, but its models are built with numbers of classes that
+# only this one can read.
+derive_with(derive_left_out)

@@ -16,8 +16,17 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from panoptic_ext.atomic import TemporaryFile, remove_leftovers
 from panoptic_ext.config import add_panoptic_ext_config
 from panoptic_ext.config.fusion_keys import check_fusion_keys
+from panoptic_ext.config.left_out import get_key, is_left_out, set_key, settle
 from panoptic_ext.config.published_names import resolve_published_names
 from panoptic_ext.config.yaml_reader import Setting, merge_settings, read_file, read_opts
+from panoptic_ext.data import check_same_categories, has_instances_alone, register_from_config
+from panoptic_ext.data.datasets.builtin import builtin_names
+from panoptic_ext.data.datasets.class_numbers import (
+    DerivedNumber,
+    class_numbers,
+    dataset_names,
+    void_number,
+)
 from panoptic_ext.engine.bfloat16_speed import warn_if_bfloat16_is_slow
 from panoptic_ext.engine.precision import bfloat16_on_cpu, check_precision, unusable_float16
 from panoptic_ext.errors import ConfigError, check_known, look_up, quoted, unknown
@@ -63,8 +72,6 @@ def load_cfg(
         ConfigError: what is wrong, in which file and line, and how to mend it.
         DatasetError: the data set cannot be read.
     """
-    from panoptic_ext.data import register_from_config
-
     cfg = get_cfg()
     add_panoptic_ext_config(cfg)
     settings = [*(read_file(config_file) if config_file else []), *read_opts(opts)]
@@ -87,8 +94,10 @@ def load_cfg(
         _check_datasets_exist(cfg)
         _check_ground_truth(cfg)
         if arch.has_contiguous_classes:
-            _fill_in_classes(cfg, settings)
-        _fill_in_void(cfg, settings)
+            check_same_categories(dataset_names(cfg))
+        _compare_numbers(cfg, class_numbers(cfg, arch), settings)
+        _compare_numbers(cfg, void_number(cfg, arch), settings)
+    settle(cfg)
     cfg.freeze()
     return cfg
 
@@ -218,8 +227,6 @@ def _check_model_name(cfg: CfgNode) -> None:
 
 
 def _check_datasets_exist(cfg: CfgNode) -> None:
-    from panoptic_ext.data.datasets.builtin import builtin_names
-
     for key in ("TRAIN", "TEST"):
         names = cfg.DATASETS[key]
         if isinstance(names, str):
@@ -238,12 +245,10 @@ def _check_datasets_exist(cfg: CfgNode) -> None:
 
 def _check_ground_truth(cfg: CfgNode) -> None:
     """Raise ConfigError where a model of segments is to learn from instances alone."""
-    from panoptic_ext.data import has_instances_alone
-
     arch = meta_architecture(cfg)
     if not arch.has_contiguous_classes or arch.learns_from_instances(cfg):
         return
-    alone = [name for name in _all_names(cfg) if has_instances_alone(name)]
+    alone = [name for name in dataset_names(cfg) if has_instances_alone(name)]
     if alone:
         raise ConfigError(
             f"data set {alone[0]} holds instances alone, and {cfg.MODEL.META_ARCHITECTURE} learns "
@@ -253,76 +258,32 @@ def _check_ground_truth(cfg: CfgNode) -> None:
         )
 
 
-def _fill_in_classes(cfg: CfgNode, settings: Sequence[Setting]) -> None:
-    from panoptic_ext.data import check_same_categories, num_classes, thing_ids
-
-    names = _all_names(cfg)
-    if not names:
-        return
-    check_same_categories(names)
-    classes, things = num_classes(names[0]), len(thing_ids(names[0]))
-    in_head = meta_architecture(cfg).head_classes(cfg, classes, things)
-    what_in_head = "categories" if in_head == classes else "thing categories"
-    for node, key, value, what in (
-        (cfg.MODEL.SEM_SEG_HEAD, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", in_head, what_in_head),
-        (cfg.MODEL.ROI_HEADS, "MODEL.ROI_HEADS.NUM_CLASSES", things, "thing categories"),
-    ):
-        if value != node.NUM_CLASSES:
-            reason = f"data set {names[0]} has {value} {what}"
-            _take_from_data_set(key, node.NUM_CLASSES, value, reason, settings)
-        node.NUM_CLASSES = value
-
-
-def _fill_in_void(cfg: CfgNode, settings: Sequence[Setting]) -> None:
-    """What the mapper writes for void must be what the losses ignore."""
-    from panoptic_ext.data import get_metadata, has_instances_alone, num_classes
-
-    labels = {
-        name: get_metadata(name).get("ignore_label", 255)
-        for name in _all_names(cfg)
-        if not has_instances_alone(name)  # their pixels without an instance have no label
-    }
-    if not labels:
-        return
-    (name, label), *rest = labels.items()
-    for other, other_label in rest:
-        if other_label != label:
-            raise ConfigError(
-                f"void is {label} in data set {name} and {other_label} in {other}; give both the "
-                "same ignore_label (IGNORE_LABEL in DATASETS.PANOPTIC)"
-            )
-    key, node = "MODEL.SEM_SEG_HEAD.IGNORE_VALUE", cfg.MODEL.SEM_SEG_HEAD
-    if label != node.IGNORE_VALUE:
-        reason = (
-            f"void is {label} in data set {name} (its ignore_label, "
-            f"DATASETS.PANOPTIC.{name}.IGNORE_LABEL)"
-        )
-        _take_from_data_set(key, node.IGNORE_VALUE, label, reason, settings)
-    node.IGNORE_VALUE = label
-    if meta_architecture(cfg).has_contiguous_classes and 0 <= label < num_classes(name):
-        raise ConfigError(
-            f"void is {label} in data set {name}, within its {num_classes(name)} class ids, so that"
-            f" class would be ignored; register it with ignore_label={max(255, num_classes(name))}"
-        )
-
-
-def _take_from_data_set(
-    key: str, given: Any, value: Any, reason: str, settings: Sequence[Setting]
+def _compare_numbers(
+    cfg: CfgNode, numbers: Sequence[DerivedNumber], settings: Sequence[Setting]
 ) -> None:
+    """Set what the data sets imply, in place; a given number that differs is refused or told of."""
+    for number in numbers:
+        given = get_key(cfg, number.key)
+        if not is_left_out(cfg, number.key) and given != number.value:
+            _take_from_data_set(number, given, settings)
+        set_key(cfg, number.key, number.value)
+
+
+def _take_from_data_set(number: DerivedNumber, given: Any, settings: Sequence[Setting]) -> None:
     """Say what becomes of a given value that differs from the data set's.
 
     Raises:
         ConfigError: it was not given for another data set, so one of the two is a mistake.
     """
-    setting = next((s for s in reversed(settings) if s.key == key), None)
-    if setting is None:
-        return
-    text = f"{setting.source}: {key} = {given}, but {reason}"
+    setting = next(s for s in reversed(settings) if s.key == number.key)
+    text = f"{setting.source}: {number.key} = {given}, but {number.reason}"
     if _data_set_wins(setting, settings):
-        logger.warning("%s, which was chosen after it: the data set's %s is taken", text, value)
+        logger.warning(
+            "%s, which was chosen after it: the data set's %s is taken", text, number.value
+        )
         return
     leave_out = "" if setting.in_base else "leave the key out (it is taken from the data set) or "
-    raise ConfigError(f"{text}; {leave_out}set it to {value}")
+    raise ConfigError(f"{text}; {leave_out}set it to {number.value}")
 
 
 def _data_set_wins(setting: Setting, settings: Sequence[Setting]) -> bool:
@@ -334,10 +295,6 @@ def _data_set_wins(setting: Setting, settings: Sequence[Setting]) -> bool:
     place = next(i for i, s in enumerate(settings) if s is setting)
     chosen = ("DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.PANOPTIC.", "DATASETS.INSTANCES.")
     return any(s.key.startswith(chosen) and s.file != setting.file for s in settings[place:])
-
-
-def _all_names(cfg: CfgNode) -> list[str]:
-    return [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
 
 
 def prepare_output(folder: str) -> None:

@@ -16,6 +16,7 @@ from detectron2.modeling.backbone import Backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from panoptic_ext.config.left_out import complete_config
 from panoptic_ext.config.mask_former import TASKS, mask_former_task
 from panoptic_ext.modeling.backbone.folded_norm import fold_norms
 from panoptic_ext.modeling.mask_classification.build_criterion import (
@@ -104,6 +105,7 @@ class PanopticExtMaskFormer(MetaArchitecture, nn.Module):
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
+        cfg = complete_config(cfg, cls)
         backbone = fold_norms(build_backbone(cfg))
         keys = cfg.MODEL.MASK_FORMER
         divisibility = keys.SIZE_DIVISIBILITY

@@ -31,6 +31,7 @@ from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
+from panoptic_ext.config.left_out import complete_config
 from panoptic_ext.errors import ConfigError, look_up
 from panoptic_ext.fusion import (
     PANOPTIC_FUSION_REGISTRY,
@@ -135,6 +136,7 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
+        cfg = complete_config(cfg, cls)
         ret = super().from_config(cls.with_mask_logits(cfg))
         fold_norms(ret["backbone"])
         ret["thing_ids"] = classes_of_dataset(cfg).thing_ids

@@ -21,7 +21,8 @@ from tabulate import tabulate
 
 from panoptic_ext.data import get_records
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
-from panoptic_ext.engine.run_config import choose_device, load_cfg
+from panoptic_ext.engine.device import choose_device
+from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.engine.trainer import Trainer
 from panoptic_ext.errors import CheckpointError, PanopticExtError
 

@@ -28,7 +28,8 @@ from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
 
-from panoptic_ext.engine.run_config import choose_device, load_cfg
+from panoptic_ext.engine.device import choose_device
+from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.engine.trainer import Trainer
 from panoptic_ext.errors import ConfigError, PanopticExtError
 from panoptic_ext.modeling.mask_classification.targets import MaskTargets

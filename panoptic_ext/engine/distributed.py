@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import time
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
@@ -40,6 +42,33 @@ def under_torchrun() -> bool:
     if given:
         _check_variables(complete=len(given) == 2)
     return len(given) == 2
+
+
+def check_workers(cfg: CfgNode, world_size: int) -> None:
+    """Raise ConfigError if the workers cannot share the batch, or would all take one GPU."""
+    if world_size > 1 and re.fullmatch(r"cuda:\d+", cfg.MODEL.DEVICE):
+        raise ConfigError(
+            f"MODEL.DEVICE = {cfg.MODEL.DEVICE} would put all {world_size} workers on one GPU; set "
+            "it to cuda (each worker takes its own, CUDA_VISIBLE_DEVICES chooses which), or start "
+            "one worker"
+        )
+    images_of_a_worker(cfg, cfg.SOLVER.REFERENCE_WORLD_SIZE or world_size)
+
+
+def images_of_a_worker(cfg: CfgNode, world_size: int) -> int:
+    """The worker's part of SOLVER.IMS_PER_BATCH.
+
+    Raises:
+        ConfigError: the workers cannot share the batch evenly.
+    """
+    images, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, world_size)
+    if rest:
+        hint = " (SOLVER.REFERENCE_WORLD_SIZE)" * (world_size == cfg.SOLVER.REFERENCE_WORLD_SIZE)
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH = {cfg.SOLVER.IMS_PER_BATCH} images cannot be shared evenly by "
+            f"{world_size} workers{hint}; make it a multiple of {world_size}"
+        )
+    return images
 
 
 def share_buffers(model: nn.Module) -> None:

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.events import EventStorage
 
+from panoptic_ext.data import check_panoptic
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.engine.precision import evaluation_precision
 from panoptic_ext.engine.trainer import Trainer
@@ -60,8 +61,6 @@ def dry_run(cfg: CfgNode) -> dict[str, Any]:
 
 def _check_data(name: str) -> None:
     """JSON and presence of every file; panoptic-ext check-data also opens the files."""
-    from panoptic_ext.data import check_panoptic
-
     problems = check_panoptic(name, pixels=False)
     for problem in problems[:_MAX_PROBLEMS]:
         logger.warning("%s: %s", name, problem)

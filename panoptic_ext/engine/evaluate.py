@@ -34,9 +34,9 @@ from panoptic_ext.engine.earlier_results import (
     keep_earlier_results,
     write_settings,
 )
-from panoptic_ext.engine.loader import explain_system_error
 from panoptic_ext.engine.memory_errors import explained_memory_errors
 from panoptic_ext.engine.precision import evaluation_precision
+from panoptic_ext.engine.system_errors import explain_system_error
 from panoptic_ext.errors import MemoryNeededError
 from panoptic_ext.evaluation import PanopticEvaluator, PanopticEvaluators, RunEvaluator
 from panoptic_ext.evaluation.build import result_folder

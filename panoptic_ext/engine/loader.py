@@ -8,7 +8,6 @@ number of data workers, and a resumed run skips to them without reading an image
 
 from __future__ import annotations
 
-import errno
 import itertools
 import logging
 from collections import Counter
@@ -26,7 +25,9 @@ from detectron2.data.samplers import (
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from panoptic_ext.data import PanopticDatasetMapper, annotated, filter_empty, get_records
 from panoptic_ext.engine.checkpoint.rng import seeded_sample
+from panoptic_ext.engine.distributed import images_of_a_worker
 from panoptic_ext.errors import (
     ConfigError,
     DatasetError,
@@ -35,7 +36,7 @@ from panoptic_ext.errors import (
 )
 from panoptic_ext.interruption import outlive_interruption
 
-__all__ = ["TrainLoader", "build_test_loader", "build_train_loader", "explain_system_error"]
+__all__ = ["TrainLoader", "build_test_loader", "build_train_loader"]
 
 logger = logging.getLogger(__name__)
 
@@ -189,21 +190,13 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, seed: int | None = Non
         DatasetError: the data set is empty, or all of it is filtered out.
         ConfigError: unknown sampler, or a batch size that the workers cannot share.
     """
-    from panoptic_ext.data import PanopticDatasetMapper
-
     records = _train_records(cfg)
-    world_size = comm.get_world_size()
-    if cfg.SOLVER.IMS_PER_BATCH % world_size:
-        raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH = {cfg.SOLVER.IMS_PER_BATCH} cannot be shared evenly by "
-            f"{world_size} workers; make it a multiple of {world_size}"
-        )
     if seed is None:
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     return TrainLoader(
         records,
         PanopticDatasetMapper(cfg, True),
-        batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size,
+        batch_size=images_of_a_worker(cfg, comm.get_world_size()),
         seed=int(seed),
         start_iter=start_iter,
         make_sampler=_sampler_maker(cfg, records),
@@ -218,8 +211,6 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> Any:
     Raises:
         DatasetError: the data set is empty.
     """
-    from panoptic_ext.data import PanopticDatasetMapper, get_records
-
     records = get_records(dataset_name)
     if not records:
         raise DatasetError(f"data set {dataset_name} (DATASETS.TEST) has no images")
@@ -230,32 +221,6 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> Any:
     )
     loader.worker_init_fn = outlive_interruption  # Detectron2's builder does not take it
     return _TestLoader(loader)
-
-
-def explain_system_error(error: BaseException) -> PanopticExtError | None:
-    """A clear error for a data worker that died or a disk that is full, else None."""
-    text = str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ConfigError(
-            f"the disk is full ({text}). Free space, or give another folder with OUTPUT_DIR; the "
-            "last checkpoint is untouched: go on with --resume"
-        )
-    if not isinstance(error, RuntimeError) or "DataLoader worker" not in text:
-        return None
-    if "shared memory" in text or "bus error" in text.lower():
-        why = (
-            "shared memory (/dev/shm) is full. Give it more (docker run --shm-size=8g), or lower "
-            "DATALOADER.NUM_WORKERS (0 needs none)"
-        )
-    else:
-        why = (
-            "it was ended from outside, most often by the system for want of memory. Lower "
-            "DATALOADER.NUM_WORKERS or the image size"
-        )
-    return DatasetError(
-        f"a data loading worker died: {why}. The last checkpoint is untouched: go on with "
-        f"--resume. ({text.splitlines()[0]})"
-    )
 
 
 class _TestLoader:
@@ -289,8 +254,6 @@ class _Guarded:
 
 
 def _train_records(cfg: CfgNode) -> list[Record]:
-    from panoptic_ext.data import filter_empty, get_records
-
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN is empty; name a data set to train on")
     records = list(itertools.chain.from_iterable(get_records(n) for n in cfg.DATASETS.TRAIN))
@@ -325,8 +288,6 @@ def _sampler_maker(cfg: CfgNode, records: list[Record]) -> Callable[[int], Any]:
             size, ratio, seed_shuffle=seed, seed_subset=seed
         )
     if name == "RepeatFactorTrainingSampler":
-        from panoptic_ext.data import annotated
-
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
             [{"annotations": annotated(r)} for r in records],
             cfg.DATALOADER.REPEAT_THRESHOLD,

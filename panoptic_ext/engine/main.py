@@ -20,14 +20,12 @@ from detectron2.utils.logger import setup_logger
 from panoptic_ext.data.datasets.parsed import parsed_once
 from panoptic_ext.engine import distributed
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
+from panoptic_ext.engine.device import choose_device, set_precision
 from panoptic_ext.engine.dry_run import dry_run
+from panoptic_ext.engine.output_folder import prepare_output
 from panoptic_ext.engine.resume_command import with_command
 from panoptic_ext.engine.run_config import (
-    check_workers,
-    choose_device,
     load_cfg,
-    prepare_output,
-    set_precision,
     warn_if_warmup_never_ends,
     without_pretrained,
 )
@@ -84,7 +82,7 @@ def _start(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()} GPUs"
         )
-    check_workers(cfg, workers)
+    distributed.check_workers(cfg, workers)
     if workers == 1:
         return _work(cfg, args)
     return _launch(args)
@@ -157,7 +155,8 @@ def _work(cfg: CfgNode, args: argparse.Namespace) -> int:
         if getattr(handler, "stream", None) is sys.stdout:
             handler.addFilter(is_for_console)
     choose_device(cfg)
-    check_workers(cfg, comm.get_world_size())
+    if distributed.under_torchrun():  # else the process that started this one has checked
+        distributed.check_workers(cfg, comm.get_world_size())
     set_precision(cfg)
     if cfg.MODEL.DEVICE == "cpu" and args.num_gpus > 1:
         logger.warning("--num-gpus %d is ignored on the CPU", args.num_gpus)

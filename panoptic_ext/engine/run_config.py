@@ -1,19 +1,15 @@
-"""From a config file and `KEY VALUE` pairs to a checked config and a prepared process."""
+"""From a config file and `KEY VALUE` pairs to a complete and checked config."""
 
 from __future__ import annotations
 
 import logging
-import os
-import re
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, Metadata
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from panoptic_ext.atomic import TemporaryFile, remove_leftovers
 from panoptic_ext.config import add_panoptic_ext_config
 from panoptic_ext.config.fusion_keys import check_fusion_keys
 from panoptic_ext.config.left_out import get_key, is_left_out, set_key, settle
@@ -27,20 +23,11 @@ from panoptic_ext.data.datasets.class_numbers import (
     dataset_names,
     void_number,
 )
-from panoptic_ext.engine.bfloat16_speed import warn_if_bfloat16_is_slow
-from panoptic_ext.engine.precision import bfloat16_on_cpu, check_precision, unusable_float16
-from panoptic_ext.errors import ConfigError, check_known, look_up, quoted, unknown
+from panoptic_ext.engine.precision import check_precision
+from panoptic_ext.errors import ConfigError, look_up, quoted, unknown
 from panoptic_ext.modeling.meta_arch.base import meta_architecture
 
-__all__ = [
-    "check_workers",
-    "choose_device",
-    "load_cfg",
-    "prepare_output",
-    "set_precision",
-    "warn_if_warmup_never_ends",
-    "without_pretrained",
-]
+__all__ = ["load_cfg", "warn_if_warmup_never_ends", "without_pretrained"]
 
 logger = logging.getLogger(__name__)
 
@@ -102,73 +89,6 @@ def load_cfg(
     return cfg
 
 
-def choose_device(cfg: CfgNode) -> None:
-    """Fall back, in place, to the CPU where CUDA is not there, and from float16 without CUDA.
-
-    bfloat16 is kept: it works on a CPU too, and a warning says where it is slower than float32. The
-    fall-back to the CPU is a warning, for a model that is made for the CPU (MODEL.MADE_FOR_CPU) an
-    info line.
-    """
-    wanted = cfg.MODEL.DEVICE
-    fall_back = wanted.startswith("cuda") and not torch.cuda.is_available()
-    if fall_back:
-        _set(cfg.MODEL, "DEVICE", "cpu")
-    full = unusable_float16(cfg)
-    if "SOLVER.AMP" in full:
-        _set(cfg.SOLVER.AMP, "ENABLED", False)
-    if "TEST.AMP_DTYPE" in full:
-        _set(cfg.TEST, "AMP_DTYPE", "")
-    if fall_back and cfg.MODEL.MADE_FOR_CPU:
-        in_full = ", in full precision: float16 is for CUDA" if full else ""
-        logger.info("Running on the CPU, which this model is made for%s", in_full)
-    elif fall_back:
-        logger.warning(
-            "MODEL.DEVICE is %s, but CUDA is not available: running on the CPU instead, %smuch "
-            "slower (MODEL.DEVICE cpu silences this)",
-            wanted,
-            "in full precision and " if full else "",
-        )
-    elif full:
-        logger.warning(
-            "float16 (%s) is for CUDA: running in full precision on %s; bfloat16 works there "
-            "(SOLVER.AMP.DTYPE, TEST.AMP_DTYPE)",
-            ", ".join(full),
-            wanted,
-        )
-    warn_if_bfloat16_is_slow(bfloat16_on_cpu(cfg))
-
-
-def check_workers(cfg: CfgNode, world_size: int) -> None:
-    """Raise ConfigError if the workers cannot share the batch, or would all take one GPU."""
-    if world_size > 1 and re.fullmatch(r"cuda:\d+", cfg.MODEL.DEVICE):
-        raise ConfigError(
-            f"MODEL.DEVICE = {cfg.MODEL.DEVICE} would put all {world_size} workers on one GPU; set "
-            "it to cuda (each worker takes its own, CUDA_VISIBLE_DEVICES chooses which), or start "
-            "one worker"
-        )
-    reference = cfg.SOLVER.REFERENCE_WORLD_SIZE or world_size
-    if cfg.SOLVER.IMS_PER_BATCH % reference:
-        hint = "" if reference == world_size else " (SOLVER.REFERENCE_WORLD_SIZE)"
-        raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH = {cfg.SOLVER.IMS_PER_BATCH} images cannot be shared evenly by "
-            f"{reference} workers{hint}; make it a multiple of {reference}"
-        )
-
-
-def set_precision(cfg: CfgNode) -> None:
-    """Set how torch multiplies float32 matrices, by FLOAT32_PRECISION (Detectron2 main has it).
-
-    Raises:
-        ConfigError: an unknown precision.
-    """
-    precision = cfg.get("FLOAT32_PRECISION", "")
-    if not precision:
-        return
-    check_known("FLOAT32_PRECISION", precision, ("", *_PRECISIONS))
-    logger.info("Precision of float32 matrix products: %s", precision)
-    torch.set_float32_matmul_precision(precision)
-
-
 def warn_if_warmup_never_ends(cfg: CfgNode) -> None:
     """Say that a training ends before its learning rate has risen to SOLVER.BASE_LR."""
     if cfg.SOLVER.MAX_ITER <= cfg.SOLVER.WARMUP_ITERS:
@@ -180,15 +100,6 @@ def warn_if_warmup_never_ends(cfg: CfgNode) -> None:
         )
 
 
-def _set(node: CfgNode, key: str, value: Any) -> None:
-    frozen = node.is_frozen()
-    node.defrost()
-    node[key] = value
-    if frozen:
-        node.freeze()
-
-
-_PRECISIONS = ("highest", "high", "medium")  # of torch.set_float32_matmul_precision
 _LEAST = {
     "SOLVER.IMS_PER_BATCH": 1,
     "SOLVER.MAX_ITER": 1,
@@ -295,25 +206,6 @@ def _data_set_wins(setting: Setting, settings: Sequence[Setting]) -> bool:
     place = next(i for i, s in enumerate(settings) if s is setting)
     chosen = ("DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.PANOPTIC.", "DATASETS.INSTANCES.")
     return any(s.key.startswith(chosen) and s.file != setting.file for s in settings[place:])
-
-
-def prepare_output(folder: str) -> None:
-    """Make the output folder and try to write into it; leftovers of killed runs are removed.
-
-    Raises:
-        ConfigError: it cannot be made or written.
-    """
-    try:
-        os.makedirs(folder, exist_ok=True)
-        remove_leftovers(folder)
-        with TemporaryFile(os.path.join(folder, ".write-test")) as probe:
-            probe.stream.write(b"x" * 4096)
-            probe.stream.flush()
-    except OSError as error:
-        raise ConfigError(
-            f"OUTPUT_DIR {folder} cannot be written: {error.strerror or error}. Free space, mend "
-            "its permissions, or give another folder with OUTPUT_DIR FOLDER"
-        ) from error
 
 
 def without_pretrained(cfg: CfgNode) -> CfgNode:

@@ -19,8 +19,9 @@ from detectron2.utils.collect_env import collect_env_info
 
 from panoptic_ext._detectron2 import detectron2_build, detectron2_version
 from panoptic_ext.atomic import write_atomic
+from panoptic_ext.data.datasets.metadata_file import METADATA_FILE, save_metadata
 
-__all__ = ["git_state", "save_run_info"]
+__all__ = ["git_state", "save_run_info", "versions"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,19 +35,10 @@ def save_run_info(cfg: CfgNode, output_dir: str) -> None:
         cfg: the config of the run.
         output_dir: a folder, made where needed.
     """
-    from panoptic_ext import __version__
-    from panoptic_ext.data.datasets.metadata_file import METADATA_FILE, save_metadata
-
     os.makedirs(output_dir, exist_ok=True)
     info: dict[str, Any] = {
         "command": sys.argv,
-        "versions": {
-            "panoptic_ext": __version__,
-            "detectron2": detectron2_version(),
-            "torch": torch.__version__,
-            "numpy": numpy.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
         "detectron2": detectron2_build() | {"git": git_state(os.path.abspath(detectron2.__file__))},
         "git": git_state(os.path.abspath(__file__)),
     }
@@ -57,6 +49,20 @@ def save_run_info(cfg: CfgNode, output_dir: str) -> None:
     if names and MetadataCatalog.get(names[0]).get("isthing") is not None:
         save_metadata(MetadataCatalog.get(names[0]), os.path.join(output_dir, METADATA_FILE))
     logger.info("Config, versions and git state are in %s: %s", output_dir, json.dumps(info))
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on, and of Python: name -> version."""
+    # Here, as panoptic_ext itself may still be importing this module.
+    from panoptic_ext import __version__
+
+    return {
+        "panoptic_ext": __version__,
+        "detectron2": detectron2_version(),
+        "torch": str(torch.__version__),
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def git_state(path: str) -> dict[str, Any] | None:

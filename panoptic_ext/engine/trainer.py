@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import weakref
 from collections import OrderedDict
 from functools import partial
@@ -30,9 +31,11 @@ from panoptic_ext.engine.hooks import (
     WriterHook,
     is_precise_bn_wanted,
 )
+from panoptic_ext.engine.output_folder import prepare_output
 from panoptic_ext.engine.precision import build_grad_scaler, training_precision
 from panoptic_ext.engine.resume_command import GOES_ON
-from panoptic_ext.engine.run_config import prepare_output, without_pretrained
+from panoptic_ext.engine.run_config import without_pretrained
+from panoptic_ext.engine.system_errors import explain_system_error
 from panoptic_ext.engine.train_step import TrainStep
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.interruption import Interrupted, stoppable
@@ -64,8 +67,8 @@ class Trainer(DefaultTrainer):
             weights_follow: a checkpoint will be loaded, so pretrained weights are not fetched.
         """
         TrainerBase.__init__(self)  # DefaultTrainer's differs between v0.6 and main
-        if comm.is_main_process():
-            prepare_output(cfg.OUTPUT_DIR)
+        if comm.is_main_process() and not os.path.isdir(cfg.OUTPUT_DIR):
+            prepare_output(cfg.OUTPUT_DIR)  # train_net.py has done it, for its log
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(without_pretrained(cfg) if weights_follow else cfg)
         optim = self.build_optimizer(cfg, model)
@@ -150,7 +153,7 @@ class Trainer(DefaultTrainer):
                 raise self._saved_for_resume(interrupted) from None
             except BaseException as error:
                 self._close_writers()
-                explained = loader.explain_system_error(error)
+                explained = explain_system_error(error)
                 if explained is not None:
                     raise explained from error
                 raise

@@ -16,14 +16,10 @@ from detectron2.modeling import build_model
 from panoptic_ext.data.augmentation import ResizeShortestEdge
 from panoptic_ext.data.datasets.metadata_file import METADATA_FILE, load_metadata
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
+from panoptic_ext.engine.device import choose_device, set_precision
 from panoptic_ext.engine.memory_errors import explained_memory_errors
 from panoptic_ext.engine.precision import evaluation_precision
-from panoptic_ext.engine.run_config import (
-    choose_device,
-    load_cfg,
-    set_precision,
-    without_pretrained,
-)
+from panoptic_ext.engine.run_config import load_cfg, without_pretrained
 from panoptic_ext.errors import ConfigError, MemoryNeededError, quoted
 from panoptic_ext.postprocessing import with_extents
 from panoptic_ext.prediction.image_arrays import as_bgr_image, is_one_image

@@ -20,9 +20,10 @@ from panoptic_ext.config.left_out import DERIVED_KEYS, get_key
 from panoptic_ext.config.published_names import resolve_published_names
 from panoptic_ext.data import register_from_config
 from panoptic_ext.engine import Trainer
+from panoptic_ext.engine.device import choose_device
 from panoptic_ext.engine.evaluate import build_evaluator
 from panoptic_ext.engine.precision import evaluation_precision
-from panoptic_ext.engine.run_config import choose_device, load_cfg
+from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.fusion import PANOPTIC_FUSION_REGISTRY
 from panoptic_ext.modeling.backbone.swin import SwinTransformer
 from tests import ROOT

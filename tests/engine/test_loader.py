@@ -16,7 +16,8 @@ import torch
 
 from panoptic_ext.engine import loader
 from panoptic_ext.engine.checkpoint.rng import get_rng_state, preserved_rng, set_rng_state
-from panoptic_ext.engine.loader import TrainLoader, explain_system_error
+from panoptic_ext.engine.loader import TrainLoader
+from panoptic_ext.engine.system_errors import explain_system_error
 from panoptic_ext.errors import ConfigError, DatasetError
 from tests.tiny.training import tiny_cfg, tiny_mapper, tiny_records
 

@@ -17,6 +17,7 @@ from detectron2.utils.env import seed_all_rng
 from torch import nn
 
 from panoptic_ext.engine import Trainer, load_cfg
+from panoptic_ext.engine.device import choose_device
 from panoptic_ext.engine.precision import (
     Precision,
     build_grad_scaler,
@@ -24,7 +25,6 @@ from panoptic_ext.engine.precision import (
     evaluation_precision,
     training_precision,
 )
-from panoptic_ext.engine.run_config import choose_device
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.prediction.predictor import Predictor
 from tests import ROOT

@@ -18,15 +18,10 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 
 from panoptic_ext.commands.train import main
-from panoptic_ext.engine.distributed import make_local_group
-from panoptic_ext.engine.run_config import (
-    check_workers,
-    choose_device,
-    load_cfg,
-    prepare_output,
-    set_precision,
-    warn_if_warmup_never_ends,
-)
+from panoptic_ext.engine.device import choose_device, set_precision
+from panoptic_ext.engine.distributed import check_workers, make_local_group
+from panoptic_ext.engine.output_folder import prepare_output
+from panoptic_ext.engine.run_config import load_cfg, warn_if_warmup_never_ends
 from panoptic_ext.engine.run_info import git_state, save_run_info
 from panoptic_ext.engine.trainer import Trainer, is_for_console
 from panoptic_ext.errors import ConfigError, PanopticExtError

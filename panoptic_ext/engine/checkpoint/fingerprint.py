@@ -6,15 +6,14 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from panoptic_ext._detectron2 import detectron2_version
 from panoptic_ext.config.detectron2_main import MAIN_DEFAULTS
 from panoptic_ext.config.plain_yaml import load_plain_yaml
 from panoptic_ext.engine.checkpoint.parts import PartError, check_kind
+from panoptic_ext.engine.run_info import versions
 from panoptic_ext.errors import shortened
 
 __all__ = ["check_fingerprint", "compare_runs", "run_fingerprint"]
@@ -23,19 +22,16 @@ logger = logging.getLogger(__name__)
 
 # Differences here change neither weights nor losses.
 _HARMLESS = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "VIS_PERIOD", "DATASETS.SEARCH_PATH")
+# Other packages have not changed a loss.
+_COMPARED_VERSIONS = ("panoptic_ext", "detectron2", "torch")
 
 
 def run_fingerprint(cfg: CfgNode) -> dict[str, Any]:
     """Config, versions and number of workers, as plain values."""
-    from panoptic_ext import __version__
-
+    now = versions()
     return {
         "config": cfg.dump(),
-        "versions": {
-            "panoptic_ext": __version__,
-            "detectron2": detectron2_version(),
-            "torch": str(torch.__version__),
-        },
+        "versions": {name: now[name] for name in _COMPARED_VERSIONS},
         "workers": comm.get_world_size(),
     }
 

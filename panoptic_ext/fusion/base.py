@@ -108,6 +108,7 @@ class FusionRule:
     void_policy: str = "void"
 
     def __post_init__(self) -> None:
+        # The dataclass is frozen; this is the one place that writes to it.
         things = tuple(sorted({int(thing) for thing in self.thing_ids}))
         object.__setattr__(self, "thing_ids", things)
         outside = [thing for thing in things if not 0 <= thing < self.num_classes]

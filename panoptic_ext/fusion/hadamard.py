@@ -48,6 +48,8 @@ def hadamard_product(instance_mask_logits: Tensor, semantic_mask_logits: Tensor)
         instance_mask_logits: MLA, any shape. Logits: probabilities would be squashed twice.
         semantic_mask_logits: MLB, of the same shape.
     """
+    # The first factor, in 0..2, is the confidence of both. Where both deny the object it is near 0,
+    # and so is FL: there it loses to positive stuff logits, but not by the full sum of the logits.
     share = instance_mask_logits.sigmoid().add_(semantic_mask_logits.sigmoid())
     return share.mul_(instance_mask_logits + semantic_mask_logits)
 
@@ -86,6 +88,8 @@ def hadamard_fusion(
         best, stuff = best_stuff(
             sem_seg, thing_ids=rule.thing_ids, stuff_ids=stuff_ids, void_policy=rule.void_policy
         )
+        # Ties: `update_best` wants more than the best so far, which is stuff's at first and then
+        # that of the better instances.
         things, covered = torch.zeros_like(best), torch.zeros_like(best)
         pasted = paste_logits(detections, instances)
         for code, (instance, logits) in enumerate(pasted, start=1 + len(stuff_ids)):

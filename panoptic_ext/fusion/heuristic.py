@@ -81,6 +81,8 @@ def heuristic_fusion(sem_seg: Tensor, detections: Detections, rule: FusionRule) 
     rule.check_channels(sem_seg)
     size = (sem_seg.shape[1], sem_seg.shape[2])
     instances = select_instances(detections, rule, size, margin=1)
+    # Only stuff gets pixels, but with "void" things compete for them: best_class then gives the
+    # code of a thing, whose entry in `stuff_ids` is None below.
     labels = _background_labels(rule)
     with torch.autocast(sem_seg.device.type, enabled=False):
         stuff = best_class(sem_seg, labels)[1]

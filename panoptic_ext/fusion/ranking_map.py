@@ -56,8 +56,10 @@ def reduced_masks(boxes: Tensor, mask_logits: Tensor, *, image_size: Size, size:
         columns, in_columns = _weights(
             corners[:, 0], corners[:, 2], logits.shape[2], image_size[1], size[1]
         )
+        # Bilinear resizing of N masks of different boxes as two batched products, without a loop.
         resized = rows @ logits @ columns.transpose(1, 2)
     masks = (resized > 0) & in_rows[:, :, None] & in_columns[:, None]
+    # An instance smaller than a cell would leave no trace on the map, and be ranked by nothing.
     small = ~masks.flatten(1).any(1) & (logits > 0).flatten(1).any(1)
     x, in_x = _centre_cell(corners[:, 0], corners[:, 2], image_size[1], size[1])
     y, in_y = _centre_cell(corners[:, 1], corners[:, 3], image_size[0], size[0])
@@ -99,6 +101,7 @@ def class_channels(masks: Tensor, classes: Tensor, num_things: int) -> Tensor:
     Returns:
         (T, h, w) float32.
     """
+    # A sum clamped to 1 is the union of the masks of each class; counts are exact in float32.
     counts = torch.zeros((num_things, *masks.shape[1:]), device=masks.device)
     return counts.index_add_(0, classes, masks.float()).clamp_(max=1)
 
@@ -112,9 +115,9 @@ def spatial_ranking_scores(ranking_map: Tensor, masks: Tensor, classes: Tensor) 
         classes: (N,) int64 thing indices.
 
     Returns:
-        (N,) float64 in 0..1; 0 for an empty mask. Sums are exact enough that a map which is the
-        same everywhere ranks all alike.
+        (N,) float64 in 0..1; 0 for an empty mask.
     """
+    # Float64, because float32 sums over masks of different sizes would rank equal maps unequally.
     flat = masks.flatten(1).double()
     sums = (flat @ ranking_map.flatten(1).double().t()).gather(1, classes[:, None])[:, 0]
     return sums / flat.sum(1).clamp(min=1)

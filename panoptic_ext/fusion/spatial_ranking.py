@@ -104,6 +104,7 @@ class SpatialRankingHead(nn.Module):
         dims = [num_things] + [conv_dim] * num_convs
         self.convs = nn.Sequential(*(LargeKernelConv(i, o, kernel_size) for i, o in pairwise(dims)))
         self.predictor = nn.Conv2d(conv_dim, num_things, 1)
+        # All logits are 0 before training, so that the merging begins as that by score.
         nn.init.zeros_(self.predictor.weight)
         nn.init.zeros_(self.predictor.bias)
 
@@ -164,6 +165,8 @@ class SpatialRankingHead(nn.Module):
             labels = reduced_labels(target[image], (masks.shape[1], masks.shape[2])).long()
             known = (labels >= 0) & (labels < self.num_things)
             labels = labels.masked_fill(~known, _IGNORED)
+            # Summed here and divided by the cells of all images below: an image with few things
+            # weighs as few cells as it has. The term of 0 keeps a gradient where none is known.
             sums.append(
                 F.cross_entropy(logits[None], labels[None], ignore_index=_IGNORED, reduction="sum")
                 + logits.sum() * 0

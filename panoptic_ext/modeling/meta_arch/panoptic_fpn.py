@@ -105,6 +105,7 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
                 f"MODEL.ROI_HEADS.NUM_CLASSES is {heads}, but the data set has {len(thing_ids)} "
                 "thing classes; leave the key out and it is derived"
             )
+        # Both tables are derived from the data set, so that no checkpoint has to hold them.
         things = torch.as_tensor(list(thing_ids), dtype=torch.int64)
         thing_index = torch.full((num_classes,), -1, dtype=torch.int64)
         thing_index[things] = torch.arange(len(things))

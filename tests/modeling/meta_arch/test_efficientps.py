@@ -129,7 +129,7 @@ def test_inference_on_folded_norms_equals_the_layers_as_they_are(model):
 
 
 @pytest.mark.parametrize("name", [*FUSIONS, "spatial_ranking"])
-def test_outputs_are_unified_and_at_the_asked_size(name):
+def test_outputs_have_contiguous_ids_and_the_asked_size(name):
     torch.manual_seed(0)
     model = build_model(tiny_cfg(name, MODEL__PANOPTIC_FUSION__STUFF_AREA_THRESHOLD=0)).eval()
     inputs = {"height": 61, "width": 83}

@@ -112,7 +112,7 @@ def test_it_gives_the_features_of_detectron2s_backbone(model):
         torch.testing.assert_close(ours[name], feature, rtol=1e-4, atol=1e-5)
 
 
-def test_outputs_are_unified_and_at_the_asked_size(model):
+def test_outputs_have_contiguous_ids_and_the_asked_size(model):
     model.eval()
     image = {**fake_input(), "height": 61, "width": 83}
     with torch.no_grad():

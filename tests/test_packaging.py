@@ -6,9 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import venv
 import zipfile
+from collections.abc import Sequence
 from email.message import Message
 from email.parser import Parser
 from pathlib import Path
@@ -90,13 +90,13 @@ class Installation:
         self.folder = folder
         venv.create(folder / "venv")
         python = folder / "venv" / "bin" / "python"
+        (site_packages,) = (folder / "venv").glob("lib/python*/site-packages")
         # The libraries are those of this environment. A folder named by a .pth comes after the
         # environment's own, and the .pth files in it, such as that of an editable install of this
         # repository, are not read.
-        names = {"base": str(folder / "venv"), "platbase": str(folder / "venv")}
-        site_packages = Path(sysconfig.get_path("purelib", "venv", names))
-        shared = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-        (site_packages / "shared.pth").write_text("\n".join(sorted(shared)))
+        shared = [path for path in sys.path if os.path.isdir(path)]
+        shared = [path for path in shared if not os.path.exists(f"{path}/panoptic_ext")]
+        (site_packages / "shared.pth").write_text("\n".join(shared))
         pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
         done = subprocess.run(
             [*pip, "--no-deps", "--no-index", str(wheel)], capture_output=True, text=True
@@ -119,58 +119,70 @@ class Installation:
         assert done.returncode == code, f"{words}\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
 
+    def call(self, *commands: tuple[Sequence[str], int]) -> str:
+        """Run several commands in one process, as torch takes seconds to load.
+
+        Args:
+            commands: words of the program and the exit code that is due.
+        """
+        code = f"""
+import panoptic_ext, panoptic_ext_cli
+print("package:", panoptic_ext.__file__)
+for words, due in {[(list(words), code) for words, code in commands]!r}:
+    try:
+        code = panoptic_ext_cli.main(words)
+    except SystemExit as ended:
+        code = ended.code
+    assert code == due, (words, code)
+"""
+        return self.run(self.python, "-c", code)
+
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory, wheel_file: Path) -> Installation:
     return Installation(tmp_path_factory.mktemp("installed"), wheel_file)
 
 
-def test_every_command_of_an_installed_wheel_has_help(installed: Installation) -> None:
+@pytest.fixture(scope="module")
+def demo(installed: Installation) -> str:
+    """What the demo prints; it trains, draws the data and predicts."""
+    cache = ["DATASETS.SHAPES.CACHE", str(installed.folder / "cache")]
+    return installed.run(installed.program, "demo", "--output", "demo", *SMALL, *cache)
+
+
+def test_an_installed_program_lists_its_commands_and_runs_the_demo(
+    installed: Installation, demo: str
+) -> None:
     listed = installed.run(installed.program, "--help")
     assert all(f"\n  {name} " in listed for name in COMMANDS)
-    # In one process: torch takes seconds to load.
-    code = f"""
-import panoptic_ext, panoptic_ext_cli
-print(panoptic_ext.__file__)
-for name in {list(COMMANDS)!r}:
-    try:
-        panoptic_ext_cli.main([name, "--help"])
-    except SystemExit as ended:
-        assert ended.code == 0, name
-"""
-    printed = installed.run(installed.python, "-c", code)
-    assert printed.startswith(str(installed.package / "__init__.py"))
-    assert printed.count("usage: ") == len(COMMANDS)
+    assert "done in" in demo and (installed.folder / "demo" / "model_final.pth").is_file()
 
 
-def test_an_installed_wheel_does_everything_without_a_checkout(installed: Installation) -> None:
-    """The demo trains, draws and predicts; then data, predictions and evaluation of its run."""
+def test_every_command_of_an_installed_wheel_runs_without_a_checkout(
+    installed: Installation, demo: str
+) -> None:
+    """Help of all; a config by its name; then the data and the model of the demo."""
     cache = installed.folder / "cache"
-    options = [*SMALL, "DATASETS.SHAPES.CACHE", str(cache)]
-    printed = installed.run(installed.program, "demo", "--output", "demo", *options)
-    assert "done in" in printed and (installed.folder / "demo" / "model_final.pth").is_file()
-
-    config = ["--config-file", "demo/config.yaml"]
-    assert "good" in installed.run(installed.program, "check-data", *config)
     (truth,) = cache.rglob("*val*.json")
-    images = [str(path) for path in cache.rglob("*.jpg") if "val" in str(path)]
-    predict = ["--config-file", "demo", "--input", *images, "--output", "drawn", "--save-panoptic"]
-    assert f"{len(images)} predicted" in installed.run(installed.program, "predict", *predict)
-    evaluate = ["--gt", str(truth), "--gt-root", str(truth.parent / "panoptic")]
-    evaluate += ["--pred", "drawn/panoptic.json", "--pred-root", "drawn/panoptic"]
-    table = installed.run(installed.program, "evaluate", *evaluate)
-    assert "**All**" in table
-
-
-def test_a_config_of_the_wheel_is_found_by_its_name(installed: Installation) -> None:
-    name = "shapes/panoptic_fpn/panoptic_fpn_R18_shapes.yaml"
-    options = [*SMALL, "DATASETS.SHAPES.CACHE", str(installed.folder / "cache")]
-    options += ["OUTPUT_DIR", "dry"]
-    printed = installed.run(
-        installed.program, "train", "--config-file", name, "--dry-run", *options
+    images = [str(path) for path in truth.parent.rglob("*.jpg")]
+    run = ["--config-file", "demo/config.yaml"]
+    shapes = ["--config-file", "shapes/panoptic_fpn/panoptic_fpn_R18_shapes.yaml", "--dry-run"]
+    options = [*SMALL, "DATASETS.SHAPES.CACHE", str(cache), "OUTPUT_DIR", "dry"]
+    drawn = ["--input", *images, "--output", "drawn", "--save-panoptic"]
+    files = ["--gt", str(truth), "--gt-root", str(truth.parent / "panoptic")]
+    files += ["--pred", "drawn/panoptic.json", "--pred-root", "drawn/panoptic"]
+    missing = "coco/mask2former/none.yaml"
+    printed = installed.call(
+        *(([name, "--help"], 0) for name in COMMANDS),
+        (["check-data", *run], 0),
+        (["predict", *run, *drawn], 0),
+        (["evaluate", *files], 0),
+        (["train", *shapes, *options], 0),
+        (["train", "--config-file", missing], 2),
     )
-    assert "Dry run:" in printed
-    name = "coco/mask2former/none.yaml"
-    error = installed.run(installed.program, "train", "--config-file", name, code=2)
-    assert str(installed.package / "configs" / name) in error
-    assert str(installed.folder / name) in error
+    assert printed.startswith(f"package: {installed.package}{os.sep}")
+    assert printed.count("usage: ") == len(COMMANDS)
+    for text in ("good, 3 images", f"{len(images)} predicted", "**All**", "Dry run:"):
+        assert text in printed
+    for place in (installed.folder, installed.package / "configs"):
+        assert str(place / missing) in printed

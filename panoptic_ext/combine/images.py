@@ -1,4 +1,4 @@
-"""The images and categories that predictions of two models are about, and how files name them.
+"""The images and categories of a data set, and how prediction files name them.
 
 A dataset id is a category's id in the JSON, a contiguous id its position in `categories`.
 """
@@ -66,7 +66,8 @@ class ImageList:
                 raise EvaluationError(
                     f"{where}: two images have the same {kind}; give each image its own"
                 )
-        # What an image is called by: its own file first, then its label PNG, then its id.
+        # A prediction's file may be named after the image's file, its label PNG or its id. The
+        # first of these that matches decides.
         self._names = [
             _NameIndex((name(image), image) for image in images)
             for name in (_file_name, _png_name, _id_name)
@@ -267,5 +268,5 @@ def _png_name(image: ImageEntry) -> str:
 
 
 def _id_name(image: ImageEntry) -> str:
-    # An id is a whole base name: what follows a dot in it is no extension.
+    # The dot at the end keeps splitext from cutting an id that contains a dot.
     return f"{image.image_id}."

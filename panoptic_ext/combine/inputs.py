@@ -108,8 +108,7 @@ class _Classes:
         self._kind, self._where = ids, images.where
         count = len(images.categories)
         self._table = images.contiguous if ids == "dataset" else {i: i for i in range(count)}
-        # 0 is what the data sets leave free for void, and what Detectron2 calls all things
-        # together in its "separated" metadata.
+        # Data sets use 0 for void. Detectron2's "separated" metadata uses it for all things.
         self._void = {ignore_label, 0} - set(self._table)
 
     def contiguous(self, values: np.ndarray, where: str) -> np.ndarray:

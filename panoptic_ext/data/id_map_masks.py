@@ -107,7 +107,7 @@ class IdMapMasks:
             raise ValueError(f"{len(boxes)} boxes for {len(self)} masks; expected one each")
         boxes = boxes.to(device=self.device, dtype=torch.float32)
         out = torch.zeros(len(self), mask_size, mask_size, dtype=torch.bool, device=self.device)
-        # What the host decides it decides from this one copy; after it the device is not awaited.
+        # One copy to the host, which blocks until the device is done. Nothing after it waits again.
         table = self._ids_and_boxes()
         order = torch.argsort(table[:, 0], stable=True)
         table = table[order]

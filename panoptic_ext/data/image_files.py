@@ -57,7 +57,8 @@ def read_image(
                 )
             deep = deep_pixels(image)
             if not deep:
-                # Pillow turns a TIFF while it loads it, and drops the tag: so load first.
+                # Pillow rotates a TIFF while it loads it and then drops the tag. Loading comes
+                # first, so that a TIFF is not rotated twice.
                 image.load()
                 upright = detection_utils._apply_exif_orientation(image)
                 return detection_utils.convert_PIL_to_numpy(upright, image_format)

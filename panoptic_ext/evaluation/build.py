@@ -40,7 +40,7 @@ def result_folder(cfg: CfgNode, dataset_name: str = "") -> str:
 
 
 class OptionalEvaluator(RunEvaluator):
-    """Runs an evaluator if the model's output has its key; else says so, once, and goes on."""
+    """Runs an evaluator only on outputs that have its key; logs once if no output has it."""
 
     def __init__(self, evaluator: DatasetEvaluator, key: str, name: str):
         """
@@ -55,11 +55,11 @@ class OptionalEvaluator(RunEvaluator):
 
     @property
     def panoptic(self) -> PanopticEvaluator | None:
-        """As the evaluator's."""
+        """That of the wrapped evaluator."""
         return self.evaluator.panoptic if isinstance(self.evaluator, RunEvaluator) else None
 
     def wait(self) -> None:
-        """As the evaluator's."""
+        """Wait for the wrapped evaluator."""
         if isinstance(self.evaluator, RunEvaluator):
             self.evaluator.wait()
 
@@ -69,7 +69,7 @@ class OptionalEvaluator(RunEvaluator):
         self.evaluator.reset()
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Pass on what has the key."""
+        """Pass on the images whose output has the key."""
         pairs = [
             (given, output)
             for given, output in zip(inputs, outputs, strict=True)

@@ -1,4 +1,4 @@
-"""The predictions of the worst and best images, kept while an evaluation streams by."""
+"""Keep the predictions of the worst and best images during an evaluation."""
 
 from __future__ import annotations
 

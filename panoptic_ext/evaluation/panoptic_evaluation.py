@@ -202,7 +202,7 @@ class PanopticEvaluator(RunEvaluator, COCOPanopticEvaluator):
         return self._report({image_id: images[image_id] for image_id in annotations})
 
     def _take(self, given: Mapping[str, Any], output: Mapping[str, Any]) -> None:
-        """Start the comparison of one prediction, and see to those that are done."""
+        """Start the comparison of one prediction, and collect those that are done."""
         annotation = self.truth.find(given["image_id"], given.get("file_name"))
         if self._write and not self._names_checked:
             names = [a.file_name for a in self.truth.annotations.values()]

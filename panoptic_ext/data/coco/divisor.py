@@ -1,4 +1,4 @@
-"""Segments of maps that have no segments_info: all is in the map's values.
+"""Segments of maps that have no segments_info: the values of the map hold category and instance.
 
 Two conventions, both Detectron2's. A label PNG in the "divisor" encoding, as Cityscapes', holds
 category * label_divisor + instance with dataset ids and 0 for void; a value below the divisor is a
@@ -54,7 +54,8 @@ def segments_of_label_map(
     for value, area in zip(*(a.tolist() for a in runs.areas()), strict=True):
         if value == 0:
             continue
-        # Cityscapes writes a group of things that nobody told apart as the category alone: a crowd.
+        # Cityscapes labels a group of things whose instances nobody separated with the category
+        # alone. COCO calls such a segment a crowd.
         is_whole = value < label_divisor
         category = value if is_whole else value // label_divisor
         crowd = int(is_whole and bool(isthing.get(category)))

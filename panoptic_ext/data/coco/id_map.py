@@ -57,7 +57,9 @@ def remap_ids(ids: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarra
     dtype = np.uint8 if len(known) < 2**8 else np.uint16 if len(known) < 2**16 else np.int32
     runs = find_runs(ids)
     order = np.argsort(known, kind="stable")
-    keys = np.concatenate([[-1], known[order]])  # a sentinel, so that nothing known works too
+    keys = np.concatenate(
+        [[-1], known[order]]
+    )  # -1 is found before every id, so that an empty `known` needs no branch
     rows = np.concatenate([[0], order + 1])
     at = np.clip(np.searchsorted(keys, runs.ids, side="right") - 1, 0, None)
     hit = keys[at] == runs.ids

@@ -16,7 +16,7 @@ from panoptic_ext.errors import DatasetError, quoted
 __all__ = ["check_structure", "read_categories", "safe_name"]
 
 _MAX_DIVISOR_ID = 2**31 - 1
-_MAX_AREA = 2**53  # what JSON readers agree on; far beyond any image
+_MAX_AREA = 2**53  # the largest integer that every JSON reader reads exactly
 _MAX_CATEGORY = 2**63 - 1
 
 
@@ -252,7 +252,8 @@ class _SegmentChecker:
         return problems + _duplicates(segments, "id", where, "segments_info", "duplicate-segment")
 
     def _is_good(self, segment: dict[str, Any]) -> bool:
-        # The quick test of every segment of a large data set; `_explain` makes the messages.
+        # COCO has more than a million segments. This test is quick; only for a segment that fails
+        # it does `_explain` repeat the parts, to say which one failed.
         return (
             is_int(segment.get("id"))
             and 0 < segment["id"] <= self.max_id
@@ -332,7 +333,7 @@ def _duplicates(
 
 
 def _text(value: Any) -> str:
-    """`str` of an id or name; a value of another kind, however deep, is reported elsewhere."""
+    """`str` of an id or name. Other kinds of value get a bounded text; other checks report them."""
     return str(value) if isinstance(value, (str, int, float)) else quoted(value)
 
 

@@ -1,4 +1,4 @@
-"""JSON files, read whole; what is in them is checked elsewhere."""
+"""Read JSON files whole. The modules that use them check their content."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from panoptic_ext.regular_files import PANOPTIC_JSON, FileKind, check_regular_fi
 __all__ = ["ImageId", "is_int", "load_json", "read_json"]
 
 ImageId = int | str
-"""What a JSON names an image by."""
+"""The id of an image in a JSON: COCO has numbers, Cityscapes has text."""
 
 
 def load_json(path: str, kind: FileKind, *, error: type[PanopticExtError] = DatasetError) -> Any:

@@ -88,14 +88,14 @@ class PanopticFiles:
         self._by_name = {str(image_id): image_id for image_id in self.annotations}
 
     def find(self, image_id: ImageId) -> Annotation | None:
-        """The annotation of an image; 7 and "7" find each other if only one of them exists."""
+        """The annotation of an image; 7 and "7" are one id where only one of them exists."""
         annotation = self.annotations.get(image_id)
         if annotation is None and str(image_id) in self._by_name:
             annotation = self.annotations[self._by_name[str(image_id)]]
         return annotation
 
     def where(self, annotation: Annotation) -> str:
-        """Names the image and file in errors."""
+        """The words that name the image and its file in errors."""
         return f"image {quoted(annotation.image_id)} ({self._png(annotation)})"
 
     def table(self, annotation: Annotation, runs: Runs) -> SegmentTable:
@@ -116,7 +116,7 @@ class PanopticFiles:
         return SegmentTable.from_segments_info(segments, self.categories, where)
 
     def check_categories(self, truth: PanopticFiles) -> None:
-        """Check that the file, where it names categories, means by them what `truth` does.
+        """Check that a category id has the same name here as in `truth`.
 
         Raises:
             EvaluationError: a category id has another name there, or none.

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, collected so that it is reported together."""
+"""Problems of a data set, collected so that one report lists all of them."""
 
 from __future__ import annotations
 

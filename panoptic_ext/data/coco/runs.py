@@ -211,6 +211,7 @@ def overlaps(gt: Runs, pred: Runs) -> Overlaps:
     Args:
         gt, pred: maps of one shape (not checked here).
     """
+    # Sorting runs costs more than sorting pixels once there are nearly as many of them.
     if (len(gt.starts) + len(pred.starts)) * _MAX_RUN_SHARE > gt.size:
         return _count_pixels(gt.dense().reshape(-1), pred.dense().reshape(-1))
     starts = np.concatenate([gt.starts, pred.starts])

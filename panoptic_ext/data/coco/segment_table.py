@@ -118,5 +118,5 @@ def integer(segment: Mapping, key: str, where: str) -> int:
 
 
 def _area(value: object) -> int:
-    # Areas of predictions are not used: those of the pixels are, whatever their JSON holds.
+    # The areas of predictions are counted in the pixels. Their JSON may hold anything.
     return int(value) if isinstance(value, (int, float)) and 0 <= value < 2**53 else 0

@@ -73,7 +73,8 @@ class PanopticWriter:
             the image's annotation, for `close`.
         """
         path = os.path.join(self.png_root, *file_name.split("/"))
-        # A PNG that a power failure takes is written again; a JSON about it is durable.
+        # Waiting for the disk after each of thousands of PNGs would take minutes. After a power
+        # failure they are predicted again, since the JSON is written last.
         write_file(path, encode_png(label_map), durable=False, error=self._error)
         runs = label_map if isinstance(label_map, Runs) else find_runs(label_map)
         return {

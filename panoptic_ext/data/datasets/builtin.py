@@ -136,7 +136,7 @@ def register_builtin(names: Iterable[str] | None = None) -> None:
 
 
 def warn_of_others(names: Iterable[str]) -> None:
-    """Say of each built-in name that somebody else registered whose data set it is."""
+    """Warn of each built-in name under which somebody else registered a data set."""
     for name in names:
         if name in builtin_names() and _registered_source(name) is None:
             logger.warning(
@@ -148,7 +148,7 @@ def warn_of_others(names: Iterable[str]) -> None:
 
 
 def _register_of_others(name: str, func: Callable) -> None:
-    """`DatasetCatalog.register`, before which a built-in of that name goes out of the way."""
+    """`DatasetCatalog.register` that first removes a built-in data set of that name."""
     if _is_ours(name):
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name, None)

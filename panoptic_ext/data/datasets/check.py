@@ -159,7 +159,7 @@ def _check_files(
 
 
 def _usable(segments: list[Any]) -> list[dict[str, Any]]:
-    """The segments whose ids can be compared with pixels; the others are reported already."""
+    """The segments whose ids can be compared with pixels. `check_structure` reports the others."""
     return [s for s in segments if isinstance(s, dict) and isinstance(s.get("id"), int)]
 
 
@@ -220,7 +220,7 @@ def _check_image(sample: _Sample) -> tuple[tuple[int, int] | None, int, list[Pro
     try:
         with Image.open(sample.image) as image:
             if _is_larger((image.height, image.width), sample.size):
-                return (image.height, image.width), 1, []  # its size is reported
+                return (image.height, image.width), 1, []  # `_check_sizes` reports it
             image.load()
             size = (image.height, image.width)
             turn = image.getexif().get(EXIF_ORIENTATION, 1)
@@ -238,7 +238,7 @@ def _check_label_map(
     try:
         size = read_png_size(sample.png)
         if size is not None and _is_larger(size, sample.size):
-            return size, None, []  # its size is reported
+            return size, None, []  # `_check_sizes` reports it
         ids = read_id_map(sample.png, encoding)
     except DatasetError as error:
         return None, None, [problem_of("bad-label-map", sample.where, error)]

@@ -1,4 +1,4 @@
-"""The check of each image of a data set: one that cannot be checked is itself a problem."""
+"""Check each image of a data set. An image that cannot be checked is a problem, too."""
 
 from __future__ import annotations
 

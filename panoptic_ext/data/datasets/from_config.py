@@ -77,7 +77,7 @@ def _stays(name: str, source: Any, trained_on: Metadata | None) -> bool:
         return False
     try:
         classes = _classes(registered)
-    except DatasetError:  # its files are not there either
+    except DatasetError:  # the files of the other registration are missing as well
         return True
     if classes == _classes(trained_on):
         return True

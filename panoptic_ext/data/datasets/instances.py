@@ -90,7 +90,7 @@ class InstanceMetadata(Metadata):
         path, image_root = self._source.locate()
         info = read_json(path, INSTANCES_JSON)
         raise_if_any(_check_categories(info, path), path)
-        # The order of Detectron2's load_coco_json and of pycocotools' results.
+        # Detectron2's load_coco_json numbers the classes by ascending id, and so must this.
         rows = sorted((c["id"], c["name"]) for c in info["categories"])
         self.__dict__.update(
             json_file=path,

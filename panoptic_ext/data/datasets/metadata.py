@@ -1,4 +1,4 @@
-"""What is known of a data set before it is read, and metadata that reads it when asked."""
+"""Sources of panoptic data sets, and metadata that reads the JSON when it is first needed."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class PanopticMetadata(Metadata):
         super().__setattr__(key, value)
 
     def fill(self, categories: Sequence[Category]) -> None:
-        """Set what follows from the categories."""
+        """Set class names, colours, kinds and tables of ids from the categories."""
         if 0 <= self.ignore_label < len(categories):
             raise DatasetError(
                 f"data set {quoted(self.name)}: ignore_label {self.ignore_label} lies inside the "

@@ -77,7 +77,7 @@ def register_panoptic(
 
 
 def register_source(name: str, source: PanopticSource, *, replace: bool = False) -> None:
-    """Register `source` under `name`; with `replace`, in place of what this function put there."""
+    """Register `source` under `name`; with `replace`, over an earlier source of that name."""
     if not name:
         raise DatasetError("a data set needs a name, found an empty one")
     old = MetadataCatalog.get(name) if name in MetadataCatalog else None

@@ -1,4 +1,4 @@
-"""Questions that engine, evaluation and models ask about registered data sets."""
+"""Look up records, classes and thing ids of registered data sets."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def annotated(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _check_registered(name: str) -> None:
     if name not in DatasetCatalog:
-        register_builtin([name])  # one that was left to Mask2Former at import
+        register_builtin([name])  # an installed Mask2Former kept it from being registered at import
     if name not in DatasetCatalog:
         names = list(DatasetCatalog)
         raise DatasetError(

@@ -36,7 +36,7 @@ __all__ = ["SPLITS", "ShapesParams", "ShapesSource", "ensure_shapes", "register_
 SPLITS = ("train", "val")
 logger = logging.getLogger(__name__)
 _UNFINISHED = re.compile(rf"shapes_({'|'.join(SPLITS)})_[0-9a-f]{{16}}\..+")
-_STALE_AFTER = 60  # seconds since the last file, so that nobody's brand-new folder is removed
+_STALE_AFTER = 60  # seconds since the last write: another process may have made its folder just now
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ demo: $(STAMP) ## train on generated shapes, evaluate, draw (about 8 minutes on 
 
 docs: $(STAMP) ## build the site of docs/ into site/; a warning is an error
 	@NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build --strict
-	@echo "site/index.html"
+	@echo "site/index.html; with its search: python3 -m http.server -d site"
 
 test: $(STAMP) ## lint, types and all tests, the slow ones too
 	@PYTHON=$(VENV_PYTHON) tools/check.sh

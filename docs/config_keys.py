@@ -20,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "panoptic_ext" / "config"
+ADDS = re.compile(r"_?add_\w+$")
 
 INTRODUCTION = """# Config keys
 
@@ -87,27 +88,36 @@ def key_name(target: ast.expr) -> str:
     return ".".join(reversed(parts)) if is_key else ""
 
 
-def yaml_value(node: ast.expr) -> str:
+def constants(tree: ast.Module) -> dict[str, ast.expr]:
+    """Values of the module's constants, by name."""
+    named = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            named[node.targets[0].id] = node.value
+    return named
+
+
+def yaml_value(node: ast.expr, named: dict[str, ast.expr]) -> str:
     """A default as one writes it in YAML or on a command line."""
-    try:
-        value = ast.literal_eval(node)
-    except ValueError:  # an expression
-        return ast.unparse(node)
+    if isinstance(node, ast.Name):
+        node = named[node.id]
+    value = ast.literal_eval(node)
     return json.dumps(value) if isinstance(value, (str, list)) else repr(value)
 
 
 def read_keys(source: str) -> list[Key]:
-    """The keys of one file, in its order."""
-    texts = comments(source)
+    """The keys that the functions "add_..." and "_add_..." of a file add, in its order."""
+    texts, tree = comments(source), ast.parse(source)
+    named = constants(tree)
+    adding = [n for n in tree.body if isinstance(n, ast.FunctionDef) and ADDS.match(n.name)]
     keys = []
-    assignments = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Assign)]
-    for node in sorted(assignments, key=lambda node: node.lineno):
-        name = key_name(node.targets[0])
+    for node in (n for function in adding for n in ast.walk(function)):
+        name = key_name(node.targets[0]) if isinstance(node, ast.Assign) else ""
         if name:
             is_block = isinstance(node.value, ast.Call)
-            default = None if is_block else yaml_value(node.value)
-            keys.append(Key(name, default, meaning(node, texts)))
-    return keys
+            default = None if is_block else yaml_value(node.value, named)
+            keys.append((node.lineno, Key(name, default, meaning(node, texts))))
+    return [key for _, key in sorted(keys, key=lambda pair: pair[0])]
 
 
 def sections() -> list[Section]:

@@ -3,6 +3,8 @@
 import sys
 
 import backbone  # noqa: F401  each import registers a part
+import decoder  # noqa: F401
+import fusion  # noqa: F401
 import meta_architecture  # noqa: F401
 
 from panoptic_ext_cli import main

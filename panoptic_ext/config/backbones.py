@@ -8,18 +8,21 @@ __all__ = ["add_backbone_keys"]
 
 
 def add_backbone_keys(cfg: CN) -> None:
-    """Add MODEL.TIMM to `cfg`, in place: what MODEL.BACKBONE.NAME build_timm_backbone reads."""
-    keys = CN()
-    keys.NAME = ""  # a model of timm that gives feature maps, such as "convnext_tiny"
-    keys.PRETRAINED = False  # fetch timm's own weights; MODEL.WEIGHTS, where given, comes later
-    # Features wanted, named by stride: res2 is 4, res5 is 32. Empty: all from stride 4.
-    keys.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    keys.OUT_INDICES = []  # the model's feature maps to choose from; empty: all
+    """Add MODEL.TIMM to `cfg`, in place."""
+    # What MODEL.BACKBONE.NAME build_timm_backbone and build_timm_two_way_fpn_backbone read.
+    cfg.MODEL.TIMM = CN()
+    # Model of timm (PyTorch Image Models) that gives feature maps, such as "convnext_tiny".
+    cfg.MODEL.TIMM.NAME = ""
+    # Fetch timm's own weights. MODEL.WEIGHTS, where given, is loaded after them.
+    cfg.MODEL.TIMM.PRETRAINED = False
+    # Features wanted, named by stride: res2 is stride 4, res5 is 32. Empty: all from stride 4.
+    cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    # Indices of the model's feature maps to choose from. Empty: all.
+    cfg.MODEL.TIMM.OUT_INDICES = []
     # What takes the place of batch norm: "" keeps it, "BN", "SyncBN", "FrozenBN" (for pretrained
     # weights) or "GN" (from scratch). Activations stay.
-    keys.NORM = ""
-    # "paper": EfficientNet as in EfficientPS (Mohan and Valada, IJCV 2021), without squeeze and
-    # excitation, with leaky ReLU and the convolution in front of the classifier. ImageNet weights
-    # fit "" only.
-    keys.PRESET = ""
-    cfg.MODEL.TIMM = keys
+    cfg.MODEL.TIMM.NORM = ""
+    # "" for timm's model as it is, or "paper": EfficientNet as in EfficientPS (Mohan and Valada,
+    # IJCV 2021), without squeeze and excitation, with leaky ReLU and the convolution in front of
+    # the classifier. ImageNet weights fit "" only.
+    cfg.MODEL.TIMM.PRESET = ""

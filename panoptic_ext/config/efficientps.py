@@ -8,27 +8,36 @@ __all__ = ["add_efficientps_keys"]
 
 
 def add_efficientps_keys(cfg: CN) -> None:
-    """Add the keys of EfficientPS' network to `cfg`, in place.
+    """Add the keys of EfficientPS' network to `cfg`, in place."""
+    # The two-way FPN (section 3.2 of the paper), over any backbone. A NORM is one of Detectron2's:
+    # "BN", "SyncBN", "FrozenBN", "GN", or "" for none. An ACTIVATION is "leaky_relu" (slope 0.01,
+    # as in the paper), "relu", "silu", or "" for none.
+    cfg.MODEL.TWO_WAY_FPN = CN()
+    # Builder of the backbone below it, where MODEL.BACKBONE.NAME is build_two_way_fpn_backbone.
+    cfg.MODEL.TWO_WAY_FPN.BOTTOM_UP = "build_resnet_backbone"
+    # Features of that backbone. Empty: all that it gives.
+    cfg.MODEL.TWO_WAY_FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    # Channels of each level (paper: 256).
+    cfg.MODEL.TWO_WAY_FPN.OUT_CHANNELS = 256
+    # Normalisation after each convolution.
+    cfg.MODEL.TWO_WAY_FPN.NORM = "BN"
+    # Activation after each normalisation.
+    cfg.MODEL.TWO_WAY_FPN.ACTIVATION = "leaky_relu"
+    # Output convolutions are separable (True, the paper) or full (False, the published code).
+    cfg.MODEL.TWO_WAY_FPN.SEPARABLE = True
 
-    A NORM is one of Detectron2's ("BN", "SyncBN", "FrozenBN", "GN", "" for none). An ACTIVATION is
-    "leaky_relu" (slope 0.01, as in the paper), "relu", "silu" or "" for none.
-    """
-    keys = CN()
-    # Builder of the backbone under MODEL.BACKBONE.NAME build_two_way_fpn_backbone.
-    keys.BOTTOM_UP = "build_resnet_backbone"
-    keys.IN_FEATURES = ["res2", "res3", "res4", "res5"]  # empty: all that the backbone gives
-    keys.OUT_CHANNELS = 256  # of each level
-    keys.NORM = "BN"
-    keys.ACTIVATION = "leaky_relu"
-    keys.SEPARABLE = True  # output convolutions: separable (paper) or full (published code)
-    cfg.MODEL.TWO_WAY_FPN = keys
-
-    # SEM_SEG_HEAD.NAME EfficientPSSemSegHead; CONVS_DIM are the channels outside of the DPC.
-    cfg.MODEL.SEM_SEG_HEAD.DPC_DIM = 256  # channels within the dense prediction cells
+    # Of the semantic head, MODEL.SEM_SEG_HEAD.NAME EfficientPSSemSegHead: channels within its dense
+    # prediction cells. MODEL.SEM_SEG_HEAD.CONVS_DIM are the channels outside of them.
+    cfg.MODEL.SEM_SEG_HEAD.DPC_DIM = 256
+    # Of the semantic head: activation, as above.
     cfg.MODEL.SEM_SEG_HEAD.ACTIVATION = "leaky_relu"
-    # Loss: share of the labelled pixels of an image that counts, the worst ones.
+    # Of the semantic head's loss: share, 0 to 1, of the labelled pixels of an image that counts,
+    # those with the largest loss (section 3.3 of the paper: a quarter).
     cfg.MODEL.SEM_SEG_HEAD.HARD_PIXEL_FRACTION = 0.25
 
-    cfg.MODEL.RPN.NORM = ""  # RPN.HEAD_NAME SeparableRPNHead
+    # Of MODEL.RPN.HEAD_NAME SeparableRPNHead: normalisation, as above.
+    cfg.MODEL.RPN.NORM = ""
+    # Of MODEL.RPN.HEAD_NAME SeparableRPNHead: activation, as above.
     cfg.MODEL.RPN.ACTIVATION = "leaky_relu"
-    cfg.MODEL.ROI_MASK_HEAD.ACTIVATION = "leaky_relu"  # ROI_MASK_HEAD.NAME SeparableMaskHead
+    # Of MODEL.ROI_MASK_HEAD.NAME SeparableMaskHead: activation, as above.
+    cfg.MODEL.ROI_MASK_HEAD.ACTIVATION = "leaky_relu"

@@ -9,39 +9,52 @@ __all__ = ["add_fusion_keys"]
 
 def add_fusion_keys(cfg: CN) -> None:
     """Add MODEL.PANOPTIC_FUSION to `cfg`, in place."""
-    keys = CN()
     # Read by EfficientPS and Panoptic FPN. Mask2Former needs no fusion and refuses these keys:
     # MODEL.MASK_FORMER.TEST has its thresholds.
+    cfg.MODEL.PANOPTIC_FUSION = CN()
     # How semantic logits and instances become one map: "hadamard" (EfficientPS), "heuristic"
     # (Kirillov et al., CVPR 2019), "heuristic_detectron2" (the same, Detectron2's own code),
     # "upsnet" (Xiong et al., CVPR 2019), "spatial_ranking" (Liu et al., CVPR 2019; trained with the
     # model), or another name of PANOPTIC_FUSION_REGISTRY. "": the model's own, "hadamard" in
     # EfficientPS and "heuristic" in Panoptic FPN.
-    keys.NAME = ""
-    # EfficientPS reads the next three; Panoptic FPN reads MODEL.PANOPTIC_FPN.COMBINE instead.
-    keys.SCORE_THRESHOLD = 0.5  # instances with a lower score are ignored
-    # An instance is dropped when better ones cover more than this share of its mask.
-    keys.OVERLAP_THRESHOLD = 0.5
-    keys.STUFF_AREA_THRESHOLD = 2048  # pixels; smaller stuff becomes void (2048: Cityscapes)
+    cfg.MODEL.PANOPTIC_FUSION.NAME = ""
+    # Instances with a lower score (0 to 1) are ignored. EfficientPS only: Panoptic FPN reads
+    # MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH.
+    cfg.MODEL.PANOPTIC_FUSION.SCORE_THRESHOLD = 0.5
+    # An instance is dropped when better ones cover more than this share of its mask (0 to 1).
+    # EfficientPS only: Panoptic FPN reads MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH.
+    cfg.MODEL.PANOPTIC_FUSION.OVERLAP_THRESHOLD = 0.5
+    # Stuff with fewer pixels becomes void (2048: the paper's, for Cityscapes). EfficientPS only:
+    # Panoptic FPN reads MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT.
+    cfg.MODEL.PANOPTIC_FUSION.STUFF_AREA_THRESHOLD = 2048
     # hadamard: factor on the mask logits before they are fused with the semantic ones. The paper
     # has none; the published code uses 4, which gives other results where instance and semantic
     # logits disagree.
-    keys.INSTANCE_LOGIT_SCALE = 1.0
+    cfg.MODEL.PANOPTIC_FUSION.INSTANCE_LOGIT_SCALE = 1.0
     # What a pixel becomes where the semantic head's best class is a thing and no instance took it:
     # "void" (the paper), or "stuff": its best stuff class.
-    keys.VOID_POLICY = "void"
-    # upsnet reads the published thresholds below, and STUFF_AREA_THRESHOLD above.
-    keys.UPSNET = CN()
-    keys.UPSNET.SCORE_THRESHOLD = 0.6
-    keys.UPSNET.NMS_THRESHOLD = 0.5  # box IoU above which the worse instance of any class goes
+    cfg.MODEL.PANOPTIC_FUSION.VOID_POLICY = "void"
+
+    # The fusion "upsnet" has thresholds of its own, the published ones (Xiong et al., CVPR 2019).
+    # Its area of stuff is the one above.
+    cfg.MODEL.PANOPTIC_FUSION.UPSNET = CN()
+    # Instances with a lower score (0 to 1) are ignored.
+    cfg.MODEL.PANOPTIC_FUSION.UPSNET.SCORE_THRESHOLD = 0.6
+    # Box IoU above which the worse instance, of any class, is dropped.
+    cfg.MODEL.PANOPTIC_FUSION.UPSNET.NMS_THRESHOLD = 0.5
     # An instance is dropped when better ones of its class cover more than this share of its mask.
-    keys.UPSNET.OVERLAP_THRESHOLD = 0.3
-    # spatial_ranking: the head that learns the order of overlapping instances (Liu et al., CVPR
-    # 2019).
-    keys.SPATIAL_RANKING = CN()
-    keys.SPATIAL_RANKING.CONV_DIM = 64  # channels
-    keys.SPATIAL_RANKING.NUM_CONVS = 2  # large-kernel convolutions
-    keys.SPATIAL_RANKING.KERNEL_SIZE = 7  # cells of the map, odd
-    keys.SPATIAL_RANKING.MAP_SIZE = 128  # cells of the longer side of the map it looks at
-    keys.SPATIAL_RANKING.LOSS_WEIGHT = 1.0
-    cfg.MODEL.PANOPTIC_FUSION = keys
+    cfg.MODEL.PANOPTIC_FUSION.UPSNET.OVERLAP_THRESHOLD = 0.3
+
+    # The head of the fusion "spatial_ranking", the learned order of overlapping instances (Liu et
+    # al., CVPR 2019).
+    cfg.MODEL.PANOPTIC_FUSION.SPATIAL_RANKING = CN()
+    # Channels of its convolutions.
+    cfg.MODEL.PANOPTIC_FUSION.SPATIAL_RANKING.CONV_DIM = 64
+    # Number of its large-kernel convolutions.
+    cfg.MODEL.PANOPTIC_FUSION.SPATIAL_RANKING.NUM_CONVS = 2
+    # Side of their kernels in cells of the map; odd.
+    cfg.MODEL.PANOPTIC_FUSION.SPATIAL_RANKING.KERNEL_SIZE = 7
+    # Cells of the longer side of the map that it takes the instances on.
+    cfg.MODEL.PANOPTIC_FUSION.SPATIAL_RANKING.MAP_SIZE = 128
+    # Weight of its loss.
+    cfg.MODEL.PANOPTIC_FUSION.SPATIAL_RANKING.LOSS_WEIGHT = 1.0

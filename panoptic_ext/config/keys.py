@@ -54,12 +54,18 @@ def _add_dataset_keys(cfg: CN) -> None:
 
     # The generated data set shapes_panoptic_{train,val}.
     cfg.DATASETS.SHAPES = CN()
-    cfg.DATASETS.SHAPES.IMAGE_SIZE = [128, 160]  # height, width in pixels
-    cfg.DATASETS.SHAPES.NUM_TRAIN = 400  # images
-    cfg.DATASETS.SHAPES.NUM_VAL = 60  # images
-    cfg.DATASETS.SHAPES.MAX_OBJECTS = 8  # countable shapes in one image, at most
-    cfg.DATASETS.SHAPES.SEED = 0  # the same seed and sizes give the same bytes
-    cfg.DATASETS.SHAPES.CACHE = ""  # folder; "" is $PANOPTIC_EXT_CACHE or ~/.cache/panoptic_ext
+    # Height and width of an image, pixels.
+    cfg.DATASETS.SHAPES.IMAGE_SIZE = [128, 160]
+    # Images in shapes_panoptic_train.
+    cfg.DATASETS.SHAPES.NUM_TRAIN = 400
+    # Images in shapes_panoptic_val.
+    cfg.DATASETS.SHAPES.NUM_VAL = 60
+    # Largest number of countable shapes in an image.
+    cfg.DATASETS.SHAPES.MAX_OBJECTS = 8
+    # The same seed and sizes give the same bytes.
+    cfg.DATASETS.SHAPES.SEED = 0
+    # Folder that it is generated in. "": $PANOPTIC_EXT_CACHE, or else ~/.cache/panoptic_ext.
+    cfg.DATASETS.SHAPES.CACHE = ""
 
 
 def _add_input_keys(cfg: CN) -> None:
@@ -71,14 +77,21 @@ def _add_input_keys(cfg: CN) -> None:
     # "shortest_edge": MIN_SIZE_TRAIN / MAX_SIZE_TRAIN, then INPUT.CROP where enabled.
     # "lsj": large-scale jitter (Ghiasi et al., CVPR 2021), then a crop of fixed size.
     cfg.INPUT.AUGMENTATION = "shortest_edge"
-    cfg.INPUT.IMAGE_SIZE = 1024  # lsj: side of the square crop, pixels
-    cfg.INPUT.MIN_SCALE = 0.1  # lsj: range of the scale, relative to IMAGE_SIZE
+    # lsj: side of the square crop, pixels.
+    cfg.INPUT.IMAGE_SIZE = 1024
+    # lsj: smallest scale of an image, relative to IMAGE_SIZE.
+    cfg.INPUT.MIN_SCALE = 0.1
+    # lsj: largest scale of an image, relative to IMAGE_SIZE.
     cfg.INPUT.MAX_SCALE = 2.0
-    # A crop is drawn again (ten times at most) while one category covers more than this share.
+    # A crop is drawn again (ten times at most) while one category covers more than this share of
+    # it, 0 to 1.
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
-    cfg.INPUT.COLOR_AUG_SSD = False  # brightness, contrast, saturation, hue as in SSD
-    # Pad image (grey, 128) and ground truth (void) to a multiple of this; 0 leaves them. Unlike
-    # the published Mask2Former, nothing of a larger image is cut off: INPUT.CROP is for that.
+    # Change brightness, contrast, saturation and hue at random, as SSD does (Liu et al., ECCV
+    # 2016).
+    cfg.INPUT.COLOR_AUG_SSD = False
+    # Pad image (grey, 128) and ground truth (void) to a multiple of this, pixels; 0 leaves them.
+    # Unlike the published Mask2Former, nothing of a larger image is cut off: INPUT.CROP is for
+    # that.
     cfg.INPUT.SIZE_DIVISIBILITY = 0
 
     # Keep segments that a crop leaves without a pixel, as targets with empty masks: most published
@@ -94,11 +107,14 @@ def _add_input_keys(cfg: CN) -> None:
 
 
 def _add_run_keys(cfg: CN) -> None:
-    cfg.SOLVER.OPTIMIZER = "SGD"  # or "ADAMW"
-    # Periodic checkpoints that stay (model_final.pth always does); 0 keeps all of them.
+    # Optimizer: "SGD" or "ADAMW".
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # Number of periodic checkpoints that stay (model_final.pth always does); 0 keeps all of them.
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0
-    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0  # learning rate of backbone.* relative to BASE_LR
-    cfg.SOLVER.WEIGHT_DECAY_EMBED = None  # weight decay of nn.Embedding; None: WEIGHT_DECAY
+    # Learning rate of the parameters backbone.*, relative to BASE_LR.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # Weight decay of nn.Embedding. None: as SOLVER.WEIGHT_DECAY.
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = None
 
     # Of SOLVER.AMP.ENABLED: "float16" (CUDA alone, with a gradient scaler; Detectron2's) or
     # "bfloat16" (CUDA and CPU; measure first, old processors are slower in it).
@@ -110,8 +126,10 @@ def _add_run_keys(cfg: CN) -> None:
     # What is evaluated where the model gives it: "panoptic" (PQ), "semantic" (mIoU) and
     # "instance" (AP of boxes and masks).
     cfg.TEST.EVALUATORS = ["panoptic", "semantic", "instance"]
-    cfg.TEST.WRITE_PREDICTIONS = False  # also write predictions as COCO panoptic JSON + PNG
-    cfg.TEST.CONTACT_SHEET = 4  # images by worst and by best PQ in the contact sheet; 0: no sheet
+    # Also write predictions as COCO panoptic JSON and PNG files.
+    cfg.TEST.WRITE_PREDICTIONS = False
+    # Number of images of the worst and of the best PQ in the contact sheet; 0: no sheet.
+    cfg.TEST.CONTACT_SHEET = 4
 
     # The model is small enough to train on a CPU: where there is no CUDA, MODEL.DEVICE cuda falls
     # back to the CPU without a warning.

@@ -61,9 +61,13 @@ def stuff_area_threshold(cfg: Any) -> float:
 
 def add_mask_former_keys(cfg: CN) -> None:
     """Add the keys of Mask2Former to `cfg`, in place; Detectron2's own keys are left alone."""
-    cfg.MODEL.MASK_FORMER = _mask_former_keys()
-    _add_pixel_decoder_keys(cfg.MODEL.SEM_SEG_HEAD)
-    cfg.MODEL.SWIN = _swin_keys()
+    # Mask2Former: tasks, losses, transformer decoder and outputs.
+    cfg.MODEL.MASK_FORMER = CN()
+    _add_loss_keys(cfg)
+    _add_transformer_decoder_keys(cfg)
+    _add_test_keys(cfg)
+    _add_pixel_decoder_keys(cfg)
+    _add_swin_keys(cfg)
     _add_deeplab_keys(cfg)
     # A published mapper, which stands for INPUT.AUGMENTATION and MODEL.MASK_FORMER.TASK, and for
     # INPUT.KEEP_EMPTY_SEGMENTS where that is None: coco_panoptic_lsj, coco_instance_lsj,
@@ -71,121 +75,173 @@ def add_mask_former_keys(cfg: CN) -> None:
     cfg.INPUT.DATASET_MAPPER_NAME = ""
 
 
-def _mask_former_keys() -> CN:
-    keys = CN()
+def _add_loss_keys(cfg: CN) -> None:
     # What the queries have to find, and what the model learns from: "panoptic" (every segment),
     # "instance" (things alone; the head may then count the thing classes alone) or "semantic" (one
     # mask for each class of an image). The mapper of the data follows it.
-    keys.TASK = "panoptic"
-    # Loss: weights of classification, mask (BCE) and Dice terms; class weight of "no object".
-    keys.DEEP_SUPERVISION = True  # also supervise the predictions before the last layer
-    keys.NO_OBJECT_WEIGHT = 0.1
-    keys.CLASS_WEIGHT = 2.0
-    keys.MASK_WEIGHT = 5.0
-    keys.DICE_WEIGHT = 5.0
+    cfg.MODEL.MASK_FORMER.TASK = "panoptic"
+    # Also supervise the predictions before the last layer of the transformer decoder.
+    cfg.MODEL.MASK_FORMER.DEEP_SUPERVISION = True
+    # Weight of the class "no object" in the classification loss, relative to the other classes.
+    cfg.MODEL.MASK_FORMER.NO_OBJECT_WEIGHT = 0.1
+    # Weight of the classification loss (cross-entropy), in matching and in the loss.
+    cfg.MODEL.MASK_FORMER.CLASS_WEIGHT = 2.0
+    # Weight of the mask loss (binary cross-entropy at points), in matching and in the loss.
+    cfg.MODEL.MASK_FORMER.MASK_WEIGHT = 5.0
+    # Weight of the Dice loss, in matching and in the loss.
+    cfg.MODEL.MASK_FORMER.DICE_WEIGHT = 5.0
     # Weight of an auxiliary semantic loss on mask_features, a 1x1 convolution in training only
     # (kMaX-DeepLab, Yu et al., ECCV 2022): without pretrained weights they learn faster. 0: none.
     # PlacedQueryTransformerDecoder finds stuff by a head of its own that learns from this loss.
-    keys.SEMANTIC_LOSS_WEIGHT = 0.0
-    # Points at which masks are compared: their number, candidates per kept point, and the share
-    # that is chosen for its uncertainty (PointRend's k and beta).
-    keys.TRAIN_NUM_POINTS = 12544
-    keys.OVERSAMPLE_RATIO = 3.0
-    keys.IMPORTANCE_SAMPLE_RATIO = 0.75
-    # Share of the points in loss and matching that is drawn in each target's box, three times
-    # enlarged (ours). The published rule draws the rest. For images with many small objects, on
-    # which hardly any of the points drawn anywhere fall. 0: none.
-    keys.BOX_SAMPLE_RATIO = 0.0
+    cfg.MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT = 0.0
+    # PlacedQueryTransformerDecoder only: weight of the loss that teaches it the centres of things.
+    cfg.MODEL.MASK_FORMER.CENTRE_LOSS_WEIGHT = 5.0
+    # Number of points of a mask at which loss and matching compare it with its target.
+    cfg.MODEL.MASK_FORMER.TRAIN_NUM_POINTS = 12544
+    # Candidates that are drawn for each point kept for its uncertainty (PointRend's k).
+    cfg.MODEL.MASK_FORMER.OVERSAMPLE_RATIO = 3.0
+    # Share of the points of the loss, 0 to 1, that is chosen for its uncertainty (PointRend's
+    # beta). The rest is drawn uniformly.
+    cfg.MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO = 0.75
+    # Share of the points in loss and matching, 0 to 1, that is drawn in each target's box, three
+    # times enlarged (ours). The published rule draws the rest. For images with many small objects,
+    # on which hardly any of the points drawn anywhere fall. 0: none.
+    cfg.MODEL.MASK_FORMER.BOX_SAMPLE_RATIO = 0.0
     # Draw the points of matching once for all outputs of the decoder (ours, as random and cheaper)
     # instead of anew for each (published).
-    keys.SHARED_MATCHING_POINTS = False
+    cfg.MODEL.MASK_FORMER.SHARED_MATCHING_POINTS = False
 
-    # Transformer decoder.
-    keys.TRANSFORMER_DECODER_NAME = "MultiScaleMaskedTransformerDecoder"
-    # PlacedQueryTransformerDecoder (ours) only, whose queries begin at centres of things that it
-    # finds in the image: weight of the loss that teaches it the centres.
-    keys.CENTRE_LOSS_WEIGHT = 5.0
-    keys.TRANSFORMER_IN_FEATURE = "multi_scale_pixel_decoder"  # the only one that it can take
-    keys.HIDDEN_DIM = 256  # channels of a query
-    keys.NUM_OBJECT_QUERIES = 100
-    keys.NHEADS = 8  # also the pixel decoder's, unless its own N_HEADS is given
-    keys.DROPOUT = 0.0
-    keys.DIM_FEEDFORWARD = 2048
-    keys.ENC_LAYERS = 0  # encoder layers in front of it: it has none, so only 0
-    keys.DEC_LAYERS = 10  # predictions: one before the first of its layers and one after each
-    keys.PRE_NORM = False  # normalise what enters a layer instead of what leaves it
-    keys.ENFORCE_INPUT_PROJ = False  # project its features even where their channels agree
 
-    keys.SIZE_DIVISIBILITY = 32  # pad images to a multiple of this; negative: the backbone's
+def _add_transformer_decoder_keys(cfg: CN) -> None:
+    # Transformer decoder: "MultiScaleMaskedTransformerDecoder" (published),
+    # "PlacedQueryTransformerDecoder" (ours: queries begin at centres of things that it finds in the
+    # image), or another name of TRANSFORMER_DECODER_REGISTRY.
+    cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME = "MultiScaleMaskedTransformerDecoder"
+    # Features that the decoder takes. There is only this value; published files set it.
+    cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE = "multi_scale_pixel_decoder"
+    # Channels of a query.
+    cfg.MODEL.MASK_FORMER.HIDDEN_DIM = 256
+    # Number of queries, and so the largest number of segments in an image.
+    cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES = 100
+    # Heads of each attention of the decoder, and of the pixel decoder unless its own N_HEADS is
+    # given.
+    cfg.MODEL.MASK_FORMER.NHEADS = 8
+    # Dropout in the decoder, 0 to 1.
+    cfg.MODEL.MASK_FORMER.DROPOUT = 0.0
+    # Width inside the feed-forward layers, channels.
+    cfg.MODEL.MASK_FORMER.DIM_FEEDFORWARD = 2048
+    # Encoder layers in front of the decoder. It has none, so only 0; published files set it.
+    cfg.MODEL.MASK_FORMER.ENC_LAYERS = 0
+    # Number of predictions: one before the decoder's first layer and one after each. The decoder
+    # has one layer fewer.
+    cfg.MODEL.MASK_FORMER.DEC_LAYERS = 10
+    # Normalise what enters a layer instead of what leaves it.
+    cfg.MODEL.MASK_FORMER.PRE_NORM = False
+    # Project the pixel decoder's features even where their channels agree with HIDDEN_DIM.
+    cfg.MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ = False
+    # Pad images to a multiple of this, pixels. Negative: of the backbone's divisibility.
+    cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY = 32
     # Recompute decoder layers in the backward pass: less memory, about a quarter more time.
-    keys.GRADIENT_CHECKPOINTING = False
-    keys.COMPILE = False  # torch.compile for pixel decoder and transformer decoder
+    cfg.MODEL.MASK_FORMER.GRADIENT_CHECKPOINTING = False
+    # Run pixel decoder and transformer decoder through torch.compile.
+    cfg.MODEL.MASK_FORMER.COMPILE = False
 
-    keys.TEST = CN()
-    keys.TEST.SEMANTIC_ON = True  # outputs: which of them one forward pass gives
-    keys.TEST.INSTANCE_ON = False
-    keys.TEST.PANOPTIC_ON = False
-    keys.TEST.OBJECT_MASK_THRESHOLD = 0.8  # panoptic: class scores above this count
-    keys.TEST.OVERLAP_THRESHOLD = 0.8  # panoptic: least share of its mask that a segment keeps
+
+def _add_test_keys(cfg: CN) -> None:
+    # Inference: which outputs one forward pass gives, and their thresholds.
+    cfg.MODEL.MASK_FORMER.TEST = CN()
+    # Give semantic scores, "sem_seg".
+    cfg.MODEL.MASK_FORMER.TEST.SEMANTIC_ON = True
+    # Give instances, "instances".
+    cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON = False
+    # Give the panoptic map, "panoptic_seg".
+    cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = False
+    # Panoptic: queries with a class score (0 to 1) above this count.
+    cfg.MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD = 0.8
+    # Panoptic: least share of its mask, 0 to 1, that a segment keeps.
+    cfg.MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD = 0.8
     # PlacedQueryTransformerDecoder only, panoptic: stuff of fewer pixels becomes void, as in
     # Panoptic FPN (MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT).
-    keys.TEST.STUFF_AREA_THRESHOLD = _STUFF_AREA_THRESHOLD
+    cfg.MODEL.MASK_FORMER.TEST.STUFF_AREA_THRESHOLD = _STUFF_AREA_THRESHOLD
     # Semantic: resize masks to the output before classes are summed up (else after). With another
     # output on, masks are resized before in any case.
-    keys.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
-    return keys
+    cfg.MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
 
 
-def _add_pixel_decoder_keys(keys: CN) -> None:
-    keys.MASK_DIM = 256  # channels of mask_features and of the mask embedding
-    keys.PIXEL_DECODER_NAME = "BasePixelDecoder"  # or MSDeformAttnPixelDecoder
+def _add_pixel_decoder_keys(cfg: CN) -> None:
+    # Channels of mask_features and of the mask embedding.
+    cfg.MODEL.SEM_SEG_HEAD.MASK_DIM = 256
+    # Pixel decoder: "BasePixelDecoder" (an FPN), "MSDeformAttnPixelDecoder" (published: multi-scale
+    # deformable attention), or another name of PIXEL_DECODER_REGISTRY.
+    cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME = "BasePixelDecoder"
     # Under mixed precision MSDeformAttnPixelDecoder stays in float32 (published). False: the half
     # type there as well, a quarter faster and less exact (measured in docs/mask2former.md).
-    keys.PIXEL_DECODER_FULL_PRECISION = True
-    keys.TRANSFORMER_ENC_LAYERS = 6  # layers of deformable attention in the pixel decoder
-    keys.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = ["res3", "res4", "res5"]
-    keys.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4  # samples of a head in a level
-    # 0: as MODEL.MASK_FORMER.NHEADS, which alone counts in the published code.
-    keys.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 0
-    keys.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD = 1024
-    # Who computes deformable attention: "auto" (by device), "reference", "cpu" or "triton".
-    keys.DEFORMABLE_TRANSFORMER_ENCODER_BACKEND = "auto"
+    cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_FULL_PRECISION = True
+    # Layers of deformable attention in MSDeformAttnPixelDecoder.
+    cfg.MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS = 6
+    # Features of the backbone that deformable attention takes.
+    cfg.MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = ["res3", "res4", "res5"]
+    # Places that a head samples in a level.
+    cfg.MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4
+    # Heads. 0: as MODEL.MASK_FORMER.NHEADS, which alone counts in the published code.
+    cfg.MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 0
+    # Width inside the feed-forward layers, channels.
+    cfg.MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD = 1024
+    # Implementation of deformable attention: "auto" (by device), "reference", "cpu" or "triton".
+    cfg.MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_BACKEND = "auto"
 
 
-def _swin_keys() -> CN:
-    """Swin Transformer (Liu et al., ICCV 2021); the defaults are Swin-T's."""
-    keys = CN()
-    keys.PRETRAIN_IMG_SIZE = 224  # pixels; the grid of the absolute position embedding (APE)
-    keys.PATCH_SIZE = 4  # pixels
-    keys.EMBED_DIM = 96  # channels of the first stage
-    keys.DEPTHS = [2, 2, 6, 2]  # blocks of each stage
-    keys.NUM_HEADS = [3, 6, 12, 24]
-    keys.WINDOW_SIZE = 7  # patches
-    keys.MLP_RATIO = 4.0
-    keys.QKV_BIAS = True
-    keys.QK_SCALE = None  # None: head dimension ** -0.5
-    keys.DROP_RATE = 0.0
-    keys.ATTN_DROP_RATE = 0.0
-    keys.DROP_PATH_RATE = 0.3
-    keys.APE = False
-    keys.PATCH_NORM = True
-    keys.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    keys.USE_CHECKPOINT = False  # recompute blocks in the backward pass
-    return keys
+def _add_swin_keys(cfg: CN) -> None:
+    # Swin Transformer (Liu et al., ICCV 2021); the defaults are Swin-T's.
+    cfg.MODEL.SWIN = CN()
+    # Side of the images of pretraining, pixels: the grid of the absolute position embedding (APE).
+    cfg.MODEL.SWIN.PRETRAIN_IMG_SIZE = 224
+    # Side of a patch, pixels.
+    cfg.MODEL.SWIN.PATCH_SIZE = 4
+    # Channels of the first stage; each stage has twice those of the one before.
+    cfg.MODEL.SWIN.EMBED_DIM = 96
+    # Blocks of each stage.
+    cfg.MODEL.SWIN.DEPTHS = [2, 2, 6, 2]
+    # Attention heads of each stage.
+    cfg.MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
+    # Side of a window, patches.
+    cfg.MODEL.SWIN.WINDOW_SIZE = 7
+    # Width of the MLP of a block, relative to its channels.
+    cfg.MODEL.SWIN.MLP_RATIO = 4.0
+    # Query, key and value have a bias.
+    cfg.MODEL.SWIN.QKV_BIAS = True
+    # Factor on the products of queries and keys. None: head dimension ** -0.5.
+    cfg.MODEL.SWIN.QK_SCALE = None
+    # Dropout after attention and MLP, 0 to 1.
+    cfg.MODEL.SWIN.DROP_RATE = 0.0
+    # Dropout of attention weights, 0 to 1.
+    cfg.MODEL.SWIN.ATTN_DROP_RATE = 0.0
+    # Stochastic depth: chance that the last block is left out; it grows from 0 with the depth.
+    cfg.MODEL.SWIN.DROP_PATH_RATE = 0.3
+    # Add an absolute position embedding.
+    cfg.MODEL.SWIN.APE = False
+    # Normalise the patches' embeddings.
+    cfg.MODEL.SWIN.PATCH_NORM = True
+    # Features wanted, named by stride: res2 is stride 4, res5 is 32.
+    cfg.MODEL.SWIN.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    # Recompute blocks in the backward pass: less memory, more time.
+    cfg.MODEL.SWIN.USE_CHECKPOINT = False
 
 
 def _add_deeplab_keys(cfg: CN) -> None:
-    """Keys that published Mask2Former files take from Detectron2's DeepLab project."""
-    new = {
-        "SOLVER.POLY_LR_POWER": 0.9,  # LR_SCHEDULER_NAME WarmupPolyLR
-        "SOLVER.POLY_LR_CONSTANT_ENDING": 0.0,  # share of BASE_LR it stays at in the end
-        "MODEL.RESNETS.STEM_TYPE": "basic",  # the only one of build_resnet_backbone
-        "MODEL.RESNETS.RES5_MULTI_GRID": [1, 1, 1],  # the only one of build_resnet_backbone
-    }
-    for name, value in new.items():
-        parent, key = name.rsplit(".", 1)
-        node = cfg
-        for part in parent.split("."):
-            node = node[part]
-        if key not in node:
-            node[key] = value
+    """Keys that published Mask2Former files take from Detectron2's DeepLab project.
+
+    Whoever has added them before, such as that project, keeps its values.
+    """
+    if "POLY_LR_POWER" not in cfg.SOLVER:
+        # Exponent of the schedule LR_SCHEDULER_NAME WarmupPolyLR.
+        cfg.SOLVER.POLY_LR_POWER = 0.9
+    if "POLY_LR_CONSTANT_ENDING" not in cfg.SOLVER:
+        # WarmupPolyLR: share of BASE_LR, 0 to 1, at which the learning rate stays in the end.
+        cfg.SOLVER.POLY_LR_CONSTANT_ENDING = 0.0
+    if "STEM_TYPE" not in cfg.MODEL.RESNETS:
+        # Stem of the ResNet: "basic" is the only one of build_resnet_backbone.
+        cfg.MODEL.RESNETS.STEM_TYPE = "basic"
+    if "RES5_MULTI_GRID" not in cfg.MODEL.RESNETS:
+        # Dilations in the last stage: [1, 1, 1] is the only one of build_resnet_backbone.
+        cfg.MODEL.RESNETS.RES5_MULTI_GRID = [1, 1, 1]

@@ -15,7 +15,7 @@ from detectron2.utils.events import EventStorage
 from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.fusion import PANOPTIC_FUSION_REGISTRY
 from tests import ROOT
-from tests.fakes import IS_THING, fake_input, fake_metadata
+from tests.tiny.model_inputs import IS_THING, fake_input, fake_metadata
 
 # Each instance gets the pixels of its box that no better one has; there is no stuff.
 SOURCE = '''

@@ -12,9 +12,9 @@ from typing import Generic, TypeVar
 import cv2
 import torch
 
-from panoptic_ext.data.image_files import READ_ERRORS
 from panoptic_ext.errors import ConfigError, listed, shortened
 from panoptic_ext.interruption import Interrupted, StopRequest, stoppable
+from panoptic_ext.regular_files import READ_ERRORS
 
 __all__ = ["FILE_ERRORS", "ManyFiles", "explain_failure", "failure_line", "listed_failures"]
 

@@ -11,6 +11,8 @@ import os
 import stat
 from dataclasses import dataclass, replace
 
+from PIL import Image
+
 from panoptic_ext.errors import PanopticExtError, UnreadableFileError, shortened
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "METADATA",
     "METRICS",
     "PANOPTIC_JSON",
+    "READ_ERRORS",
     "RESULTS_JSON",
     "SMALL_FILE",
     "VIDEO",
@@ -31,6 +34,9 @@ __all__ = [
     "file_problem",
     "readable_size",
 ]
+
+READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+"""What Pillow raises for missing, truncated, foreign or absurdly large image files."""
 
 _MIB, _GIB = 1 << 20, 1 << 30
 

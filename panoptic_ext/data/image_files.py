@@ -10,7 +10,7 @@ from detectron2.data import detection_utils
 from PIL import Image
 
 from panoptic_ext.errors import DatasetError, UnreadableFileError
-from panoptic_ext.regular_files import IMAGE, check_regular_file
+from panoptic_ext.regular_files import IMAGE, READ_ERRORS, check_regular_file
 
 __all__ = [
     "EXIF_ORIENTATION",
@@ -20,9 +20,6 @@ __all__ = [
     "too_many_pixels",
     "turned_size",
 ]
-
-READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-"""What Pillow raises for missing, truncated, foreign or absurdly large image files."""
 
 EXIF_ORIENTATION = 274
 """The EXIF tag that says how to turn an image: 1 as it is, 2 to 8 turned or mirrored."""

@@ -160,6 +160,26 @@ def test_changes_no_global_state() -> None:
     assert out.endswith("unchanged\n")
 
 
+def test_predictor_is_imported_when_it_is_asked_for() -> None:
+    run_well("""
+        import sys
+        import panoptic_ext
+        assert "panoptic_ext.prediction.predictor" not in sys.modules
+        assert "panoptic_ext.engine" not in sys.modules and "Predictor" in dir(panoptic_ext)
+        from panoptic_ext import Predictor, load_run_cfg
+        from panoptic_ext.engine import predictor as address_of_older_scripts
+        from panoptic_ext.prediction import predictor
+        assert Predictor is predictor.Predictor is address_of_older_scripts.Predictor
+        assert load_run_cfg is predictor.load_run_cfg is address_of_older_scripts.load_run_cfg
+        try:
+            panoptic_ext.Predictors
+        except AttributeError as error:
+            assert "no attribute 'Predictors'" in str(error)
+        else:
+            raise AssertionError
+    """)
+
+
 def test_warns_of_nothing_and_hides_no_warning_of_the_user() -> None:
     """Torch's warnings about what Detectron2 and fvcore script when they are imported."""
     result = run(

@@ -59,12 +59,12 @@ class MaskTargets(ABC):
         """
         if self.isthing is None:
             raise ValueError("targets without `isthing` cannot say which of them are things")
-        rows = self.isthing.nonzero()[:, 0]
+        rows = np.flatnonzero(self.isthing.numpy())
         return self if len(rows) == len(self) else self._choose(rows)
 
     @abstractmethod
-    def _choose(self, rows: Tensor) -> MaskTargets:
-        """The targets of `rows` ((M,) int64 on the CPU), in this order."""
+    def _choose(self, rows: np.ndarray) -> MaskTargets:
+        """The targets of `rows` ((M,) int64), in this order."""
 
     @abstractmethod
     def smallest_first(self) -> MaskTargets:
@@ -185,12 +185,12 @@ class IdMapTargets(MaskTargets):
         """(H, W) int32, see the class."""
         return self.pixels
 
-    def _choose(self, rows: Tensor) -> MaskTargets:
+    def _choose(self, rows: np.ndarray) -> MaskTargets:
         new_ids = np.zeros(len(self) + 1, np.int32)
-        new_ids[rows.numpy() + 1] = np.arange(1, len(rows) + 1)
+        new_ids[rows + 1] = np.arange(1, len(rows) + 1)
         device = self.pixels.device
         id_map = to_device(new_ids, device)[self.pixels.long()]
-        return IdMapTargets(self.labels[to_device(rows.numpy(), device)], id_map, self.image)
+        return IdMapTargets(self.labels[to_device(rows, device)], id_map, self.image)
 
     def smallest_first(self) -> MaskTargets:
         return self
@@ -253,9 +253,9 @@ class PlaneTargets(MaskTargets):
         """(N, H, W) bool."""
         return self.pixels
 
-    def _choose(self, rows: Tensor) -> MaskTargets:
-        rows = to_device(rows.numpy(), self.pixels.device)
-        return PlaneTargets(self.labels[rows], self.pixels[rows], self.image)
+    def _choose(self, rows: np.ndarray) -> MaskTargets:
+        chosen = to_device(rows, self.pixels.device)
+        return PlaneTargets(self.labels[chosen], self.pixels[chosen], self.image)
 
     def smallest_first(self) -> MaskTargets:
         order = self.masks.flatten(1).sum(1).argsort()

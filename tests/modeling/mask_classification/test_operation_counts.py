@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from panoptic_ext.modeling.mask_classification import query_masks
 from panoptic_ext.modeling.mask_classification.criterion import SetCriterion
 from panoptic_ext.modeling.mask_classification.matcher import HungarianMatcher
+from panoptic_ext.modeling.mask_classification.placed_criterion import PlacedCriterion
 from panoptic_ext.modeling.mask_classification.targets import IdMapTargets, MaskTargets
 from panoptic_ext.modeling.transformer_decoder.outputs import (
     DecoderOutputs,
+    Places,
     Predictions,
     QueryMasks,
 )
@@ -65,6 +69,30 @@ def test_the_losses_take_few_operations_however_many_outputs_there_are(shared_po
     assert forward.operations - fewer.operations <= 8  # a selection an image and output
     assert forward.waits == {} and backward.waits == {}
     assert forward.copies == {"cpu": 1}  # all costs at once
+
+
+def test_placed_queries_make_the_host_wait_no_more_often():
+    predictions, targets, _ = make(4, 2)
+    maps = (torch.rand(2, channels, 8, 8).requires_grad_() for channels in (1, 4, CLASSES))
+    centre_logits, boxes, semantic_logits = maps
+    places = Places(torch.rand(2, QUERIES, 2), centre_logits, boxes)
+    predictions = replace(predictions, semantic_logits=semantic_logits, places=places)
+    for target in targets:
+        target.isthing = torch.arange(len(target)) % 2 == 0
+    criterion = PlacedCriterion(
+        stuff_in_map=True,
+        num_classes=CLASSES,
+        matcher=HungarianMatcher(num_points=POINTS),
+        weight_dict={},
+        no_object_weight=0.1,
+        num_points=POINTS,
+        oversample_ratio=3.0,
+        importance_sample_ratio=0.75,
+    )
+    with OperationCounts() as counts:
+        losses = criterion(predictions, targets)
+    assert {"loss_sem_seg", "loss_centre", "loss_box"} < set(losses)
+    assert counts.waits == {} and counts.copies == {"cpu": 1}
 
 
 @pytest.mark.parametrize("shared_points", [False, True])

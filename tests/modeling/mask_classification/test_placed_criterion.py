@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panoptic_ext.modeling.mask_classification.matcher import HungarianMatcher
-from panoptic_ext.modeling.mask_classification.placed_criterion import centre_map, outside_target
+from panoptic_ext.modeling.mask_classification.placed_criterion import (
+    PlacedCriterion,
+    centre_map,
+    outside_target,
+)
 from panoptic_ext.modeling.mask_classification.targets import IdMapTargets, PlaneTargets
-from panoptic_ext.modeling.transformer_decoder.outputs import Predictions
+from panoptic_ext.modeling.transformer_decoder.outputs import DecoderOutputs, Predictions
 from tests.modeling.mask_classification.random_targets import planes, random_id_map
 
 
@@ -125,3 +130,19 @@ def test_an_object_on_a_larger_one_has_a_centre():
     target = PlaneTargets(torch.zeros(2, dtype=torch.int64), masks)
     found, _ = centre_map(target, (40, 40))
     assert found[masks[1]].max() == 1 and found[masks[0] & ~masks[1]].max() == 1
+
+
+def test_a_decoder_without_the_maps_it_promises_is_named():
+    criterion = PlacedCriterion(
+        stuff_in_map=False,
+        num_classes=2,
+        matcher=HungarianMatcher(num_points=20),
+        weight_dict={},
+        no_object_weight=0.1,
+        num_points=20,
+        oversample_ratio=3.0,
+        importance_sample_ratio=0.75,
+    )
+    outputs = DecoderOutputs(torch.zeros(1, 3, 3), torch.zeros(1, 3, 5, 10))
+    with pytest.raises(TypeError, match="places_queries, but its outputs have no `places`"):
+        criterion(outputs, [two_things()])

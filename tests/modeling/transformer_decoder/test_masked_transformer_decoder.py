@@ -9,7 +9,9 @@ from detectron2.config import get_cfg
 from panoptic_ext import add_panoptic_ext_config
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.modeling.transformer_decoder import (
+    TRANSFORMER_DECODER_REGISTRY,
     MultiScaleMaskedTransformerDecoder,
+    TransformerDecoder,
     build_transformer_decoder,
 )
 
@@ -179,3 +181,19 @@ def test_three_levels_are_expected():
     levels, mask_features = features()
     with pytest.raises(ValueError, match="found 2 feature levels, expected 3"):
         decoder()(levels[:2], mask_features, aux=False)
+
+
+def test_a_registered_class_that_is_no_transformer_decoder_is_refused(monkeypatch):
+    name = "OfSomebody"
+    monkeypatch.setitem(TRANSFORMER_DECODER_REGISTRY._obj_map, name, torch.nn.Identity)
+    cfg = config()
+    cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME = name
+    with pytest.raises(ConfigError, match=r"'OfSomebody', which is registered but no subclass of"):
+        build_transformer_decoder(cfg, 16)
+
+
+def test_only_fewer_layers_than_levels_leave_parameters_unused():
+    assert [decoder(num_layers=n).leaves_parameters_unused for n in (2, 3)] == [True, False]
+    assert not TransformerDecoder().leaves_parameters_unused
+    with pytest.raises(NotImplementedError, match="TransformerDecoder has no forward"):
+        TransformerDecoder()([], None, aux=False)

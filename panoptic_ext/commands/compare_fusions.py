@@ -17,6 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
 from panoptic_ext.commands.command_line import command_parser, ends_with_a_message, non_negative_int
+from panoptic_ext.data.datasets.parsed import parsed_once
 from panoptic_ext.data.image_files import read_image
 from panoptic_ext.evaluation.panoptic_evaluation import PanopticEvaluator
 from panoptic_ext.prediction.compare_fusions import (
@@ -106,10 +107,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 @ends_with_a_message(output=lambda args: args.sheet)
 def run(args: argparse.Namespace) -> int:
     """Compare and print; returns 0."""
-    results = [
-        compare_run(run, args, draw=bool(args.sheet) and number == 0)
-        for number, run in enumerate(args.runs)
-    ]
+    with parsed_once():  # one data set for the evaluators of all fusions
+        results = [
+            compare_run(run, args, draw=bool(args.sheet) and number == 0)
+            for number, run in enumerate(args.runs)
+        ]
     print(fusion_table(results))
     if args.sheet:
         print(f"pictures: {args.sheet}")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from panoptic_ext.data.datasets.parsed import parsed_content, parsed_once
 from tests import ROOT
 
 CONFIG = str(ROOT / "configs/shapes/panoptic_fpn/panoptic_fpn_R18_shapes.yaml")
@@ -71,19 +70,3 @@ def test_eval_only_parses_and_checks_the_json_once(tmp_path: Path) -> None:
     results = json.loads((folder / "results.json").read_text())
     assert {"panoptic_seg", "sem_seg", "bbox"} <= set(results)
     assert (folder / "contact_sheet.png").is_file()
-
-
-def test_nothing_is_kept_outside_of_the_scope_and_one_json_within(tmp_path: Path) -> None:
-    paths = [tmp_path / name for name in ("a.json", "b.json")]
-    for path in paths:
-        path.write_text("{}")
-    a, b = map(str, paths)
-    assert parsed_content(a) is not parsed_content(a)
-    with parsed_once():
-        first = parsed_content(a)
-        with parsed_once():
-            assert parsed_content(a) is first
-        assert parsed_content(a) is first
-        parsed_content(b)
-        assert parsed_content(a) is not first
-    assert parsed_content(a) is not parsed_content(a)

@@ -1,0 +1,39 @@
+"""The sources of the site: navigation, links and what make docs installs."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+
+from tests import ROOT
+from tests.docs.pages import DOCS
+
+PAGES = sorted(DOCS.glob("*.md"))
+WRITTEN = {"configs.md", "api/index.md"}  # by docs/hooks.py while the site is built
+
+
+def test_the_navigation_has_every_page() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    named = set(re.findall(r"[\w/-]+\.md", yaml.safe_dump(yaml.safe_load(text)["nav"])))
+    assert named == {page.name for page in PAGES} | WRITTEN
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_of_a_page_lead_somewhere(page) -> None:
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(((?!http)[^)#\s]+)[^)]*\)", text):
+        is_written = link in WRITTEN or re.fullmatch(r"api/panoptic_ext[\w.]*\.md", link)
+        assert is_written or (DOCS / link).exists(), link
+    for path in re.findall(r'--8<-- "([^"]+)"', text):
+        assert (ROOT / path).is_file(), path
+
+
+def test_nothing_is_fetched_from_elsewhere() -> None:
+    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert settings["theme"]["font"] is False
+    assert not {"extra_javascript", "repo_url"} & set(settings)
+    assert "offline" not in settings["plugins"]  # it loads a script from a server
+    style = (DOCS / "stylesheets" / "site.css").read_text(encoding="utf-8")
+    assert "http" not in style and "@import" not in style

@@ -5,6 +5,7 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
 from scipy import ndimage
 
+from panoptic_ext.config.left_out import complete_config
 from panoptic_ext.modeling.meta_arch.base import MetaArchitecture
 from panoptic_ext.modeling.meta_arch.classes import classes_of_dataset
 
@@ -22,6 +23,7 @@ class ConnectedPixels(MetaArchitecture, SemanticSegmentor):
 
     @classmethod
     def from_config(cls, cfg):
+        cfg = complete_config(cfg, cls)  # for Detectron2's own build_model and DefaultTrainer
         return {**super().from_config(cfg), "thing_ids": classes_of_dataset(cfg).thing_ids}
 
     def forward(self, batched_inputs):

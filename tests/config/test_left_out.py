@@ -15,14 +15,15 @@ from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 from detectron2.engine import DefaultPredictor, DefaultTrainer
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor, build_model
 
 from panoptic_ext import add_panoptic_ext_config
-from panoptic_ext.config.left_out import DERIVED_KEYS, get_key, is_left_out
+from panoptic_ext.config.left_out import DERIVED_KEYS, complete_config, get_key, is_left_out
 from panoptic_ext.data import PanopticDatasetMapper
 from panoptic_ext.engine.optimizer import build_lr_scheduler, build_optimizer
 from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.errors import ConfigError
+from panoptic_ext.modeling.meta_arch.base import MetaArchitecture
 from tests import ROOT
 from tests.config.shipped import LEAVES, failures, without_initialisation
 from tests.config.test_configs import CLASSES, THINGS
@@ -200,6 +201,28 @@ def test_a_run_of_train_net_is_read_by_a_default_predictor(
     predictor = DefaultPredictor(user_cfg(tmp_path / "config.yaml"))
     assert num_classes(predictor.model) == 3
     assert list(predictor.metadata.thing_classes) == ["road", "car", "person"]
+
+
+@META_ARCH_REGISTRY.register()
+class ForeignSegmentor(MetaArchitecture, SemanticSegmentor):
+    """A third party's model: Detectron2's, with contiguous classes."""
+
+    has_contiguous_classes = True
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return super().from_config(complete_config(cfg, cls))
+
+
+def test_a_model_of_another_package_derives_its_numbers(tiny: TinyDataset, tmp_path: Path) -> None:
+    values = {
+        "MODEL.META_ARCHITECTURE": "ForeignSegmentor",
+        "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
+        "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
+        "MODEL.SEM_SEG_HEAD.NAME": "SemSegFPNHead",
+        "MODEL.SEM_SEG_HEAD.IN_FEATURES": ["p2", "p3", "p4", "p5"],
+    }
+    assert num_classes(build_model(user_cfg(block_file(tiny, tmp_path), **values))) == 3
 
 
 class TrainerOfAUser(DefaultTrainer):

@@ -50,7 +50,9 @@ class MetaArchitecture:
 
     True: MODEL.SEM_SEG_HEAD.NUM_CLASSES and MODEL.ROI_HEADS.NUM_CLASSES are derived from the data
     set, and "sem_seg" and "instances" of the mapper are the model's ground truth. False: the
-    numbers of classes stay as given, as Detectron2's models expect.
+    numbers of classes stay as given, as Detectron2's models expect. A `from_config` of its own
+    begins with `cfg = complete_config(cfg, cls)` of panoptic_ext.config.left_out, so that the
+    numbers are derived under Detectron2's build_model, too.
     """
     score_threshold_key: ClassVar[str] = ""
     """Config key of the least score of a thing in the outputs, which predict's

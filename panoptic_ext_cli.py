@@ -98,10 +98,10 @@ def _usage() -> str:
 def _unknown(name: str) -> str:
     if not name:
         return f"{_usage()}\nerror: no command given\n"
-    # panoptic_ext.errors has these words too, but would load torch first.
+    # The words of panoptic_ext.errors.unknown, which cannot be imported without loading torch.
     nearest = difflib.get_close_matches(name.replace("_", "-"), COMMANDS, n=1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ";"
-    return f"error: unknown command {name!r}{hint} (known: {', '.join(COMMANDS)})\n"
+    hint = f"; did you mean {nearest[0]!r}? " if nearest else "; "
+    return f"error: unknown command {name!r}{hint}known: {', '.join(COMMANDS)}\n"
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import sys
 import pytest
 from PIL import Image
 
+from panoptic_ext.commands import compare_fusions
 from panoptic_ext.prediction.compare_fusions import fusion_table
 from tests import ROOT
 
@@ -57,12 +58,24 @@ def trained(tmp_path_factory, cache):
     return folder
 
 
-def test_every_fusion_on_the_same_weights(trained, cache, tmp_path):
-    sheet = tmp_path / "sheet.png"
+@pytest.fixture(scope="module")
+def compared(trained, cache, tmp_path_factory):
+    """What comparing the run with itself printed, and the sheet that it drew."""
+    sheet = tmp_path_factory.mktemp("sheet") / "sheet.png"
     command = ["tools/compare_fusions.py", "--runs", str(trained), str(trained)]
-    printed = run(cache, *command, "--sheet", str(sheet), "--images", "2")
-    rows = [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("| ")]
-    assert rows == ["fusion", "hadamard", "heuristic", "upsnet", "spatial_ranking"]
+    return run(cache, *command, "--sheet", str(sheet), "--images", "2"), sheet
+
+
+def table_of(printed):
+    """Name -> cells of each row of the table."""
+    rows = [line.split("|") for line in printed.splitlines() if line.startswith("| ")]
+    return {row[1].strip(): [cell.strip() for cell in row[2:-1]] for row in rows}
+
+
+def test_every_fusion_on_the_same_weights(compared):
+    printed, sheet = compared
+    names = ["fusion", "hadamard", "heuristic", "upsnet", "spatial_ranking"]
+    assert list(table_of(printed)) == names
     assert str(sheet) in printed
     width, height = Image.open(sheet).size
     assert width > 6 * 300 and height > 2 * 100
@@ -81,28 +94,23 @@ def evaluate(trained, cache, folder, fusion):
     return quality, [entry["segments_info"] for entry in predicted["annotations"]]
 
 
-def test_an_option_changes_the_fusion_of_trained_weights(trained, cache, tmp_path):
+def test_an_option_changes_the_fusion_of_trained_weights(trained, compared, cache, tmp_path):
     """Other segments, and the numbers of the comparison, by train_net.py --eval-only alone."""
-    fusions = ("hadamard", "upsnet")
-    found = {name: evaluate(trained, cache, tmp_path / name, name) for name in fusions}
+    found = {
+        name: evaluate(trained, cache, tmp_path / name, name) for name in ("hadamard", "upsnet")
+    }
     assert found["hadamard"][1] != found["upsnet"][1]
     assert sum(len(segments) for segments in found["hadamard"][1]) > 0
-    command = ["tools/compare_fusions.py", "--runs", str(trained), "--fusions", *fusions]
-    rows = [line.split("|") for line in run(cache, *command).splitlines()]
-    compared = {
-        row[1].strip(): [cell.strip() for cell in row[2:-1]] for row in rows if len(row) > 2
-    }
+    table = table_of(compared[0])
     for name, (quality, _) in found.items():
-        keys = ("PQ", "PQ_th", "PQ_st", "SQ", "RQ")
-        assert compared[name] == [f"{quality[key]:.2f}" for key in keys]
+        values = [quality[key] for key in ("PQ", "PQ_th", "PQ_st", "SQ", "RQ")]
+        assert table[name] == [f"{v:.2f} ({v:.1f} to {v:.1f})" for v in values]
 
 
-def test_errors(trained, cache, tmp_path):
-    command = [sys.executable, "tools/compare_fusions.py", "--runs", str(trained)]
-    done = subprocess.run(
-        [*command, "--fusions", "hadamar"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 2 and "hadamard" in done.stderr and "Traceback" not in done.stderr
+def test_errors(trained, capsys):
+    assert compare_fusions.main(["--runs", str(trained), "--fusions", "hadamar"]) == 2
+    error = capsys.readouterr().err
+    assert "hadamard" in error and "Traceback" not in error
 
 
 def test_table_of_seeds():

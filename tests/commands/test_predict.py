@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -14,108 +13,44 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.modeling import META_ARCH_REGISTRY
 from PIL import Image
 from torch import nn
 
 from panoptic_ext.commands import predict
-from panoptic_ext.data import read_id_map, write_id_map
-from panoptic_ext.engine import Checkpointer, load_cfg, save_run_info
+from panoptic_ext.data import read_id_map
+from panoptic_ext.engine import load_cfg
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.prediction.predictor import Predictor, load_run_cfg
 from tests import PATIENCE, ROOT
-
-NAME = "predict_test_val"
-CATEGORIES = [
-    {"id": 7, "name": "disc", "isthing": 1, "color": [200, 30, 30]},
-    {"id": 40, "name": "grass", "isthing": 0, "color": [30, 200, 30]},
-    {"id": 90, "name": "sky", "isthing": 0, "color": [30, 30, 200]},
-]
-CONFIG = f"""
-_BASE_: {ROOT}/configs/shapes/panoptic_fpn/Base-PanopticFPN-shapes.yaml
-MODEL:
-  DEVICE: cpu
-  RESNETS: {{STEM_OUT_CHANNELS: 8}}
-  FPN: {{OUT_CHANNELS: 16}}
-  SEM_SEG_HEAD: {{CONVS_DIM: 32}}
-  ROI_BOX_HEAD: {{FC_DIM: 16}}
-  ROI_MASK_HEAD: {{CONV_DIM: 16}}
-INPUT: {{MIN_SIZE_TEST: 64, MAX_SIZE_TEST: 96}}
-DATASETS:
-  TRAIN: [{NAME}]
-  TEST: [{NAME}]
-"""
+from tests.tiny.finished_run import CATEGORIES, NAME, picture
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A folder with a data set, in `data`, and what a training run leaves, in `run`."""
-    base = tmp_path_factory.mktemp("predict")
-    _write_data(base / "data")
-    (base / "leaf.yaml").write_text(
-        CONFIG + f"  PANOPTIC:\n    {NAME}:\n      JSON: {base}/data/val.json\n"
-        f"      IMAGE_ROOT: {base}/data/images\n      PNG_ROOT: {base}/data/labels\n"
-        f"OUTPUT_DIR: {base}/run\n"
-    )
-    cfg = load_cfg(str(base / "leaf.yaml"))
-    torch.manual_seed(0)
-    (base / "run").mkdir()
-    Checkpointer(build_model(cfg), str(base / "run")).save("model_final")
-    save_run_info(cfg, str(base / "run"))
-    return base
-
-
-def _write_data(folder):
-    (folder / "images" / "a").mkdir(parents=True)
-    (folder / "images" / "b").mkdir()
-    (folder / "labels").mkdir()
-    ids = np.full((48, 64), 2, np.int32)
-    ids[10:30, 10:30] = 1
-    segments = [
-        {"id": 1, "category_id": 7, "area": 400, "bbox": [10, 10, 20, 20], "iscrowd": 0},
-        {"id": 2, "category_id": 40, "area": 2672, "bbox": [0, 0, 64, 48], "iscrowd": 0},
-    ]
-    images, annotations = [], []
-    for number, name in enumerate(["a/same.jpg", "b/same.jpg"], 17):
-        _picture(number).save(folder / "images" / name)
-        write_id_map(folder / "labels" / f"{number}.png", ids)
-        images.append({"id": number, "file_name": name, "height": 48, "width": 64})
-        annotation = {"image_id": number, "file_name": f"{number}.png", "segments_info": segments}
-        annotations.append(annotation)
-    content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
-    (folder / "val.json").write_text(json.dumps(content))
-
-
-def _picture(seed=0, height=48, width=64):
-    noise = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
-    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _odd_files(folder):
     """Images of many kinds, broken ones, and a video."""
     folder.mkdir()
-    _picture().convert("RGBA").save(folder / "rgba.png")
-    _picture().convert("CMYK").save(folder / "cmyk.jpg")
-    _picture().convert("L").save(folder / "grey.png")
-    Image.fromarray(np.asarray(_picture().convert("L")).astype(np.uint16)).save(folder / "16.png")
-    _picture().save(folder / "other.tif")
+    picture().convert("RGBA").save(folder / "rgba.png")
+    picture().convert("CMYK").save(folder / "cmyk.jpg")
+    picture().convert("L").save(folder / "grey.png")
+    Image.fromarray(np.asarray(picture().convert("L")).astype(np.uint16)).save(folder / "16.png")
+    picture().save(folder / "other.tif")
     exif = Image.Exif()
     exif[274] = 6  # turned by 90 degrees
-    _picture().save(folder / "turned.jpg", exif=exif)
+    picture().save(folder / "turned.jpg", exif=exif)
     whole = (folder / "turned.jpg").read_bytes()
     (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "page.png").write_text("<html>")
     (folder / "empty.jpg").touch()
     (folder / "link.jpg").symlink_to(folder / "nowhere.jpg")
-    _picture(5).save(folder / "grey.bmp")
+    picture(5).save(folder / "grey.bmp")
     (folder / "notes.txt").write_text("left alone")
     writer = cv2.VideoWriter(
         str(folder / "clip.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (64, 48)
     )
     for number in range(3):
-        writer.write(np.asarray(_picture(number))[:, :, ::-1].copy())
+        writer.write(np.asarray(picture(number))[:, :, ::-1].copy())
     writer.release()
 
 
@@ -228,54 +163,11 @@ def test_results_are_what_the_evaluation_tool_reads(base, tmp_path):
     assert "PQ" in json.loads((tmp_path / "pq.json").read_text())
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"--input": "nowhere/*.png"}, "nothing to predict.*nothing matches"),
-        ({"--config-file": "nowhere.yaml"}, "nowhere.yaml"),
-        ({"--config-file": "."}, "has no config.yaml"),
-        ({"--weights": "nowhere.pth"}, "nowhere.pth"),
-        ({"--no-pictures": None}, "--save-panoptic"),
-        ({"--confidence-threshold": "2"}, "0 to 1"),
-        ({"--alpha": "2"}, "alpha, the opacity of segments, is 2"),
-        ({"--font-size": "0"}, "font_size is 0"),
-        ({"--batch-size": "0"}, "--batch-size is 0"),
-        ({"--classes": "gras"}, "unknown class to draw 'gras'; did you mean 'grass'"),
-        ({"MODEL.DEVICES": "cpu"}, "MODEL.DEVICE"),
-    ],
-)
-def test_usage_errors(base, tmp_path, capsys, monkeypatch, changed, message):
-    monkeypatch.chdir(tmp_path)
-    given = {
-        "--config-file": str(base / "run"),
-        "--input": str(base / "data" / "images"),
-        "--output": str(tmp_path / "out"),
-    }
-    pairs = {**given, **changed}
-    arguments = [word for pair in pairs.items() for word in pair if word is not None]
-    assert predict.main(arguments) == 2
-    printed = capsys.readouterr().err
-    assert printed.startswith("error: ") or "\nerror: " in printed
-    assert re.search(message, printed), printed
-
-
-def test_results_of_two_models_are_not_mixed(base, tmp_path, capsys):
-    image = str(base / "data" / "images" / "a" / "same.jpg")
-    arguments = ["--config-file", str(base / "run"), "--input", image]
-    arguments += ["--output", str(tmp_path / "out")]
-    assert predict.main(arguments) == 0
-    other = [*arguments, "--confidence-threshold", "0.9"]
-    assert predict.main(other) == 2
-    assert "CONFIDENCE_THRESH was 0.5, is 0.9; choose another" in capsys.readouterr().err
-    assert predict.main([*other, "--overwrite"]) == 0
-    assert "1 predicted" in capsys.readouterr().out
-
-
 def test_batches_give_the_same_results_and_options_reach_the_pictures(base, tmp_path):
     photos, broken = tmp_path / "photos", tmp_path / "photos" / "2.png"
     photos.mkdir()
     for number in range(4):
-        _picture(number).save(photos / f"{number}.png")
+        picture(number).save(photos / f"{number}.png")
     broken.write_bytes(b"")
     arguments = ["--config-file", str(base / "run"), "--input", str(photos), "--save-panoptic"]
     arguments += ["--confidence-threshold", "0.01"]
@@ -300,21 +192,6 @@ def test_batches_give_the_same_results_and_options_reach_the_pictures(base, tmp_
     assert any((a != b[: len(a)]).any() for a, b in zip(plain, drawn, strict=True))
     assert any(len(b) > len(a) for a, b in zip(plain, drawn, strict=True))  # a legend below
     assert predict.main([*arguments, "--output", str(tmp_path / "alone"), "--boxes"]) == 2
-
-
-def test_a_model_without_a_panoptic_result(base, tmp_path, capsys, monkeypatch):
-    call = Predictor.__call__
-
-    def without(self, image):
-        return {k: v for k, v in call(self, image).items() if k == "sem_seg"}
-
-    monkeypatch.setattr(predict.Predictor, "__call__", without)
-    arguments = ["--config-file", str(base / "run"), "--output", str(tmp_path / "out"), "--input"]
-    arguments.append(str(base / "data" / "images"))
-    assert predict.main([*arguments, "--save-panoptic"]) == 2
-    assert "error: the model gives no panoptic result, only sem_seg" in capsys.readouterr().err
-    assert predict.main(arguments) == 0
-    assert (tmp_path / "out" / "a" / "same.jpg").is_file()
 
 
 @pytest.mark.parametrize(
@@ -350,71 +227,6 @@ def test_the_threshold_of_a_mask_former_that_another_package_registered():
         del META_ARCH_REGISTRY._obj_map["MaskFormer"]
 
 
-def test_inputs_are_never_written_over(base, tmp_path, capsys):
-    _picture().save(tmp_path / "a.png")
-    before = (tmp_path / "a.png").read_bytes()
-    arguments = ["--input", str(tmp_path / "a.png"), "--output", str(tmp_path)]
-    assert predict.main(["--config-file", str(base / "run"), *arguments]) == 2
-    assert "would replace the input" in capsys.readouterr().err
-    assert (tmp_path / "a.png").read_bytes() == before
-
-
-def _three_images(folder):
-    folder.mkdir()
-    for name in ("a.jpg", "n" * 249 + ".bmp", "z.jpg"):  # with .png behind it, .bmp is too long
-        _picture().save(folder / name)
-    (folder / "link.jpg").symlink_to("a.jpg")
-    return folder
-
-
-def test_one_file_fails_and_the_rest_goes_on(base, tmp_path, capsys, monkeypatch):
-    """A name too long, memory, results within the input, links."""
-    images = _three_images(tmp_path / "images")
-    call, calls = Predictor.__call__, []
-
-    def needs_much(self, image):
-        calls.append(image)
-        if len(calls) == 1:
-            raise MemoryError
-        return call(self, image)
-
-    monkeypatch.setattr(predict.Predictor, "__call__", needs_much)
-    arguments = ["--config-file", str(base / "run"), "--input", str(images)]
-    arguments += ["--output", str(images / "out")]
-    assert predict.main(arguments) == 1
-    printed = capsys.readouterr()
-    assert "2 predicted, 0 were there already, 2 failed" in printed.out
-    failed = [line for line in printed.err.splitlines() if line.startswith("failed: ")]
-    assert "a.jpg: an image of 48 x 64" in failed[0] and "does not fit into memory" in failed[0]
-    assert failed[1].endswith("would have 257 bytes, more than the file system takes; rename it")
-    assert predict.main(arguments) == 1
-    printed = capsys.readouterr()
-    assert "1 predicted, 2 were there already, 1 failed" in printed.out
-    assert f"1 left out, results of this tool: {images}/out" in printed.out
-    assert {p.name for p in (images / "out").glob("*.jpg")} == {"a.jpg", "link.jpg", "z.jpg"}
-
-
-def test_a_signal_ends_after_the_current_file(base, tmp_path, capsys, monkeypatch):
-    """One line says how to go on, and it does."""
-    call = Predictor.__call__
-
-    def interrupted(self, image):
-        signal.raise_signal(signal.SIGTERM)
-        return call(self, image)
-
-    arguments = ["--config-file", str(base / "run"), "--save-panoptic", "--no-pictures"]
-    arguments += ["--output", str(tmp_path / "out"), "--input", str(base / "data" / "images")]
-    with monkeypatch.context() as patch:
-        patch.setattr(predict.Predictor, "__call__", interrupted)
-        assert predict.main(arguments) == 143
-    printed = capsys.readouterr()
-    assert "1 predicted, 0 were there already, 0 failed, 1 left" in printed.out
-    assert printed.err.endswith("\nstopped; the same command goes on where it was\n")
-    assert len(json.loads((tmp_path / "out" / "panoptic.json").read_text())["images"]) == 1
-    assert predict.main(arguments) == 0
-    assert "1 predicted, 1 were there already, 0 failed" in capsys.readouterr().out
-
-
 def test_a_run_is_found_from_any_folder(base, tmp_path, monkeypatch):
     """What the training called its output folder counts no more."""
     text = (base / "run" / "config.yaml").read_text()
@@ -435,7 +247,7 @@ def test_a_run_is_found_from_any_folder(base, tmp_path, monkeypatch):
 def test_predictor_takes_bgr_and_gives_the_image_size(base):
     predictor = Predictor(load_run_cfg(str(base / "run")))
     assert predictor.weights.endswith("model_final.pth") and not predictor.model.training
-    image = np.asarray(_picture(3, 50, 70))[:, :, ::-1]
+    image = np.asarray(picture(3, 50, 70))[:, :, ::-1]
     before = image.copy()
     panoptic_seg, segments = predictor(image)["panoptic_seg"]
     assert tuple(panoptic_seg.shape) == (50, 70) and isinstance(segments, list)
@@ -443,11 +255,3 @@ def test_predictor_takes_bgr_and_gives_the_image_size(base):
     batch = [{"image": torch.zeros(3, 64, 64), "height": 8, "width": 9}]
     with torch.no_grad():
         assert tuple(predictor.model(batch)[0]["panoptic_seg"][0].shape) == (8, 9)
-
-
-def test_an_output_that_cannot_be_written(base, tmp_path, capsys):
-    (tmp_path / "file").touch()
-    image = str(base / "data" / "images" / "a" / "same.jpg")
-    arguments = ["--config-file", str(base / "run"), "--input", image]
-    assert predict.main([*arguments, "--output", str(tmp_path / "file" / "out")]) == 2
-    assert "error: cannot write to" in capsys.readouterr().err

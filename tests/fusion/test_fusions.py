@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -193,14 +194,23 @@ OUT_OF_RANGE = [
 ]  # fmt: skip
 
 
+@cache
+def cfg_of(name: str) -> CfgNode:
+    return make_cfg(NAME=name)
+
+
 def build(name: str, key: str, value: float) -> None:
-    cfg = make_cfg(NAME=name)
+    """A fusion whose key has that value; the config is made once and is as before afterwards."""
+    cfg = cfg_of(name)
     *groups, leaf = key.split(".")
     keys = cfg.MODEL.PANOPTIC_FUSION
     for group in groups:
         keys = keys[group]
-    keys[leaf] = value
-    build_panoptic_fusion(cfg, thing_ids=(1, 4))
+    before, keys[leaf] = keys[leaf], value
+    try:
+        build_panoptic_fusion(cfg, thing_ids=(1, 4))
+    finally:
+        keys[leaf] = before
 
 
 @pytest.mark.parametrize(("names", "key", "value", "expected"), OUT_OF_RANGE)

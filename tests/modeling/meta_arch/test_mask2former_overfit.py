@@ -16,7 +16,7 @@ from tests.tiny.model_inputs import IS_THING, fake_metadata
 
 NAME = "fake_overfit"
 SIZE = (96, 128)
-ITERATIONS = 120
+ITERATIONS = 60
 
 
 def scene(seed):
@@ -75,7 +75,7 @@ def cfg():
     cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES = 20
     cfg.MODEL.MASK_FORMER.DEC_LAYERS = 4
     cfg.MODEL.MASK_FORMER.TRAIN_NUM_POINTS = 1024
-    cfg.SOLVER.BASE_LR = 5e-4
+    cfg.SOLVER.BASE_LR = 7e-4
     cfg.DATASETS.TRAIN = (NAME,)
     yield cfg
     MetadataCatalog.remove(NAME)

@@ -6,7 +6,9 @@ import re
 
 import pytest
 import yaml
+from detectron2.config import CfgNode, get_cfg
 
+from panoptic_ext.config import add_panoptic_ext_config
 from tests import ROOT
 from tests.docs.pages import DOCS
 
@@ -37,3 +39,29 @@ def test_nothing_is_fetched_from_elsewhere() -> None:
     assert "offline" not in settings["plugins"]  # it loads a script from a server
     style = (DOCS / "stylesheets" / "site.css").read_text(encoding="utf-8")
     assert "http" not in style and "@import" not in style
+
+
+@pytest.fixture(scope="module")
+def config_names() -> set[str]:
+    """Every key and every block of keys."""
+    cfg = get_cfg()
+    add_panoptic_ext_config(cfg)
+    names, pending = set(), [("", cfg)]
+    while pending:
+        prefix, node = pending.pop()
+        for name, value in node.items():
+            names.add(prefix + name)
+            if isinstance(value, CfgNode):
+                pending.append((f"{prefix}{name}.", value))
+    return names
+
+
+TEXTS = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "datasets/README.md"))]
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_config_keys_that_a_page_names_exist(page, config_names: set[str]) -> None:
+    text = page.read_text(encoding="utf-8")
+    blocks = "MODEL|INPUT|SOLVER|TEST|DATASETS|DATALOADER"
+    found = set(re.findall(rf"\b(?:{blocks})(?:\.[A-Z][A-Z0-9_]+)+", text))
+    assert found <= config_names, found - config_names

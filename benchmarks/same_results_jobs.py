@@ -320,6 +320,8 @@ def record_of_files(folder: Path, prefix: str, places: Places) -> Record:
             continue
         text = path.read_text().replace(str(places.data), "<data>")
         content = json.loads(text.replace(str(places.scratch), "<scratch>"))
+        if isinstance(content, dict):
+            content.pop("info", None)  # times of files
         if isinstance(content, dict) and "annotations" not in content:
             record.update(flat(content, name))
         else:

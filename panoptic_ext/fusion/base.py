@@ -1,4 +1,4 @@
-"""What every fusion takes (`Detections`, `FusionRule`), what it gives, and the registry.
+"""Inputs and output of every fusion, the base class of fusions, and their registry.
 
 Shapes: K classes, things and stuff in one space of contiguous ids; N instances, m x m mask logits
 inside a box, H x W pixels of the output.
@@ -76,24 +76,24 @@ class Detections:
         return len(self.boxes)
 
     def __getitem__(self, index: Tensor) -> Detections:
-        """Those that an index or a mask of the rows selects."""
+        """The detections in the rows that an int64 index or a bool mask selects."""
         return Detections(*(value[index] for value in vars(self).values()))
 
 
 @dataclass(frozen=True)
 class FusionRule:
-    """What all fusions are told: which classes are things, and the thresholds of the merging.
+    """The settings that all fusions share: thing classes and thresholds.
 
     Args:
-        thing_ids: contiguous ids of the classes that are things, kept ascending and once each; the
+        thing_ids: contiguous ids of the thing classes; stored ascending and without duplicates. All
             other classes are stuff.
         num_classes: K.
         score_threshold: 0..1; instances with a lower score are ignored.
-        overlap_threshold: 0..1; an instance is dropped when better ones that were kept cover more
-            than this share of its mask.
+        overlap_threshold: 0..1; an instance is discarded if the better instances that were kept
+            cover more than this share of its mask.
         stuff_area_threshold: pixels; stuff with fewer becomes void.
-        void_policy: what a pixel is that no instance takes and whose best class is a thing: "void",
-            or "stuff" for its best stuff class.
+        void_policy: decides about pixels that no instance wins and whose best class is a thing:
+            "void" makes them void, "stuff" gives them their best stuff class.
 
     Raises:
         ConfigError: a value outside its range, such as a threshold of 50, which would drop every
@@ -118,7 +118,7 @@ class FusionRule:
                 "contiguous ids, and MODEL.SEM_SEG_HEAD.NUM_CLASSES counts things and stuff "
                 "together"
             )
-        for name in _CHECKED:
+        for name in _CHECKED_NAMES:
             check_threshold(name, getattr(self, name), name)
 
     @property
@@ -135,16 +135,16 @@ class FusionRule:
             )
 
 
-_CHECKED = ("score_threshold", "overlap_threshold", "stuff_area_threshold", "void_policy")
+_CHECKED_NAMES = ("score_threshold", "overlap_threshold", "stuff_area_threshold", "void_policy")
 
 
 def check_threshold(name: str, value: Any, key: str) -> None:
     """Check one value of a FusionRule, or a share from 0 to 1.
 
     Args:
-        name: an attribute of FusionRule that has a range, or that of another share.
-        value: what was given for it.
-        key: what the user calls it, for the message.
+        name: an attribute of FusionRule; any other name stands for a share from 0 to 1.
+        value: the value to check.
+        key: the name in the message, such as the config key that the value comes from.
 
     Raises:
         ConfigError: the value is outside its range.
@@ -152,6 +152,7 @@ def check_threshold(name: str, value: Any, key: str) -> None:
     if name == "void_policy":
         check_known(key, value, VOID_POLICIES)
     elif name == "stuff_area_threshold":
+        # `not value >= 0` instead of `value < 0`, so that NaN is refused, too.
         if not value >= 0:
             raise ConfigError(f"{key} is {value!r}; expected pixels, 0 or more; 0 keeps all stuff")
     elif not 0 <= value <= 1:
@@ -159,7 +160,7 @@ def check_threshold(name: str, value: Any, key: str) -> None:
 
 
 class FusionRegistry(Registry):
-    """Detectron2's Registry, with names that are not the classes' own."""
+    """Detectron2's Registry, which also registers a class under a name of its own choice."""
 
     def register_as(self, name: str) -> Callable[[Fusion], Fusion]:
         """A decorator that registers a class under the name that configs use."""
@@ -190,20 +191,22 @@ class PanopticFusion(nn.Module):
                 return panoptic_map, segments_info
 
     Import the module that registers it before the model is built, and set
-    MODEL.PANOPTIC_FUSION.NAME "mine" with Panoptic FPN or EfficientPS. An option of its own is a
-    keyword argument of `__init__`, which `configurable` decorates, and an entry of what
-    `from_config` returns. A fusion that learns sets `wants_training` and defines
-    `training_losses`; the model holds it as the submodule `fusion`, so that its parameters are
-    trained and saved.
+    MODEL.PANOPTIC_FUSION.NAME "mine" with Panoptic FPN or EfficientPS.
+
+    A fusion with an option decorates `__init__` with `configurable`, takes the option as a keyword
+    argument, and adds its value to the dict that `from_config` returns. A fusion that learns sets
+    `wants_training` and defines `training_losses`. The model holds the fusion as its submodule
+    `fusion`, so that the parameters are trained and saved.
     """
 
     wants_training: ClassVar[bool] = False
-    """Whether it has parameters to learn: a model in training then calls `training_losses`."""
+    """Whether the fusion has parameters to learn: a model then calls `training_losses` in every
+    training step."""
     needs_mask_logits: ClassVar[bool] = True
-    """Whether the mask head must keep logits. False: finite logits of pasted probabilities are not
-    needed, only where they are above 0."""
-    rule_keys: ClassVar[Mapping[str, str]] = {name: name.upper() for name in _CHECKED}
-    """Key below MODEL.PANOPTIC_FUSION of each value of the rule."""
+    """Whether the mask head must keep its logits. False: logits that are computed from the head's
+    probabilities, and may be infinite, are good enough."""
+    rule_keys: ClassVar[Mapping[str, str]] = {name: name.upper() for name in _CHECKED_NAMES}
+    """For each value of the rule its key below MODEL.PANOPTIC_FUSION."""
 
     @configurable
     def __init__(self, rule: FusionRule) -> None:
@@ -237,14 +240,14 @@ class PanopticFusion(nn.Module):
 
         Args:
             sem_seg: (K, H, W) semantic logits at the output's resolution, channel = contiguous id;
-                any floating type. Not to be changed.
+                any floating type. A fusion must not write to it.
             detections: of the same image; N may be 0.
 
         Returns:
             See `PanopticMap`. Ids count from 1 without a gap; no segment is empty.
 
         Raises:
-            ValueError: `sem_seg` does not have K channels, or the class of an instance is no thing.
+            ValueError: `sem_seg` does not have K channels, or an instance's class is not a thing.
         """
         raise NotImplementedError
 
@@ -255,20 +258,20 @@ class PanopticFusion(nn.Module):
         image_size: Sequence[Size],
         sem_seg_target: Sequence[Tensor] | Tensor,
     ) -> dict[str, Tensor]:
-        """Losses of a batch, for a model to add to its own where `wants_training`.
+        """Compute the losses of a batch, which the model adds to its own.
 
-        Every argument holds one entry per image. Instances may overlap and repeat: detections of
-        the current weights, or the foreground proposals that the mask head is trained on. No
-        gradient flows back into them.
+        Every argument holds one entry per image. Instances are detections of the current weights,
+        or the foreground proposals that the mask head is trained on: they may overlap, and several
+        may show the same object. No gradient flows back into them.
 
         Args:
             detections: with boxes in pixels of the training image.
             image_size: (height, width) of the training image without padding.
-            sem_seg_target: (H_i, W_i) integer contiguous ids, at least of that size (padding at the
-                right and below is not looked at); values outside 0..K-1 are ignored.
+            sem_seg_target: (H_i, W_i) integer contiguous ids, at least as large as the image.
+                Padding at the right and at the bottom is ignored, and so are values outside 0..K-1.
 
         Returns:
-            scalar losses by name; none in a fusion without parameters.
+            Scalar losses by name; no losses for a fusion without parameters.
         """
         return {}
 

@@ -1,9 +1,9 @@
 """The Hadamard fusion of EfficientPS (Mohan and Valada, IJCV 2021, section 3.4), streaming.
 
 Symbols of the paper: MLA are an instance's mask logits, MLB the semantic logits of its class, FL
-the fused logits. EfficientPS stacks FL of all instances and takes an argmax. Here each instance is
-compared with the best so far inside its box only. Time is O(K H W + sum of box areas), memory
-O(H W).
+the fused logits. EfficientPS stacks FL of all instances and takes an argmax. Here one instance
+after the other is compared with the best logit so far, inside its box only. Time is
+O(K H W + sum of box areas), memory O(H W).
 
 Shapes: K classes, N instances, m x m mask logits, H x W pixels, a window of h x w.
 """
@@ -48,10 +48,10 @@ def hadamard_product(instance_mask_logits: Tensor, semantic_mask_logits: Tensor)
         instance_mask_logits: MLA, any shape. Logits: probabilities would be squashed twice.
         semantic_mask_logits: MLB, of the same shape.
     """
-    # The first factor, in 0..2, is the confidence of both. Where both deny the object it is near 0,
-    # and so is FL: there it loses to positive stuff logits, but not by the full sum of the logits.
-    share = instance_mask_logits.sigmoid().add_(semantic_mask_logits.sigmoid())
-    return share.mul_(instance_mask_logits + semantic_mask_logits)
+    # The first factor, in 0..2, is the confidence of both. If both deny the object, the factor and
+    # FL are near 0: FL then loses to positive stuff logits, but not by the full sum of the logits.
+    confidence = instance_mask_logits.sigmoid().add_(semantic_mask_logits.sigmoid())
+    return confidence.mul_(instance_mask_logits + semantic_mask_logits)
 
 
 @torch.no_grad()
@@ -64,22 +64,22 @@ def hadamard_fusion(
 ) -> PanopticMap:
     """Give each pixel to the larger of the best stuff logit and the instances' fused logits.
 
-    An instance wins pixels only inside its box. Without stuff classes it wins all of them that no
-    other instance does. In a tie stuff comes before instances, and better instances before others.
-    The arithmetic is float32 whatever the types of the arguments. A mask, for the rule's overlap
-    threshold, is where the mask logits are above 0.
+    An instance wins pixels only inside its box; without stuff classes, instances win all pixels of
+    their boxes. In a tie stuff wins over instances, and the instance of higher score over others.
+    The arithmetic is float32 whatever the types of the arguments. For the rule's overlap threshold,
+    a mask is the pixels whose mask logit is above 0.
 
     Args:
         sem_seg: (K, H, W) logits, channel = contiguous id.
         detections: N instances; see `Detections`.
         rule: classes and thresholds; see `FusionRule`.
-        instance_logit_scale: factor on MLA; the paper has none, the published code 4.
+        instance_logit_scale: factor on MLA; 1 is the paper's formula, the published code uses 4.
 
     Returns:
-        See `PanopticMap`; things by falling score.
+        See `PanopticMap`; things by descending score.
 
     Raises:
-        ValueError: `sem_seg` does not have K channels, or the class of an instance is no thing.
+        ValueError: `sem_seg` does not have K channels, or an instance's class is not a thing.
     """
     rule.check_channels(sem_seg)
     stuff_ids = rule.stuff_ids
@@ -88,8 +88,8 @@ def hadamard_fusion(
         best, stuff = best_stuff(
             sem_seg, thing_ids=rule.thing_ids, stuff_ids=stuff_ids, void_policy=rule.void_policy
         )
-        # Ties: `update_best` wants more than the best so far, which is stuff's at first and then
-        # that of the better instances.
+        # The order decides ties, because `update_best` replaces smaller values only: stuff comes
+        # first, then the instances by descending score.
         things, covered = torch.zeros_like(best), torch.zeros_like(best)
         pasted = paste_logits(detections, instances)
         for code, (instance, logits) in enumerate(pasted, start=1 + len(stuff_ids)):
@@ -102,8 +102,8 @@ def hadamard_fusion(
                 mla = logits[rows].mul_(instance_logit_scale)
                 fused = hadamard_product(mla, semantic[rows].float())
                 if isinstance(kept, Tensor):
-                    # On a device the host does not wait for `kept`: an instance that is dropped
-                    # competes with -inf, which wins nothing.
+                    # On an accelerator the host does not wait for `kept`. An instance that is
+                    # discarded therefore competes, but with -inf, which wins no pixel.
                     fused.masked_fill_(~kept, -torch.inf)
                 update_best(fused, code, best=region[rows], codes=codes[rows])
         return assemble_segments(things, stuff, instances, stuff_ids, rule.stuff_area_threshold)
@@ -111,7 +111,7 @@ def hadamard_fusion(
 
 @PANOPTIC_FUSION_REGISTRY.register_as("hadamard")
 class HadamardFusion(PanopticFusion):
-    """EfficientPS's fusion: see `hadamard_fusion`."""
+    """The fusion of EfficientPS: see `hadamard_fusion`."""
 
     @configurable
     def __init__(self, rule: FusionRule, *, instance_logit_scale: float = 1.0) -> None:

@@ -1,15 +1,15 @@
 """The heuristic merging of Kirillov et al. (Panoptic Segmentation, CVPR 2019, section 7).
 
-Instances are placed best first, each on the pixels that are still free; stuff fills the rest. Three
-entries differ in what they are given:
+Instances are placed by descending score, each on the pixels that are still free; stuff fills the
+remaining pixels. Three functions do so with different inputs:
 
-    heuristic_fusion              semantic logits and mask logits, as a model gives them
+    heuristic_fusion              semantic logits and mask logits, as a model returns them
     heuristic_fusion_on_labels    a label map and binary masks, as files of any two models hold them
     heuristic_fusion_detectron2   as the first, by Detectron2's own functions, to compare with
 
-The first gives what Detectron2's `combine_semantic_and_instance_outputs` gives. Detectron2 looks at
-the whole image for every instance and every class. Here an instance costs the pixels of its box,
-and all of stuff one count and one table look-up.
+The first returns the same map as Detectron2's `combine_semantic_and_instance_outputs`. Detectron2
+reads the whole image for every instance and every class. Here an instance costs the pixels of its
+box, and all stuff classes together cost one count and one table look-up.
 
 Shapes: K classes, N instances, m x m mask logits, H x W pixels, a window of h x w.
 """
@@ -56,16 +56,16 @@ __all__ = [
 MaskWindow = tuple[Tensor, int, int]
 """An instance's (h, w) bool mask and the row and column of the image where it begins."""
 
-# Detectron2 keeps an instance whose mask is covered up to and with the threshold. At 1.0 it would
-# list instances that have no pixel left, so that the threshold stays below.
+# Detectron2 keeps an instance whose covered share equals the threshold. With 1.0 it would list
+# instances without a free pixel, so that the threshold given to it stays just below 1.
 _LARGEST_OVERLAP = math.nextafter(1.0, 0.0)
 
 
 @torch.no_grad()
 def heuristic_fusion(sem_seg: Tensor, detections: Detections, rule: FusionRule) -> PanopticMap:
-    """Instances by score over the semantic head's labels.
+    """Place instances by descending score over the semantic head's labels.
 
-    A mask is where Detectron2 pastes it: a probability of at least 0.5.
+    A mask is the pixels where Detectron2 pastes a probability of at least 0.5.
 
     Args:
         sem_seg: (K, H, W) logits, channel = contiguous id.
@@ -73,16 +73,16 @@ def heuristic_fusion(sem_seg: Tensor, detections: Detections, rule: FusionRule) 
         rule: classes and thresholds; see `FusionRule`.
 
     Returns:
-        See `PanopticMap`; things by falling score.
+        See `PanopticMap`; things by descending score.
 
     Raises:
-        ValueError: `sem_seg` does not have K channels, or the class of an instance is no thing.
+        ValueError: `sem_seg` does not have K channels, or an instance's class is not a thing.
     """
     rule.check_channels(sem_seg)
     size = (sem_seg.shape[1], sem_seg.shape[2])
     instances = select_instances(detections, rule, size, margin=1)
-    # Only stuff gets pixels, but with "void" things compete for them: best_class then gives the
-    # code of a thing, whose entry in `stuff_ids` is None below.
+    # With void_policy "void", thing classes compete for the pixels without an instance, too. Where
+    # one wins, the pixel gets its code, whose entry in `stuff_ids` below is None: void.
     labels = _background_labels(rule)
     with torch.autocast(sem_seg.device.type, enabled=False):
         stuff = best_class(sem_seg, labels)[1]
@@ -95,16 +95,16 @@ def heuristic_fusion(sem_seg: Tensor, detections: Detections, rule: FusionRule) 
 
 
 def _background_labels(rule: FusionRule) -> Sequence[int]:
-    """Classes that compete for pixels without an instance; a thing that wins means void."""
+    """Classes that compete for pixels without an instance; where a thing wins, they are void."""
     return range(rule.num_classes) if rule.void_policy == "void" else rule.stuff_ids
 
 
 def _place_marks(marks: Tensor, region: Tensor, code: int, overlap_threshold: float) -> None:
-    """Write `code` to the free pixels of a mask, in place, if few enough are taken.
+    """Write `code` to the free pixels of a mask, unless too many of its pixels are taken.
 
     Args:
         marks: (h, w) float32 of 0 and 1; overwritten.
-        region: (h, w) float32 codes of the instances so far, 0 where free; updated.
+        region: (h, w) float32 codes of the instances placed so far, 0 where free; updated.
     """
     counts, free = [], []
     for rows in window_strips(marks):
@@ -127,24 +127,26 @@ def heuristic_fusion_on_labels(
     classes: Sequence[int],
     mask_of: Callable[[int], MaskWindow],
 ) -> PanopticMap:
-    """The same merging of a label map and binary masks, from any two models.
+    """Merge a label map and binary masks, from any two models, as `heuristic_fusion` does.
 
-    One mask is held at a time: memory is O(H W) for any N. The rule's `void_policy` is "void": the
-    label map has one class a pixel, so that nothing is known about the stuff behind a thing.
+    One mask is held at a time: memory is O(H W) for any N. The rule's `void_policy` is taken as
+    "void": a label map has one class per pixel, so that the stuff behind a thing is unknown.
 
     Args:
-        labels: (H, W) integers, the contiguous id of each pixel; others than 0..K-1 are void.
+        labels: (H, W) integers, the contiguous id of each pixel; values outside 0..K-1 are void.
         rule: classes and thresholds; see `FusionRule`.
-        scores: (N,) of the instances; equal ones keep their order.
+        scores: (N,) of the instances; equal scores keep their order.
         classes: (N,) contiguous ids of their classes.
-        mask_of: gives the mask of instance i, asked for by falling score; for masks of the whole
-            image `lambda i: (masks[i], 0, 0)`.
+        mask_of: returns the mask of instance i; called by descending score. For masks of the whole
+            image, `lambda i: (masks[i], 0, 0)`.
 
     Returns:
         See `PanopticMap`; on the device of `labels`.
     """
     stuff_ids = rule.stuff_ids
-    code_of = torch.zeros(rule.num_classes + 2)  # the first and the last are for other labels
+    # Labels are clamped to -1..K and shifted by 1. The first and the last entry, for labels outside
+    # 0..K-1, stay 0 like those of things: void.
+    code_of = torch.zeros(rule.num_classes + 2)
     code_of[[label + 1 for label in stuff_ids]] = torch.arange(1.0, 1 + len(stuff_ids))
     stuff = code_of.to(labels.device)[labels.long().clamp(-1, rule.num_classes) + 1]
     things = torch.zeros_like(stuff)
@@ -163,7 +165,7 @@ def heuristic_fusion_on_labels(
 
 
 def _place_mask(mask: Tensor, region: Tensor, code: int, overlap_threshold: float) -> None:
-    """As `_place_marks`, of an (h, w) bool mask that stays as it is."""
+    """As `_place_marks`, but for an (h, w) bool mask, which is not changed."""
     area = int(mask.sum())
     free = mask & (region == 0)
     placed = int(free.sum())
@@ -175,7 +177,7 @@ def _place_mask(mask: Tensor, region: Tensor, code: int, overlap_threshold: floa
 def heuristic_fusion_detectron2(
     sem_seg: Tensor, detections: Detections, rule: FusionRule
 ) -> PanopticMap:
-    """As `heuristic_fusion`, by Detectron2's own functions; memory O(N H W)."""
+    """Merge as `heuristic_fusion` does, but by Detectron2's own functions; memory O(N H W)."""
     rule.check_channels(sem_seg)
     size = (sem_seg.shape[1], sem_seg.shape[2])
     selected = select_instances(detections, rule, size, margin=1)
@@ -183,7 +185,8 @@ def heuristic_fusion_detectron2(
     kept = detections[torch.tensor(rows, dtype=torch.int64, device=sem_seg.device)]
     with torch.autocast(sem_seg.device.type, enabled=False):
         instances = Instances(size, pred_classes=kept.classes)
-        # Detectron2 sorts by score, and leaves the order of equal ones open.
+        # Detectron2's sort leaves the order of equal scores open. Ranks, which are all different,
+        # keep the order of `selected`.
         instances.scores = torch.arange(len(selected), 0, -1, device=sem_seg.device)
         probabilities = kept.mask_logits.float().sigmoid()
         instances.pred_masks = paste_masks_in_image(probabilities, kept.boxes.float(), size)
@@ -202,7 +205,7 @@ def heuristic_fusion_detectron2(
             instance = selected[segment["instance_id"]]
             segment.update(instance_id=instance.index, score=instance.score)
         else:
-            segment["category_id"] -= 1
+            segment["category_id"] -= 1  # `_detectron2_labels` adds 1: label 0 means things there
     return panoptic_seg, segments
 
 
@@ -219,7 +222,7 @@ def _detectron2_labels(sem_seg: Tensor, rule: FusionRule) -> Tensor:
 
 @PANOPTIC_FUSION_REGISTRY.register_as("heuristic")
 class HeuristicFusion(PanopticFusion):
-    """Instances by score over the semantic labels: see `heuristic_fusion`."""
+    """The heuristic merging: see `heuristic_fusion`."""
 
     needs_mask_logits: ClassVar[bool] = False
 
@@ -230,7 +233,7 @@ class HeuristicFusion(PanopticFusion):
 
 @PANOPTIC_FUSION_REGISTRY.register_as("heuristic_detectron2")
 class Detectron2Fusion(HeuristicFusion):
-    """The same by Detectron2's own functions: see `heuristic_fusion_detectron2`."""
+    """The heuristic merging by Detectron2's own functions: see `heuristic_fusion_detectron2`."""
 
     def forward(self, sem_seg: Tensor, detections: Detections) -> PanopticMap:
         """See `heuristic_fusion_detectron2`."""

@@ -1,11 +1,11 @@
-"""How instances rank among those they overlap, read from a map of the image.
+"""The ranks of overlapping instances, read from a reduced map of the image.
 
 Source: Liu et al., "An End-to-End Network for Panoptic Segmentation" (OANet), CVPR 2019, section
-3.3: masks go into one channel per class, a network gives a map of probabilities, and an instance
-ranks by the mean of its class's channel over its mask.
+3.3. The masks are drawn into one channel per class. A network turns the channels into a map of
+class probabilities. The rank of an instance is the mean of its class's channel over its mask.
 
 Shapes: N instances, T thing classes, m x m mask logits in a box, H x W pixels of the image, h x w
-cells of the reduced map that covers it. A thing index is a class's place among the things, 0..T-1.
+cells of the reduced map that covers it. A thing index is a class's index among the things, 0..T-1.
 """
 
 from __future__ import annotations
@@ -25,18 +25,16 @@ __all__ = [
 
 
 def reduced_size(image_size: Size, longest: int) -> Size:
-    """(h, w) of the map whose longer side has `longest` cells, nearly square ones.
-
-    It follows the image, not its resolution: a network sees an object at one size, whether the
-    image was resized for training or is at its original resolution.
-    """
+    """Return (h, w) of the map: `longest` cells on the longer side, cells as square as possible."""
+    # The size depends on the aspect ratio only, not on the resolution. The network then sees an
+    # object at one size, whether the image was resized for training or has its original size.
     scale = longest / max(image_size)
     return max(1, round(image_size[0] * scale)), max(1, round(image_size[1] * scale))
 
 
 @torch.no_grad()
 def reduced_masks(boxes: Tensor, mask_logits: Tensor, *, image_size: Size, size: Size) -> Tensor:
-    """Masks on the reduced map: the cells whose centre lies in the box at a logit above 0.
+    """Draw masks on the reduced map: cells whose centre is in the box and has a logit above 0.
 
     Args:
         boxes: (N, 4) x1, y1, x2, y2 in pixels of the image; may reach beyond it.
@@ -45,8 +43,9 @@ def reduced_masks(boxes: Tensor, mask_logits: Tensor, *, image_size: Size, size:
         size: (h, w).
 
     Returns:
-        (N, h, w) bool. A mask that has no cell, being small, has the one at its box's centre;
-        it is empty only if no logit is above 0, or its box is empty or outside the image.
+        (N, h, w) bool. A mask that is too small to contain a cell's centre gets the cell at its
+        box's centre. A mask is empty only if no logit is above 0, its box is empty, or the centre
+        of its box is outside the image.
     """
     with torch.autocast(boxes.device.type, enabled=False):
         corners, logits = boxes.float(), mask_logits.float()
@@ -59,39 +58,51 @@ def reduced_masks(boxes: Tensor, mask_logits: Tensor, *, image_size: Size, size:
         # Bilinear resizing of N masks of different boxes as two batched products, without a loop.
         resized = rows @ logits @ columns.transpose(1, 2)
     masks = (resized > 0) & in_rows[:, :, None] & in_columns[:, None]
-    # An instance smaller than a cell would leave no trace on the map, and be ranked by nothing.
+    # An instance smaller than a cell may contain no cell's centre, and could not be ranked then.
     small = ~masks.flatten(1).any(1) & (logits > 0).flatten(1).any(1)
     x, in_x = _centre_cell(corners[:, 0], corners[:, 2], image_size[1], size[1])
     y, in_y = _centre_cell(corners[:, 1], corners[:, 3], image_size[0], size[0])
-    which = (small & in_x & in_y).nonzero()[:, 0]
-    masks[which, y[which], x[which]] = True
+    rows_to_fill = (small & in_x & in_y).nonzero()[:, 0]
+    masks[rows_to_fill, y[rows_to_fill], x[rows_to_fill]] = True
     return masks
 
 
 def _weights(
     low: Tensor, high: Tensor, cells: int, pixels: int, length: int
 ) -> tuple[Tensor, Tensor]:
-    """(N, length, cells) bilinear weights of mask cells; (N, length): which places are inside."""
-    places = torch.arange(length, device=low.device, dtype=torch.float32)
-    centres = (places + 0.5) * (pixels / length)
+    """Resizing of masks along one axis, from their boxes to the map.
+
+    Args:
+        low, high: (N,) edges of the boxes in pixels of the image.
+        cells: m.
+        pixels: of the image.
+        length: cells of the map.
+
+    Returns:
+        (N, length, cells) bilinear weights of mask cells; (N, length) bool, whether the centre of a
+        map cell is in the box.
+    """
+    map_cells = torch.arange(length, device=low.device, dtype=torch.float32)
+    centres = (map_cells + 0.5) * (pixels / length)
     inside = (centres >= low[:, None]) & (centres < high[:, None])
     extent = (high - low).clamp(min=torch.finfo(torch.float32).tiny)
-    at = (centres - low[:, None]) * (cells / extent)[:, None] - 0.5
-    at = torch.where(inside, at, 0.0).clamp(0, cells - 1)
-    distance = at[..., None] - torch.arange(cells, device=low.device, dtype=torch.float32)
+    position = (centres - low[:, None]) * (cells / extent)[:, None] - 0.5
+    # The clamp keeps the logits constant from the outermost cells' centres to the box's edge.
+    position = torch.where(inside, position, 0.0).clamp(0, cells - 1)
+    distance = position[..., None] - torch.arange(cells, device=low.device, dtype=torch.float32)
     return (1 - distance.abs()).clamp(min=0), inside
 
 
 def _centre_cell(low: Tensor, high: Tensor, pixels: int, length: int) -> tuple[Tensor, Tensor]:
-    """(N,) int64 map cell of the box's centre, and whether there is one."""
+    """(N,) int64 map cell at the box's centre, and (N,) bool, whether that is in the image."""
     centre = (low + high) / 2
-    known = (high > low) & (centre >= 0) & (centre < pixels)
-    cell = torch.where(known, centre, 0.0) * (length / pixels)
-    return cell.long().clamp(max=length - 1), known
+    in_image = (high > low) & (centre >= 0) & (centre < pixels)
+    cell = torch.where(in_image, centre, 0.0) * (length / pixels)
+    return cell.long().clamp(max=length - 1), in_image
 
 
 def class_channels(masks: Tensor, classes: Tensor, num_things: int) -> Tensor:
-    """The network's input: 1 in a class's channel where one of its instances is, else 0.
+    """Draw the network's input: 1 in a class's channel where a mask of that class is, else 0.
 
     Args:
         masks: (N, h, w) bool.
@@ -107,7 +118,7 @@ def class_channels(masks: Tensor, classes: Tensor, num_things: int) -> Tensor:
 
 
 def spatial_ranking_scores(ranking_map: Tensor, masks: Tensor, classes: Tensor) -> Tensor:
-    """The mean over each instance's mask of its class's channel.
+    """Compute the mean of each instance's class channel over its mask.
 
     Args:
         ranking_map: (T, h, w) probabilities of the classes.
@@ -117,7 +128,8 @@ def spatial_ranking_scores(ranking_map: Tensor, masks: Tensor, classes: Tensor) 
     Returns:
         (N,) float64 in 0..1; 0 for an empty mask.
     """
-    # Float64, because float32 sums over masks of different sizes would rank equal maps unequally.
+    # In float64, because rounding of float32 sums depends on the mask's size: instances would get
+    # different ranks from a constant map.
     flat = masks.flatten(1).double()
     sums = (flat @ ranking_map.flatten(1).double().t()).gather(1, classes[:, None])[:, 0]
     return sums / flat.sum(1).clamp(min=1)

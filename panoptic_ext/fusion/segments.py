@@ -1,4 +1,4 @@
-"""From a code per pixel to the panoptic map and its segments: the last step of every fusion.
+"""The last step of every fusion: turn one code per pixel into a panoptic map and its segments.
 
 Shapes: n instances, S stuff classes, H x W pixels. Codes: 0 void, 1..S stuff, S + 1..S + n the
 instances in the order in which they were visited.
@@ -26,20 +26,19 @@ def assemble_segments(
     stuff_ids: Sequence[int | None],
     stuff_area_threshold: float,
 ) -> PanopticMap:
-    """Fill pixels without an instance with stuff and number the segments.
+    """Fill the pixels without an instance with stuff, and number the segments.
 
     Args:
         things: (H, W) float32 codes of instances, 0 where there is none.
         stuff: (H, W) float32 codes of stuff, 0 for void.
         instances: in the order of their codes.
-        stuff_ids: contiguous ids in the order of their codes; None for one that means void.
+        stuff_ids: contiguous ids in the order of their codes; None for a code that means void.
         stuff_area_threshold: stuff with fewer pixels becomes void.
 
     Returns:
-        Things in the order of `instances`, then stuff by class; none
-        of them empty.
+        Things in the order of `instances`, then stuff by class; no segment is empty.
     """
-    # Every code of an instance is larger than those of stuff, so that the maximum is the instance
+    # The codes of instances are larger than those of stuff, so that the maximum is the instance
     # wherever there is one. Float32 holds whole numbers exactly up to 2**24.
     codes = torch.empty(things.shape, dtype=torch.int32, device=things.device)
     length = 1 + len(stuff_ids) + len(instances)
@@ -61,7 +60,7 @@ def _number(
     stuff_ids: Sequence[int | None],
     stuff_area_threshold: float,
 ) -> tuple[list[int], list[dict[str, Any]]]:
-    """Segment id of every code, and the segments."""
+    """Give a segment id to every code that has enough pixels; the others stay 0, which is void."""
     table = [0] * len(areas)
     segments: list[dict[str, Any]] = []
     for code, instance in enumerate(instances, start=1 + len(stuff_ids)):

@@ -1,4 +1,4 @@
-"""OANet's learned ranking of overlapping instances, as a head and as a fusion that owns it.
+"""OANet's learned ranking of overlapping instances: the head, and the fusion that holds it.
 
 Source: Liu et al., "An End-to-End Network for Panoptic Segmentation", CVPR 2019, section 3.3.
 Shapes: see panoptic_ext.fusion.ranking_map; K classes, T of them things, B images.
@@ -36,11 +36,14 @@ from panoptic_ext.postprocessing.tiled_resize import Size
 
 __all__ = ["SpatialRankingFusion", "SpatialRankingHead"]
 
-_IGNORED = -100  # label of cells without a thing
+_IGNORED = -100  # label of cells that show no thing; the loss ignores them
 
 
 class LargeKernelConv(nn.Module):
-    """A k x k convolution as the sum of k x 1 after 1 x k and 1 x k after k x 1, then ReLU."""
+    """A k x k convolution as a sum of two branches, 1 x k after k x 1 and k x 1 after 1 x k; ReLU.
+
+    Source: Peng et al., "Large Kernel Matters", CVPR 2017, without the ReLU.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__()
@@ -63,9 +66,9 @@ class LargeKernelConv(nn.Module):
 
 
 class SpatialRankingHead(nn.Module):
-    """From the masks of overlapping instances, by class, to which class each cell belongs to.
+    """Predicts which thing class each cell shows, from one channel of masks per class.
 
-    An untrained head gives the same probability to all: it ranks all instances alike.
+    An untrained head gives all classes the same probability, and so all instances the same rank.
     """
 
     def __init__(
@@ -80,10 +83,10 @@ class SpatialRankingHead(nn.Module):
         """
         Args:
             num_things: T.
-            conv_dim: channels within.
-            num_convs: large-kernel convolutions, at least 1.
-            kernel_size: of them, in cells; odd.
-            map_size: cells of the map's longer side.
+            conv_dim: channels of the hidden layers.
+            num_convs: number of large-kernel convolutions, at least 1.
+            kernel_size: of these convolutions, in cells; odd.
+            map_size: cells on the map's longer side.
 
         Raises:
             ConfigError: a number that is too small, or an even kernel.
@@ -104,7 +107,7 @@ class SpatialRankingHead(nn.Module):
         dims = [num_things] + [conv_dim] * num_convs
         self.convs = nn.Sequential(*(LargeKernelConv(i, o, kernel_size) for i, o in pairwise(dims)))
         self.predictor = nn.Conv2d(conv_dim, num_things, 1)
-        # All logits are 0 before training, so that the merging begins as that by score.
+        # All logits are 0 at first, so that an untrained head leaves the order of the scores.
         nn.init.zeros_(self.predictor.weight)
         nn.init.zeros_(self.predictor.bias)
 
@@ -112,7 +115,7 @@ class SpatialRankingHead(nn.Module):
         """Give each cell logits of the thing classes.
 
         Args:
-            channels: (B, T, h, w) of `class_channels`.
+            channels: (B, T, h, w), from `class_channels`.
 
         Returns:
             (B, T, h, w).
@@ -147,31 +150,32 @@ class SpatialRankingHead(nn.Module):
         image_size: Sequence[Size],
         target: Sequence[Tensor],
     ) -> dict[str, Tensor]:
-        """Cross-entropy of each cell with the class that is really there; L_srm of the paper.
+        """Cross-entropy between each cell's logits and its true class; L_srm of the paper.
 
         Args:
-            boxes, classes, mask_logits, image_size: of each image, as `rank` takes them. No
+            boxes, classes, mask_logits, image_size: for each image the arguments of `rank`. No
                 gradient flows into them.
-            target: (H, W) int64 thing index of each pixel; others than 0..T-1 are ignored.
+            target: (H, W) int64 thing index of each pixel; values outside 0..T-1 are ignored.
 
         Returns:
-            "loss_spatial_ranking": mean over the cells of all images that show a thing; 0, with
-            a gradient of 0, where none does.
+            "loss_spatial_ranking": mean over those cells of all images that show a thing; 0, with
+            a gradient of 0, if no cell does.
         """
         sums, counts = [], []
         for image, boxes_of_image in enumerate(boxes):
             masks = self._masks(boxes_of_image, mask_logits[image], image_size[image])
             logits = self._logits(masks, classes[image]).float()
             labels = reduced_labels(target[image], (masks.shape[1], masks.shape[2])).long()
-            known = (labels >= 0) & (labels < self.num_things)
-            labels = labels.masked_fill(~known, _IGNORED)
-            # Summed here and divided by the cells of all images below: an image with few things
-            # weighs as few cells as it has. The term of 0 keeps a gradient where none is known.
+            shows_thing = (labels >= 0) & (labels < self.num_things)
+            labels = labels.masked_fill(~shows_thing, _IGNORED)
+            # The sums are divided by the number of cells of the whole batch below: every cell has
+            # the same weight, so that an image with few things weighs little. The term of 0 gives
+            # all parameters a gradient even if no cell shows a thing.
             sums.append(
                 F.cross_entropy(logits[None], labels[None], ignore_index=_IGNORED, reduction="sum")
                 + logits.sum() * 0
             )
-            counts.append(known.sum())
+            counts.append(shows_thing.sum())
         if not sums:
             return {"loss_spatial_ranking": sum(p.sum() for p in self.parameters()) * 0}
         return {
@@ -188,14 +192,13 @@ class SpatialRankingHead(nn.Module):
 
 @PANOPTIC_FUSION_REGISTRY.register_as("spatial_ranking")
 class SpatialRankingFusion(PanopticFusion):
-    """The heuristic merging, in the order that a learned head gives the instances.
+    """The heuristic merging, with the instances in the order of a learned rank.
 
-    Instances are selected by score. Overlaps are ordered by the head, ties by score. Placing is
-    that of `heuristic_fusion`.
+    Instances are selected by score. Overlaps are ordered by the head's rank, ties by score. The
+    instances are then placed as in `heuristic_fusion`.
 
-    It has parameters: `wants_training` is True, and a model that trains calls `training_losses`
-    in every step and adds what it returns to its losses. Weights that were trained without
-    it can be trained on with it, but not be evaluated: they would give what the heuristic gives.
+    A checkpoint that was trained without this fusion can be used to train further with it, but not
+    to evaluate it: an untrained head would give the result of `heuristic_fusion`.
     """
 
     wants_training: ClassVar[bool] = True
@@ -215,8 +218,8 @@ class SpatialRankingFusion(PanopticFusion):
         """
         Args:
             rule: classes and thresholds.
-            conv_dim, num_convs, kernel_size, map_size: as `SpatialRankingHead`.
-            loss_weight: factor on its loss.
+            conv_dim, num_convs, kernel_size, map_size: see `SpatialRankingHead`.
+            loss_weight: factor on the head's loss.
 
         Raises:
             ConfigError: a value that cannot be used.
@@ -255,7 +258,7 @@ class SpatialRankingFusion(PanopticFusion):
     def forward(self, sem_seg: Tensor, detections: Detections) -> PanopticMap:
         """See `PanopticFusion.forward`; `score` of a segment is the detection's."""
         self.rule.check_channels(sem_seg)
-        # Best first: the merging, which sorts by rank, keeps this order among equals.
+        # By descending score: `heuristic_fusion` sorts by rank and keeps this order in a tie.
         order = detections.scores.argsort(descending=True, stable=True)
         order = order[detections.scores[order] >= self.rule.score_threshold]
         selected = detections[order]
@@ -267,7 +270,8 @@ class SpatialRankingFusion(PanopticFusion):
                 mask_logits=selected.mask_logits,
                 image_size=(sem_seg.shape[1], sem_seg.shape[2]),
             )
-        # Instances have been selected by score; the merging takes all of them, whatever their rank.
+        # The rank takes the place of the score. Its threshold is 0, because the instances have been
+        # selected by their real scores above.
         panoptic_map, segments = heuristic_fusion(
             sem_seg, replace(selected, scores=ranks), replace(self.rule, score_threshold=0.0)
         )
@@ -287,7 +291,7 @@ class SpatialRankingFusion(PanopticFusion):
     ) -> dict[str, Tensor]:
         """ "loss_spatial_ranking" of a batch; arguments as `PanopticFusion.training_losses`.
 
-        What is given should look like what is merged later: overlapping masks of several classes.
+        The instances should resemble those of inference: overlapping masks of several classes.
 
         Raises:
             ValueError: labels smaller than their image.
@@ -311,6 +315,6 @@ class SpatialRankingFusion(PanopticFusion):
 
     def _thing_target(self, labels: Tensor) -> Tensor:
         """Thing index of (H, W) contiguous ids; `_IGNORED` elsewhere."""
-        known = (labels >= 0) & (labels < self.rule.num_classes)
-        index = self.thing_index[labels.long() * known]
-        return index.masked_fill(~known, _IGNORED)
+        valid = (labels >= 0) & (labels < self.rule.num_classes)
+        index = self.thing_index[labels.long() * valid]
+        return index.masked_fill(~valid, _IGNORED)

@@ -1,10 +1,15 @@
 """The parameter-free panoptic head of UPSNet (Xiong et al., CVPR 2019, section 3.1), streaming.
 
-It stacks the logits [stuff, instances, unknown] and takes an argmax. With X for semantic logits,
-Y_i for the mask logits of instance i resized to its box and X_i for the semantic logits of its
-class in its box, both 0 outside, an instance has X_i + Y_i and the unknown class
-max(X of the things) - max over i (X_i): a thing that no instance explains. Its pixels are void.
-As in `hadamard_fusion` the stack becomes a running maximum; memory is O(H W).
+The head stacks the logits [stuff, instances, unknown] and takes an argmax. Symbols of the paper:
+
+    X    semantic logits
+    X_i  semantic logits of the class of instance i inside its box, 0 outside
+    Y_i  mask logits of instance i, resized to its box, 0 outside
+
+The logit of instance i is X_i + Y_i. The logit of the unknown class is max(X of the things) -
+max over i (X_i): it is large where the semantic logits show a thing that no instance explains.
+Pixels of the unknown class are void. As in `hadamard_fusion`, a running maximum replaces the stack;
+memory is O(H W).
 
 Shapes: K classes, N instances, m x m mask logits, H x W pixels.
 """
@@ -52,30 +57,31 @@ def upsnet_fusion(
 ) -> PanopticMap:
     """Give each pixel to the largest logit of stuff, instances and the unknown class.
 
-    An instance wins pixels only inside its box (in the paper its logit is 0 outside). Without any
-    instance the unknown class has the things' best logit. In a tie stuff comes before instances,
-    and these before the unknown class. The arithmetic is float32 whatever the arguments' types.
-    The rule's overlap threshold is about better instances of the same class, and a mask is where
-    the mask logits are above 0.
+    An instance wins pixels only inside its box (in the paper its logit is 0 outside). If there is
+    no instance, the logit of the unknown class is the things' best logit. In a tie stuff wins over
+    instances, and instances win over the unknown class. The arithmetic is float32 whatever the
+    arguments' types. For the rule's overlap threshold, a mask is the pixels whose mask logit is
+    above 0, and only better instances of the same class count.
 
     Args:
         sem_seg: (K, H, W) logits, channel = contiguous id.
         detections: N instances; see `Detections`.
-        rule: classes and thresholds (published: score 0.6, overlap 0.3). Its `void_policy` says
-            what an unknown pixel is.
-        nms_threshold: an instance is dropped when its box has a larger IoU with that of a better
-            one, of any class (published: 0.5).
+        rule: classes and thresholds (published: score 0.6, overlap 0.3). Its `void_policy` decides
+            about the pixels of the unknown class.
+        nms_threshold: an instance is discarded if the IoU of its box with the box of a better
+            instance, of any class, is above this (published: 0.5).
 
     Returns:
         See `PanopticMap`; things by class, best first.
 
     Raises:
-        ValueError: `sem_seg` does not have K channels, or the class of an instance is no thing.
+        ValueError: `sem_seg` does not have K channels, or an instance's class is not a thing.
     """
     rule.check_channels(sem_seg)
     stuff_ids = rule.stuff_ids
     selected = select_instances(detections, rule, (sem_seg.shape[1], sem_seg.shape[2]))
-    # One class after the other, so that one image of covered pixels serves all of them.
+    # The instances are visited class by class, so that one image of covered pixels is enough.
+    # The sort is stable: within a class they stay in the order of their scores.
     instances = sorted(_suppress(selected, nms_threshold), key=lambda each: each.category)
     with torch.autocast(sem_seg.device.type, enabled=False):
         best, stuff = best_class(sem_seg, stuff_ids)
@@ -91,7 +97,7 @@ def upsnet_fusion(
         )
         _pad_with_zeros(explained, list(itertools.compress(instances, kept)))
         unknown = best_logit(sem_seg, rule.thing_ids).sub_(explained)
-        # In a tie the unknown class loses, as the last of the paper's stack.
+        # In a tie the unknown class loses, because it is the last one of the paper's stack.
         known = torch.le(unknown, best, out=unknown)
         things.mul_(known)
         if rule.void_policy == "void":
@@ -100,7 +106,7 @@ def upsnet_fusion(
 
 
 def _suppress(instances: list[Instance], nms_threshold: float) -> list[Instance]:
-    """Non-maximum suppression of boxes, over all classes; on the host, where the boxes are."""
+    """Non-maximum suppression of boxes over all classes, on the host."""
     boxes = torch.tensor([each.box for each in instances], dtype=torch.float64).view(-1, 4)
     # Ranks instead of scores, so that equal scores keep their order.
     ranks = torch.arange(len(instances), 0, -1, dtype=torch.float64)
@@ -117,7 +123,9 @@ def _compete(
     things: Tensor,
     explained: Tensor,
 ) -> list[bool]:
-    """Prune the instances, compare the others with `best`, and collect max X_i in `explained`.
+    """Discard instances by overlap, compare the others with `best`, and collect max over i (X_i).
+
+    The maximum is stored in `explained`, for the instances that are kept.
 
     Args:
         pasted: instances by class, best first, with their Y_i in the window, (h, w).
@@ -132,6 +140,7 @@ def _compete(
     for code, (instance, logits) in enumerate(pasted, start=first_code):
         where = instance.where
         if same_class and same_class[0].category != instance.category:
+            # A new class begins. Only the windows of the previous class have been written to.
             for earlier in same_class:
                 covered[earlier.where].zero_()
             same_class = []
@@ -143,6 +152,7 @@ def _compete(
         for rows in window_strips(logits):
             semantic = sem_seg[instance.category][where][rows].float()
             if isinstance(kept, Tensor):
+                # With -inf a discarded instance explains nothing and wins no pixel.
                 semantic = semantic.masked_fill(~kept, -torch.inf)
             region = explained[where][rows]
             torch.maximum(region, semantic, out=region)
@@ -152,12 +162,14 @@ def _compete(
                 best=best[where][rows],
                 codes=things[where][rows],
             )
+    # On an accelerator the flags are tensors, which are copied to the host all at once.
     tensors = [flag for flag in flags if isinstance(flag, Tensor)]
     return torch.stack(tensors).tolist() if tensors else [bool(flag) for flag in flags]
 
 
 def _pad_with_zeros(explained: Tensor, instances: Sequence[Instance]) -> None:
-    """X_i is 0 outside its box: clamp the maximum to >= 0 except where all boxes overlap."""
+    """Let the zeros of X_i outside the boxes take part in the maximum over i, in place."""
+    # Where all boxes overlap no X_i is such a zero. Elsewhere at least one is: clamp to >= 0 there.
     if not instances:
         explained.zero_()
         return
@@ -176,7 +188,7 @@ def _pad_with_zeros(explained: Tensor, instances: Sequence[Instance]) -> None:
 
 @PANOPTIC_FUSION_REGISTRY.register_as("upsnet")
 class UPSNetFusion(PanopticFusion):
-    """UPSNet's parameter-free head: see `upsnet_fusion`."""
+    """The parameter-free head of UPSNet: see `upsnet_fusion`."""
 
     rule_keys: ClassVar[Mapping[str, str]] = {
         **PanopticFusion.rule_keys,

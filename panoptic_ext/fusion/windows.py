@@ -1,7 +1,7 @@
-"""Instances as windows of the output: which are looked at, where, and their masks there.
+"""Selection of instances, and their masks in windows of the output.
 
-A fusion visits the instances one by one, best first, and touches only the pixels of their boxes, so
-that its memory does not grow with their number.
+A fusion visits the instances one by one, by descending score, and touches only the pixels of their
+boxes, so that its memory does not grow with their number.
 
 Shapes: N instances of m x m mask logits, H x W output, a window of h x w pixels. A box is
 (x1, y1, x2, y2) in pixels of the output, the centre of the first pixel being (0.5, 0.5).
@@ -36,22 +36,24 @@ __all__ = [
 # Values of a strip of a window, just below torch's threshold for multithreading; for work this
 # short, synchronising threads costs more than it saves.
 _STRIP_VALUES = 2**15 - 1
-# Rows of resizing weights that are held at once.
+# Resizing weights are computed for groups of instances. A group is complete as soon as its windows
+# have this many rows and columns together.
 _GROUP_LENGTH = 2**14
-# Closer to the threshold than this, rounding may decide (see `paste_marks`).
-_UNSURE = 1e-4
+# Pasted probabilities that are closer to the threshold than this are sampled a second time, because
+# rounding could decide there (see `paste_marks`).
+_ROUNDING_MARGIN = 1e-4
 
 
 @dataclass(frozen=True)
 class Instance:
-    """An instance that a fusion looks at.
+    """An instance that was selected for a fusion, and its window of the output.
 
     Attributes:
         index: its row in the detections.
         score: 0..1.
         category: contiguous class id.
         box: x1, y1, x2, y2 in pixels.
-        rows, columns: the window, within the output and not empty.
+        rows, columns: the window, inside the output and not empty.
     """
 
     index: int
@@ -73,17 +75,19 @@ class Instance:
 def select_instances(
     detections: Detections, rule: FusionRule, size: Size, *, margin: int = 0
 ) -> list[Instance]:
-    """Instances of at least the score threshold whose box holds a pixel of the output, best first.
+    """Select the instances that reach the score threshold and have a pixel in the output.
 
-    One copy to the host. Equal scores keep their order; a box that is empty, not finite or outside
-    the output is left out.
+    Instances whose box is empty, not finite or outside the output are left out.
 
     Args:
         detections: N of them.
-        rule: its score threshold, and the classes that an instance may have.
+        rule: gives the score threshold and the thing ids.
         size: of the output.
-        margin: 0 for a window of the pixels whose centre is in the box; otherwise pixels to add
-            around every pixel that the box touches.
+        margin: 0 for a window of the pixels whose centre is in the box; otherwise the number of
+            pixels to add around all pixels that the box touches.
+
+    Returns:
+        The instances by descending score; equal scores keep their order.
 
     Raises:
         ValueError: an instance whose class is not a thing.
@@ -110,8 +114,10 @@ def select_instances(
 def _span(low: float, high: float, length: int, margin: int) -> slice:
     """Pixels of an axis between two edges of a box."""
     if margin:
+        # With a margin of 1 this is the window that Detectron2's `_do_paste_mask` computes.
         start, stop = math.floor(low) - margin, math.ceil(high) + margin
     else:
+        # The centre of pixel i is at i + 0.5. Pixels with low <= i + 0.5 < high are in the box.
         start, stop = math.ceil(low - 0.5), math.ceil(high - 0.5)
     return slice(max(start, 0), min(stop, length))
 
@@ -119,14 +125,16 @@ def _span(low: float, high: float, length: int, margin: int) -> slice:
 def paste_logits(
     detections: Detections, instances: Sequence[Instance]
 ) -> Iterator[tuple[Instance, Tensor]]:
-    """Mask logits resized to the box, bilinear; beyond the outermost cells' centres constant.
+    """Resize mask logits to their boxes, bilinearly.
+
+    Between the centres of the outermost cells and the box's edge the logits are constant.
 
     Args:
         detections: those that `instances` were selected from.
-        instances: those wanted.
+        instances: those to paste.
 
     Yields:
-        Each instance and its window's logits, (h, w) float32, new memory.
+        Each instance and the logits of its window, (h, w) float32, new memory.
     """
     masks = detections.mask_logits.float()
     if _runs_async(masks):
@@ -144,18 +152,18 @@ def paste_logits(
 def paste_marks(
     detections: Detections, instances: Sequence[Instance]
 ) -> Iterator[tuple[Instance, Tensor]]:
-    """Where Detectron2's `paste_masks_in_image` has the mask, at its threshold of 0.5.
-
-    It resizes probabilities, with zeros around the mask. Here a product of small matrices does so,
-    and the few pixels where its rounding may matter are sampled as Detectron2 samples them.
+    """Paste masks exactly as Detectron2's `paste_masks_in_image` does at its threshold of 0.5.
 
     Args:
         detections: those that `instances` were selected from, with a margin of 1.
-        instances: those wanted.
+        instances: those to paste.
 
     Yields:
-        Each instance and its window's mask, (h, w) float32 of 0 and 1, new memory.
+        Each instance and the mask of its window, (h, w) float32 of 0 and 1, new memory.
     """
+    # Detectron2 resizes probabilities, with zeros around the mask, by grid_sample. On a CPU a
+    # product of small matrices is faster, but rounds differently. The few pixels close to the
+    # threshold are therefore sampled by grid_sample as well, so that both give the same mask.
     masks, boxes = detections.mask_logits.float().sigmoid(), detections.boxes.float()
     if _runs_async(masks):
         for instance in instances:
@@ -168,9 +176,9 @@ def paste_marks(
         for instance, (rows, columns) in zip(group, weights, strict=True):
             mask = masks[instance.index]
             values = _resized(mask, rows, columns)
-            places = _grid(boxes[instance.index], instance)
+            x, y = _grid(boxes[instance.index], instance)
             for strip in window_strips(values):
-                _mark_strip(values[strip], mask, places[0], places[1][strip])
+                _mark_strip(values[strip], mask, x, y[strip])
             yield instance, values
 
 
@@ -184,27 +192,33 @@ def _resized(mask: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _mark_strip(values: Tensor, mask: Tensor, x: Tensor, y: Tensor) -> None:
-    """Replace resized probabilities (r, w) by 1 and 0, with places x (w,) and y (r,) in the box."""
+    """Replace resized probabilities (r, w) by 1 where they are at least 0.5, else 0; in place.
+
+    Args:
+        mask: (m, m) probabilities.
+        x, y: (w,) and (r,) positions of the strip's columns and rows, see `_grid`.
+    """
     distance = values.sub_(0.5).abs()
     torch.ge(values, 0, out=values)
-    if distance.amin() < _UNSURE:
-        row, column = (distance < _UNSURE).nonzero(as_tuple=True)
+    if distance.amin() < _ROUNDING_MARGIN:
+        row, column = (distance < _ROUNDING_MARGIN).nonzero(as_tuple=True)
         grid = torch.stack((x[column], y[row]), -1)[None, None]
         values[row, column] = _grid_sample(mask, grid, "zeros")[0].ge(0.5).float()
 
 
 def window_strips(window: Tensor) -> list[slice]:
-    """Rows that cover a window (h, w) in pieces of about 128 KiB; on a device all at once."""
+    """Cut a window (h, w) into strips of rows of about 128 KiB; on an accelerator, one strip."""
     height, width = window.shape
     step = height if _runs_async(window) else max(1, _STRIP_VALUES // width)
     return [slice(start, min(start + step, height)) for start in range(0, height, step)]
 
 
 def overlaps_little(counts: list[tuple[Tensor, Tensor]], overlap_threshold: float) -> bool | Tensor:
-    """Whether a mask is not empty and at most a share of it is common with others.
+    """Whether a mask is not empty and at most a share of it is common with other masks.
 
     Args:
         counts: `count_marked` of the mask and of the common part, for each strip of a window.
+        overlap_threshold: the share.
     """
     area, common = (torch.stack(values).sum() for values in zip(*counts, strict=True))
     kept = (area > 0) & ~(common / area > overlap_threshold)
@@ -212,20 +226,23 @@ def overlaps_little(counts: list[tuple[Tensor, Tensor]], overlap_threshold: floa
 
 
 def count_marked(marks: Tensor) -> Tensor:
-    """Ones in (h, w) float32 marks, exactly: float64 without dimensions."""
+    """The number of ones in (h, w) float32 marks, exact, as a float64 scalar."""
+    # Float32 counts the ones of a row exactly, but not those of an image of more than 2**24 pixels.
     return marks.sum(1).double().sum()
 
 
 def update_covered(logits: Tensor, covered: Tensor, overlap_threshold: float) -> bool | Tensor:
-    """Whether an instance's mask is not empty and overlaps the better ones little enough.
+    """Decide whether an instance is kept, and if it is, add its mask to `covered`.
+
+    An instance is kept if its mask is not empty and at most the threshold's share is covered.
 
     Args:
         logits: (h, w) mask logits; the mask is where they are above 0.
-        covered: (h, w) float32 of 0 and 1, the union of the masks kept so far. This one's is added
-            if it is kept.
+        covered: (h, w) float32 of 0 and 1, the union of the masks kept so far; updated.
+        overlap_threshold: the share.
 
     Returns:
-        The answer; on CUDA as a bool tensor without dimensions, which the host does not wait for.
+        Whether it is kept; on an accelerator a scalar bool tensor, so that the host does not wait.
     """
     strips = window_strips(logits)
     counts = []
@@ -245,30 +262,34 @@ def _positive(logits: Tensor) -> Tensor:
 
 
 def update_best(logits: Tensor, code: int, *, best: Tensor, codes: Tensor) -> None:
-    """Writes `code`, which is larger than all before it, where `logits` are above `best`.
+    """Write `code` to `codes`, and `logits` to `best`, where `logits` are above `best`.
 
     Args:
         logits: (h, w) float32.
+        code: larger than all codes before it.
         best, codes: (h, w) float32 views of the images that are updated.
     """
+    # Codes rise from call to call, so that the larger of the old and the new code is the new one.
     better = torch.gt(logits, best, out=torch.empty_like(logits)).mul_(code)
     torch.maximum(codes, better, out=codes)
     torch.maximum(best, logits, out=best)
 
 
 def _runs_async(tensor: Tensor) -> bool:
-    """Whether work is queued on a device: large steps, and answers that the host never reads."""
+    """Whether the tensor is on an accelerator, whose work is queued."""
+    # There, few large operations are fastest, and the host must read no value, or it would wait.
     return tensor.device.type != "cpu"
 
 
 def _grid(box: Tensor, instance: Instance) -> tuple[Tensor, Tensor]:
-    """Places of the window's columns and rows in the box, -1..1, rounded as in Detectron2."""
-    places = []
+    """Positions of the window's columns (w,) and rows (h,) in the box, -1..1 from edge to edge."""
+    # In float32 and in this order of operations, so that rounding is that of Detectron2.
+    positions = []
     for axis, span in enumerate((instance.columns, instance.rows)):
         low, high = box[axis], box[axis + 2]
         pixels = torch.arange(span.start, span.stop, device=box.device, dtype=torch.float32) + 0.5
-        places.append((pixels - low) / (high - low) * 2 - 1)
-    return places[0], places[1]
+        positions.append((pixels - low) / (high - low) * 2 - 1)
+    return positions[0], positions[1]
 
 
 def _grid_sample(mask: Tensor, grid: Tensor, padding: str) -> Tensor:
@@ -284,7 +305,7 @@ def _sample(mask: Tensor, box: Tensor, instance: Instance, padding: str) -> Tens
 
 
 def _groups(instances: Sequence[Instance]) -> Iterator[list[Instance]]:
-    """Runs of instances whose weights are made, and held, together."""
+    """Split the instances into groups whose resizing weights are computed together."""
     group: list[Instance] = []
     length = 0
     for instance in instances:
@@ -303,20 +324,21 @@ def _group_weights(
     """For each instance the matrices (h, m) and (w, m) that resize a mask to its window.
 
     Args:
-        clamped: the outermost cells go on beyond their centres; otherwise they fade to 0.
+        clamped: whether values beyond the outermost cells' centres are constant; otherwise they
+            fade to 0.
     """
     low = np.array([instance.box[axis] for instance in group for axis in (1, 0)])
     high = np.array([instance.box[axis] for instance in group for axis in (3, 2)])
     spans = [span for instance in group for span in instance.where]
     lengths = [span.stop - span.start for span in spans]
     pixels = np.concatenate([np.arange(span.start, span.stop) for span in spans]) + 0.5
-    places = (pixels - low.repeat(lengths)) * (cells / (high - low)).repeat(lengths) - 0.5
-    # One column more on both sides, which catches what lies outside and is cut away below.
-    places = places.clip(0, cells - 1) if clamped else places.clip(-1, cells)
-    first = np.minimum(np.floor(places), cells - 1).astype(np.int64)
-    share = places - first
-    weights = np.zeros((len(places), cells + 2), np.float32)
-    row = np.arange(len(places))
+    positions = (pixels - low.repeat(lengths)) * (cells / (high - low)).repeat(lengths) - 0.5
+    # One extra column on each side takes the weights of cells outside; both are cut off below.
+    positions = positions.clip(0, cells - 1) if clamped else positions.clip(-1, cells)
+    first = np.minimum(np.floor(positions), cells - 1).astype(np.int64)
+    share = positions - first
+    weights = np.zeros((len(positions), cells + 2), np.float32)
+    row = np.arange(len(positions))
     weights[row, first + 1] = 1 - share
     weights[row, first + 2] = share
     pieces = torch.from_numpy(weights)[:, 1:-1].split(lengths)

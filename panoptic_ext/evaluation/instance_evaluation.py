@@ -194,7 +194,8 @@ class PanopticInstanceEvaluator(COCOEvaluator):
             return path
         self._logger.info("Writing the things of %s as COCO instances to %s", self._dataset, path)
         with ThreadPoolExecutor(max(1, self._num_threads)) as pool:
-            parts = list(pool.map(self._image_truth, self.truth.annotations.values()))
+            images = self.truth.annotations.values()
+            parts = list(pool.map(self._image_truth, images, self.truth.image_names()))
         annotations = [a for _, things in parts for a in things]
         content = {
             "info": {"source": source},
@@ -221,7 +222,7 @@ class PanopticInstanceEvaluator(COCOEvaluator):
         stat = os.stat(path) if path else None
         return [path, len(self._number)] + ([stat.st_size, stat.st_mtime_ns] if stat else [])
 
-    def _image_truth(self, annotation: Annotation) -> tuple[dict, list[dict]]:
+    def _image_truth(self, annotation: Annotation, file_name: str) -> tuple[dict, list[dict]]:
         """One image's entry and the annotations of its things."""
         number = self._number[annotation.image_id]
         runs = self.truth.runs(annotation)
@@ -246,12 +247,7 @@ class PanopticInstanceEvaluator(COCOEvaluator):
             for segment_id, category, crowd in rows
             if category in self._thing_dataset_ids and segment_id in masks
         ]
-        image = {
-            "id": number,
-            "file_name": self.truth.image_name(annotation),
-            "height": height,
-            "width": width,
-        }
+        image = {"id": number, "file_name": file_name, "height": height, "width": width}
         return image, annotations
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from panoptic_ext.data import PanopticMetadata, get_metadata
+from panoptic_ext.data import PanopticMetadata, get_metadata, get_records
 from panoptic_ext.data.coco.json_file import ImageId
 from panoptic_ext.data.coco.panoptic_files import Annotation, PanopticFiles
 from panoptic_ext.data.coco.runs import Runs
 from panoptic_ext.data.coco.segment_table import SegmentTable
+from panoptic_ext.data.datasets.file_search import FolderIndex
+from panoptic_ext.data.datasets.metadata import categories_of, dataset_ids
 from panoptic_ext.data.datasets.parsed import parsed_source
 from panoptic_ext.errors import DatasetError, EvaluationError, nearest, quoted
 
@@ -36,8 +39,9 @@ class Truth:
     def __init__(self, dataset_name: str):
         """
         Args:
-            dataset_name: of `panoptic_ext.data.register_panoptic`, or another data set whose
-                metadata has panoptic_json and panoptic_root in COCO panoptic format.
+            dataset_name: of `panoptic_ext.data.register_panoptic`, or of another registration,
+                whose metadata has panoptic_json and panoptic_root in COCO panoptic format, or
+                whose records have pan_seg_file_name and segments_info with contiguous ids.
 
         Raises:
             DatasetError: it is not registered.
@@ -59,10 +63,7 @@ class Truth:
         if isinstance(self.metadata, PanopticMetadata):
             return self._registered_files(self.metadata)
         if self.metadata.get("panoptic_json") is None:
-            raise EvaluationError(
-                f"the metadata of data set {quoted(self.dataset_name)} has no 'panoptic_json'; "
-                "register it with panoptic_ext.data.register_panoptic"
-            )
+            return self._files_of_records()
         return PanopticFiles(
             PathManager.get_local_path(self.metadata.panoptic_json),
             PathManager.get_local_path(self.metadata.panoptic_root),
@@ -147,12 +148,58 @@ class Truth:
         ]
         return runs.dense(), segments
 
-    def image_name(self, annotation: Annotation) -> str:
-        """The name of the image's file, without its folder."""
-        entry = self.files.image_entry(annotation)
-        if isinstance(self.metadata, PanopticMetadata) and entry.get("file_name"):
-            return os.path.basename(self.metadata.source.image_name(entry))
-        return os.path.basename(entry.get("file_name") or annotation.file_name)
+    def image_names(self) -> list[str]:
+        """The names of the images' files without their folders, in the data set's order.
+
+        Of a data set of `register_panoptic` they are the files that lie on the disk, whose
+        extension may differ from the JSON's; of others those of the records.
+        """
+        if isinstance(self.metadata, PanopticMetadata):
+            return self._names_on_disk(self.metadata)
+        paths = {}
+        if self.dataset_name in DatasetCatalog:
+            paths = {r["image_id"]: r["file_name"] for r in get_records(self.dataset_name)}
+        return [
+            os.path.basename(
+                paths.get(annotation.image_id)
+                or self.files.image_entry(annotation).get("file_name")
+                or annotation.file_name
+            )
+            for annotation in self.annotations.values()
+        ]
+
+    def _names_on_disk(self, metadata: PanopticMetadata) -> list[str]:
+        index = FolderIndex(metadata.image_root)
+        names = []
+        for annotation in self.annotations.values():
+            name = metadata.source.image_name(self.files.image_entry(annotation))
+            label_png = os.path.join(self.files.root, annotation.file_name)
+            names.append(os.path.basename(index.find_image(name, exclude=label_png) or name))
+        return names
+
+    def _files_of_records(self) -> PanopticFiles:
+        """The records of a data set without a JSON, in the JSON's form."""
+        if self.dataset_name not in DatasetCatalog:
+            raise EvaluationError(
+                f"the metadata of data set {quoted(self.dataset_name)} has no 'panoptic_json', and "
+                "it has no records; register it with panoptic_ext.data.register_panoptic"
+            )
+        records = get_records(self.dataset_name)
+        for key in ("pan_seg_file_name", "segments_info"):
+            if any(key not in record for record in records):
+                raise EvaluationError(
+                    f"the metadata of data set {quoted(self.dataset_name)} has no 'panoptic_json', "
+                    f"and its records have no {quoted(key)}; register it with "
+                    "panoptic_ext.data.register_panoptic"
+                )
+        return PanopticFiles(
+            f"data set {quoted(self.dataset_name)}",
+            # The records name label maps in any folder, so that their common root is the disk's.
+            os.path.abspath(os.sep),
+            encoding=records[0].get("pan_seg_encoding", "rgb") if records else "rgb",
+            categories=categories_of(self.metadata),
+            content=_content_of_records(records, dataset_ids(self.metadata)),
+        )
 
     @staticmethod
     def _registered_files(metadata: PanopticMetadata) -> PanopticFiles:
@@ -169,3 +216,23 @@ class Truth:
             categories=parsed.categories,
             content=parsed.content,
         )
+
+
+def _content_of_records(
+    records: Sequence[dict[str, Any]], dataset_ids: Sequence[int]
+) -> dict[str, Any]:
+    """A COCO panoptic JSON without categories; `dataset_ids` are those of the contiguous ids."""
+    return {
+        "images": [{**record, "id": record["image_id"]} for record in records],
+        "annotations": [
+            {
+                "image_id": record["image_id"],
+                "file_name": os.path.abspath(record["pan_seg_file_name"]),
+                "segments_info": [
+                    {**segment, "category_id": dataset_ids[segment["category_id"]]}
+                    for segment in record["segments_info"]
+                ],
+            }
+            for record in records
+        ],
+    }

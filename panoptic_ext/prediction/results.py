@@ -81,8 +81,11 @@ class PanopticResults:
     def __init__(self, folder: str, metadata: Any, *, fresh: bool = False) -> None:
         self.folder = folder
         self.json_path = os.path.join(folder, JSON_FILE)
-        # The command explains an OSError, as of a full disk, for all of its files alike.
-        self._writer = PanopticWriter(self.json_path, os.path.join(folder, PNG_FOLDER), error=None)
+        # The command explains an OSError, as of a full disk, for all of its files alike. Names of
+        # the user's files stay readable in the JSON.
+        self._writer = PanopticWriter(
+            self.json_path, os.path.join(folder, PNG_FOLDER), error=None, ensure_ascii=False
+        )
         self._log_path = os.path.join(folder, _LOG_FILE)
         self._metadata = metadata
         self._dataset_ids = dataset_ids(metadata)

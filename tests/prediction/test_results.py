@@ -243,3 +243,9 @@ def test_a_damaged_line_of_the_progress_log_is_named(tmp_path, line):
     log.write_text(f'{{"key": "a.jpg"}}\n{line}\n')
     with pytest.raises(PanopticExtError, match=r"progress\.jsonl:2 is not a line .*remove this"):
         PanopticResults(str(tmp_path), METADATA)
+
+
+def test_names_stay_readable_in_the_json(tmp_path):
+    results = PanopticResults(str(tmp_path), METADATA)
+    results.add("caf\u00e9", np.zeros((2, 2), np.int32), [], image_id=1, file_name="caf\u00e9.jpg")
+    assert '"file_name": "caf\u00e9.jpg"' in Path(results.write_json()).read_text("utf-8")

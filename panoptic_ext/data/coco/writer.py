@@ -38,15 +38,17 @@ class PanopticWriter:
         png_root: str,
         *,
         error: type[PanopticExtError] | None = EvaluationError,
+        ensure_ascii: bool = True,
     ):
         """
         Args:
             json_path: of the JSON; its folder is made when something is written.
             png_root: folder of the PNGs; made likewise.
             error: raised where a file cannot be written; None raises the OSError itself.
+            ensure_ascii: escape all other characters in the JSON, as \\u00e9; False writes UTF-8.
         """
         self.json_path, self.png_root = json_path, png_root
-        self._error = error
+        self._error, self._ensure_ascii = error, ensure_ascii
 
     @classmethod
     def of_predictions(cls, folder: str) -> PanopticWriter:
@@ -90,7 +92,8 @@ class PanopticWriter:
             content: images, categories and whatever else the JSON is to hold.
             annotations: of all images, from `add`.
         """
-        text = json.dumps({**content, "annotations": list(annotations)})
+        whole = {**content, "annotations": list(annotations)}
+        text = json.dumps(whole, ensure_ascii=self._ensure_ascii)
         write_file(self.json_path, text.encode(), error=self._error)
 
 

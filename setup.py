@@ -46,7 +46,7 @@ EXTRAS = {
         "transformers>=4.40",
     ],
     # The site of docs/ (make docs), read from the sources: it needs neither torch nor Detectron2.
-    "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.30,<2"],
+    "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1,<2"],
 }
 EXTRAS["all"] = sorted({item for extra in EXTRAS.values() for item in extra})
 

@@ -110,14 +110,15 @@ def read_keys(source: str) -> list[Key]:
     texts, tree = comments(source), ast.parse(source)
     named = constants(tree)
     adding = [n for n in tree.body if isinstance(n, ast.FunctionDef) and ADDS.match(n.name)]
+    nodes = [node for function in adding for node in ast.walk(function)]
     keys = []
-    for node in (n for function in adding for n in ast.walk(function)):
-        name = key_name(node.targets[0]) if isinstance(node, ast.Assign) else ""
+    for node in sorted((n for n in nodes if isinstance(n, ast.Assign)), key=lambda n: n.lineno):
+        name = key_name(node.targets[0])
         if name:
             is_block = isinstance(node.value, ast.Call)
             default = None if is_block else yaml_value(node.value, named)
-            keys.append((node.lineno, Key(name, default, meaning(node, texts))))
-    return [key for _, key in sorted(keys, key=lambda pair: pair[0])]
+            keys.append(Key(name, default, meaning(node, texts)))
+    return keys
 
 
 def sections() -> list[Section]:

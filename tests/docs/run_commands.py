@@ -10,11 +10,13 @@ import os
 import runpy
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import panoptic_ext.commands.predict
 import panoptic_ext.commands.train  # noqa: F401  (imported before the children start)
 import panoptic_ext_cli
+from panoptic_ext.commands import demo
 
 
 def run(words: list[str]) -> None:
@@ -50,7 +52,15 @@ def run_in_child(words: list[str]) -> tuple[int, str]:
         return os.waitstatus_to_exitcode(status), stream.read()
 
 
+def run_step(words: Sequence[str]) -> int:
+    """A step of the demo, which has a process of its own: here a child of this one, too."""
+    code, output = run_in_child(["panoptic-ext", *words[len(demo.PROGRAM) :]])
+    sys.stdout.write(output)
+    return code
+
+
 def main() -> int:
+    demo.run_to_end = run_step
     outputs = []
     for words in json.load(sys.stdin):
         code, output = run_in_child(words)

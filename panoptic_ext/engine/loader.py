@@ -28,12 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from panoptic_ext.data import PanopticDatasetMapper, annotated, filter_empty, get_records
 from panoptic_ext.engine.checkpoint.rng import seeded_sample
 from panoptic_ext.engine.distributed import images_of_a_worker
-from panoptic_ext.errors import (
-    ConfigError,
-    DatasetError,
-    PanopticExtError,
-    unknown,
-)
+from panoptic_ext.errors import ConfigError, DatasetError, PanopticExtError, unknown
 from panoptic_ext.interruption import outlive_interruption
 
 __all__ = ["TrainLoader", "build_test_loader", "build_train_loader"]
@@ -97,9 +92,9 @@ class TrainLoader:
         self.batch_size = batch_size
         self.seed = seed
         self.start_iter = start_iter
+        self.skipped: Counter[str] = Counter()
         self.num_workers = num_workers
         self.pin_memory = pin_memory
-        self.skipped: Counter[str] = Counter()
         self._make_sampler = make_sampler or (lambda s: TrainingSampler(len(records), seed=s))
         self._wide = [r["width"] > r["height"] for r in records] if aspect_ratio_grouping else None
 

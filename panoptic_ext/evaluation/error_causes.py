@@ -43,18 +43,8 @@ def false_negative_causes(
     same, inside_gt, inside_pred = _relations(gt, pred, pairs)
     pieces = _sum_by(g, same & inside_gt, len(gt))
     held = _sum_by(p, same & inside_pred, len(pred))
-    return _first_cause(
-        rows,
-        len(gt),
-        g,
-        "missed",
-        {
-            "low IoU": same & (iou >= _LOW_IOU),
-            "merged": same & inside_pred & (held[p] > 1),
-            "split": same & (pieces[g] > 1),
-            "wrong class": ~same & (iou > 0.5),
-        },
-    )
+    causes = _causes_of_pairs(same, iou, merged=inside_pred & (held[p] > 1), split=pieces[g] > 1)
+    return _first_cause(rows, len(gt), g, "missed", causes)
 
 
 def false_positive_causes(
@@ -66,18 +56,20 @@ def false_positive_causes(
     _, p, _, iou = pairs
     same, inside_gt, inside_pred = _relations(gt, pred, pairs)
     held = _sum_by(p, same & inside_pred, len(pred))
-    return _first_cause(
-        rows,
-        len(pred),
-        p,
-        "spurious",
-        {
-            "low IoU": same & (iou >= _LOW_IOU),
-            "merged": same & (held[p] > 1),
-            "split": same & inside_gt,
-            "wrong class": ~same & (iou > 0.5),
-        },
-    )
+    causes = _causes_of_pairs(same, iou, merged=held[p] > 1, split=inside_gt)
+    return _first_cause(rows, len(pred), p, "spurious", causes)
+
+
+def _causes_of_pairs(
+    same: np.ndarray, iou: np.ndarray, *, merged: np.ndarray, split: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Name of each cause -> (M,) bool, the pairs for which it holds; a later cause overrides."""
+    return {
+        "low IoU": same & (iou >= _LOW_IOU),
+        "merged": same & merged,
+        "split": same & split,
+        "wrong class": ~same & (iou > 0.5),
+    }
 
 
 def _relations(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from types import TracebackType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -97,14 +97,9 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: Any) -> None:
         self._release()
-        self._aside.__exit__(kind, error, trace)
+        self._aside.__exit__(*raised)
 
     def _release(self) -> None:
         if self._writer is not None:

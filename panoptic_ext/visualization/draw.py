@@ -147,8 +147,8 @@ def draw_segments(
     segments_info: Sequence[dict[str, Any]] | None,
     metadata: Any,
     *,
-    scale: float | None = None,
     keys: Mapping[str, str] | None = None,
+    scale: float | None = None,
     **options: Any,
 ) -> Drawing:
     """As `draw_panoptic`, and says what the picture shows.

@@ -20,8 +20,8 @@ from panoptic_ext.data.coco.json_checks import safe_name
 from panoptic_ext.data.coco.json_file import is_int, read_json
 from panoptic_ext.data.coco.problems import Problem, raise_if_any
 from panoptic_ext.data.datasets.file_search import FolderIndex, expand, search
-from panoptic_ext.data.datasets.same_source import source_differences
-from panoptic_ext.errors import DatasetError, quoted
+from panoptic_ext.data.datasets.same_source import check_name, other_content, source_differences
+from panoptic_ext.errors import quoted
 from panoptic_ext.regular_files import INSTANCES_JSON
 
 __all__ = [
@@ -130,22 +130,12 @@ def register_instances(name: str, json: str | os.PathLike, image_root: str | os.
 
 def register_instance_source(name: str, source: InstanceSource) -> None:
     """Register `source` under `name`; the same data set again changes nothing."""
-    if not name:
-        raise DatasetError("a data set needs a name, found an empty one")
     old = MetadataCatalog.get(name) if name in MetadataCatalog else None
+    check_name(name, old, InstanceMetadata)
     if name in DatasetCatalog:
-        if not isinstance(old, InstanceMetadata):
-            raise DatasetError(
-                f"data set name {quoted(name)} is taken by another registration; choose another "
-                "name"
-            )
         differences = source_differences(old.source, source)
         if differences:
-            raise DatasetError(
-                f"data set {quoted(name)} is registered with other content: "
-                + "; ".join(differences)
-                + ". Choose another name, or remove it from DatasetCatalog and MetadataCatalog"
-            )
+            raise other_content(name, differences)
         return
     if old is not None:
         MetadataCatalog.remove(name)

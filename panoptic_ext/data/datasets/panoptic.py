@@ -22,7 +22,7 @@ from panoptic_ext.data.coco.problems import Problem, raise_if_any
 from panoptic_ext.data.datasets.file_search import FolderIndex
 from panoptic_ext.data.datasets.metadata import PanopticMetadata, PanopticSource
 from panoptic_ext.data.datasets.parsed import parsed_source
-from panoptic_ext.data.datasets.same_source import source_differences
+from panoptic_ext.data.datasets.same_source import check_name, other_content, source_differences
 from panoptic_ext.errors import DatasetError, quoted, shortened
 
 __all__ = [
@@ -78,25 +78,15 @@ def register_panoptic(
 
 def register_source(name: str, source: PanopticSource, *, replace: bool = False) -> None:
     """Register `source` under `name`; with `replace`, over an earlier source of that name."""
-    if not name:
-        raise DatasetError("a data set needs a name, found an empty one")
     old = MetadataCatalog.get(name) if name in MetadataCatalog else None
+    check_name(name, old, PanopticMetadata)
     ours = isinstance(old, PanopticMetadata)
     if name in DatasetCatalog:
-        if not isinstance(old, PanopticMetadata):
-            raise DatasetError(
-                f"data set name {quoted(name)} is taken by another registration; choose another "
-                "name"
-            )
         differences = source_differences(old.source, source)
         if not differences:
             return
         if not replace:
-            raise DatasetError(
-                f"data set {quoted(name)} is registered with other content: "
-                + "; ".join(differences)
-                + ". Choose another name, or remove it from DatasetCatalog and MetadataCatalog"
-            )
+            raise other_content(name, differences)
         DatasetCatalog.remove(name)
     if old is not None:
         extra = sorted(set(vars(old)) - {"name"})

@@ -6,9 +6,11 @@ import dataclasses
 import os
 from typing import Any, Protocol
 
+from detectron2.data import DatasetCatalog
+
 from panoptic_ext.errors import DatasetError, quoted
 
-__all__ = ["source_differences"]
+__all__ = ["check_name", "other_content", "source_differences"]
 
 _PATHS = ("json", "image_root", "png_root")
 _LOOKED_UP = (*_PATHS, "search_path")
@@ -47,6 +49,31 @@ def source_differences(old: Any, new: Any) -> list[str]:
             places = zip(paths, there, here, strict=True)
             rows = [(name, a, b) for name, a, b in places if a != b]
     return [f"{name} is {quoted(a)} there, {quoted(b)} here" for name, a, b in rows]
+
+
+def check_name(name: str, old: Any, kind: type) -> None:
+    """Raise DatasetError unless a data set may be registered under `name`.
+
+    Args:
+        name: of the data set to be registered.
+        old: the metadata that this name has in MetadataCatalog, or None.
+        kind: the class that the metadata of an earlier registration has to have.
+    """
+    if not name:
+        raise DatasetError("a data set needs a name, found an empty one")
+    if name in DatasetCatalog and not isinstance(old, kind):
+        raise DatasetError(
+            f"data set name {quoted(name)} is taken by another registration; choose another name"
+        )
+
+
+def other_content(name: str, differences: list[str]) -> DatasetError:
+    """The error for a name under which another data set is registered."""
+    return DatasetError(
+        f"data set {quoted(name)} is registered with other content: "
+        + "; ".join(differences)
+        + ". Choose another name, or remove it from DatasetCatalog and MetadataCatalog"
+    )
 
 
 def _places(source: Source) -> tuple[str, ...] | None:

@@ -326,15 +326,6 @@ class SwinTransformer(Backbone):
         """Any size works; multiples of this need no padding inside."""
         return 32
 
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of each output."""
-        return {
-            name: ShapeSpec(
-                channels=self._out_feature_channels[name], stride=self._out_feature_strides[name]
-            )
-            for name in self._out_features
-        }
-
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, h, w) -> features by name, (B, C, ceil(h / stride), ceil(w / stride))."""
         if x.dim() != 4:

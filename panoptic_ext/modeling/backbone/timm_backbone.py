@@ -82,15 +82,6 @@ class TimmBackbone(Backbone):
         """The coarsest stride."""
         return max(self._out_feature_strides.values())
 
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of each output."""
-        return {
-            name: ShapeSpec(
-                channels=self._out_feature_channels[name], stride=self._out_feature_strides[name]
-            )
-            for name in self._out_features
-        }
-
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, h, w) -> features by name, (B, C, h / stride, w / stride)."""
         maps = self.net(x)

@@ -85,15 +85,6 @@ class TwoWayFPN(Backbone):
         """The bottom-up backbone's, where Detectron2 has such."""
         return getattr(self.bottom_up, "padding_constraints", {})
 
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of each output, fine to coarse."""
-        return {
-            name: ShapeSpec(
-                channels=self._out_feature_channels[name], stride=self._out_feature_strides[name]
-            )
-            for name in self._out_features
-        }
-
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, h, w) -> {"p2": (B, C, h/4, w/4), ...}, fine to coarse."""
         features = self.bottom_up(x)

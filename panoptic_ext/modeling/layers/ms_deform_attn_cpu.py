@@ -242,15 +242,9 @@ def _backward_op(
 
 @_backward_op.register_fake
 def _(
-    grad_out: Tensor,
-    value: Tensor,
-    locations: Tensor,
-    attention: Tensor,
-    sizes: list[int],
-    need_value: bool,
-    need_samples: bool,
+    _grad_out: Tensor, value: Tensor, locations: Tensor, attention: Tensor, _sizes, *needs: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _gradient_buffers(value, locations, attention, need_value, need_samples)
+    return _gradient_buffers(value, locations, attention, *needs)
 
 
 def _gradient_buffers(

@@ -56,12 +56,7 @@ def point_mask_losses(logits: Tensor, targets: Tensor) -> Tensor:
 def point_dice_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """One minus the Dice coefficient at points, smoothed by +1, of each mask.
 
-    Args:
-        logits: (M, P).
-        targets: (M, P), 0 to 1.
-
-    Returns:
-        (M,) float32.
+    Arguments and result as those of `point_mask_losses`.
     """
     inside = logits.float().sigmoid()
     overlap = 2 * (inside * targets).sum(1) + 1

@@ -75,15 +75,23 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
-class CrossAttentionLayer(nn.Module):
+class _ResidualLayer(nn.Module):
+    """A layer whose result is added to its input, normalised before (pre-norm) or after."""
+
+    def _add_norm(self, dim: int, dropout: float, pre_norm: bool) -> None:
+        # Called last by the constructors: checkpoints list the norm behind the weights.
+        self.norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+        self.pre_norm = pre_norm
+
+
+class CrossAttentionLayer(_ResidualLayer):
     """Queries look at the pixels that their masks of the layer before allow."""
 
     def __init__(self, dim: int, num_heads: int, dropout: float, pre_norm: bool) -> None:
         super().__init__()
         self.multihead_attn = Attention(dim, num_heads, dropout)
-        self.norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
-        self.pre_norm = pre_norm
+        self._add_norm(dim, dropout, pre_norm)
 
     def forward(
         self, x: Tensor, query_embed: Tensor, key: Tensor, value: Tensor, attend: Tensor
@@ -103,15 +111,13 @@ class CrossAttentionLayer(nn.Module):
         return x if self.pre_norm else self.norm(x)
 
 
-class SelfAttentionLayer(nn.Module):
+class SelfAttentionLayer(_ResidualLayer):
     """Queries look at one another."""
 
     def __init__(self, dim: int, num_heads: int, dropout: float, pre_norm: bool) -> None:
         super().__init__()
         self.self_attn = Attention(dim, num_heads, dropout)
-        self.norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
-        self.pre_norm = pre_norm
+        self._add_norm(dim, dropout, pre_norm)
 
     def forward(self, x: Tensor, query_embed: Tensor) -> Tensor:
         """(B, Q, C) queries and their (B or 1, Q, C) embedding -> (B, Q, C)."""
@@ -121,16 +127,14 @@ class SelfAttentionLayer(nn.Module):
         return x if self.pre_norm else self.norm(x)
 
 
-class FeedForwardLayer(nn.Module):
+class FeedForwardLayer(_ResidualLayer):
     """Two linear layers on each query alone."""
 
     def __init__(self, dim: int, hidden_dim: int, dropout: float, pre_norm: bool) -> None:
         super().__init__()
         self.linear1 = Linear(dim, hidden_dim)
         self.linear2 = Linear(hidden_dim, dim)
-        self.norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
-        self.pre_norm = pre_norm
+        self._add_norm(dim, dropout, pre_norm)
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)
 

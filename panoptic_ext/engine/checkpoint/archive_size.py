@@ -1,8 +1,8 @@
-"""What the directory of a zip archive claims, looked at before anything is inflated.
+"""Compare the sizes in a zip archive's directory with the file, before anything is decompressed.
 
-Torch files (and .npz) are zip archives. `torch.save` stores its tensors as they are, so that such a
-file has the size of its tensors; but the reader also inflates compressed members, of which 3 MB can
-become 3 GB, and takes several members that share the same bytes.
+Torch files (and .npz) are zip archives. `torch.save` stores its tensors uncompressed, so such a
+file has the size of its tensors. `torch.load` also decompresses members, though, of which 3 MB can
+become 3 GB, and it accepts several members that share the same bytes.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from panoptic_ext.regular_files import readable_size
 
 __all__ = ["check_archive_size"]
 
-# Weights that somebody packed again shrink by a tenth; even optimizer states that are half zeros
-# not by much more than half.
-_MOST_INFLATION = 8
-_ALWAYS_FINE = 64 << 20  # bytes: small archives, and pickles full of names, may be packed well
+# Compression makes weights a tenth smaller. Even optimizer states that are half zeros become little
+# smaller than half.
+_MAX_INFLATION = 8
+# Bytes: small archives, and pickles full of names, may compress better than that.
+_ALWAYS_ACCEPTED = 64 << 20
 
 
 def check_archive_size(path: str) -> None:
     """Refuse a zip archive whose members are far larger, unpacked, than the file.
 
     Args:
-        path: of a regular file; one that is no zip archive is left to its reader.
+        path: a regular file; one that is no zip archive passes.
 
     Raises:
         CheckpointError: the members are far larger, or the archive's directory is damaged.
@@ -41,7 +42,7 @@ def check_archive_size(path: str) -> None:
             " fetch or copy it again"
         ) from error
     size, unpacked = os.path.getsize(path), sum(member.file_size for member in members)
-    if unpacked <= max(_ALWAYS_FINE, _MOST_INFLATION * size):
+    if unpacked <= max(_ALWAYS_ACCEPTED, _MAX_INFLATION * size):
         return
     largest = max(members, key=lambda member: member.file_size)
     raise CheckpointError(

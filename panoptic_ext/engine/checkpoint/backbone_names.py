@@ -1,4 +1,4 @@
-"""Whose names the tensors of a weight file have: Caffe2's, the model's, or its backbone's alone."""
+"""Detect the names in a weight file (Caffe2's, the model's, its backbone's) and map the last."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ _BACKBONE = "backbone."
 
 
 def has_caffe2_names(weights: Mapping[str, Any]) -> bool:
-    """Whether names are Caffe2's, as `res2_0_branch2a_w`: it has no dots, and torch joins by them.
+    """Whether the names are Caffe2's, such as `res2_0_branch2a_w`.
 
-    Weights of a torch module have a dot unless they lie in the outermost module.
+    Caffe2's names have no dots. Names of a torch module have one, unless the weight belongs to the
+    outermost module.
     """
     return any("." not in name and name.endswith("_w") for name in weights)
 
@@ -30,11 +31,11 @@ def has_caffe2_names(weights: Mapping[str, Any]) -> bool:
 def add_backbone_prefix(
     path: str, weights: Mapping[str, Any], model_state: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    """Weights of a backbone alone, such as ImageNet's, by their names in the model.
+    """Rename the weights of a backbone alone, such as ImageNet's, to their names in the model.
 
-    That is done where no name of the file begins with `backbone.`, and a part of the model's
-    backbone (itself, or its `bottom_up`) has most of the names. Heuristics that match ends of
-    names would take `norm.weight` and the like for those of other parts.
+    Weights are renamed only if no name in the file begins with `backbone.` and more than half of
+    the names are those of one part of the model's backbone (the backbone itself or its
+    `bottom_up`).
 
     Args:
         path: of the file, for messages.
@@ -42,11 +43,13 @@ def add_backbone_prefix(
         model_state: name -> tensor of the model.
 
     Returns:
-        All of `weights`; other names stay as they are.
+        All of `weights`; names that are not the backbone's are unchanged.
 
     Raises:
-        CheckpointError: the names are the backbone's, but most shapes are not.
+        CheckpointError: the names are the backbone's, but at least half of their shapes are not.
     """
+    # A prefix for the whole file, because Detectron2's heuristics match the ends of single names:
+    # they would also load `norm.weight` and the like into other parts of the model.
     weights = dict(weights)
     if any(name.startswith(_BACKBONE) for name in weights):
         return weights
@@ -55,21 +58,21 @@ def add_backbone_prefix(
         return weights
     names = [name for name in weights if prefix + name in model_state]
     shapes = {n: (tuple(weights[n].shape), tuple(model_state[prefix + n].shape)) for n in names}
-    others = [name for name, (found, wanted) in shapes.items() if found != wanted]
-    if 2 * len(others) >= len(names):
-        found, wanted = shapes[others[0]]
+    misfits = [name for name, (in_file, in_model) in shapes.items() if in_file != in_model]
+    if 2 * len(misfits) >= len(names):
+        in_file, in_model = shapes[misfits[0]]
         raise CheckpointError(
             f"weights do not fit the backbone. {path}: {len(names)} of {len(weights)} names are "
-            f"those of {prefix[:-1]}, but {len(others)} have another shape. First: {others[0]} is "
-            f"{found}, the model's is {wanted}. Use weights of this backbone's size, or set its "
-            "keys (such as MODEL.SWIN) to the weights' size"
+            f"those of {prefix[:-1]}, but {len(misfits)} have another shape. First: {misfits[0]} "
+            f"is {in_file}, the model's is {in_model}. Use weights of this backbone's size, or set "
+            "its keys (such as MODEL.SWIN) to the weights' size"
         )
     logger.info("%s: %d of %d names belong to %s", path, len(names), len(weights), prefix[:-1])
     return {prefix + name if name in shapes else name: v for name, v in weights.items()}
 
 
 def split_heuristics(path: str) -> tuple[str, bool]:
-    """Detectron2's `?matching_heuristics=True` at the end of an address, taken off."""
+    """The address without Detectron2's `?matching_heuristics=True`, and whether it had that."""
     address = urlparse(path)
     if parse_qs(address.query).get("matching_heuristics") != ["True"]:
         return path, False
@@ -77,7 +80,7 @@ def split_heuristics(path: str) -> tuple[str, bool]:
 
 
 def _prefix_of_most(weights: Mapping[str, Any], model_state: Mapping[str, Tensor]) -> str:
-    """What, put before the names of the file, gives the model's for more than half; else ""."""
+    """The prefix that makes more than half of the file's names names of the model, or ""."""
     hits: Counter[str] = Counter()
     for name in model_state:
         parts = name.split(".")
@@ -87,5 +90,6 @@ def _prefix_of_most(weights: Mapping[str, Any], model_state: Mapping[str, Tensor
                     hits[".".join(parts[:i]) + "."] += 1
     if not hits:
         return ""
-    (prefix, number), *_ = hits.most_common(1)  # the outermost of equals, which comes first
+    # Of prefixes with equally many names the outermost is taken: it was counted first.
+    (prefix, number), *_ = hits.most_common(1)
     return prefix if 2 * number > len(weights) else ""

@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any moment, and weights that fit or say why not."""
+"""Save checkpoints atomically, load weights of any origin, report weights that do not fit."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ __all__ = ["Checkpointer"]
 
 logger = logging.getLogger(__name__)
 
-_COUNTER = "num_batches_tracked"  # only BatchNorm without momentum reads it; old files lack it
+# Never reported as missing: only a BatchNorm without momentum reads it, and old files lack it.
+_COUNTER = "num_batches_tracked"
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -70,7 +71,7 @@ class Checkpointer(DetectionCheckpointer):
         self.allow_pickle = allow_pickle
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write `<name>.pth` beside its place, rename it, then tag it as the last one.
+        """Write `<name>.pth` under a temporary name, rename it, then tag it as the last one.
 
         Raises:
             CheckpointError: the file could not be written; the ones before it are untouched.
@@ -84,6 +85,7 @@ class Checkpointer(DetectionCheckpointer):
         self.logger.info("Saving checkpoint to %s", path)
         try:
             write_atomic(path, lambda stream: torch.save(data, stream))
+            # Afterwards: after a kill in between, the tag still names a checkpoint that is whole.
             self.tag_last_checkpoint(os.path.basename(path))
         except (OSError, RuntimeError) as error:
             raise CheckpointError(
@@ -115,8 +117,9 @@ class Checkpointer(DetectionCheckpointer):
     def set_aside(self) -> str:
         """Move the checkpoints of an earlier run, and their tag, into a new folder beside them.
 
-        A run that begins anew calls it: else --resume would go on from the earlier one until the
-        new run has its first checkpoint. All workers call it, after they have read what they need.
+        A run that starts anew calls this. Otherwise --resume would continue the earlier run until
+        the new one has written its first checkpoint. All workers must call it, after they have read
+        the checkpoints that they need.
 
         Returns:
             The folder on the worker that moved them, else "".
@@ -131,15 +134,15 @@ class Checkpointer(DetectionCheckpointer):
     def resume(self, *, check: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
         """Load the last readable checkpoint of `save_dir`: model and all checkpointables.
 
-        A missing or damaged file is passed over for the newest readable one, with a warning. The
-        main process chooses for all.
+        A missing or damaged file is skipped with a warning, and the newest readable one is taken.
+        The main process chooses for all workers.
 
         Args:
-            check: is called with the checkpoint before any but the model is loaded, and may raise
-                PartError.
+            check: called with the checkpoint after the model and before the checkpointables are
+                loaded; it may raise PartError.
 
         Returns:
-            What the checkpoint holds beside them, `iteration` among it.
+            The rest of the checkpoint, which includes `iteration`.
 
         Raises:
             CheckpointError: no checkpoint can be read, it does not fit this model, or one of its
@@ -160,10 +163,10 @@ class Checkpointer(DetectionCheckpointer):
             strict: every parameter of the model must be found with its shape, as in evaluation.
 
         Returns:
-            What the file holds beside them.
+            The rest of the file's content.
 
         Raises:
-            CheckpointError: unreachable, unreadable, unsafe or unfitting file.
+            CheckpointError: the file is missing, unreadable or unsafe, or does not fit the model.
         """
         if strict:
             self.check_there(path)
@@ -181,7 +184,7 @@ class Checkpointer(DetectionCheckpointer):
 
     @staticmethod
     def check_there(path: str) -> None:
-        """Raise CheckpointError where `load` would find no file; addresses are not looked up."""
+        """Raise CheckpointError if `load` would find no file; an address is not fetched."""
         if not path:
             raise CheckpointError(
                 "no weights to evaluate: MODEL.WEIGHTS is empty. Give MODEL.WEIGHTS FILE, or "
@@ -206,18 +209,18 @@ class Checkpointer(DetectionCheckpointer):
         self._prepare_names(path, checkpoint)
         incompatible = self._load_model(checkpoint)
         self._report(path, incompatible, strict)
-        with self._naming_the_way_out(path):
+        with self._explained_part_errors(path):
             if check is not None:
                 check(checkpoint)
         for key in self.checkpointables if checkpointables is None else checkpointables:
             if key in checkpoint:
-                with self._naming_the_way_out(path):
+                with self._explained_part_errors(path):
                     self.checkpointables[key].load_state_dict(checkpoint.pop(key))
         return checkpoint
 
     @contextmanager
-    def _naming_the_way_out(self, path: str) -> Iterator[None]:
-        """Add to a PartError which file it is about, and what can be done."""
+    def _explained_part_errors(self, path: str) -> Iterator[None]:
+        """Turn a PartError into a CheckpointError with the file and the ways to go on."""
         try:
             yield
         except PartError as error:
@@ -237,7 +240,7 @@ class Checkpointer(DetectionCheckpointer):
             try:
                 local, checkpoint = self._read(path)
             except CheckpointError as error:
-                self.logger.warning("Passing over %s", error)
+                self.logger.warning("Skipping %s", error)
                 problems.append(str(error))
                 continue
             if problems:
@@ -261,9 +264,10 @@ class Checkpointer(DetectionCheckpointer):
     def _read_for_all(
         self, read: Callable[[], tuple[str, dict[str, Any]]]
     ) -> tuple[str, dict[str, Any]]:
-        """The main process chooses the file; every worker reads that one.
+        """Read on every worker the file that the main process chooses.
 
-        Where a worker (of another machine) does not have it, the main process sends the content.
+        If a worker (on another machine) does not have that file, the main process sends its content
+        to all.
         """
         if comm.get_world_size() == 1:
             return read()
@@ -273,6 +277,7 @@ class Checkpointer(DetectionCheckpointer):
             try:
                 choice[0], checkpoint = read()
             except CheckpointError as error:
+                # Broadcast as well: if the main process raised alone, the others would wait.
                 choice[1] = str(error)
         dist.broadcast_object_list(choice, src=0, device=_comm_device())
         path, problem = choice
@@ -330,7 +335,7 @@ class Checkpointer(DetectionCheckpointer):
             )
 
     def _prepare_names(self, path: str, checkpoint: dict[str, Any]) -> None:
-        """Turn names of the file into the model's, before names and shapes are compared."""
+        """Rename the weights of the file, in place, as the model names them."""
         weights = checkpoint["model"]
         _strip_prefix_if_present(weights, "module.")
         for name in [n for n, v in weights.items() if not hasattr(v, "shape")]:
@@ -352,8 +357,8 @@ class Checkpointer(DetectionCheckpointer):
         return incompatible
 
     def _report(self, path: str, incompatible: Any, strict: bool) -> None:
-        """Log how much of the model was found; raise where that is not enough."""
-        shapes = {name: (found, want) for name, found, want in incompatible.incorrect_shapes}
+        """Log how much of the model was loaded; raise if that is not enough."""
+        shapes = {k: (in_file, in_model) for k, in_file, in_model in incompatible.incorrect_shapes}
         missing = [k for k in incompatible.missing_keys if k not in shapes]
         report = LoadReport(
             path,
@@ -367,5 +372,6 @@ class Checkpointer(DetectionCheckpointer):
 
 
 def _comm_device() -> torch.device:
+    """The device from which the process group sends objects: nccl sends from GPUs only."""
     nccl = dist.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")

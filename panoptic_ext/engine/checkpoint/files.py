@@ -1,4 +1,4 @@
-"""The checkpoints that runs leave in an output folder, by their names."""
+"""Find the checkpoints in the output folder of a run, and move them aside."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from panoptic_ext.regular_files import SMALL_FILE, file_problem
 __all__ = ["TAG", "periodic_checkpoints", "set_aside", "training_checkpoints"]
 
 TAG = "last_checkpoint"
-"""The file that names the newest checkpoint."""
+"""Name of the file that holds the newest checkpoint's name, as Detectron2 writes it."""
 
 _TRAINING_FILE = re.compile(r"model_(\d{7}|final)\.pth")
 _PERIODIC_FILE = re.compile(r"model_\d{7}\.pth")
@@ -52,8 +52,8 @@ def set_aside(folder: str, checkpoints: Sequence[str]) -> str:
         That folder, `previous-<time>` in `folder`.
     """
     aside = _new_folder(os.path.join(folder, time.strftime("previous-%Y%m%d-%H%M%S")))
-    # The tagged file goes last but the tag: after a kill in between, there is still the whole
-    # earlier run to resume, or none.
+    # The oldest checkpoint is moved first, the tagged one last and the tag after it. A kill in
+    # between then leaves either the newest state of the earlier run to resume from, or nothing.
     for path in [*reversed(checkpoints), os.path.join(folder, TAG)]:
         if os.path.isfile(path):
             os.replace(path, os.path.join(aside, os.path.basename(path)))
@@ -68,7 +68,7 @@ def _matching(folder: str, name: re.Pattern[str]) -> list[str]:
 
 
 def _modified(path: str) -> float:
-    """When a file was written; 0 for a link to no file, which is passed over when it is read."""
+    """Time of the last write; 0 for a dangling link, which is skipped when it is read."""
     try:
         return os.path.getmtime(path)
     except OSError:
@@ -76,7 +76,7 @@ def _modified(path: str) -> float:
 
 
 def _new_folder(path: str) -> str:
-    """Make a folder at `path`, or with a number behind it where that is taken."""
+    """Make the folder `path`, or `<path>-2`, `<path>-3`, ... if that exists already."""
     for number in itertools.count(1):
         folder = path if number == 1 else f"{path}-{number}"
         try:

@@ -1,4 +1,4 @@
-"""What a checkpoint says of the run that wrote it, compared with the run that reads it."""
+"""Record in a checkpoint which run wrote it, and compare that with the run that resumes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["check_fingerprint", "compare_runs", "run_fingerprint"]
 
 logger = logging.getLogger(__name__)
 
-# Differences here change neither weights nor losses.
-_HARMLESS = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "VIS_PERIOD", "DATASETS.SEARCH_PATH")
-# Other packages have not changed a loss.
+# Keys that change neither weights nor losses.
+_HARMLESS_KEYS = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "VIS_PERIOD", "DATASETS.SEARCH_PATH")
+# No version of another package has changed a loss so far.
 _COMPARED_VERSIONS = ("panoptic_ext", "detectron2", "torch")
 
 
@@ -37,7 +37,7 @@ def run_fingerprint(cfg: CfgNode) -> dict[str, Any]:
 
 
 def check_fingerprint(part: str, saved: Any) -> None:
-    """Raise PartError unless `saved` is what `run_fingerprint` gives."""
+    """Raise PartError unless `saved` has the structure of a `run_fingerprint`."""
     check_kind(part, saved, dict)
     check_kind(f"{part}.config", saved.get("config"), str)
     check_kind(f"{part}.versions", saved.get("versions"), dict)
@@ -53,23 +53,24 @@ def compare_runs(saved: dict[str, Any], cfg: CfgNode) -> list[str]:
     """Log what differs between the run that wrote a checkpoint and this one.
 
     Args:
-        saved: `run_fingerprint` of the run that wrote it, checked; empty where the checkpoint has
-            none.
+        saved: the `run_fingerprint` in the checkpoint, already checked; empty if it has none.
+        cfg: the config of this run.
 
     Returns:
         One line per difference; keys of evaluation and machine are left out.
     """
     if not saved:
-        logger.warning("The checkpoint does not say by which config it was trained: not compared")
+        logger.warning("The checkpoint does not hold the config of its run: not compared")
         return []
     now = run_fingerprint(cfg)
     old_config = dict(_flat(load_plain_yaml(saved["config"]), ""))
     new_config = dict(_flat(yaml.safe_load(now["config"]), ""))
     lines = []
     for key in sorted(old_config.keys() | new_config.keys()):
-        absent = MAIN_DEFAULTS.get(key, "not there")  # v0.6 works as main does at its defaults
+        # A run on v0.6 lacks the keys that main added, and behaves as main with their defaults.
+        absent = MAIN_DEFAULTS.get(key, "not there")
         old, new = old_config.get(key, absent), new_config.get(key, absent)
-        if old != new and not key.startswith(("TEST.", *_HARMLESS)):
+        if old != new and not key.startswith(("TEST.", *_HARMLESS_KEYS)):
             lines.append(f"{key}: {old} in the checkpoint, {new} now")
     for name, new in now["versions"].items():
         old = saved.get("versions", {}).get(name)

@@ -1,4 +1,4 @@
-"""How much of a model a weight file holds, in a few lines, and whether that is enough."""
+"""Report in a few lines how much of a model a weight file holds; refuse what is not enough."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from panoptic_ext.errors import CheckpointError, listed
 
 __all__ = ["LoadReport", "report_load"]
 
-_MOST_NAMES = 3  # of a module that are named
+_MAX_NAMES = 3  # shown of a module, of other shapes, or in an error
 
 
 class LoadReport(NamedTuple):
-    """What was found, as torch and fvcore tell it.
+    """How a weight file differs from a model, as torch and fvcore report it.
 
     Attributes:
         path: of the file.
         names: all tensors of the model.
-        missing: those that the file lacks.
-        shapes: those of other shape, name -> (shape in the file, shape in the model).
+        missing: tensors of the model that the file lacks.
+        shapes: tensors of another shape, name -> (shape in the file, shape in the model).
         unexpected: names of the file that the model has no tensor for.
-        why: what the model itself says of the missing ones and how to mend it, or "".
+        why: the model's own explanation of the missing ones and how to mend it, or "".
     """
 
     path: str
@@ -35,11 +35,11 @@ class LoadReport(NamedTuple):
 
     @property
     def num_loaded(self) -> int:
-        """Tensors of the model that the file gave."""
+        """Number of the model's tensors that were loaded."""
         return len(self.names) - len(self.missing) - len(self.shapes)
 
     def summary(self) -> str:
-        """The numbers, in one line."""
+        """The numbers of tensors, in one line."""
         return (
             f"{self.path}: loaded {self.num_loaded} of {len(self.names)} tensors of the model; "
             f"{len(self.missing)} missing, {len(self.shapes)} of other shape, "
@@ -48,8 +48,7 @@ class LoadReport(NamedTuple):
 
     def details(self) -> list[str]:
         """One line for each name."""
-        lines = [f"{k} is {f}, the model's is {w}" for k, (f, w) in self.shapes.items()]
-        lines += [f"{name} is missing" for name in self.missing]
+        lines = self._shape_details() + [f"{name} is missing" for name in self.missing]
         return lines + [f"{name} is unexpected" for name in self.unexpected]
 
     def by_module(self) -> list[str]:
@@ -59,23 +58,30 @@ class LoadReport(NamedTuple):
             modules = _by_module(self.missing, Counter(map(_module, self.names)))
             lines.append(f"not in the file, these stay at their initial values: {modules}")
         if self.shapes:
-            first = [f"{k} is {f}, the model's is {w}" for k, (f, w) in self.shapes.items()]
-            shapes = listed(first, _MOST_NAMES, separator="; ", show=str)
+            shapes = listed(self._shape_details(), _MAX_NAMES, separator="; ", show=str)
             lines.append(f"of other shape, these stay at their initial values: {shapes}")
         if self.unexpected:
             modules = _by_module(self.unexpected, Counter())
             lines.append(f"in the file, but not in the model: {modules}")
         return lines
 
+    def _shape_details(self) -> list[str]:
+        return [
+            f"{name} is {in_file}, the model's is {in_model}"
+            for name, (in_file, in_model) in self.shapes.items()
+        ]
+
 
 def report_load(report: LoadReport, logger: logging.Logger, *, strict: bool) -> None:
     """Log a report.
 
     Args:
-        strict: every tensor of the model must be there with its shape.
+        report: the differences.
+        logger: gets the numbers, and a warning for each kind of difference.
+        strict: every tensor of the model must be in the file with its shape.
 
     Raises:
-        CheckpointError: nothing was loaded, or not all and `strict`.
+        CheckpointError: nothing was loaded, or not everything although `strict`.
     """
     logger.info(report.summary())
     for line in report.by_module():
@@ -89,12 +95,12 @@ def report_load(report: LoadReport, logger: logging.Logger, *, strict: bool) -> 
         )
         raise CheckpointError(
             f"weights do not fit the model. {report.summary()}. First: "
-            f"{listed(report.details(), 3, separator='; ', show=str)}. {mend}"
+            f"{listed(report.details(), _MAX_NAMES, separator='; ', show=str)}. {mend}"
         )
 
 
 def _by_module(names: Iterable[str], totals: Counter[str]) -> str:
-    """`head (all 12), backbone (2 of 30: backbone.a, backbone.b)`."""
+    """Names grouped by module, as in `head (all 12), backbone (2 of 30: backbone.a, ...)`."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
         groups[_module(name)].append(name)
@@ -106,7 +112,7 @@ def _by_module(names: Iterable[str], totals: Counter[str]) -> str:
             parts.append(f"{module} (all {len(members)})")
         else:
             of = f" of {totals[module]}" if totals[module] else ""
-            shown = listed(members, _MOST_NAMES, show=str)
+            shown = listed(members, _MAX_NAMES, show=str)
             parts.append(f"{module} ({len(members)}{of}: {shown})")
     return ", ".join(parts)
 

@@ -1,4 +1,4 @@
-"""Is every part of a checkpoint what a run can go on from? Asked before any of it is used.
+"""Check the parts of a checkpoint before a trainer loads any of them.
 
 A part is named by its keys from the checkpoint down, as `trainer.optimizer.state.3.exp_avg`.
 """
@@ -24,9 +24,9 @@ __all__ = [
 ]
 
 _KINDS = {bool: "a truth value", int: "a whole number", str: "text", dict: "a dict", list: "a list"}
-# What an optimizer keeps of each parameter, and what its groups must say. Keys that newer versions
-# of torch added are not asked for.
-_STATE = {"SGD": {"momentum_buffer"}, "AdamW": {"step", "exp_avg", "exp_avg_sq"}}
+# Keys that an optimizer's state has for each parameter, and that its groups have. Keys that newer
+# versions of torch added are not required, because older checkpoints lack them.
+_STATE_KEYS = {"SGD": {"momentum_buffer"}, "AdamW": {"step", "exp_avg", "exp_avg_sq"}}
 _GROUP_KEYS = ("lr", "weight_decay", "momentum", "dampening", "nesterov", "betas", "eps")
 _FIRST_CONFIG = (
     "resume with the first run's config (config.yaml in its output folder) and its version of "
@@ -35,11 +35,11 @@ _FIRST_CONFIG = (
 
 
 class PartError(CheckpointError):
-    """A part of a checkpoint cannot be used; whoever knows the file and the way out adds them.
+    """A part of a checkpoint cannot be used; `Checkpointer` adds the file and the ways to go on.
 
     Attributes:
-        way_out: what may help beside starting anew from the weights: "" for nothing; None for an
-            older checkpoint, as this one is damaged.
+        way_out: what may help besides starting anew from the weights. "" is nothing. None is an
+            older checkpoint, because this one is damaged.
     """
 
     def __init__(self, part: str, problem: str, *, way_out: str | None = None) -> None:
@@ -48,7 +48,7 @@ class PartError(CheckpointError):
 
 
 def check_kind(part: str, value: Any, kind: type) -> None:
-    """Raise PartError unless `value` is of `kind`; True and False are no numbers."""
+    """Raise PartError unless `value` is of `kind`; a bool is no number."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise PartError(part, f"is {quoted(value)}, expected {_KINDS[kind]}")
 
@@ -61,10 +61,9 @@ def check_integer(part: str, value: Any) -> None:
 
 
 def check_like(part: str, value: Any, like: Any) -> None:
-    """Raise PartError unless `value` is built as `like`, a state of this run.
+    """Raise PartError unless `value` has the structure of `like`, a state of this run.
 
-    Compared are kinds, dtypes and shapes, not numbers. A key of a dict may be missing, as versions
-    of torch differ in them; None stands for anything.
+    Types, dtypes and shapes are compared, values are not. None matches anything.
     """
     if like is None or value is None:
         return
@@ -73,6 +72,7 @@ def check_like(part: str, value: Any, like: Any) -> None:
             raise PartError(part, f"is {_described(value)}, expected {_described(like)}")
     elif isinstance(like, dict):
         check_kind(part, value, dict)
+        # Only keys that both have: versions of torch differ in the keys of their states.
         for key in like.keys() & value.keys():
             check_like(f"{part}.{key}", value[key], like[key])
     elif isinstance(like, (list, tuple)):
@@ -80,8 +80,8 @@ def check_like(part: str, value: Any, like: Any) -> None:
             raise PartError(part, f"is {quoted(value)}, expected a list")
         if len(value) != len(like):
             raise PartError(part, f"has {len(value)} values, expected {len(like)}")
-        for i, (one, other) in enumerate(zip(value, like, strict=True)):
-            check_like(f"{part}.{i}", one, other)
+        for i, (item, like_item) in enumerate(zip(value, like, strict=True)):
+            check_like(f"{part}.{i}", item, like_item)
     elif isinstance(like, (int, float)) and not isinstance(like, bool):
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise PartError(part, f"is {quoted(value)}, expected a number")
@@ -90,36 +90,37 @@ def check_like(part: str, value: Any, like: Any) -> None:
 
 
 def check_optimizer(part: str, state: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Raise PartError unless an optimizer's state dict is of this kind, groups and shapes."""
+    """Raise PartError unless a state dict has the kind, groups and shapes of `optimizer`."""
     check_kind(part, state, dict)
     groups, states = state.get("param_groups"), state.get("state")
     check_kind(f"{part}.param_groups", groups, list)
     check_kind(f"{part}.state", states, dict)
-    name = next((n for n in _STATE if isinstance(optimizer, getattr(torch.optim, n))), "")
+    name = next((n for n in _STATE_KEYS if isinstance(optimizer, getattr(torch.optim, n))), "")
+    state_keys = _STATE_KEYS.get(name, set())
     if len(groups) != len(optimizer.param_groups):
         problem = (
             f"does not fit: {len(groups)} groups, this run's has {len(optimizer.param_groups)}"
         )
         raise PartError(part, problem, way_out=_FIRST_CONFIG)
-    for i, (group, own) in enumerate(zip(groups, optimizer.param_groups, strict=True)):
-        _check_group(f"{part}.param_groups.{i}", group, own, name)
-        for key, parameter in zip(group["params"], own["params"], strict=True):
+    for i, (group, current) in enumerate(zip(groups, optimizer.param_groups, strict=True)):
+        _check_group(f"{part}.param_groups.{i}", group, current, name)
+        for key, parameter in zip(group["params"], current["params"], strict=True):
             if key in states:
-                _check_state(f"{part}.state.{key}", states[key], parameter, _STATE.get(name, set()))
+                _check_state(f"{part}.state.{key}", states[key], parameter, state_keys)
 
 
-def _check_group(part: str, group: Any, own: dict[str, Any], name: str) -> None:
+def _check_group(part: str, group: Any, current: dict[str, Any], name: str) -> None:
     check_kind(part, group, dict)
     optimizer = part.partition(".param_groups")[0]
-    lacking = [key for key in _GROUP_KEYS if key in own and key not in group]
+    lacking = [key for key in _GROUP_KEYS if key in current and key not in group]
     if lacking:
         problem = f"has no {lacking[0]}: it is of another kind than this run's ({name})"
         raise PartError(optimizer, problem, way_out=_FIRST_CONFIG)
-    check_like(part, {k: group[k] for k in _GROUP_KEYS if k in group}, own)
+    check_like(part, {k: group[k] for k in _GROUP_KEYS if k in group}, current)
     keys = group.get("params")
     check_kind(f"{part}.params", keys, list)
-    if len(keys) != len(own["params"]):
-        problem = f"does not fit: {len(keys)} parameters in a group of {len(own['params'])}"
+    if len(keys) != len(current["params"]):
+        problem = f"does not fit: {len(keys)} parameters in a group of {len(current['params'])}"
         raise PartError(optimizer, problem, way_out=_FIRST_CONFIG)
     for key in keys:
         check_integer(f"{part}.params", key)
@@ -143,11 +144,12 @@ def _check_state(part: str, state: Any, parameter: Tensor, expected: set[str]) -
 
 @contextmanager
 def using_part(part: str) -> Iterator[None]:
-    """Inside, what a state dict makes its reader raise becomes a PartError."""
+    """Turn what a `load_state_dict` in the block raises for bad content into a PartError."""
     try:
         yield
     except CheckpointError:
         raise
+    # Not OSError or MemoryError: the content of a state dict is not their cause.
     except (
         ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError,
         ValueError,

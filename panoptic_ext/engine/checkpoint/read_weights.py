@@ -1,8 +1,8 @@
-"""Reading weight files without running what is in them.
+"""Read weight files without running code that they may contain.
 
 `.pkl` files (Detectron2's and Caffe2's model zoo) are Python pickles, which can run any code when
-read: here an unpickler that builds only arrays, tensors and plain values. Torch files are read with
-`weights_only=True`. Either refusal can be lifted with MODEL.ALLOW_PICKLE.
+they are read. The unpickler of this module builds only arrays, tensors and plain values. Torch
+files are read with `weights_only=True`. MODEL.ALLOW_PICKLE lifts both restrictions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ _ALLOW_HINT = (
     "MODEL.ALLOW_PICKLE True"
 )
 
-_PLAIN = {
+# Module -> names that a pickle may use. numpy 2 renamed numpy.core to numpy._core; there are files
+# of both versions.
+_PLAIN_NAMES = {
     "builtins": {
         "bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list",
         "object", "range", "set", "slice", "str", "tuple",
@@ -52,11 +54,11 @@ _PLAIN = {
 
 
 def check_file(path: str) -> None:
-    """Look at a file before reading it, to say what it is where it is no checkpoint.
+    """Refuse a file that is no checkpoint, before it is read, with an error that says what it is.
 
     Raises:
-        CheckpointError: no regular file with content, HTML page, Git LFS pointer, archive that is
-            truncated or unpacks to far more than its size.
+        CheckpointError: it is no regular file with content, an HTML page, a Git LFS pointer, or an
+            archive that is truncated or decompresses to far more than its size.
     """
     size = check_regular_file(path, CHECKPOINT, error=CheckpointError)
     with open(path, "rb") as stream:
@@ -80,11 +82,9 @@ def check_file(path: str) -> None:
 def check_hash(path: str, url: str) -> None:
     """Compare a downloaded file with the sha256 prefix in its name (torchvision's convention).
 
-    Eight digits and more may be a hash as well; only those that are a date of this century, with or
-    without a time of day, are taken for one, and the file's hash is logged.
-
     Raises:
-        CheckpointError: the name ends in `-<8 or more hex digits>.<ext>` and the file differs.
+        CheckpointError: the name ends in `-<8 or more hex digits>.<ext>`, these are not the hash's,
+            and they are no date.
     """
     suffix = re.search(r"-([0-9a-f]{8,64})\.\w+$", url)
     if suffix is None:
@@ -95,6 +95,8 @@ def check_hash(path: str, url: str) -> None:
             digest.update(block)
     if digest.hexdigest().startswith(suffix[1]):
         return
+    # Digits alone may be a hash or a date. Those that differ from the hash and are a date of this
+    # century are taken for a date, and the warning gives the hash to compare by hand.
     if _is_date(suffix[1]):
         logger.warning(  # INFO is not shown by panoptic-ext predict
             "%s ends in a date, not in a hash: not checked; its sha256 is %s",
@@ -114,7 +116,7 @@ def check_hash(path: str, url: str) -> None:
 
 
 def _is_date(digits: str) -> bool:
-    """Whether it is 20YYMMDD, or that with HH, HHMM or HHMMSS behind it."""
+    """Whether it is 20YYMMDD, optionally followed by HH, HHMM or HHMMSS."""
     formats = {8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
     if not digits.isdigit() or not digits.startswith("20") or len(digits) not in formats:
         return False
@@ -126,11 +128,11 @@ def _is_date(digits: str) -> bool:
 
 
 def load_torch(path: str, *, allow_pickle: bool = False) -> Any:
-    """Read a file written by `torch.save`; tensors come on the CPU.
+    """Read a file written by `torch.save`; its tensors are loaded to the CPU.
 
     Raises:
-        CheckpointError: not a torch file, damaged (checksums are compared), or more than tensors
-            and plain values in it.
+        CheckpointError: the file is no torch file, is damaged (checksums are compared), or holds
+            more than tensors and plain values.
     """
     check_file(path)
     check_checksums(path)
@@ -149,7 +151,7 @@ def load_torch(path: str, *, allow_pickle: bool = False) -> Any:
         ) from error
     except MemoryError as error:
         raise CheckpointError(f"checkpoint {path} does not fit into memory") from error
-    except Exception as error:  # damaged, it can raise anything, as safetensors' own class
+    except Exception as error:  # a damaged file can raise anything, e.g. safetensors' own class
         raise CheckpointError(_unreadable(path, error)) from error
 
 
@@ -157,7 +159,7 @@ def load_pickle(path: str, *, allow_pickle: bool = False) -> Any:
     """Read a `.pkl` weight file: arrays, tensors and plain values only, unless allowed.
 
     Raises:
-        CheckpointError: no pickle, damaged, or something else in it.
+        CheckpointError: the file is no pickle, is damaged, or holds anything else.
     """
     check_file(path)
     check_checksums(path)
@@ -173,17 +175,20 @@ def load_pickle(path: str, *, allow_pickle: bool = False) -> Any:
 
 
 class _PlainUnpickler(pickle.Unpickler):
+    """An unpickler that builds arrays, tensors and plain values only."""
+
     def __init__(self, stream: BinaryIO, path: str) -> None:
         super().__init__(stream, encoding="latin1")
         self._path = path
 
     def find_class(self, module: str, name: str) -> Any:
         module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
+        # torch's own `_load_from_bytes` unpickles anything.
         if (module, name) == ("torch.storage", "_load_from_bytes"):
             return _storage_from_bytes
-        if module == "builtins" and name in _OF_CONTENT:
-            return _OF_CONTENT[name]
-        if (module, name) == ("copyreg", "_reconstructor") or name in _PLAIN.get(module, ()):
+        if module == "builtins" and name in _BYTES_OF_CONTENT:
+            return _BYTES_OF_CONTENT[name]
+        if (module, name) == ("copyreg", "_reconstructor") or name in _PLAIN_NAMES.get(module, ()):
             return super().find_class(module, name)
         raise CheckpointError(
             f"checkpoint {self._path} holds more than arrays, tensors and plain values (found "
@@ -191,10 +196,10 @@ class _PlainUnpickler(pickle.Unpickler):
         )
 
 
-def _of_content(kind: type) -> Callable[..., Any]:
-    """What makes a `kind` in a pickle: of given content only, for a length given in a few bytes
-    would fill the memory with zeros."""
+def _only_of_content(kind: type) -> Callable[..., Any]:
+    """A constructor of `kind`, bytes or bytearray, that takes content and refuses a length."""
 
+    # A length costs a pickle a few bytes, and `bytes(length)` would fill the memory with zeros.
     def make(*args: Any) -> Any:
         if args and isinstance(args[0], int):
             raise CheckpointError(
@@ -206,7 +211,7 @@ def _of_content(kind: type) -> Callable[..., Any]:
     return make
 
 
-_OF_CONTENT = {kind.__name__: _of_content(kind) for kind in (bytes, bytearray)}
+_BYTES_OF_CONTENT = {kind.__name__: _only_of_content(kind) for kind in (bytes, bytearray)}
 
 
 def _storage_from_bytes(data: bytes) -> Any:
@@ -217,6 +222,7 @@ def _is_torch_file(path: str) -> bool:
     if zipfile.is_zipfile(path):
         return True
     with open(path, "rb") as stream:
+        # The magic number of torch's format before 1.6, which is no zip archive.
         return b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19" in stream.read(64)
 
 

@@ -38,11 +38,11 @@ def get_rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Put back what `get_rng_state` gave."""
+    """Restore the state that `get_rng_state` returned."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    name, keys, *position_and_gauss = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *position_and_gauss))
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
@@ -50,7 +50,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 @contextmanager
 def preserved_rng() -> Iterator[None]:
-    """Random numbers drawn inside do not change those drawn after."""
+    """Restore every random generator after the block to its state before it."""
     state = get_rng_state()
     try:
         yield
@@ -60,7 +60,7 @@ def preserved_rng() -> Iterator[None]:
 
 @contextmanager
 def seeded_sample(*key: int) -> Iterator[None]:
-    """Inside, the CPU generators start from `key` alone; after, they are as before.
+    """Seed the CPU generators from `key` alone in the block, and restore them after it.
 
     Args:
         key: non-negative integers, e.g. (seed, position of the sample in the stream).
@@ -70,7 +70,7 @@ def seeded_sample(*key: int) -> Iterator[None]:
     words = np.random.SeedSequence(key).generate_state(4)
     random.seed(int(words[0]))
     np.random.seed(words[1:3])
-    # Only the CPU generator: torch.manual_seed would touch CUDA, which forked workers must not.
+    # Not torch.manual_seed: it also seeds CUDA, which a forked worker must not use.
     torch.default_generator.manual_seed(int(words[3]))
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of a trainer beside the model: written, checked and put back."""
+"""Collect, check and restore the state of a trainer that a checkpoint holds besides the model."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ __all__ = ["check_parts", "restore_state", "state_of"]
 
 logger = logging.getLogger(__name__)
 
-_HISTORY = 20  # values of each scalar that the writers smooth over
-_NEEDED = ("optimizer", "scheduler", "data_seed")
+_HISTORY_LENGTH = 20  # values of a scalar: the window over which Detectron2's writers average
+_REQUIRED_KEYS = ("optimizer", "scheduler", "data_seed")
 
 
 def state_of(trainer: Trainer) -> dict[str, Any]:
-    """Everything but the model, as tensors and plain values."""
+    """The state of everything but the model, as tensors and plain values."""
     state = TrainerBase.state_dict(trainer)
     state["optimizer"] = trainer.optimizer.state_dict()
     state["scheduler"] = trainer.scheduler.state_dict()
     if trainer.grad_scaler is not None:
         state["grad_scaler"] = trainer.grad_scaler.state_dict()
+    # Of all workers: `Trainer.gather_worker_state` has collected them.
     state["rng"] = trainer.worker_rng
     state["data_seed"] = trainer.data_loader.seed
     hints = trainer.storage.smoothing_hints()
     state["history"] = {
-        name: [[float(v), float(i)] for v, i in history.values()[-_HISTORY:]]
+        name: [[float(v), float(i)] for v, i in history.values()[-_HISTORY_LENGTH:]]
         for name, history in trainer.storage.histories().items()
         if hints.get(name)
     }
@@ -49,17 +50,17 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
 
 
 def check_parts(checkpoint: dict[str, Any], trainer: Trainer) -> None:
-    """Raise PartError unless a trainer can go on from a checkpoint; nothing is changed.
+    """Raise PartError unless a trainer can resume from a checkpoint; nothing is changed.
 
     Args:
         checkpoint: as `Trainer.save_checkpoint` writes it.
-        trainer: the one that will take it up.
+        trainer: the trainer that will load it.
     """
     state = checkpoint.get("trainer")
     if state is None:
         raise PartError("trainer", "is missing: another program wrote it", way_out="")
     check_kind("trainer", state, dict)
-    missing = [key for key in _NEEDED if key not in state]
+    missing = [key for key in _REQUIRED_KEYS if key not in state]
     if missing:
         problem = f"has no {', '.join(missing)}: another trainer wrote it"
         raise PartError("trainer", problem, way_out="")
@@ -102,27 +103,27 @@ def _check_schedules(state: dict[str, Any], trainer: Trainer) -> None:
     parts = {"trainer.scheduler": (state["scheduler"], schedule)}
     hooks = state.get("hooks", {})
     check_kind("trainer.hooks", hooks, dict)
-    for name, own in TrainerBase.state_dict(trainer).get("hooks", {}).items():
+    for name, current in TrainerBase.state_dict(trainer).get("hooks", {}).items():
         if name in hooks:
-            parts[f"trainer.hooks.{name}"] = (hooks[name], own)
+            parts[f"trainer.hooks.{name}"] = (hooks[name], current)
     if trainer.grad_scaler is not None and state.get("grad_scaler"):
         parts["trainer.grad_scaler"] = (state["grad_scaler"], trainer.grad_scaler.state_dict())
-    for part, (saved, own) in parts.items():
+    for part, (saved, current) in parts.items():
         check_kind(part, saved, dict)
-        check_like(part, saved, own)
+        check_like(part, saved, current)
     check_integer("trainer.scheduler.last_epoch", state["scheduler"].get("last_epoch"))
 
 
 def _check_rng(states: Any) -> None:
     check_kind("trainer.rng", states, list)
-    own = get_rng_state()
+    current = get_rng_state()
     for i, saved in enumerate(states):
         part = f"trainer.rng.{i}"
         check_kind(part, saved, dict)
         for key in ("python", "numpy", "torch"):
             if key not in saved:
                 raise PartError(part, f"has no {key}")
-            check_like(f"{part}.{key}", saved[key], own[key])
+            check_like(f"{part}.{key}", saved[key], current[key])
 
 
 def _check_history(history: Any) -> None:
@@ -137,8 +138,8 @@ def _check_history(history: Any) -> None:
 def _restore_rng(states: list[dict[str, Any]]) -> None:
     if len(states) != comm.get_world_size():
         logger.warning(
-            "The checkpoint is of %d workers, now there are %d: images are dealt out "
-            "otherwise, so losses will differ from an uninterrupted run",
+            "The checkpoint is of %d workers, now there are %d: images are distributed "
+            "differently, so losses will differ from those of an uninterrupted run",
             len(states),
             comm.get_world_size(),
         )

@@ -37,7 +37,7 @@ def test_a_storage_that_inflates_a_thousandfold_is_refused_with_the_sizes(tmp_pa
 def test_members_that_share_their_bytes_are_counted_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive_size, "_ALWAYS_FINE", 1000)
+    monkeypatch.setattr(archive_size, "_ALWAYS_ACCEPTED", 1000)
     path = tmp_path / "overlapping.pth"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("m/data/0", bytes(1000))
@@ -49,7 +49,7 @@ def test_members_that_share_their_bytes_are_counted_each(
 
 
 def test_npz_is_looked_at_in_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive_size, "_ALWAYS_FINE", 1000)
+    monkeypatch.setattr(archive_size, "_ALWAYS_ACCEPTED", 1000)
     np.savez_compressed(tmp_path / "bomb.npz", a=np.zeros(10**6))
 
     with pytest.raises(CheckpointError, match=r"unpacks to 8\.0 MB"):
@@ -59,7 +59,7 @@ def test_npz_is_looked_at_in_the_same_way(tmp_path: Path, monkeypatch: pytest.Mo
 def test_weights_packed_again_are_still_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive_size, "_ALWAYS_FINE", 0)
+    monkeypatch.setattr(archive_size, "_ALWAYS_ACCEPTED", 0)
     weights = {"a": torch.randn(10_000), "b": torch.zeros(5_000)}
     torch.save(weights, tmp_path / "a.pth")
     _packed_again(tmp_path / "a.pth", tmp_path / "packed.pth")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 
 import pytest
@@ -30,6 +31,12 @@ def test_links_of_a_page_lead_somewhere(page) -> None:
         assert is_written or (DOCS / link).exists(), link
     for path in re.findall(r'--8<-- "([^"]+)"', text):
         assert (ROOT / path).is_file(), path
+
+
+def test_every_room_says_what_it_holds() -> None:
+    """The table of the API reference is made of these docstrings."""
+    for path in (ROOT / "panoptic_ext").rglob("__init__.py"):
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
 
 
 def test_nothing_is_fetched_from_elsewhere() -> None:

@@ -1,3 +1,5 @@
+"""Meta-architectures: whole models, wired from their parts; importing this registers them."""
+
 from panoptic_ext.modeling.meta_arch.efficientps import EfficientPS
 from panoptic_ext.modeling.meta_arch.mask_former import PanopticExtMaskFormer
 from panoptic_ext.modeling.meta_arch.mask_former_head import PanopticExtMaskFormerHead

@@ -1,3 +1,5 @@
+"""Semantic heads and their loss; importing this module registers them."""
+
 from panoptic_ext.modeling.semantic_head.efficientps import (
     DensePredictionCell,
     EfficientPSSemSegHead,

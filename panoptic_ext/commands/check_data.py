@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from detectron2.data import DatasetCatalog
 
 from panoptic_ext.commands.command_line import (
+    command_main,
     command_parser,
-    ends_with_a_message,
     non_negative_int,
     split_options,
 )
@@ -33,27 +33,9 @@ from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.errors import ConfigError
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    args = parse_args(argv)
-    return run(args)
-
-
-@ends_with_a_message()
-def run(args: argparse.Namespace) -> int:
-    """Check every data set; returns 0, or 1 if problems were found."""
-    failed = False
-    targets, names = find_targets(args)
-    for target in targets:
-        failed |= report(target, args)
-    if not failed and len(names) > 1:
-        check_same_categories(names)
-    return int(failed)
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = command_parser("check-data", __doc__)
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = command_parser("check-data", __doc__, config_values=True)
     add = parser.add_argument
     add("--config-file", default="", help="check the data sets of DATASETS.TRAIN and DATASETS.TEST")
     add("--datasets", nargs="+", default=[], help="registered names, in place of the config's")
@@ -71,12 +53,23 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=100,
         help="problems printed for each data set; 0: all",
     )
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config values")
     args = parser.parse_args(argv)
     args.datasets, args.opts = split_options(
         args.datasets, args.opts, is_value=DatasetCatalog.__contains__
     )
     return args
+
+
+@command_main(parse_args)
+def main(args: argparse.Namespace) -> int:
+    """Check every data set; returns 0, or 1 if problems were found."""
+    failed = False
+    targets, names = find_targets(args)
+    for target in targets:
+        failed |= report(target, args)
+    if not failed and len(names) > 1:
+        check_same_categories(names)
+    return int(failed)
 
 
 def find_targets(args: argparse.Namespace) -> tuple[list[str | PanopticSource], list[str]]:

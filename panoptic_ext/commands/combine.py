@@ -30,8 +30,8 @@ from panoptic_ext.combine.inputs import (
 )
 from panoptic_ext.combine.merge import CombinedFiles, combine_files
 from panoptic_ext.commands.command_line import (
+    command_main,
     command_parser,
-    ends_with_a_message,
     fraction,
     non_negative_int,
 )
@@ -41,8 +41,8 @@ from panoptic_ext.fusion import FusionRule
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = command_parser("combine", __doc__)
+    """Parse the command line."""
+    parser = command_parser("combine", __doc__, config_values=True)
     add = parser.add_argument
     add("--config-file", default="", help="config that registers the data set; see --dataset")
     add("--dataset", help="registered name (default: the one data set in the config's TEST)")
@@ -61,18 +61,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--ignore-label", type=int, default=255, help="semantic label of void; default: 255")
     add("--allow-missing", action="store_true", help="go on where semantic predictions are missing")
     add("--threads", type=non_negative_int, default=os.cpu_count() or 1, metavar="N")
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config values")
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    args = parse_args(argv)
-    return run(args)
-
-
-@ends_with_a_message(output=lambda args: args.output)
-def run(args: argparse.Namespace) -> int:
+@command_main(parse_args, output=lambda args: args.output)
+def main(args: argparse.Namespace) -> int:
     """Combine everything; returns 0."""
     images = find_images(args)
     instances = InstanceResults(args.instances, images)

@@ -1,4 +1,4 @@
-"""What the commands share: their parser, where config values begin, how they end, and why."""
+"""What the commands share: their parser, their types of options, their exit codes and errors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from detectron2.config import CfgNode, get_cfg
 
@@ -16,8 +17,8 @@ from panoptic_ext.errors import PanopticExtError
 from panoptic_ext.interruption import Interrupted, signals_of_a_command
 
 __all__ = [
+    "command_main",
     "command_parser",
-    "ends_with_a_message",
     "explain_os_error",
     "fraction",
     "non_negative_int",
@@ -27,51 +28,70 @@ __all__ = [
 _DOTTED_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.\w+)*\.[A-Z0-9_]+")
 
 Run = Callable[[argparse.Namespace], int]
+"""What runs a command: its parsed arguments -> the exit code."""
 
 
-def command_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+class Main(Protocol):
+    """The `main` of a command."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        """Run the command with these arguments, by default the process's; the exit code."""
+
+
+def command_parser(
+    name: str, description: str | None, *, config_values: bool = False
+) -> argparse.ArgumentParser:
     """The parser of a command; its usage line shows how the command was started.
 
     Args:
         name: of the command, such as "check-data".
         description: printed as it is, such as the docstring of the command's module.
+        config_values: take KEY VALUE pairs after the options, as `opts`.
     """
-    return argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog=program_name(name),
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    if config_values:
+        parser.add_argument(
+            "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config values"
+        )
+    return parser
 
 
 def program_name(name: str) -> str:
-    """How usage lines call a command: "panoptic-ext NAME", or the script that stands for it."""
+    """The name of a command in usage lines: "panoptic-ext NAME", or the script that runs it."""
     script = os.path.basename(sys.argv[0])
     if script == "__main__.py":
         return f"python -m panoptic_ext {name}"
     return script if script.endswith(".py") else f"panoptic-ext {name}"
 
 
-def ends_with_a_message(
+def command_main(
+    parse_args: Callable[[Sequence[str] | None], argparse.Namespace],
     *,
     output: Callable[[argparse.Namespace], str | None] | None = lambda args: None,
     stopped: Callable[[argparse.Namespace], str] = lambda args: "stopped",
     worker: Callable[[], str] = lambda: "",
-) -> Callable[[Run], Run]:
-    """Decorate what runs a command: errors that a user can mend, and signals, become one line.
+) -> Callable[[Run], Main]:
+    """Decorator: make the `main(argv)` of a command from the function that runs parsed arguments.
 
-    The line goes to stderr, without a traceback. The exit code is that of the function; 2 after an
-    error, 130 after Ctrl-C, 143 after SIGTERM.
+    Errors that a user can mend, and signals, become one line on stderr, without a traceback. The
+    exit code is that of the function; 2 after an error, 130 after Ctrl-C, 143 after SIGTERM.
 
     Args:
-        output: the folder or file that results go to, by which a failed write is told from a
-            failed read. None leaves errors of the operating system their traceback.
+        parse_args: parses the command line.
+        output: the folder or file that results go to. A failed operation on a file below it is
+            reported as a failed write. None leaves errors of the operating system their traceback.
         stopped: the line after Ctrl-C where the function has none of its own.
         worker: which of several processes prints an error, such as " (worker 1)".
     """
 
-    def decorate(run: Run) -> Run:
+    def decorate(run: Run) -> Main:
         @functools.wraps(run)
-        def run_to_the_end(args: argparse.Namespace) -> int:
+        def main(argv: Sequence[str] | None = None) -> int:
+            args = parse_args(argv)
             with signals_of_a_command():
                 try:
                     return run(args)
@@ -90,7 +110,7 @@ def ends_with_a_message(
                     sys.stderr.write(f"error{worker()}: {reason}\n")
                 return 2
 
-        return run_to_the_end
+        return main
 
     return decorate
 
@@ -123,31 +143,32 @@ def split_options(
     *,
     is_value: Callable[[str], object] = os.path.exists,
 ) -> tuple[list[str], list[str]]:
-    """Give config values that followed an option of many values to the config.
+    """Separate the values of an option from the config values that follow them.
 
-    `--input a.jpg MODEL.DEVICE cpu` is read by argparse as three inputs.
+    argparse reads `--input a.jpg MODEL.DEVICE cpu` as three inputs.
 
     Args:
-        values: what the option took.
+        values: the words that argparse gave to the option.
         opts: the KEY VALUE pairs that argparse found.
-        is_value: whether a word that looks like a config key is a value all the same.
+        is_value: whether a word in the form of a config key is a value of the option.
 
     Returns:
         The values in front of the first config key; that key and all after it, then `opts`.
     """
+    # Keys without a dot, such as SEED, could be names of files: only those that exist count.
     top_level = {key for key, value in get_cfg().items() if not isinstance(value, CfgNode)}
     top_level.update(key for key in MAIN_DEFAULTS if "." not in key)
-    for at, word in enumerate(values):
+    for position, word in enumerate(values):
         if (_DOTTED_KEY.fullmatch(word) or word in top_level) and not is_value(word):
-            return list(values[:at]), [*values[at:], *opts]
+            return list(values[:position]), [*values[position:], *opts]
     return list(values), list(opts)
 
 
 def explain_os_error(error: OSError, output: str) -> str:
-    """Which file an operation failed on: one below `output` cannot be written.
+    """One line that names the file and the reason; a file below `output` cannot be written.
 
     Args:
-        error: without a file name, as that of a full disk, it is taken to be about `output`.
+        error: one without a file name, such as that of a full disk, counts as one of `output`.
         output: the folder that results go to.
     """
     name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else output

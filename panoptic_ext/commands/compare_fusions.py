@@ -16,7 +16,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
-from panoptic_ext.commands.command_line import command_parser, ends_with_a_message, non_negative_int
+from panoptic_ext.commands.command_line import command_main, command_parser, non_negative_int
 from panoptic_ext.data.datasets.parsed import parsed_once
 from panoptic_ext.data.image_files import read_image
 from panoptic_ext.evaluation.panoptic_evaluation import PanopticEvaluator
@@ -98,14 +98,8 @@ def compare_run(run: str, args: argparse.Namespace, *, draw: bool) -> dict[str, 
     return results
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    args = parse_args(argv)
-    return run(args)
-
-
-@ends_with_a_message(output=lambda args: args.sheet)
-def run(args: argparse.Namespace) -> int:
+@command_main(parse_args, output=lambda args: args.sheet)
+def main(args: argparse.Namespace) -> int:
     """Compare and print; returns 0."""
     with parsed_once():  # one data set for the evaluators of all fusions
         results = [

@@ -13,7 +13,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from panoptic_ext.commands.command_line import command_parser, ends_with_a_message
+from panoptic_ext.commands.command_line import command_main, command_parser
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.visualization.learning_curves import curve_table, draw_curves, read_curve
 
@@ -28,14 +28,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    args = parse_args(argv)
-    return run(args)
-
-
-@ends_with_a_message(output=lambda args: args.output)
-def run(args: argparse.Namespace) -> int:
+@command_main(parse_args, output=lambda args: args.output)
+def main(args: argparse.Namespace) -> int:
     """Draw the curves and print their table; returns 0."""
     curves = []
     for given in args.runs:

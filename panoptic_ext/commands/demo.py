@@ -21,7 +21,7 @@ from detectron2.data import DatasetCatalog
 
 import panoptic_ext_cli
 from panoptic_ext.atomic import write_atomic
-from panoptic_ext.commands.command_line import command_parser, ends_with_a_message
+from panoptic_ext.commands.command_line import command_main, command_parser
 from panoptic_ext.config.shipped import find_config, shipped_configs
 from panoptic_ext.data import register_from_config
 from panoptic_ext.engine.run_config import load_cfg
@@ -159,21 +159,15 @@ def report(output: Path, seconds: float) -> None:
     say(f"done in {seconds / 60:.1f} minutes")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    return run(parse_args(argv))
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = command_parser("demo", __doc__)
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = command_parser("demo", __doc__, config_values=True)
     parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config values")
     return parser.parse_args(argv)
 
 
-@ends_with_a_message(output=lambda args: str(args.output), stopped=lambda args: _STOPPED)
-def run(args: argparse.Namespace) -> int:
+@command_main(parse_args, output=lambda args: str(args.output), stopped=lambda args: _STOPPED)
+def main(args: argparse.Namespace) -> int:
     """Do all steps and report; returns 0."""
     started, output = time.monotonic(), args.output
     steps = Steps(output, fingerprint(args.opts))

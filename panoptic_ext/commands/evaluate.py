@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 
 from panoptic_ext.atomic import write_file
-from panoptic_ext.commands.command_line import command_parser, ends_with_a_message
+from panoptic_ext.commands.command_line import command_main, command_parser
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.evaluation.compare_files import FileResult, evaluate_files
 from panoptic_ext.evaluation.panoptic_quality import GT_AREAS
@@ -44,14 +44,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    args = parse_args(argv)
-    return run(args)
-
-
-@ends_with_a_message(output=lambda args: args.output)
-def run(args: argparse.Namespace) -> int:
+@command_main(parse_args, output=lambda args: args.output)
+def main(args: argparse.Namespace) -> int:
     """Compare and print; returns 0."""
     for given in (args.gt, args.pred):
         if args.output and os.path.realpath(args.output) == os.path.realpath(given):

@@ -20,7 +20,7 @@ from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch import nn
 
-from panoptic_ext.commands.command_line import command_parser, ends_with_a_message
+from panoptic_ext.commands.command_line import command_main, command_parser
 from panoptic_ext.engine.run_config import load_cfg
 
 # Where a part of the table begins in a model; of several that fit, the longest counts.
@@ -39,20 +39,19 @@ PARTS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = command_parser("parameter-table", __doc__)
     parser.add_argument("configs", nargs="+", help="YAML files")
     parser.add_argument(
         "--tensors", action="store_true", help="list names and shapes of the state dict instead"
     )
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
-    args = parser.parse_args(argv)
-    return run(args)
+    return parser.parse_args(argv)
 
 
-@ends_with_a_message()
-def run(args: argparse.Namespace) -> int:
+@command_main(parse_args)
+def main(args: argparse.Namespace) -> int:
     """Build the models and print the table or the lists; returns 0."""
     rows, lists = [], []
     for path in args.configs:

@@ -20,11 +20,7 @@ from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 
-from panoptic_ext.commands.command_line import (
-    command_parser,
-    ends_with_a_message,
-    split_options,
-)
+from panoptic_ext.commands.command_line import command_main, command_parser, split_options
 from panoptic_ext.commands.drawing_options import add_drawing_options, take_drawing_options
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.many_files import failure_line
@@ -37,16 +33,9 @@ from panoptic_ext.prediction.settings import DRAWING_OPTIONS
 _STOPPED = "stopped; the same command goes on where it was"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    args = parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    return run(args)
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = command_parser("predict", __doc__)
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = command_parser("predict", __doc__, config_values=True)
     add = parser.add_argument
     add("--config-file", required=True, help="YAML file, or the output folder of a training run")
     add("--weights", default="", help="checkpoint; default: the run's last one or MODEL.WEIGHTS")
@@ -58,16 +47,16 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="make existing results again")
     add("--batch-size", type=int, default=1, help="images of one size at once; for a GPU")
     add_drawing_options(parser)
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config values")
     args = parser.parse_args(argv)
     args.input, args.opts = split_options(args.input, args.opts)
     args.drawing = take_drawing_options(args)
     return args
 
 
-@ends_with_a_message(output=lambda args: args.output, stopped=lambda args: _STOPPED)
-def run(args: argparse.Namespace) -> int:
+@command_main(parse_args, output=lambda args: args.output, stopped=lambda args: _STOPPED)
+def main(args: argparse.Namespace) -> int:
     """Predict everything; returns 0, or 1 if some inputs failed."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     options = job_options(args)
     search = search_inputs(args.input, exclude=args.output)
     for line in search.left_out_lines():

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from detectron2.engine import default_argument_parser
 
-from panoptic_ext.commands.command_line import ends_with_a_message, program_name
+from panoptic_ext.commands.command_line import command_main, program_name
 from panoptic_ext.engine.main import train_or_evaluate, worker_name
 from panoptic_ext.engine.resume_command import command_to_resume, take_flags
 
@@ -29,15 +29,11 @@ _FLAGS = ("--resume", "--eval-only", "--dry-run")
 _ENDED_AT_ONCE = "stopped at once; a checkpoint that is there is whole. To go on from it: {}"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    return run(parse_args(sys.argv[1:] if argv is None else argv))
-
-
-def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments, with `argv` itself; --resume and the like may follow KEY VALUE pairs, too."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line and keep it, as `argv`; --resume etc. may follow KEY VALUE pairs."""
+    argv = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(argv)
-    args.argv = list(argv)
+    args.argv = argv
     flags, args.opts = take_flags(args.opts, _FLAGS)
     for flag in flags:
         setattr(args, flag.removeprefix("--").replace("-", "_"), True)
@@ -58,12 +54,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-# A training explains the errors of the operating system that a user can mend, such as a full disk.
-@ends_with_a_message(
+# No output folder: `train_or_evaluate` explains the errors of the operating system that a user can
+# mend, such as a full disk. The others keep their traceback.
+@command_main(
+    parse_args,
     output=None,
     stopped=lambda args: _ENDED_AT_ONCE.format(command_to_resume(args.argv)),
     worker=worker_name,
 )
-def run(args: argparse.Namespace) -> int:
-    """Train, evaluate or try; returns the exit code."""
+def main(args: argparse.Namespace) -> int:
+    """Train, evaluate or try one step (--dry-run); returns the exit code."""
     return train_or_evaluate(args)

@@ -23,17 +23,13 @@ from detectron2.data.detection_utils import convert_image_to_rgb
 from tqdm import tqdm
 
 from panoptic_ext.commands.command_line import (
+    command_main,
     command_parser,
-    ends_with_a_message,
     non_negative_int,
     split_options,
 )
 from panoptic_ext.commands.drawing_options import add_drawing_options, take_drawing_options
-from panoptic_ext.data import (
-    PanopticDatasetMapper,
-    get_metadata,
-    get_records,
-)
+from panoptic_ext.data import PanopticDatasetMapper, get_metadata, get_records
 from panoptic_ext.data.image_files import read_image
 from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.errors import ConfigError
@@ -42,15 +38,9 @@ from panoptic_ext.visualization import Pictures, ground_truth_segments, save_pic
 from panoptic_ext.visualization.instance_masks import instance_segments
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    args = parse_args(argv)
-    return run(args)
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = command_parser("visualize-data", __doc__)
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = command_parser("visualize-data", __doc__, config_values=True)
     add = parser.add_argument
     add(
         "--config-file",
@@ -68,7 +58,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--output", default="output/visualize_data", help="folder for the pictures")
     add_drawing_options(parser)
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config values")
     args = parser.parse_args(argv)
     args.datasets, args.opts = split_options(
         args.datasets, args.opts, is_value=DatasetCatalog.__contains__
@@ -77,8 +66,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-@ends_with_a_message(output=lambda args: args.output)
-def run(args: argparse.Namespace) -> int:
+@command_main(parse_args, output=lambda args: args.output)
+def main(args: argparse.Namespace) -> int:
     """Draw every data set; returns 0, or 2 if some images failed."""
     cfg = load_cfg(args.config_file, args.opts, use_data=False)
     names = args.datasets or list(cfg.DATASETS.TRAIN)

@@ -1,17 +1,17 @@
-"""What the command lines share."""
+"""What the commands share: options, exit codes and error messages."""
 
 from __future__ import annotations
 
 import argparse
 import errno
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from panoptic_ext.commands.command_line import (
-    ends_with_a_message,
+    command_main,
     explain_os_error,
     fraction,
     non_negative_int,
@@ -57,11 +57,15 @@ def test_the_file_of_an_error_is_named(error: OSError, text: str) -> None:
 
 def test_exit_codes_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
     def ends_with(error: BaseException, **decoration: Any) -> int:
-        @ends_with_a_message(stopped=lambda args: "nothing was done", **decoration)
-        def run(args: argparse.Namespace) -> int:
+        @command_main(parse_args, stopped=lambda args: "nothing was done", **decoration)
+        def main(args: argparse.Namespace) -> int:
             raise error
 
-        return run(argparse.Namespace(output="out"))
+        return main(["out"])
+
+    def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+        assert argv is not None
+        return argparse.Namespace(output=argv[0])
 
     def output(args: argparse.Namespace) -> str:
         return args.output

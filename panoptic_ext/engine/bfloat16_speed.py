@@ -1,7 +1,7 @@
-"""Is bfloat16 faster than float32 on this processor? Measured, as instructions alone do not tell.
+"""Measure whether bfloat16 is faster than float32 on this processor.
 
-Processors without bfloat16 instructions compute in it all the same, several times slower: a step of
-training took 14.6 s in place of 2.9 s.
+Processors without bfloat16 instructions emulate it, several times slower: a step of training took
+14.6 s instead of 2.9 s.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ __all__ = ["slowdown_of_bfloat16", "warn_if_bfloat16_is_slow"]
 
 logger = logging.getLogger(__name__)
 
-_REPEATS = 4  # the fastest counts: other processes only make it slower
-_SLOW = 1.2  # below, noise
-_ENOUGH = 0.1  # seconds of one convolution, after which no second one is needed
+_REPEATS = 4
+_SLOWDOWN_TO_WARN = 1.2  # smaller ones are within the noise of the measurement
+_LONG_ENOUGH = 0.1  # seconds: a convolution that took so long is not repeated
 
 
 def slowdown_of_bfloat16() -> float:
-    """Time of a 3 x 3 convolution in bfloat16 over that in float32, on the CPU.
+    """Time of a 3 x 3 convolution in bfloat16 divided by that in float32, on the CPU.
 
-    It takes 0.02 to 0.4 s.
-
-    A convolution of 64 channels on 32 x 32 pixels stands for the model: two thirds of a training
-    step are convolutions, and its matrix products behave alike.
+    The measurement takes 0.02 to 0.4 s.
     """
-    # Of its own generator: the numbers that training draws stay the same.
+    # A convolution of 64 channels on 32 x 32 pixels stands for the model: two thirds of a training
+    # step are convolutions, and matrix products slow down alike. It is measured, because the
+    # instructions that a processor lists do not tell its speed.
+    # A separate generator leaves the random numbers of training as they are.
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, 64, 32, 32, generator=generator)
     kernel = torch.randn(64, 64, 3, 3, generator=generator)
@@ -46,29 +46,30 @@ def warn_if_bfloat16_is_slow(
     """Log one warning if bfloat16 is slower than float32 on this CPU.
 
     Args:
-        keys: that ask for bfloat16 on the CPU; none measures nothing.
-        slowdown: how it is measured.
+        keys: config keys that ask for bfloat16 on the CPU; without any, nothing is measured.
+        slowdown: measures the factor.
     """
     factor = slowdown() if keys else 0.0
-    if factor > _SLOW:
+    if factor > _SLOWDOWN_TO_WARN:
         logger.warning(
             "%s asks for bfloat16, but this processor has no fast instructions for it: a "
             "convolution takes %.1f times as long as in float32. %s is faster here",
             " and ".join(keys),
             factor,
-            " and ".join(_OFF[key] for key in keys),
+            " and ".join(_SETTING_OFF[key] for key in keys),
         )
 
 
-_OFF = {"SOLVER.AMP": "SOLVER.AMP.ENABLED False", "TEST.AMP_DTYPE": "TEST.AMP_DTYPE ''"}
+_SETTING_OFF = {"SOLVER.AMP": "SOLVER.AMP.ENABLED False", "TEST.AMP_DTYPE": "TEST.AMP_DTYPE ''"}
 
 
 def _seconds(image: Tensor, kernel: Tensor) -> float:
+    # The fastest run counts, because other processes can only slow a run down.
     fastest = float("inf")
     for _ in range(_REPEATS):
         start = time.perf_counter()
         functional.conv2d(image, kernel, padding=1)
         fastest = min(fastest, time.perf_counter() - start)
-        if fastest > _ENOUGH:
+        if fastest > _LONG_ENOUGH:
             break
     return fastest

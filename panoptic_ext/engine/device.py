@@ -1,4 +1,4 @@
-"""Which device a run uses, and how exactly it computes there."""
+"""Choose the device of a run and the precision of its float32 matrix products."""
 
 from __future__ import annotations
 
@@ -20,43 +20,45 @@ _PRECISIONS = ("highest", "high", "medium")  # of torch.set_float32_matmul_preci
 
 
 def choose_device(cfg: CfgNode) -> None:
-    """Fall back, in place, to the CPU where CUDA is not there, and from float16 without CUDA.
+    """Change a config, in place, to what the machine has.
 
-    bfloat16 is kept: it works on a CPU too, and a warning says where it is slower than float32. The
-    fall-back to the CPU is a warning, for a model that is made for the CPU (MODEL.MADE_FOR_CPU) an
-    info line.
+    Without CUDA the device becomes the CPU, and float16 becomes float32. bfloat16 is kept, because
+    it works on a CPU too; a warning is logged if it is slower there than float32. The change of
+    the device is logged as a warning, or as information if the model is made for the CPU
+    (MODEL.MADE_FOR_CPU).
     """
     wanted = cfg.MODEL.DEVICE
     fall_back = wanted.startswith("cuda") and not torch.cuda.is_available()
     if fall_back:
         _set(cfg.MODEL, "DEVICE", "cpu")
-    full = unusable_float16(cfg)
-    if "SOLVER.AMP" in full:
+    # After the device is set, on which it depends where float16 can be used.
+    float16_keys = unusable_float16(cfg)
+    if "SOLVER.AMP" in float16_keys:
         _set(cfg.SOLVER.AMP, "ENABLED", False)
-    if "TEST.AMP_DTYPE" in full:
+    if "TEST.AMP_DTYPE" in float16_keys:
         _set(cfg.TEST, "AMP_DTYPE", "")
     if fall_back and cfg.MODEL.MADE_FOR_CPU:
-        in_full = ", in full precision: float16 is for CUDA" if full else ""
+        in_full = ", in full precision: float16 is for CUDA" if float16_keys else ""
         logger.info("Running on the CPU, which this model is made for%s", in_full)
     elif fall_back:
         logger.warning(
             "MODEL.DEVICE is %s, but CUDA is not available: running on the CPU instead, %smuch "
             "slower (MODEL.DEVICE cpu silences this)",
             wanted,
-            "in full precision and " if full else "",
+            "in full precision and " if float16_keys else "",
         )
-    elif full:
+    elif float16_keys:
         logger.warning(
             "float16 (%s) is for CUDA: running in full precision on %s; bfloat16 works there "
             "(SOLVER.AMP.DTYPE, TEST.AMP_DTYPE)",
-            ", ".join(full),
+            ", ".join(float16_keys),
             wanted,
         )
     warn_if_bfloat16_is_slow(bfloat16_on_cpu(cfg))
 
 
 def set_precision(cfg: CfgNode) -> None:
-    """Set how torch multiplies float32 matrices, by FLOAT32_PRECISION, a key of Detectron2 main.
+    """Set the precision of float32 matrix products to FLOAT32_PRECISION, a key of Detectron2 main.
 
     Raises:
         ConfigError: an unknown precision.

@@ -1,4 +1,4 @@
-"""Several workers: under torchrun, or spawned by Detectron2's launch."""
+"""Process groups of several workers, started by torchrun or by Detectron2's launch."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from panoptic_ext.errors import ConfigError, quoted
 
 __all__ = ["join_torchrun", "leave", "share_buffers", "under_torchrun"]
 
-_TIMEOUT = timedelta(minutes=30)
-_LET_GO = 0.2  # seconds
+_GROUP_TIMEOUT = timedelta(minutes=30)
+_THREADS_RELEASE_TENSORS = 0.2  # seconds
 
-# What torchrun sets and is read here or by torch: the least and the largest value of each number.
-_NUMBERS = {
+# Variables of torchrun that this module or torch reads -> their smallest and largest number.
+_VARIABLE_RANGES = {
     "WORLD_SIZE": (1, 10**6),
     "RANK": (0, 10**6),
     "LOCAL_WORLD_SIZE": (1, 10**6),
     "LOCAL_RANK": (0, 10**6),
     "MASTER_PORT": (0, 65535),
 }
-_HOW = "torchrun sets it for each worker; to run without torchrun, unset RANK and WORLD_SIZE"
+_HOW_TO_SET = "torchrun sets it for each worker; to run without torchrun, unset RANK and WORLD_SIZE"
 
 
 def under_torchrun() -> bool:
@@ -56,13 +56,13 @@ def check_workers(cfg: CfgNode, world_size: int) -> None:
 
 
 def images_of_a_worker(cfg: CfgNode, world_size: int) -> int:
-    """The worker's part of SOLVER.IMS_PER_BATCH.
+    """Number of images that each worker takes of SOLVER.IMS_PER_BATCH.
 
     Raises:
         ConfigError: the workers cannot share the batch evenly.
     """
-    images, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, world_size)
-    if rest:
+    images, remainder = divmod(cfg.SOLVER.IMS_PER_BATCH, world_size)
+    if remainder:
         hint = " (SOLVER.REFERENCE_WORLD_SIZE)" * (world_size == cfg.SOLVER.REFERENCE_WORLD_SIZE)
         raise ConfigError(
             f"SOLVER.IMS_PER_BATCH = {cfg.SOLVER.IMS_PER_BATCH} images cannot be shared evenly by "
@@ -72,10 +72,10 @@ def images_of_a_worker(cfg: CfgNode, world_size: int) -> int:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give every worker the first one's buffers, such as the statistics of batch norms; in place.
+    """Copy the first worker's buffers, such as the statistics of batch norms, to all workers.
 
-    All workers must call it. Training is not changed by it: it normalises with the batch's own
-    statistics.
+    All workers must call this. It does not change the losses of training, where batch norms
+    normalise with the statistics of the batch.
     """
     if comm.get_world_size() == 1:
         return
@@ -85,8 +85,8 @@ def share_buffers(model: nn.Module) -> None:
 
 
 def _check_variables(*, complete: bool) -> None:
-    """Raise ConfigError for the first of torchrun's variables that is unfit, or that is missing."""
-    for name, (least, largest) in _NUMBERS.items():
+    """Raise ConfigError for the first of torchrun's variables that is invalid or missing."""
+    for name, (least, largest) in _VARIABLE_RANGES.items():
         text = os.environ.get(name)
         if text is None:
             continue
@@ -97,18 +97,18 @@ def _check_variables(*, complete: bool) -> None:
         if not fits:
             raise ConfigError(
                 f"environment variable {name} = {quoted(text)}, expected a whole number from "
-                f"{least} to {largest}; {_HOW}"
+                f"{least} to {largest}; {_HOW_TO_SET}"
             )
     if not complete:
         return
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if not os.environ.get(name):
-            raise ConfigError(f"environment variable {name} is missing; {_HOW}")
+            raise ConfigError(f"environment variable {name} is missing; {_HOW_TO_SET}")
     for name, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
         if size in os.environ and int(os.environ.get(name, 0)) >= int(os.environ[size]):
             raise ConfigError(
                 f"environment variable {name} = {os.environ[name]}, expected less than {size} = "
-                f"{os.environ[size]}; {_HOW}"
+                f"{os.environ[size]}; {_HOW_TO_SET}"
             )
 
 
@@ -116,11 +116,11 @@ def join_torchrun(*, use_cuda: bool) -> None:
     """Join the process group that torchrun describes, and make Detectron2's groups for it.
 
     Args:
-        use_cuda: nccl with one GPU per process; else gloo.
+        use_cuda: True is nccl with one GPU per process, False is gloo.
 
     Raises:
-        ConfigError: more processes than GPUs on this machine, uneven machines, or the workers do
-            not find one another.
+        ConfigError: this machine has fewer GPUs than processes, machines have different numbers of
+            workers, or the workers cannot connect.
     """
     world_size = int(os.environ["WORLD_SIZE"])
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -138,11 +138,11 @@ def join_torchrun(*, use_cuda: bool) -> None:
             "--nproc_per_node on every machine"
         )
     try:
-        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=_TIMEOUT)
+        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=_GROUP_TIMEOUT)
     except dist.DistError as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ConfigError(
-            f"the {world_size} workers cannot meet at {where} (MASTER_ADDR, MASTER_PORT): "
+            f"the {world_size} workers cannot connect at {where} (MASTER_ADDR, MASTER_PORT): "
             f"{str(error).splitlines()[0][:200]}; choose a free port and a machine that all reach"
         ) from error
     make_local_group(local_size)
@@ -150,14 +150,15 @@ def join_torchrun(*, use_cuda: bool) -> None:
 
 
 def make_local_group(local_size: int) -> None:
-    """The group of workers on one machine, where Detectron2 looks for it.
+    """Create the group of workers on each machine and store it in Detectron2's `comm`.
 
     Args:
-        local_size: workers on each machine; ranks of a machine follow one another.
+        local_size: workers on each machine, whose ranks are consecutive.
     """
-    if hasattr(comm, "create_local_process_group"):  # main
+    if hasattr(comm, "create_local_process_group"):  # Detectron2 main
         comm.create_local_process_group(local_size)
         return
+    # Every worker creates the groups of all machines, in the same order, as torch requires.
     machine = dist.get_rank() // local_size
     for i in range(dist.get_world_size() // local_size):
         group = dist.new_group(list(range(i * local_size, (i + 1) * local_size)))
@@ -166,19 +167,17 @@ def make_local_group(local_size: int) -> None:
 
 
 def leave() -> None:
-    """Leave the process group, if there is one, and end its threads.
-
-    Detectron2 keeps the groups in module variables, so destroying them is not enough: a gloo
-    thread that lets go of its last tensor while the interpreter shuts down aborts the process.
-    """
+    """Destroy the process group, if there is one, and end its threads."""
     if not (dist.is_available() and dist.is_initialized()):
         return
-    # Destroying a gloo group joins its threads with the interpreter's lock held (torch 2.4), and a
-    # thread that still has to let go of a tensor waits for that lock: give it the time to.
-    time.sleep(_LET_GO)
+    # Destroying a gloo group joins its threads while holding the interpreter's lock (torch 2.4). A
+    # thread that must still release a tensor waits for that lock, so it gets some time before.
+    time.sleep(_THREADS_RELEASE_TENSORS)
     dist.destroy_process_group()
-    for name in ("_get_global_gloo_group", "create_local_process_group"):  # the latter: main
+    # Detectron2 keeps the groups in module variables. They are cleared too: a gloo thread that
+    # releases its last tensor while the interpreter shuts down aborts the process.
+    for name in ("_get_global_gloo_group", "create_local_process_group"):  # the latter in main
         if hasattr(getattr(comm, name, None), "cache_clear"):
             getattr(comm, name).cache_clear()
     comm._LOCAL_PROCESS_GROUP = None
-    gc.collect()  # what the trainer and its model still hold in cycles
+    gc.collect()  # the trainer and its model hold tensors in reference cycles

@@ -1,7 +1,7 @@
-"""Errors that a forward pass raises because numbers in it became infinite or NaN.
+"""Recognise errors that a forward pass raises because its numbers became infinite or NaN.
 
-Detectron2's proposals, torch's sampling and decompositions, and scipy's matching have exceptions of
-their own for it, raised before there is a loss to look at.
+Detectron2's proposals, torch's sampling and decompositions, and scipy's matching raise exceptions
+of their own then, before there is a loss to check.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from panoptic_ext.errors import NonFiniteLossError, PanopticExtError, shortened
 
 __all__ = ["divergence_of", "stand_in_losses"]
 
-_KINDS = (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError)
-_WORDS = re.compile(
+_POSSIBLE_ERRORS = (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError)
+_WORDS_FOR_NONFINITE = re.compile(
     r"\b(inf|nan|infinite|infinity|non-?finite|not finite|nans|infs|invalid numeric entries"
     r"|infeasible)\b",
     re.IGNORECASE,
@@ -25,45 +25,50 @@ _WORDS = re.compile(
 
 
 def divergence_of(error: Exception, model: nn.Module) -> str:
-    """Whether numbers that are not finite made the model raise, and what it said of them.
+    """The message of an error that numbers caused which are not finite, or "" for other errors.
 
-    That is so where the error says it, or where a weight of the model is infinite or NaN, whatever
-    the error says.
+    These are the cause if the error's message says so, or if a weight of the model is infinite or
+    NaN.
 
     Args:
-        error: out of the model's forward pass.
-        model: as it was then.
+        error: raised by the model's forward pass.
+        model: the model, unchanged since.
 
     Returns:
-        The first sentence of the error; "" where it has another cause.
+        The first sentence of the error, or "".
     """
     if isinstance(error, PanopticExtError) and not isinstance(error, NonFiniteLossError):
         return ""
-    said = isinstance(error, FloatingPointError) or (
-        isinstance(error, _KINDS) and _WORDS.search(str(error)) is not None
+    says_so = isinstance(error, FloatingPointError) or (
+        isinstance(error, _POSSIBLE_ERRORS) and _WORDS_FOR_NONFINITE.search(str(error)) is not None
     )
-    if not said and not (isinstance(error, _KINDS) and _has_bad_weights(model)):
+    # The weights are read last, because that copies a number from the device for each of them.
+    if not says_so and not (isinstance(error, _POSSIBLE_ERRORS) and _has_bad_weights(model)):
         return ""
     sentence = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
     return shortened(sentence, 300) or type(error).__name__
 
 
 def stand_in_losses(model: nn.Module, data: object, names: list[str]) -> dict[str, Tensor]:
-    """Losses that are NaN, by way of a wrapped model whose own forward pass failed.
+    """Losses of NaN in place of those of a forward pass that failed on this worker.
 
-    The other workers are about to average losses and gradients. With these, this worker takes part
-    in it, and all of them find the same losses instead of waiting for ever.
+    The other workers are about to average their losses and gradients. With the stand-in losses
+    this worker takes part, and all workers get the same losses instead of waiting for ever.
 
     Args:
-        model: in DistributedDataParallel.
+        model: the model, wrapped in DistributedDataParallel or not.
         data: the batch.
-        names: of the losses that the model gives.
+        names: names of the model's losses.
+
+    Returns:
+        name -> scalar NaN that depends on every trained parameter.
     """
     inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     assert isinstance(inner, nn.Module)
     trained = [p for p in inner.parameters() if p.requires_grad]
-    # Reaches every parameter, as the gradients of all of them are averaged.
+    # The sum depends on every parameter, because the gradients of all of them are averaged.
     total = torch.stack([p.sum().float() for p in trained]).sum() * float("nan")
+    # The wrapper itself must run its forward pass: that prepares its averaging of gradients.
     inner.forward = lambda *_: dict.fromkeys(names, total)
     try:
         return model(data)  # type: ignore[no-any-return]
@@ -72,7 +77,7 @@ def stand_in_losses(model: nn.Module, data: object, names: list[str]) -> dict[st
 
 
 def _has_bad_weights(model: nn.Module) -> bool:
-    # Buffers may be infinite on purpose, as masks are, but not the statistics of a norm.
+    # Other buffers, such as masks, may be infinite on purpose.
     statistics = (
         b for n, b in model.named_buffers() if n.endswith(("running_mean", "running_var"))
     )
@@ -81,5 +86,5 @@ def _has_bad_weights(model: nn.Module) -> bool:
             not bool(value.isfinite().all())
             for value in itertools.chain(model.parameters(), statistics)
         )
-    except RuntimeError:  # a CUDA device that failed answers nothing
+    except RuntimeError:  # no number can be read from a CUDA device that has failed
         return False

@@ -1,4 +1,4 @@
-"""--dry-run: every part of a run once, before hours are spent on it."""
+"""--dry-run: run every part of a training once, before hours are spent on it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ["dry_run"]
 
 logger = logging.getLogger(__name__)
 
-_MAX_PROBLEMS = 20  # of a data set that are logged
+_MAX_LOGGED_PROBLEMS = 20  # of each data set
 
 
 def dry_run(cfg: CfgNode) -> dict[str, Any]:
-    """Build data, model and optimizer, train one step, evaluate one image, leave nothing.
+    """Build data, model and optimizer, train one step, evaluate one image, leave no file behind.
 
     Args:
         cfg: a checked config; OUTPUT_DIR gets the log only.
@@ -36,7 +36,7 @@ def dry_run(cfg: CfgNode) -> dict[str, Any]:
         The summary that is logged: classes, parameters, images, iterations, losses, seconds.
 
     Raises:
-        DatasetError: the JSON or files of a data set are not as they should be.
+        DatasetError: the JSON of a data set is wrong, or files are missing.
     """
     with tempfile.TemporaryDirectory(prefix="panoptic_ext-dry-run-") as folder:
         cfg = cfg.clone()
@@ -60,9 +60,9 @@ def dry_run(cfg: CfgNode) -> dict[str, Any]:
 
 
 def _check_data(name: str) -> None:
-    """JSON and presence of every file; panoptic-ext check-data also opens the files."""
+    """Raise DatasetError if the JSON is wrong or files are missing; no image is opened."""
     problems = check_panoptic(name, pixels=False)
-    for problem in problems[:_MAX_PROBLEMS]:
+    for problem in problems[:_MAX_LOGGED_PROBLEMS]:
         logger.warning("%s: %s", name, problem)
     serious = [problem for problem in problems if not problem.warning]
     if serious:
@@ -84,16 +84,16 @@ def _describe(cfg: CfgNode) -> dict[str, Any]:
 
 
 def _train_one_step(trainer: Trainer) -> dict[str, Any]:
-    parameters = [p for p in trainer.model.parameters() if p.requires_grad]
     start = time.perf_counter()
     with EventStorage(0) as storage:
         trainer.run_step()
         losses = {k: round(v, 4) for k, (v, _) in storage.latest().items() if "loss" in k}
-    without = [n for n, p in trainer.model.named_parameters() if p.requires_grad and p.grad is None]
-    if without:
-        logger.warning("%d parameters got no gradient, e.g. %s", len(without), without[0])
+    trained = [(n, p) for n, p in trainer.model.named_parameters() if p.requires_grad]
+    ungraded = [name for name, parameter in trained if parameter.grad is None]
+    if ungraded:
+        logger.warning("%d parameters got no gradient, e.g. %s", len(ungraded), ungraded[0])
     return {
-        "trainable parameters": f"{sum(p.numel() for p in parameters):,}",
+        "trainable parameters": f"{sum(parameter.numel() for _, parameter in trained):,}",
         "losses of the first step": losses,
         "seconds of the first step": round(time.perf_counter() - start, 2),
     }
@@ -108,6 +108,6 @@ def _evaluate_one_image(cfg: CfgNode, trainer: Trainer) -> float:
     start = time.perf_counter()
     with torch.no_grad(), evaluation_precision(cfg).autocast():
         evaluator.process(batch, trainer.model(batch))
-    if isinstance(evaluator, RunEvaluator):  # it may compare in threads, whose errors come out here
-        evaluator.wait()
+    if isinstance(evaluator, RunEvaluator):
+        evaluator.wait()  # raises the errors of threads that compare images
     return round(time.perf_counter() - start, 2)

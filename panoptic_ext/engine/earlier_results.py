@@ -1,4 +1,4 @@
-"""Results of an evaluation are replaced by the same evaluation alone; others are kept aside."""
+"""Keep earlier results of an evaluation, unless the same evaluation is about to replace them."""
 
 from __future__ import annotations
 
@@ -30,18 +30,19 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "results.json"
-_SETTINGS_FILE = "evaluation.json"  # of which weights and settings the results beside it are
+_SETTINGS_FILE = "evaluation.json"  # the weights and settings of the results beside it
 
-_OF_NO_INFLUENCE = ("MODEL.WEIGHTS", "MODEL.DEVICE")
-_MOST_NAMED = 3  # keys in the line about results that were moved
+# MODEL.WEIGHTS is a path; the weights themselves are compared by their hash.
+_KEYS_WITHOUT_INFLUENCE = ("MODEL.WEIGHTS", "MODEL.DEVICE")
+_MAX_LISTED_KEYS = 3
 
 
 def evaluation_settings(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
     """What the results of an evaluation depend on.
 
     Returns:
-        "by", whether a "training" evaluates its model or an "evaluation" loaded one; "weights", a
-        hash of the model's tensors; and "config", the keys of MODEL, INPUT and TEST -> values.
+        "by": "training" for the evaluation within a training, else "evaluation". "weights": a hash
+        of the model's tensors. "config": the keys of MODEL, INPUT and TEST -> their values.
     """
     digest = hashlib.blake2b(digest_size=16)
     for name, value in model.state_dict().items():
@@ -54,7 +55,7 @@ def evaluation_settings(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
 
 
 def config_values(cfg: CfgNode) -> dict[str, str]:
-    """What a model's results depend on: full key -> value as text, of MODEL, INPUT and TEST."""
+    """The keys of MODEL, INPUT and TEST that results depend on: full key -> value as text."""
     values: dict[str, str] = {}
     for section in ("MODEL", "INPUT", "TEST"):
         values.update(_flat(cfg[section], section))
@@ -63,28 +64,28 @@ def config_values(cfg: CfgNode) -> dict[str, str]:
 
 def config_differences(before: Any, now: Mapping[str, str]) -> list[str]:
     """Texts such as "TEST.AMP_DTYPE was '', is 'bfloat16'", of two results of `config_values`."""
-    there = before if isinstance(before, dict) else {}
-    keys = [key for key in {**now, **there} if there.get(key) != now.get(key)]
-    return [f"{key} was {_shown(there, key)}, is {_shown(now, key)}" for key in keys]
+    earlier = before if isinstance(before, dict) else {}
+    keys = [key for key in {**now, **earlier} if earlier.get(key) != now.get(key)]
+    return [f"{key} was {_shown(earlier, key)}, is {_shown(now, key)}" for key in keys]
 
 
 def listed_some(texts: Sequence[str]) -> str:
-    """The first few, for a message."""
-    return listed(texts, _MOST_NAMED, separator="; ", show=str)
+    """The first few of the texts, for a message."""
+    return listed(texts, _MAX_LISTED_KEYS, separator="; ", show=str)
 
 
 def keep_earlier_results(folder: str, settings: dict[str, Any]) -> str:
-    """Move the results in `folder` to the first free `<folder>-<number>`, if others replace them.
+    """Move results of other settings from `folder` to the first free `<folder>-<number>`.
 
-    They stay where they are of the same weights and settings. Those of a training's earlier
-    evaluations are replaced by its later ones, as ever.
+    Results of the same weights and settings stay and will be overwritten. So do results of an
+    evaluation within a training, if the new ones are of such an evaluation too.
 
     Args:
-        folder: of one data set's results.
+        folder: the folder of one data set's results.
         settings: `evaluation_settings` of the results that will be written there.
 
     Returns:
-        Where they are now; "" if they were not moved.
+        The folder they were moved to; "" if they were not moved.
     """
     if not os.path.exists(os.path.join(folder, RESULTS_FILE)):
         return ""
@@ -96,24 +97,25 @@ def keep_earlier_results(folder: str, settings: dict[str, Any]) -> str:
     number = 1
     while os.path.lexists(f"{folder}-{number}"):
         number += 1
-    kept = f"{folder}-{number}"
-    os.rename(folder, kept)
+    moved_to = f"{folder}-{number}"
+    os.rename(folder, moved_to)
     logger.warning(
         "%s held results of an evaluation with other settings (%s): these are now in %s",
         folder,
         listed_some(differences),
-        kept,
+        moved_to,
     )
-    return kept
+    return moved_to
 
 
 def write_settings(folder: str, settings: dict[str, Any]) -> None:
-    """Note in `folder` what its results are of."""
+    """Write the weights' hash and the settings of the results in `folder` beside them."""
     content = json.dumps(settings, indent=1).encode()
     write_atomic(os.path.join(folder, _SETTINGS_FILE), lambda stream: stream.write(content))
 
 
 def _is_training() -> bool:
+    # `Trainer.train` keeps an event storage open, around its evaluations too.
     try:
         get_event_storage()
     except AssertionError:
@@ -127,18 +129,18 @@ def _flat(node: CfgNode, prefix: str) -> dict[str, str]:
         key = f"{prefix}.{name}"
         if isinstance(value, CfgNode):
             values.update(_flat(value, key))
-        elif key not in _OF_NO_INFLUENCE:
+        elif key not in _KEYS_WITHOUT_INFLUENCE:
             values[key] = repr(_with_lists(value))
     return values
 
 
 def _with_lists(value: Any) -> Any:
-    """Tuples as lists: a config that was read from a file has these."""
+    """Tuples as lists, because a config that was read from a file has lists."""
     return [_with_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _read(path: str) -> dict[str, Any]:
-    """The settings in a file; empty where there are none, as in folders of former versions."""
+    """The settings in a file; empty if there is none, as in folders of earlier versions."""
     try:
         with open(path, encoding="utf-8") as stream:
             content = json.load(stream)
@@ -149,7 +151,7 @@ def _read(path: str) -> dict[str, Any]:
 
 def _differences(before: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
     if not before:
-        return ["which ones is not known"]
+        return ["which ones is unknown"]
     texts = config_differences(before.get("config"), settings["config"])
     return texts + ["other weights"] * (before.get("weights") != settings["weights"])
 

@@ -1,4 +1,4 @@
-"""Evaluation of a model on the data sets of a config: results, tables, JSON, contact sheet."""
+"""Evaluate a model on the data sets of a config: results, tables, JSON, contact sheet."""
 
 from __future__ import annotations
 
@@ -47,41 +47,42 @@ __all__ = ["build_evaluator", "evaluate"]
 logger = logging.getLogger(__name__)
 
 _NO_AUGMENTATION = (
-    "TEST.AUG.ENABLED is True, but test-time augmentation is not there: each image is evaluated "
-    "once, at its test size and unflipped, so results are those without it. TEST.AUG.ENABLED False "
-    "silences this"
+    "TEST.AUG.ENABLED is True, but test-time augmentation is not implemented: each image is "
+    "evaluated once, at its test size and unflipped, so results are those without it. "
+    "TEST.AUG.ENABLED False silences this"
 )
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> PanopticEvaluators:
-    """The evaluators of TEST.EVALUATORS for a data set, which write into its result folder."""
+    """Build the evaluators of TEST.EVALUATORS for a data set; they write into its result folder."""
     return evaluation.build_evaluator(cfg, dataset_name, result_folder(cfg, dataset_name))
 
 
 def evaluate(
     trainer: Any, cfg: CfgNode, model: nn.Module, evaluators: Any = None
 ) -> OrderedDict[str, Any] | dict[str, Any]:
-    """Run a model over DATASETS.TEST.
+    """Evaluate a model on the data sets of DATASETS.TEST.
 
-    It draws no number from the random generators that training uses. Images are evaluated once,
-    without test-time augmentation; where TEST.AUG asks for it, a warning says so. Results of an
-    evaluation with other weights or settings are kept: see `keep_earlier_results`.
+    The state of the random generators is the same afterwards. Images are evaluated once, without
+    test-time augmentation; if TEST.AUG asks for it, a warning is logged. Earlier results with other
+    weights or settings are kept: see `keep_earlier_results`.
 
     Args:
         trainer: class with `build_test_loader` and `build_evaluator`.
         cfg: the config.
-        model: wrapped or not, weights loaded.
+        model: the model with its weights loaded, wrapped in DistributedDataParallel or not.
         evaluators: one per data set; None builds them.
 
     Returns:
-        Results by data set, or of the one data set; empty on all workers but the first.
+        Data set -> its results, or the results alone if there is one data set; empty on all workers
+        but the first.
     """
     if isinstance(evaluators, DatasetEvaluator):
         evaluators = [evaluators]
     if isinstance(model, DistributedDataParallel):
         model = model.module
-    # Each worker's batch norms keep statistics of its own images, and a checkpoint has the first
-    # one's: with those the results are the checkpoint's, and the same after --resume.
+    # The statistics of batch norms differ between workers, and a checkpoint holds the first one's.
+    # With these on all workers the results are those of the checkpoint, also after --resume.
     share_buffers(model)
     if cfg.TEST.AUG.ENABLED and cfg.DATASETS.TEST and comm.is_main_process():
         log_first_n(logging.WARNING, _NO_AUGMENTATION, name=__name__, key="message")
@@ -92,8 +93,8 @@ def evaluate(
             if comm.is_main_process():
                 settings = evaluation_settings(cfg, model)
                 keep_earlier_results(result_folder(cfg, name), settings)
-            comm.synchronize()  # nobody writes into the folder before
-            # Loader, evaluators and contact sheet share one reading of the data set's JSON.
+            comm.synchronize()  # no worker may write into the folder before it has been moved
+            # The loader, the evaluators and the contact sheet parse the data set's JSON once.
             with parsed_once():
                 data = trainer.build_test_loader(cfg, name)
                 evaluator = evaluators[i] if evaluators else trainer.build_evaluator(cfg, name)
@@ -106,13 +107,13 @@ def evaluate(
     return results
 
 
-class _UntilStopped:
-    """A loader that ends early where this worker was asked to stop."""
+class _StoppableLoader:
+    """A loader that ends early if this worker was asked to stop."""
 
     def __init__(self, loader: Any, stop: StopRequest) -> None:
         self._loader = loader
         self._stop = stop
-        self.seen = 0
+        self.num_evaluated = 0
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -120,14 +121,14 @@ class _UntilStopped:
     def __iter__(self) -> Iterator[Any]:
         for batch in self._loader:
             yield batch
-            self.seen += 1
+            self.num_evaluated += 1
             if self._stop:
                 return
 
 
 @contextmanager
 def _memory_for(inputs: list[Any]) -> Iterator[None]:
-    """An image that does not fit into memory is named, in the model as in the evaluators."""
+    """Name the batch's largest image in an error about memory that is raised in the block."""
     images = [i for i in inputs if isinstance(i, dict)] or [{}]  # a loader may give anything
     largest = max(images, key=lambda i: i.get("height", 0) * i.get("width", 0))
     try:
@@ -137,8 +138,8 @@ def _memory_for(inputs: list[Any]) -> Iterator[None]:
         raise MemoryNeededError(f"{largest.get('file_name', 'evaluation')}: {error}") from error
 
 
-class _Explained(nn.Module):
-    """A model whose errors of memory name the image."""
+class _ModelNamingImages(nn.Module):
+    """A model whose errors about memory name the image."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -150,10 +151,10 @@ class _Explained(nn.Module):
             return self.model(inputs)
 
 
-class _ResultsOfAllWorkers(DatasetEvaluator):
-    """An evaluator that has results only where no worker was asked to stop."""
+class _StoppableEvaluator(DatasetEvaluator):
+    """An evaluator that raises Interrupted instead of giving results if a worker was stopped."""
 
-    def __init__(self, evaluator: Any, data: _UntilStopped, stop: StopRequest) -> None:
+    def __init__(self, evaluator: Any, data: _StoppableLoader, stop: StopRequest) -> None:
         self._evaluator, self._data, self._stop = evaluator, data, stop
 
     def reset(self) -> None:
@@ -164,15 +165,15 @@ class _ResultsOfAllWorkers(DatasetEvaluator):
             self._evaluator.process(inputs, outputs)
 
     def evaluate(self) -> Any:
-        # All workers end together: one alone would leave the others waiting for its part.
-        workers = comm.all_gather((self._stop.signum, self._data.seen, len(self._data)))
+        # All workers end together. If one ended alone, the others would wait for its results.
+        workers = comm.all_gather((self._stop.signum, self._data.num_evaluated, len(self._data)))
         signals = [signum for signum, _, _ in workers if signum is not None]
         if signals:
-            seen, total = (sum(column) for column in list(zip(*workers, strict=True))[1:])
+            _, evaluated, images = zip(*workers, strict=True)
             raise Interrupted(
                 signals[0],
-                f"stopped after evaluating {seen} of {total} images; there are no results, and the "
-                "same command evaluates from the first image",
+                f"stopped after evaluating {sum(evaluated)} of {sum(images)} images; there are "
+                "no results, and the same command evaluates from the first image",
             )
         return self._evaluator.evaluate()
 
@@ -183,9 +184,9 @@ def _run(model: nn.Module, data: Any, evaluator: Any) -> dict[str, Any]:
     announce = STOPPING if comm.is_main_process() else ""
     try:
         with stoppable(announce) as stop:
-            images = _UntilStopped(data, stop)
+            images = _StoppableLoader(data, stop)
             return inference_on_dataset(
-                _Explained(model), images, _ResultsOfAllWorkers(evaluator, images, stop)
+                _ModelNamingImages(model), images, _StoppableEvaluator(evaluator, images, stop)
             )
     except (OSError, RuntimeError) as error:
         explained = explain_system_error(error)
@@ -215,14 +216,14 @@ def _write_contact_sheet(evaluator: PanopticEvaluator, name: str, path: str, num
 
     try:
         pq_contact_sheet(evaluator, name, path, number)
-    except Exception:  # a picture must not end a training run
+    except Exception:  # a picture that fails must not end a training
         logger.exception("The contact sheet %s could not be drawn", path)
         return
     logger.info("Contact sheet of worst and best images: %s", path)
 
 
 def _finite(value: Any) -> Any:
-    """Values as JSON can hold them: NaN becomes null."""
+    """Values that JSON can hold: infinite numbers and NaN become null."""
     if isinstance(value, dict):
         return {str(k): _finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -25,17 +25,17 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointHook(HookBase):
-    """Save every `period` iterations and after the last one; runs on all workers.
+    """Save a checkpoint every `period` iterations and after the last one.
 
-    The workers' random generators go into the checkpoint, so all of them take part. Weights that
-    are not finite are never saved.
+    The hook must run on all workers, because the checkpoint holds their random generators. Weights
+    that are infinite or NaN are never saved.
     """
 
     def __init__(self, period: int, keep: int = 0) -> None:
         """
         Args:
             period: iterations between checkpoints.
-            keep: periodic checkpoints that stay, the newest; 0 keeps all.
+            keep: how many of the newest periodic checkpoints are kept; 0 keeps all.
         """
         self._period = period
         self._keep = keep
@@ -47,7 +47,7 @@ class CheckpointHook(HookBase):
             self.save()
 
     def save(self) -> None:
-        """Write the checkpoint of the iteration that has ended, unless it is written."""
+        """Write the checkpoint of the iteration that has ended, unless it has been written."""
         iteration = self.trainer.iter
         last = self._is_last(iteration)
         if iteration == self._saved_iter:
@@ -74,16 +74,15 @@ class CheckpointHook(HookBase):
 
 
 class PreciseBNHook(hooks.PreciseBN):
-    """Detectron2's PreciseBN on the same batches every time.
-
-    Its own goes on along the data, which a resumed run could not: there the statistics, and with
-    them the results, would be others than in an uninterrupted run.
-    """
+    """Detectron2's PreciseBN, but on the same batches every time."""
 
     def update_stats(self) -> None:
         if not self._disabled:
+            # Detectron2's hook reads on through the data set. A resumed run would then average over
+            # other batches, and get other statistics and results than an uninterrupted run.
             self._data_iter = None
-            self._data_loader.seed = self.trainer.data_loader.seed  # a resumed run's is the first's
+            # The trainer's seed is only known here: a resumed run takes it from the checkpoint.
+            self._data_loader.seed = self.trainer.data_loader.seed
         try:
             super().update_stats()
         except Exception as error:
@@ -98,9 +97,9 @@ class PreciseBNHook(hooks.PreciseBN):
 
 
 class WriterHook(HookBase):
-    """Console, metrics.json and TensorBoard, opened when training starts.
+    """Write losses and results to the console, metrics.json and TensorBoard.
 
-    What earlier attempts wrote for iterations that are trained again is dropped.
+    Values that an earlier attempt wrote for iterations that are now trained again are removed.
     """
 
     def __init__(self, output_dir: str, period: int = 20) -> None:
@@ -110,6 +109,7 @@ class WriterHook(HookBase):
         self._inner: hooks.PeriodicWriter | None = None
 
     def before_train(self) -> None:
+        # Not in the constructor: a run that fails before its training leaves the files untouched.
         start, path = self.trainer.start_iter, os.path.join(self._output_dir, "metrics.json")
         trim_metrics(path, start)
         purge: dict[str, Any] = {"purge_step": start} if start else {}
@@ -131,7 +131,10 @@ class WriterHook(HookBase):
             self._inner = None
 
     def close(self) -> None:
-        """End without a row for the last iteration: a resumed run writes the rows that are due."""
+        """Close the files without a row for the last iteration.
+
+        The resumed run writes the rows that are due.
+        """
         if self._inner is not None:
             for writer in self._writers:
                 writer.close()
@@ -139,16 +142,16 @@ class WriterHook(HookBase):
 
 
 def trim_metrics(path: str, start_iter: int) -> None:
-    """Drop the lines of metrics.json from `start_iter` on, and a half-written last one.
+    """Remove the lines of metrics.json from `start_iter` on, and lines that are no whole JSON.
 
-    A run from the beginning does not add to the file of an earlier one: that is renamed.
+    If `start_iter` is 0, the file of the earlier run is renamed instead.
     """
     if not os.path.exists(path):
         return
     if start_iter == 0:
-        old = f"{path[: -len('.json')]}-before-{time.strftime('%Y%m%d-%H%M%S')}.json"
-        os.replace(path, old)
-        logger.info("%s of an earlier run is now %s", path, old)
+        renamed = f"{path[: -len('.json')]}-before-{time.strftime('%Y%m%d-%H%M%S')}.json"
+        os.replace(path, renamed)
+        logger.info("%s of an earlier run is now %s", path, renamed)
         return
     check_regular_file(path, LOG_FILE, error=ConfigError)
     kept = []

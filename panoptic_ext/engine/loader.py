@@ -1,9 +1,9 @@
 """Data loaders whose samples depend on the seed and the position in the stream alone.
 
-Detectron2's loaders group and seed inside worker processes, so a resumed run sees other images and
-other augmentations. Here the stream of batches is made of indices, in the main process; a sample is
-seeded from (seed, its position in the stream). So the samples of iteration i are the same for any
-number of data workers, and a resumed run skips to them without reading an image.
+Detectron2's loaders group and seed inside worker processes, so a resumed run gets other images and
+other augmentations. Here the main process makes the stream of batches, as indices, and each sample
+is seeded from (seed, its position in the stream). The samples of iteration i are therefore the same
+for any number of data workers, and a resumed run skips to them without reading an image.
 """
 
 from __future__ import annotations
@@ -36,24 +36,28 @@ __all__ = ["TrainLoader", "build_test_loader", "build_train_loader"]
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
-_MAX_SKIPS = 100  # unreadable images in a row before giving up
+_MAX_TRIES = 100  # unreadable images in a row before giving up
 
 
 class _Position(NamedTuple):
-    record: int  # its index
-    stream: int  # position in the stream of all workers
+    """One place in the stream of samples: the record's index, and the position over all workers."""
+
+    record: int
+    stream: int
 
 
 class _Loaded(NamedTuple):
+    """A sample, or the error instead, and the names of the files that could not be read."""
+
     sample: dict[str, Any] | None
-    skipped: list[str]  # file names that the mapper could not read
+    skipped: list[str]
     error: PanopticExtError | None
 
 
 class TrainLoader:
     """Infinite iterable of batches (lists of mapped samples) of one worker.
 
-    Nothing starts before the first `next()`; `seed` and `start_iter` may be set until then.
+    Loading starts at the first `next()`; `seed` and `start_iter` may be set until then.
 
     Attributes:
         seed: of the order and of the augmentations; equal on all workers.
@@ -106,25 +110,25 @@ class TrainLoader:
             collate_fn=_as_is,
             pin_memory=self.pin_memory,
             worker_init_fn=_start_worker,
-            # Else the loader draws from torch's global generator whenever it starts.
+            # Otherwise the loader draws from torch's global generator whenever it starts.
             generator=torch.Generator().manual_seed(self.seed),
         )
         for batch in loader:
             yield [self._unwrap(loaded) for loaded in batch]
 
     def index_batches(self) -> Iterator[list[_Position]]:
-        """Batches of (record index, position in the stream), from iteration 0 on."""
+        """Batches of positions, from iteration 0 on."""
         rank, world_size = comm.get_rank(), comm.get_world_size()
         buckets: tuple[list[_Position], list[_Position]] = ([], [])
         for i, index in enumerate(self._make_sampler(self.seed)):
             bucket = buckets[self._wide[index] if self._wide else 0]
             bucket.append(_Position(index, rank + i * world_size))
             if len(bucket) == self.batch_size:
-                yield bucket[:]
+                yield bucket[:]  # a copy, because the bucket is filled again
                 bucket.clear()
 
     def report_skipped(self) -> None:
-        """Log the images that were passed over, if any."""
+        """Log the images that were skipped, if any."""
         if self.skipped:
             logger.warning(
                 "%d images could not be read and were replaced by others: %s",
@@ -141,7 +145,7 @@ class TrainLoader:
 
 
 class _SeededDataset(Dataset):
-    """Position -> mapped sample, seeded by (seed, position)."""
+    """Position -> mapped sample, seeded by (seed, position in the stream, number of the try)."""
 
     def __init__(self, records: Any, mapper: Callable, seed: int) -> None:
         self._records, self._mapper, self._seed = records, mapper, seed
@@ -151,14 +155,14 @@ class _SeededDataset(Dataset):
 
     def __getitem__(self, position: _Position) -> _Loaded:
         skipped: list[str] = []
-        tries = min(len(self._records), _MAX_SKIPS)
+        tries = min(len(self._records), _MAX_TRIES)
         for attempt in range(tries):
             record = self._records[(position.record + attempt) % len(self._records)]
             try:
                 with seeded_sample(self._seed, position.stream, attempt):
                     sample = self._mapper(record)
             except PanopticExtError as error:
-                # As a value: an exception would come out of a worker with its traceback as message
+                # As a value: torch would raise a worker's error with its traceback as message.
                 return _Loaded(None, skipped, error)
             if sample is not None:
                 return _Loaded(sample, skipped, None)
@@ -174,12 +178,12 @@ class _SeededDataset(Dataset):
 
 
 def build_train_loader(cfg: CfgNode, start_iter: int = 0, seed: int | None = None) -> TrainLoader:
-    """The training loader of a config, on this worker.
+    """Build this worker's training loader of a config.
 
     Args:
-        cfg: reads DATASETS.TRAIN, DATALOADER, SOLVER.IMS_PER_BATCH, SEED, INPUT.
+        cfg: DATASETS.TRAIN, DATALOADER, SOLVER.IMS_PER_BATCH, SEED and INPUT are read.
         start_iter: iterations to skip.
-        seed: None takes cfg.SEED, or where that is negative a random one, equal on all workers.
+        seed: None takes cfg.SEED, or if that is negative a random one, equal on all workers.
 
     Raises:
         DatasetError: the data set is empty, or all of it is filtered out.
@@ -201,7 +205,7 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, seed: int | None = Non
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> Any:
-    """Detectron2's test loader with our mapper: one image per batch, split over the workers.
+    """Build Detectron2's test loader with our mapper: one image per batch, split over workers.
 
     Raises:
         DatasetError: the data set is empty.
@@ -211,15 +215,15 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> Any:
         raise DatasetError(f"data set {dataset_name} (DATASETS.TEST) has no images")
     loader = build_detection_test_loader(
         records,
-        mapper=_Guarded(PanopticDatasetMapper(cfg, False)),
+        mapper=_MapperWithoutErrors(PanopticDatasetMapper(cfg, False)),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
-    loader.worker_init_fn = outlive_interruption  # Detectron2's builder does not take it
+    loader.worker_init_fn = outlive_interruption  # no argument of Detectron2's builder
     return _TestLoader(loader)
 
 
 class _TestLoader:
-    """A loader of guarded samples that raises their errors; an evaluation leaves out nothing."""
+    """A loader that raises the errors which its mapper returned: an evaluation skips no image."""
 
     def __init__(self, loader: DataLoader) -> None:
         self._loader = loader
@@ -235,8 +239,8 @@ class _TestLoader:
             yield [loaded.sample for loaded in batch]
 
 
-class _Guarded:
-    """The mapper with its errors as values: a worker would turn them into tracebacks."""
+class _MapperWithoutErrors:
+    """A mapper that returns its errors, because a worker would turn them into tracebacks."""
 
     def __init__(self, mapper: Callable[[Record], dict[str, Any] | None]) -> None:
         self._mapper = mapper
@@ -294,7 +298,7 @@ def _sampler_maker(cfg: CfgNode, records: list[Record]) -> Callable[[int], Any]:
 
 
 def _repeat_options(cfg: CfgNode) -> dict[str, bool]:
-    """What DATALOADER.REPEAT_SQRT asks of the factors; v0.6 has neither the key nor the option."""
+    """Options of the repeat factors for DATALOADER.REPEAT_SQRT, which only Detectron2 main has."""
     return {} if cfg.DATALOADER.get("REPEAT_SQRT", True) else {"sqrt": False}
 
 
@@ -304,4 +308,5 @@ def _as_is(batch: list) -> list:
 
 def _start_worker(_worker_id: int) -> None:
     outlive_interruption()
+    # One thread: the workers already run in parallel.
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What `panoptic-ext train` does: one process or several, training, evaluation or a dry run."""
+"""Run `panoptic-ext train`: training, evaluation or a dry run, in one process or several."""
 
 from __future__ import annotations
 
@@ -39,33 +39,31 @@ __all__ = ["train_or_evaluate", "worker_name"]
 
 logger = logging.getLogger(__name__)
 
-_STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+_EXIT_CODES_AFTER_SIGNAL = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 def train_or_evaluate(args: argparse.Namespace) -> int:
-    """Do what the command `train` was asked for, on as many workers as it was given.
+    """Train, evaluate or do a dry run, on as many workers as the arguments ask for.
 
     Args:
-        args: of `panoptic_ext.commands.train.parse_args`.
+        args: the result of `panoptic_ext.commands.train.parse_args`.
 
     Returns:
-        Exit code: 0, 130 after Ctrl-C, 143 after SIGTERM; of workers, theirs.
+        Exit code: 0, 130 after Ctrl-C, 143 after SIGTERM, or that of spawned workers.
     """
     try:
-        with _parsed_once_where_it_evaluates(args):
+        with _parsed_once_to_evaluate(args):
             status = _start(args)
     except Interrupted as stopped:
         status = _report_stop(stopped, args)
-    # Not after an error: it would wait for workers that may not come.
+    # Not after an error, because leaving waits for all workers, and some may have failed.
     distributed.leave()
     return status
 
 
-def _parsed_once_where_it_evaluates(args: argparse.Namespace) -> AbstractContextManager[None]:
-    """The config asks for the classes of the data set that the evaluation then reads whole.
-
-    A training does not keep the JSON: the memory would be missed for days.
-    """
+def _parsed_once_to_evaluate(args: argparse.Namespace) -> AbstractContextManager[None]:
+    """Share the parsed JSON between the config, which reads its classes, and an evaluation."""
+    # A training does not keep the parsed JSON: it would take up memory for days.
     return parsed_once() if args.eval_only else nullcontext()
 
 
@@ -89,7 +87,8 @@ def _start(args: argparse.Namespace) -> int:
 
 
 def _launch(args: argparse.Namespace) -> int:
-    with stoppable(on_signal=_pass_on) as stop:
+    """Spawn the workers of this machine and wait for them; returns the exit code."""
+    with stoppable(on_signal=_stop_workers) as stop:
         try:
             launch(
                 _spawned,
@@ -102,24 +101,23 @@ def _launch(args: argparse.Namespace) -> int:
         except torch.multiprocessing.ProcessExitedException as error:
             if stop.signum is not None:
                 return 128 + stop.signum
-            if error.exit_code not in (2, *_STOPPED):
+            if error.exit_code not in (2, *_EXIT_CODES_AFTER_SIGNAL):
                 raise
-            return error.exit_code  # the worker has said why
+            return error.exit_code  # the worker has printed its error
     return 0 if stop.signum is None else 128 + stop.signum
 
 
-def _pass_on(_signum: int) -> None:
-    """Let the workers end too, where the signal was sent to this process alone.
-
-    As SIGTERM: after Ctrl-C, which reaches all of them, another SIGINT would be the second.
-    """
+def _stop_workers(_signum: int) -> None:
+    """Ask the workers to stop, because the signal may have been sent to this process alone."""
+    # SIGTERM, not SIGINT: Ctrl-C reaches the workers too, and a second SIGINT would end them at
+    # once.
     for worker in multiprocessing.active_children():
         worker.terminate()
 
 
 def _spawned(args: argparse.Namespace) -> None:
     try:
-        with _parsed_once_where_it_evaluates(args):
+        with _parsed_once_to_evaluate(args):
             status = _work(_load(args), args)
     except Interrupted as stopped:
         status = _report_stop(stopped, args)
@@ -145,7 +143,7 @@ def _load(args: argparse.Namespace) -> CfgNode:
 
 
 def _work(cfg: CfgNode, args: argparse.Namespace) -> int:
-    """What every worker does once it has joined the others."""
+    """Run this worker, after it has joined the others; returns the exit code."""
     if comm.is_main_process():
         prepare_output(cfg.OUTPUT_DIR)
     comm.synchronize()
@@ -155,13 +153,13 @@ def _work(cfg: CfgNode, args: argparse.Namespace) -> int:
         if getattr(handler, "stream", None) is sys.stdout:
             handler.addFilter(is_for_console)
     choose_device(cfg)
-    if distributed.under_torchrun():  # else the process that started this one has checked
+    if distributed.under_torchrun():  # spawned workers have been checked in `_start`
         distributed.check_workers(cfg, comm.get_world_size())
     set_precision(cfg)
     if cfg.MODEL.DEVICE == "cpu" and args.num_gpus > 1:
         logger.warning("--num-gpus %d is ignored on the CPU", args.num_gpus)
     if comm.is_main_process() and not args.dry_run:
-        # An evaluation leaves the config of the training beside its weights as it is.
+        # An evaluation must not overwrite the config of the training in OUTPUT_DIR.
         folder = result_folder(cfg) if args.eval_only else cfg.OUTPUT_DIR
         save_run_info(cfg, folder)
     logger.info("Worker %d of %d; %s", comm.get_rank(), comm.get_world_size(), args)
@@ -182,7 +180,7 @@ def _work(cfg: CfgNode, args: argparse.Namespace) -> int:
 
 
 def _check_weights(cfg: CfgNode, resume: bool) -> None:
-    """Raise CheckpointError, before anything is built, where there are no weights to evaluate."""
+    """Raise CheckpointError, before anything is built, if there are no weights to evaluate."""
     reader = Checkpointer(torch.nn.Identity(), cfg.OUTPUT_DIR, save_to_disk=False)
     if not (resume and os.path.isdir(cfg.OUTPUT_DIR) and reader.has_checkpoint()):
         reader.check_there(cfg.MODEL.WEIGHTS)
@@ -193,6 +191,7 @@ def _evaluate(cfg: CfgNode, resume: bool) -> None:
         raise ConfigError("DATASETS.TEST is empty; name a data set to evaluate on")
     model = Trainer.build_model(without_pretrained(cfg))
     checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, allow_pickle=cfg.MODEL.ALLOW_PICKLE)
+    # The main process decides for all workers, which may see other folders on other machines.
     if resume and comm.all_gather(checkpointer.has_checkpoint())[0]:
         checkpointer.resume()
     else:
@@ -201,5 +200,5 @@ def _evaluate(cfg: CfgNode, resume: bool) -> None:
 
 
 def worker_name() -> str:
-    """ " (worker 1)" and so on for errors; "" in the main process."""
+    """The worker's number for messages, as in " (worker 1)"; "" in the main process."""
     return f" (worker {comm.get_rank()})" if comm.get_rank() else ""

@@ -1,4 +1,4 @@
-"""What an image needs, where the memory for it is not there."""
+"""Explain errors about memory by the size of the image."""
 
 from __future__ import annotations
 
@@ -18,42 +18,44 @@ from panoptic_ext.regular_files import readable_size
 
 __all__ = ["explained_memory_errors", "free_memory"]
 
-_REFUSED = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
-_ASKED = re.compile(r"to allocate ([\d.]+) ?(bytes|[KMGTPE]iB)", re.IGNORECASE)
-_UNITS = ("bytes", "kib", "mib", "gib", "tib", "pib", "eib")
-_LARGE = 4_000_000  # pixels; of smaller images no class scores come near a machine's memory
-_CGROUP = "/sys/fs/cgroup"  # version 2; within a container it is that container's own
+_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+_ALLOCATION = re.compile(r"to allocate ([\d.]+) ?(bytes|[KMGTPE]iB)", re.IGNORECASE)
+_ALLOCATION_UNITS = ("bytes", "kib", "mib", "gib", "tib", "pib", "eib")
+# Pixels. The class scores of smaller images are far smaller than a machine's memory.
+_LARGE_IMAGE = 4_000_000
+_CGROUP = "/sys/fs/cgroup"  # version 2; within a container it describes that container
 
 
 @contextmanager
 def explained_memory_errors(height: int, width: int) -> Iterator[None]:
     """Turn an allocation that fails inside the block into an error about the image.
 
-    Linux grants more memory than there is and kills the process that uses it. While a large image
-    is at work on the processor, an allocation beyond the free memory fails instead.
-
     Args:
         height, width: of the image, in pixels.
 
     Raises:
-        MemoryNeededError: there was not enough memory, of the processor or of a GPU; it says how
-            large the image is, what was asked for and what would do.
+        MemoryNeededError: there was not enough memory, of the processor or of a GPU. The message
+            gives the size of the image, the allocation that failed and what the user can do.
     """
     try:
         with _no_more_than_free(height * width):
             yield
     except (MemoryError, RuntimeError) as error:
         is_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not is_memory and not _REFUSED.search(str(error)):
+        if not is_memory and not _OUT_OF_MEMORY.search(str(error)):
             raise
         raise MemoryNeededError(_message(height, width, str(error))) from error
 
 
 @contextmanager
 def _no_more_than_free(pixels: int) -> Iterator[None]:
-    """Limit what the process allocates within the block to the free memory, on Linux."""
-    # CUDA reserves address space as it pleases.
-    if resource is None or pixels < _LARGE or torch.cuda.is_initialized():
+    """Limit what the process allocates within the block to the free memory, on Linux.
+
+    Small images and processes that use CUDA are not limited.
+    """
+    # Without a limit, Linux grants more memory than there is and kills the process when it uses it.
+    # CUDA reserves address space that it never uses, so no limit fits it.
+    if resource is None or pixels < _LARGE_IMAGE or torch.cuda.is_initialized():
         yield
         return
     free, used = free_memory(), _kibibytes("/proc/self/status", "VmData")
@@ -70,9 +72,10 @@ def _no_more_than_free(pixels: int) -> Iterator[None]:
 
 
 def free_memory() -> int | None:
-    """Bytes that a process can have: the machine's, or a container's where that is less.
+    """Bytes that this process can still allocate: of the machine, or of its container if less.
 
-    None where it is not known: on other systems than Linux.
+    Returns:
+        None if the number is unknown, as on systems other than Linux.
     """
     free = _kibibytes("/proc/meminfo", "MemAvailable")
     try:
@@ -82,13 +85,13 @@ def free_memory() -> int | None:
             stat = dict(line.split() for line in stream)
     except (OSError, ValueError):  # no such limit, or "max"
         return free
-    # Pages of files are given back when memory runs short.
+    # The page cache is not counted as used: the kernel frees it when memory runs short.
     left = max(0, limit - int(stat.get("anon", 0)) - int(stat.get("kernel", 0)))
     return left if free is None else min(free, left)
 
 
 def _kibibytes(path: str, name: str) -> int | None:
-    """The line `name: 12 kB` of a file in /proc, in bytes."""
+    """The value of the line `name: 12 kB` of a file in /proc, in bytes."""
     try:
         with open(path) as stream:
             lines = (line.split() for line in stream if line.startswith(f"{name}:"))
@@ -99,9 +102,9 @@ def _kibibytes(path: str, name: str) -> int | None:
 
 def _message(height: int, width: int, reason: str) -> str:
     pixels = height * width
-    asked = _ASKED.search(reason)
-    if asked:
-        size = int(float(asked[1]) * 1024 ** _UNITS.index(asked[2].lower()))
+    allocation = _ALLOCATION.search(reason)
+    if allocation:
+        size = int(float(allocation[1]) * 1024 ** _ALLOCATION_UNITS.index(allocation[2].lower()))
         needed = (
             f"one step alone asks for {readable_size(size)} ({size / pixels:.0f} bytes a pixel)"
         )

@@ -1,4 +1,4 @@
-"""Optimizer and learning rate schedule of a config."""
+"""Build the optimizer and the learning rate schedule of a config."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["build_lr_scheduler", "build_optimizer", "param_groups"]
 logger = logging.getLogger(__name__)
 
 _OPTIMIZERS = ("SGD", "ADAMW")
-# Parameters of Swin that say where a patch is; like Swin's own training and the published
-# Mask2Former, weight decay leaves them alone.
-_POSITIONS = ("relative_position_bias_table", "absolute_pos_embed")
+# Position embeddings of Swin. They have no weight decay, as in Swin's own training and in the
+# published Mask2Former.
+_SWIN_POSITIONS = ("relative_position_bias_table", "absolute_pos_embed")
 
 
 def param_groups(
@@ -35,20 +35,20 @@ def param_groups(
     bias_lr_factor: float = 1.0,
     backbone_multiplier: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Parameters with their learning rate and weight decay, as few groups as there are pairs.
+    """Group parameters by their learning rate and weight decay.
 
     Position embeddings of Swin have no weight decay.
 
     Args:
-        model: its trainable parameters are taken, each once.
-        base_lr, weight_decay: where nothing below applies.
-        weight_decay_norm, weight_decay_bias, weight_decay_embed: of normalization layers, biases
-            and nn.Embedding; None leaves `weight_decay`.
+        model: its trainable parameters are grouped, each once.
+        base_lr, weight_decay: values of the parameters to which nothing below applies.
+        weight_decay_norm, weight_decay_bias, weight_decay_embed: weight decay of normalization
+            layers, biases and nn.Embedding; None is `weight_decay`.
         bias_lr_factor: learning rate of biases relative to `base_lr`.
-        backbone_multiplier: learning rate of parameters under `backbone.` relative to the rest.
+        backbone_multiplier: learning rate of parameters under `backbone.` relative to the others.
 
     Returns:
-        Dicts with "params", "lr" and "weight_decay".
+        Dicts with "params", "lr" and "weight_decay", one for each pair of the two values.
     """
     groups = get_default_optimizer_params(
         model,
@@ -57,7 +57,7 @@ def param_groups(
         weight_decay_norm=weight_decay_norm,
         bias_lr_factor=bias_lr_factor,
         weight_decay_bias=weight_decay_bias,
-        overrides={name: {"weight_decay": 0.0} for name in _POSITIONS},
+        overrides={name: {"weight_decay": 0.0} for name in _SWIN_POSITIONS},
     )
     embeddings = {
         id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(False)
@@ -76,11 +76,11 @@ def param_groups(
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD or AdamW by SOLVER.OPTIMIZER, with gradient clipping where enabled.
+    """Build SGD or AdamW, by SOLVER.OPTIMIZER, with gradient clipping if that is enabled.
 
-    SOLVER.CLIP_GRADIENTS.CLIP_TYPE may be "full_model" (one norm over all gradients) beside
-    Detectron2's "value" and "norm" (of each parameter). CLIP_VALUE 0 switches clipping off, as in
-    the published Mask2Former: clipped to 0, nothing would be learnt.
+    SOLVER.CLIP_GRADIENTS.CLIP_TYPE may be "full_model" (one norm over all gradients) as well as
+    Detectron2's "value" and "norm" (of each parameter). CLIP_VALUE 0 disables clipping, as in the
+    published Mask2Former, because gradients clipped to 0 would train nothing.
 
     Raises:
         ConfigError: unknown optimizer or clip type, a CLIP_VALUE below 0, or no parameter to train.
@@ -97,7 +97,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         backbone_multiplier=solver.BACKBONE_MULTIPLIER,
     )
     if not groups:
-        raise ConfigError("the model has no parameter to train: every one is frozen")
+        raise ConfigError("the model has no parameter to train: all parameters are frozen")
     name = solver.OPTIMIZER.upper()
     check_known("SOLVER.OPTIMIZER", name, _OPTIMIZERS)
     options: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
@@ -109,10 +109,10 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
-    """Detectron2's schedules, and the WarmupPolyLR of its DeepLab project.
+    """Build one of Detectron2's schedules or the WarmupPolyLR of its DeepLab project.
 
     Raises:
-        ConfigError: unknown name, or values the schedule cannot use.
+        ConfigError: the name is unknown, or the schedule cannot use the values of its keys.
     """
     solver = cfg.SOLVER
     if solver.LR_SCHEDULER_NAME == "WarmupPolyLR":
@@ -150,13 +150,14 @@ def _with_clipping(
         return maybe_add_gradient_clipping(cfg, kind)(groups, **options)
     max_norm, norm_type = clip.CLIP_VALUE, clip.NORM_TYPE
 
-    def clip_all(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def clip_full_model(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
 
-    # A hook of step() runs after the gradient scaler has unscaled the gradients.
+    # Clipping happens in a hook of step(), because it must see the gradients that the gradient
+    # scaler has unscaled.
     optimizer = kind(groups, **options)
-    optimizer.register_step_pre_hook(clip_all)
+    optimizer.register_step_pre_hook(clip_full_model)
     return optimizer
 
 

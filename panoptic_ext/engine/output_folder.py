@@ -1,4 +1,4 @@
-"""The folder that a run writes into."""
+"""Prepare the output folder of a run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["prepare_output"]
 
 
 def prepare_output(folder: str) -> None:
-    """Make the output folder and try to write into it; leftovers of killed runs are removed.
+    """Make the output folder, remove the leftovers of killed runs and try to write a file.
 
     Raises:
-        ConfigError: it cannot be made or written.
+        ConfigError: the folder cannot be made or written.
     """
     try:
         os.makedirs(folder, exist_ok=True)

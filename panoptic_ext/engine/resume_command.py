@@ -1,4 +1,4 @@
-"""The command that goes on with a training, to be copied from the terminal."""
+"""The command line that resumes a training, for the user to copy from the terminal."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from collections.abc import Sequence
 __all__ = ["GOES_ON", "command_to_resume", "take_flags", "with_command"]
 
 GOES_ON = "The same command with --resume goes on from there"
-"""How a message ends where only the program that trains knows its command line."""
+"""The end of a message about stopping; `with_command` replaces it by the command line."""
 
 _RESUME = "--resume"
 
 
 def command_to_resume(argv: Sequence[str]) -> str:
-    """The command line `argv` of this program, with --resume, quoted for a shell.
+    """This program's command line with --resume, quoted for a shell.
 
     Args:
-        argv: arguments of the command `train`.
+        argv: the arguments of the command `train`.
     """
     words = [*_start(argv), _RESUME, *(word for word in argv if word != _RESUME)]
     return " ".join(word if word == "..." else shlex.quote(word) for word in words)
 
 
 def _start(argv: Sequence[str]) -> list[str]:
-    """What stood before `argv`: a script, or `panoptic-ext train`, or with `python -m`."""
+    """The words before `argv`, e.g. `python train_net.py` or `panoptic-ext train`."""
     script, *words = sys.argv
-    # A script for one command has `argv` alone; the name of a command may stand before it.
+    # `panoptic-ext` has the word `train` before `argv`; the script train_net.py has none.
     before = words[: len(words) - len(argv)] if words[len(words) - len(argv) :] == [*argv] else []
     program = [script]
     if os.path.basename(script) == "__main__.py":
         program = ["-m", os.path.basename(os.path.dirname(script))]
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # its own options are known to torchrun alone
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # a worker cannot see the options of torchrun
         return ["torchrun", "...", *program, *before]
     if script.endswith(".py"):
         python = "python" if shutil.which("python") == sys.executable else sys.executable
         return [python, *program, *before]
-    # By its name alone where the shell finds this file by that name.
+    # The name alone if the shell finds this file by it, else the path.
     name = os.path.basename(script)
-    found = shutil.which(name)
-    is_found = found is not None and os.path.realpath(found) == os.path.realpath(script)
-    return [name if is_found else script, *before]
+    on_path = shutil.which(name)
+    is_on_path = on_path is not None and os.path.realpath(on_path) == os.path.realpath(script)
+    return [name if is_on_path else script, *before]
 
 
 def with_command(message: str, argv: Sequence[str]) -> str:
@@ -54,14 +54,14 @@ def with_command(message: str, argv: Sequence[str]) -> str:
 
 
 def take_flags(opts: Sequence[str], flags: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Options without a value that stand among KEY VALUE pairs, such as one appended at the end.
+    """Take options without a value out of KEY VALUE pairs, e.g. one that was appended to them.
 
     Args:
-        opts: the pairs.
-        flags: options such as "--resume"; one where a value is due is that value.
+        opts: the words of the pairs and options.
+        flags: options such as "--resume". In the place of a value, such a word is the value.
 
     Returns:
-        The flags that are there; the pairs without them.
+        The options that were there; the words of the pairs.
     """
     taken: list[str] = []
     pairs: list[str] = []

@@ -1,4 +1,4 @@
-"""From a config file and `KEY VALUE` pairs to a complete and checked config."""
+"""Make a complete and checked config of a config file and `KEY VALUE` pairs."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ def load_cfg(
 ) -> CfgNode:
     """Read, complete and check a config.
 
-    Data sets of the config are registered. The value of void pixels, and for models of
-    panoptic_ext the numbers of classes, are taken from the data set where they are left out, and
-    compared with it where they are given; see `_data_set_wins` for those of a `_BASE_`.
+    Data sets of the config are registered. If the value of void pixels, and for models of
+    panoptic_ext the numbers of classes, are left out, they are taken from the data set; if they are
+    given, they are compared with it. See `_data_set_wins` for numbers in a `_BASE_`.
 
     Args:
-        config_file: YAML file, or "" for defaults.
+        config_file: YAML file; "" takes the defaults.
         opts: KEY VALUE ... pairs, applied last.
         use_data: False leaves classes and void as given and reads no data set, e.g. to predict
-            with a trained model's `config.yaml` where the data is not.
+            with a trained model's `config.yaml` on a machine without the data set.
         trained_on: see `register_from_config`.
 
     Returns:
         A frozen config.
 
     Raises:
-        ConfigError: what is wrong, in which file and line, and how to mend it.
+        ConfigError: the config is wrong; the message gives file and line and how to mend it.
         DatasetError: the data set cannot be read.
     """
     cfg = get_cfg()
@@ -70,6 +70,8 @@ def load_cfg(
             "config/compat.py lists them"
         )
     _check_values(cfg)
+    # The order matters: published names are resolved before the model's name is looked up, and the
+    # data sets are registered before any of them is read.
     resolve_published_names(cfg)
     _check_model_name(cfg)
     arch = meta_architecture(cfg)
@@ -90,17 +92,17 @@ def load_cfg(
 
 
 def warn_if_warmup_never_ends(cfg: CfgNode) -> None:
-    """Say that a training ends before its learning rate has risen to SOLVER.BASE_LR."""
+    """Log a warning if a training ends before its learning rate reaches SOLVER.BASE_LR."""
     if cfg.SOLVER.MAX_ITER <= cfg.SOLVER.WARMUP_ITERS:
         logger.warning(
             "SOLVER.MAX_ITER %d is not more than SOLVER.WARMUP_ITERS %d: the learning rate never "
-            "reaches SOLVER.BASE_LR; raise the one or lower the other",
+            "reaches SOLVER.BASE_LR; raise MAX_ITER or lower WARMUP_ITERS",
             cfg.SOLVER.MAX_ITER,
             cfg.SOLVER.WARMUP_ITERS,
         )
 
 
-_LEAST = {
+_SMALLEST_VALUES = {
     "SOLVER.IMS_PER_BATCH": 1,
     "SOLVER.MAX_ITER": 1,
     "SOLVER.CHECKPOINT_PERIOD": 1,
@@ -115,7 +117,7 @@ _LEAST = {
 
 
 def _check_values(cfg: CfgNode) -> None:
-    for key, least in _LEAST.items():
+    for key, least in _SMALLEST_VALUES.items():
         node: Any = cfg
         for name in key.split("."):
             node = node[name]
@@ -155,14 +157,14 @@ def _check_datasets_exist(cfg: CfgNode) -> None:
 
 
 def _check_ground_truth(cfg: CfgNode) -> None:
-    """Raise ConfigError where a model of segments is to learn from instances alone."""
+    """Raise ConfigError if a model of panoptic label maps is to be trained on instances alone."""
     arch = meta_architecture(cfg)
     if not arch.has_contiguous_classes or arch.learns_from_instances(cfg):
         return
-    alone = [name for name in dataset_names(cfg) if has_instances_alone(name)]
-    if alone:
+    unfit = [name for name in dataset_names(cfg) if has_instances_alone(name)]
+    if unfit:
         raise ConfigError(
-            f"data set {alone[0]} holds instances alone, and {cfg.MODEL.META_ARCHITECTURE} learns "
+            f"data set {unfit[0]} holds instances alone, and {cfg.MODEL.META_ARCHITECTURE} learns "
             "from panoptic label maps; name a panoptic data set, or take an instance model (a "
             "Mask2Former with MODEL.MASK_FORMER.TASK instance, as in "
             "configs/common/mask2former/Base-Instance.yaml)"
@@ -172,7 +174,7 @@ def _check_ground_truth(cfg: CfgNode) -> None:
 def _compare_numbers(
     cfg: CfgNode, numbers: Sequence[DerivedNumber], settings: Sequence[Setting]
 ) -> None:
-    """Set what the data sets imply, in place; a given number that differs is refused or told of."""
+    """Set numbers to those of the data sets, in place; see `_take_from_data_set` for given ones."""
     for number in numbers:
         given = get_key(cfg, number.key)
         if not is_left_out(cfg, number.key) and given != number.value:
@@ -181,10 +183,10 @@ def _compare_numbers(
 
 
 def _take_from_data_set(number: DerivedNumber, given: Any, settings: Sequence[Setting]) -> None:
-    """Say what becomes of a given value that differs from the data set's.
+    """Warn that a given value is replaced by the data set's, or refuse it.
 
     Raises:
-        ConfigError: it was not given for another data set, so one of the two is a mistake.
+        ConfigError: the value was not given for another data set, so one of the two is a mistake.
     """
     setting = next(s for s in reversed(settings) if s.key == number.key)
     text = f"{setting.source}: {number.key} = {given}, but {number.reason}"
@@ -198,18 +200,16 @@ def _take_from_data_set(number: DerivedNumber, given: Any, settings: Sequence[Se
 
 
 def _data_set_wins(setting: Setting, settings: Sequence[Setting]) -> bool:
-    """Whether the data set was chosen in a file, or on a command line, over that of `setting`.
-
-    A published file has the number of classes of its own data set. Who takes it as `_BASE_` and
-    names another data set cannot leave that key out.
-    """
+    """Whether a later file or the command line chose another data set than that of `setting`."""
+    # A published file sets the number of classes of its own data set. A config that takes it as
+    # `_BASE_` and names another data set cannot leave that key out, so the data set's number wins.
     place = next(i for i, s in enumerate(settings) if s is setting)
-    chosen = ("DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.PANOPTIC.", "DATASETS.INSTANCES.")
-    return any(s.key.startswith(chosen) and s.file != setting.file for s in settings[place:])
+    data_set_keys = ("DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.PANOPTIC.", "DATASETS.INSTANCES.")
+    return any(s.key.startswith(data_set_keys) and s.file != setting.file for s in settings[place:])
 
 
 def without_pretrained(cfg: CfgNode) -> CfgNode:
-    """The config of the same model, built without fetching weights that a checkpoint replaces."""
+    """The same config without pretrained weights, which a checkpoint will replace anyway."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.TIMM.PRETRAINED = False

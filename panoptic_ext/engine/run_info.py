@@ -1,4 +1,4 @@
-"""What a run leaves beside its results: effective config, versions, git state, class names."""
+"""Save the effective config, the versions, the git state and the classes of a run."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ logger = logging.getLogger(__name__)
 def save_run_info(cfg: CfgNode, output_dir: str) -> None:
     """Write config.yaml, run_info.json, environment.txt and metadata.json into `output_dir`.
 
-    config.yaml is the complete config: it can itself be given as --config-file.
+    config.yaml is the complete config and can be given as --config-file.
 
     Args:
         cfg: the config of the run.
-        output_dir: a folder, made where needed.
+        output_dir: a folder, made if it does not exist.
     """
     os.makedirs(output_dir, exist_ok=True)
     info: dict[str, Any] = {
@@ -53,7 +53,7 @@ def save_run_info(cfg: CfgNode, output_dir: str) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that a result depends on, and of Python: name -> version."""
-    # Here, as panoptic_ext itself may still be importing this module.
+    # Imported here, because panoptic_ext may itself be importing this module.
     from panoptic_ext import __version__
 
     return {
@@ -69,8 +69,7 @@ def git_state(path: str) -> dict[str, Any] | None:
     """Commit of the repository that tracks the file `path`, and whether files differ from it.
 
     Returns:
-        {"commit": str, "dirty": bool}, or None where no repository tracks the file (it may be
-        installed within one, in a .venv) or there is no git.
+        {"commit": str, "dirty": bool}; None if no repository tracks the file or git is missing.
     """
     folder, name = os.path.split(path)
 
@@ -81,6 +80,7 @@ def git_state(path: str) -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
+        # Fails for a file that no repository tracks, e.g. in a .venv within a repository.
         git("ls-files", "--error-unmatch", "--", name)
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):

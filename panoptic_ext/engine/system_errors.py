@@ -1,4 +1,4 @@
-"""What the system's own errors mean for a run, and how a user can mend them."""
+"""Explain errors of the operating system during a run, and how to mend them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["explain_system_error"]
 
 
 def explain_system_error(error: BaseException) -> PanopticExtError | None:
-    """A clear error for a data worker that died or a disk that is full, else None."""
+    """A clear error for a data worker that died or a full disk; None for any other error."""
     text = str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ConfigError(
@@ -26,7 +26,7 @@ def explain_system_error(error: BaseException) -> PanopticExtError | None:
         )
     else:
         why = (
-            "it was ended from outside, most often by the system for want of memory. Lower "
+            "it was killed, most often by the system because memory ran out. Lower "
             "DATALOADER.NUM_WORKERS or the image size"
         )
     return DatasetError(

@@ -1,4 +1,4 @@
-"""One training step: batch, losses, check on every worker, gradients, update."""
+"""One training step: batch, losses, check on all workers, gradients, update."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from panoptic_ext.interruption import StopRequest
 
 __all__ = ["TrainStep"]
 
-_MAX_NAMED = 8  # images of each worker named in an error
-_ONE_VALUE = "Expected more than 1 value per channel"  # torch's batch norms
+_MAX_NAMED_IMAGES = 8  # of each worker, in an error
+_ONE_VALUE_PER_CHANNEL = "Expected more than 1 value per channel"  # an error of torch's batch norms
 
 
 class TrainStep:
     """Detectron2's SimpleTrainer and AMPTrainer in one, equal on v0.6 and main.
 
-    It differs from them in what happens to a loss that is infinite or NaN: every worker raises
-    before the weights change, not the first one alone.
+    If a loss is infinite or NaN, all workers raise before the weights change; in Detectron2 only
+    the first one does.
 
     Attributes:
-        model, data_loader, optimizer: as Detectron2's trainers have them.
-        grad_scaler: None but in float16.
-        precision: what the forward pass runs in.
+        model, data_loader, optimizer: as in Detectron2's trainers.
+        grad_scaler: None unless training runs in float16.
+        precision: precision of the forward pass.
         iter: iteration of the next step, for messages.
         stop: whether this worker was asked to stop.
-        stopping: after a step, whether any worker was: equal on all of them.
+        stopping: after a step, whether any worker was asked to stop; equal on all workers.
     """
 
     def __init__(
@@ -51,10 +51,11 @@ class TrainStep:
     ) -> None:
         """
         Args:
-            model: gives a dict of scalar losses in training, equal keys on all workers.
+            model: returns a dict of scalar losses in training, with equal keys on all workers.
             data_loader: iterable of batches (lists of dicts with "file_name").
+            optimizer: of the model's parameters.
             grad_scaler: scales the loss, for float16.
-            precision: the model runs in its autocast, the backward pass outside of it.
+            precision: the forward pass runs in its autocast, the backward pass outside it.
         """
         model.train()
         self.model = model
@@ -72,8 +73,8 @@ class TrainStep:
         """Train on the next batch; losses go into the event storage.
 
         Raises:
-            NonFiniteLossError: on every worker, if a loss of any worker is infinite or NaN, or its
-                forward pass failed for such numbers.
+            NonFiniteLossError: on all workers, if a loss of any worker is infinite or NaN, or if
+                such numbers made its forward pass fail.
             ConfigError: the batch is too small for batch normalisation.
         """
         start = time.perf_counter()
@@ -84,6 +85,8 @@ class TrainStep:
         with self.precision.autocast():
             losses, problem = self._losses_or_problem(data)
         total = sum(losses.values())
+        # The check starts its copy before the backward pass and reads it afterwards, so that the
+        # host need not wait for it. When the check raises, the weights have not changed yet.
         check = _LossCheck(losses, data_time, problem, stop=bool(self.stop))
         self.optimizer.zero_grad()
         if self.grad_scaler is None:
@@ -98,10 +101,10 @@ class TrainStep:
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
         if comm.get_world_size() == 1:
-            self.stopping = bool(self.stop)  # a signal since the losses were there
+            self.stopping = bool(self.stop)  # a signal may have come since the check
 
     def _losses_or_problem(self, data: list[dict[str, Any]]) -> tuple[dict[str, Any], str]:
-        """The losses, and "" or why this worker could not have them, which are NaN then."""
+        """The losses and ""; or losses of NaN and why this worker could not compute them."""
         losses, problem = {}, ""
         try:
             losses = self._losses(data)
@@ -114,8 +117,8 @@ class TrainStep:
         if isinstance(losses, torch.Tensor):
             losses = {"total_loss": losses}
         if not self._loss_names:
-            # What to stand in for is not known at the first step, so that the workers ask each
-            # other; later ones save the time.
+            # At the first step the names of the losses are unknown, so a worker that failed cannot
+            # give stand-ins. The workers exchange their problems then; later steps save the time.
             if comm.get_world_size() > 1 and any(comm.all_gather(problem)):
                 _raise_on_all(self.iter, problem, data)
             self._loss_names = list(losses)
@@ -127,7 +130,7 @@ class TrainStep:
         try:
             return self.model(data)
         except ValueError as error:
-            if _ONE_VALUE not in str(error):
+            if _ONE_VALUE_PER_CHANNEL not in str(error):
                 raise
             sizes = ", ".join(" x ".join(map(str, d["image"].shape[-2:])) for d in data)
             raise ConfigError(
@@ -140,9 +143,6 @@ class TrainStep:
 
 class _LossCheck:
     """Mean of the losses over the workers, copied to the host while the backward pass runs.
-
-    One reduction serves logging, checking and stopping together: a sum with an infinite or NaN term
-    is infinite or NaN on every worker.
 
     Attributes:
         stopping: whether any worker was asked to stop; known after `means_or_raise`.
@@ -160,8 +160,10 @@ class _LossCheck:
         self._problem = problem
         self._names = sorted(losses)
         self._local = torch.stack([losses[k].detach().double().reshape(()) for k in self._names])
-        own = to_device(np.array([data_time, float(stop)]), self._local.device)
-        mean = torch.cat([self._local, own])
+        # One reduction serves logging, checking and stopping: a sum with an infinite or NaN term is
+        # infinite or NaN on every worker.
+        time_and_stop = to_device(np.array([data_time, float(stop)]), self._local.device)
+        mean = torch.cat([self._local, time_and_stop])
         if comm.get_world_size() > 1:
             dist.all_reduce(mean)
             mean /= comm.get_world_size()
@@ -174,6 +176,7 @@ class _LossCheck:
             self._event.record()
 
     def means_or_raise(self, iteration: int, data: list[dict[str, Any]]) -> dict[str, float]:
+        """Mean of each loss and of "data_time"; raises NonFiniteLossError on all workers."""
         if self._event is not None:
             self._event.synchronize()
         *means, data_time, stopping = self._mean.tolist()
@@ -191,20 +194,21 @@ class _LossCheck:
 def _raise_on_all(
     iteration: int, problem: str, data: list[dict[str, Any]], cause: Exception | None = None
 ) -> NoReturn:
-    """Raise the same error on every worker; all of them call it.
+    """Raise the same NonFiniteLossError on all workers, which must all call this.
 
     Args:
+        iteration: of the step.
         problem: what is not finite on this worker, or "".
-        data: its batch.
-        cause: the error that led to it.
+        data: the batch of this worker.
+        cause: the error that revealed the problem, or None.
     """
     names = (f"{d.get('image_id', '?')} ({d.get('file_name', '?')})" for d in data)
-    images = listed(names, _MAX_NAMED, show=str)
+    images = listed(names, _MAX_NAMED_IMAGES, show=str)
     reports = comm.all_gather((comm.get_rank(), problem, images))
     parts = [
-        f"on worker {rank}: {found} with images {images}"
-        for rank, found, images in reports
-        if found
+        f"on worker {rank}: {problem} with images {images}"
+        for rank, problem, images in reports
+        if problem
     ]
     raise NonFiniteLossError(
         f"the loss is not finite at iteration {iteration}, {'; '.join(parts)}. The weights "

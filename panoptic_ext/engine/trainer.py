@@ -1,4 +1,4 @@
-"""The trainer: Detectron2's DefaultTrainer with a full resume, equal on v0.6 and main."""
+"""The trainer: Detectron2's DefaultTrainer with a complete resume, equal on v0.6 and main."""
 
 from __future__ import annotations
 
@@ -51,24 +51,26 @@ _STOPPING = (
 
 
 class Trainer(DefaultTrainer):
-    """Builds everything from a config, trains, evaluates, saves and resumes.
+    """Build everything from a config, train, evaluate, save checkpoints and resume.
 
     A checkpoint holds model, optimizer, schedule, gradient scaler, iteration, every worker's random
-    generators and the seed of the data: on a CPU a resumed run has the losses of an uninterrupted
-    one, bit for bit. `iter` of a checkpoint is the last iteration it has seen.
+    generators and the seed of the data. On a CPU a resumed run therefore has the losses of an
+    uninterrupted one, bit for bit. The `iteration` of a checkpoint is the last one it has trained.
 
-    Classmethods `build_*` and `test` may be overridden as in Detectron2.
+    The classmethods `build_*` and `test` may be overridden as in Detectron2.
     """
 
     def __init__(self, cfg: CfgNode, *, weights_follow: bool = False) -> None:
         """
         Args:
             cfg: the config.
-            weights_follow: a checkpoint will be loaded, so pretrained weights are not fetched.
+            weights_follow: True if a checkpoint will be loaded: pretrained weights are not fetched.
         """
-        TrainerBase.__init__(self)  # DefaultTrainer's differs between v0.6 and main
+        # Not DefaultTrainer.__init__, which differs between v0.6 and main.
+        TrainerBase.__init__(self)
+        # `panoptic-ext train` has made the folder already, for its log; other callers have not.
         if comm.is_main_process() and not os.path.isdir(cfg.OUTPUT_DIR):
-            prepare_output(cfg.OUTPUT_DIR)  # train_net.py has done it, for its log
+            prepare_output(cfg.OUTPUT_DIR)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(without_pretrained(cfg) if weights_follow else cfg)
         optim = self.build_optimizer(cfg, model)
@@ -87,7 +89,7 @@ class Trainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             allow_pickle=cfg.MODEL.ALLOW_PICKLE,
-            trainer=weakref.proxy(self),
+            trainer=weakref.proxy(self),  # a reference would be a cycle that keeps the model alive
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -98,17 +100,19 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Go on from the last checkpoint of OUTPUT_DIR, or start from MODEL.WEIGHTS.
+        """Resume from the last checkpoint of OUTPUT_DIR, or start from MODEL.WEIGHTS.
 
         Args:
-            resume: False, or no checkpoint there, starts from MODEL.WEIGHTS at iteration 0;
-                checkpoints of an earlier run are moved into OUTPUT_DIR/previous-<time>.
+            resume: False starts from MODEL.WEIGHTS at iteration 0 and moves checkpoints of an
+                earlier run into OUTPUT_DIR/previous-<time>. True without a checkpoint starts from
+                MODEL.WEIGHTS too.
 
         Raises:
-            CheckpointError: nothing readable, or it does not fit.
+            CheckpointError: no file can be read, or its content does not fit the model.
         """
-        found = comm.all_gather(self.checkpointer.has_checkpoint())[0]
-        if resume and found:
+        # The main process decides for all workers, which may see other folders on other machines.
+        has_checkpoint = comm.all_gather(self.checkpointer.has_checkpoint())[0]
+        if resume and has_checkpoint:
             extra = self.checkpointer.resume(check=partial(check_parts, trainer=self))
             self.start_iter = self.iter + 1
             compare_runs(extra.get("panoptic_ext", {}), self.cfg)
@@ -116,7 +120,8 @@ class Trainer(DefaultTrainer):
             if resume:
                 logger.info("No checkpoint in %s; starting from the beginning", self.cfg.OUTPUT_DIR)
             self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
-            folder = self.checkpointer.set_aside() if found and not resume else ""
+            # After loading, because MODEL.WEIGHTS may be one of the checkpoints that are moved.
+            folder = self.checkpointer.set_aside() if has_checkpoint and not resume else ""
             if folder:
                 logger.warning(
                     "The checkpoints of an earlier run are now in %s. To go on with that run: "
@@ -132,11 +137,11 @@ class Trainer(DefaultTrainer):
             Results of the last evaluation.
 
         Raises:
-            NonFiniteLossError: on all workers.
+            NonFiniteLossError: a loss is infinite or NaN; raised on all workers.
             DatasetError: a data worker died.
             ConfigError: the disk is full.
-            Interrupted: after Ctrl-C or SIGTERM (where the caller has no handler of its own), on
-                all workers after the same iteration; its checkpoint is written.
+            Interrupted: Ctrl-C or SIGTERM came, and the caller has no handler for it. It is raised
+                on all workers after the same iteration, whose checkpoint has been written.
         """
         logger.info("Training from iteration %d to %d", self.start_iter, self.max_iter)
         self.iter = self.start_iter
@@ -165,7 +170,7 @@ class Trainer(DefaultTrainer):
         return results
 
     def build_hooks(self) -> list[Any]:
-        """Timers, schedule, PreciseBN, checkpoints, evaluation, writers, in this order."""
+        """Build timers, schedule, PreciseBN, checkpoints, evaluation and writers, in this order."""
         cfg = self.cfg
 
         def evaluate_and_keep() -> Any:
@@ -174,28 +179,29 @@ class Trainer(DefaultTrainer):
 
         precise_bn = None
         if is_precise_bn_wanted(cfg, self.model):
-            alone = cfg.clone()
-            alone.defrost()
-            alone.DATALOADER.NUM_WORKERS = 0
+            # No data workers, as in Detectron2: that saves their memory and the time to start them.
+            without_workers = cfg.clone()
+            without_workers.defrost()
+            without_workers.DATALOADER.NUM_WORKERS = 0
             precise_bn = PreciseBNHook(
                 cfg.TEST.EVAL_PERIOD,
                 self.model,
-                self.build_train_loader(alone),
+                self.build_train_loader(without_workers),
                 cfg.TEST.PRECISE_BN.NUM_ITER,
             )
         return [
             hooks.IterationTimer(),
             FirstStepsHook() if comm.is_main_process() else None,
             hooks.LRScheduler(),
-            precise_bn,
+            precise_bn,  # before the checkpoint, which then holds the statistics
             CheckpointHook(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINTS_TO_KEEP),
-            # After the checkpoint, so that a failing evaluation loses nothing.
+            # After the checkpoint, so that no training is lost if the evaluation fails.
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate_and_keep),
             WriterHook(cfg.OUTPUT_DIR) if comm.is_main_process() else None,
         ]
 
     def gather_worker_state(self) -> None:
-        """Collect what only the workers know, for the next `state_dict`; all workers call it."""
+        """Gather the workers' random generators for `state_dict`; all workers must call this."""
         self.worker_rng = comm.all_gather(get_rng_state())
 
     def save_checkpoint(self, name: str) -> None:
@@ -204,18 +210,18 @@ class Trainer(DefaultTrainer):
 
     @property
     def grad_scaler(self) -> torch.amp.GradScaler | None:
-        """Of float16; None in other precisions."""
+        """The gradient scaler of a training in float16; None in other precisions."""
         return self._trainer.grad_scaler
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the model, as tensors and plain values."""
+        """The state of everything but the model, as tensors and plain values."""
         return state_of(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Inverse of `state_dict`.
+        """Restore a state of `state_dict`.
 
         Raises:
-            CheckpointError: the state is of another trainer or another optimizer.
+            CheckpointError: the state is that of another trainer or another optimizer.
         """
         restore_state(state_dict, self)
         self._history = state_dict.get("history", {})
@@ -225,7 +231,8 @@ class Trainer(DefaultTrainer):
         """Detectron2's build_model.
 
         Raises:
-            ConfigError: a feature that the backbone does not give, or keys that do not go together.
+            ConfigError: a key names a feature that the backbone does not have, or keys contradict
+                each other.
         """
         try:
             model = build_model(cfg)
@@ -249,27 +256,27 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """SGD or AdamW; see `engine.optimizer`."""
+        """Build SGD or AdamW; see `engine.optimizer`."""
         return optimizer.build_optimizer(cfg, model)
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer_: torch.optim.Optimizer) -> Any:
-        """See `engine.optimizer`."""
+        """Build the learning rate schedule; see `engine.optimizer`."""
         return optimizer.build_lr_scheduler(cfg, optimizer_)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> loader.TrainLoader:
-        """See `engine.loader`."""
+        """Build this worker's training loader; see `engine.loader`."""
         return loader.build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """See `engine.loader`."""
+        """Build this worker's test loader of a data set; see `engine.loader`."""
         return loader.build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """The evaluators of TEST.EVALUATORS, writing into OUTPUT_DIR/inference/<data set>."""
+        """Build the evaluators of TEST.EVALUATORS, which write into OUTPUT_DIR/inference/<name>."""
         return evaluate.build_evaluator(cfg, dataset_name)
 
     @classmethod
@@ -280,6 +287,7 @@ class Trainer(DefaultTrainer):
         return evaluate.evaluate(cls, cfg, model, evaluators)
 
     def _restore_history(self) -> None:
+        """Put the latest values of scalars back, over which the writers average."""
         for name, history in self._history.items():
             for value, iteration in history:
                 self.storage.iter = int(iteration)
@@ -297,22 +305,23 @@ class Trainer(DefaultTrainer):
                 raise self._trainer.stop.interrupted("")
 
     def _saved_for_resume(self, interrupted: Interrupted) -> Interrupted:
-        """Write the checkpoint of the iteration that has ended; the error that says so."""
-        done = f"stopped after iteration {self.iter} of {self.max_iter}"
+        """Write the checkpoint of the iteration that has ended; return the error that names it."""
+        progress = f"stopped after iteration {self.iter} of {self.max_iter}"
         if self.iter >= self.max_iter:
-            done = f"stopped after all {self.max_iter} iterations, within the evaluation"
+            progress = f"stopped after all {self.max_iter} iterations, within the evaluation"
         elif self._steps_done:
-            chosen = [hook for hook in self._hooks if isinstance(hook, CheckpointHook)]
-            hook = chosen[0] if chosen else CheckpointHook(self.max_iter)
+            # A subclass may have left the hook out.
+            present = [hook for hook in self._hooks if isinstance(hook, CheckpointHook)]
+            hook = present[0] if present else CheckpointHook(self.max_iter)
             hook.trainer = self
             hook.save()
         for writer in self._hooks:
             if isinstance(writer, WriterHook):
                 writer.close()
-        comm.synchronize()  # nobody leaves before the file is there
+        comm.synchronize()  # no worker may leave before the file has been written
         file = self.checkpointer.get_checkpoint_file()
         where = f"; the checkpoint is {file}" if file else ""
-        return Interrupted(interrupted.signum, f"{done}{where}. {GOES_ON}")
+        return Interrupted(interrupted.signum, f"{progress}{where}. {GOES_ON}")
 
     def _close_writers(self) -> None:
         for hook in self._hooks:
@@ -321,15 +330,16 @@ class Trainer(DefaultTrainer):
 
 
 def is_for_console(record: logging.LogRecord) -> bool:
-    """A filter for a console's handler: all but what is long and stands in log.txt."""
+    """A filter for the console's handler: False for long records that log.txt alone gets."""
     return not getattr(record, "is_for_file_only", False)
 
 
 def _distributed(model: nn.Module) -> nn.Module:
-    """The model in DistributedDataParallel, if there are several workers."""
+    """The model, wrapped in DistributedDataParallel if there are several workers."""
     on_cuda = next(model.parameters()).is_cuda
     if comm.get_world_size() > 1 and not on_cuda:
         _check_norms_for_cpu(model)
+    # Buffers are not broadcast at every step: `share_buffers` does it before an evaluation.
     return create_ddp_model(
         model,
         broadcast_buffers=False,
@@ -339,7 +349,7 @@ def _distributed(model: nn.Module) -> nn.Module:
 
 
 def _check_norms_for_cpu(model: nn.Module) -> None:
-    """torch's SyncBatchNorm refuses tensors of the CPU in the first step of several workers."""
+    """Raise ConfigError for SyncBN, which several workers cannot train on the CPU."""
     synchronised = [n for n, m in model.named_modules() if isinstance(m, nn.SyncBatchNorm)]
     if synchronised:
         raise ConfigError(
@@ -350,7 +360,7 @@ def _check_norms_for_cpu(model: nn.Module) -> None:
 
 
 def _key_of_feature(cfg: CfgNode, error: KeyError) -> str | None:
-    """The config key whose list of features holds the name that was not found."""
+    """The config key whose list of features holds the name that a KeyError reports."""
     pending = [("MODEL", cfg.MODEL)]
     while pending:
         prefix, node = pending.pop()

@@ -131,5 +131,5 @@ def test_unknown_clip_type_and_nothing_to_train(tmp_path: Path) -> None:
         build_optimizer(cfg, PanopticExtTestTiny())
     model = PanopticExtTestTiny()
     model.requires_grad_(False)
-    with pytest.raises(ConfigError, match="every one is frozen"):
+    with pytest.raises(ConfigError, match="all parameters are frozen"):
         build_optimizer(cfg, model)

@@ -42,12 +42,8 @@ def check_checksums(path: str) -> None:
                 logger.info("%s was saved without checksums: damage cannot be detected", path)
                 return
             damaged = [member.filename for member in members if not _is_whole(archive, member)]
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-    ) as error:  # RuntimeError: encrypted
+    # RuntimeError is zipfile's for an encrypted archive.
+    except (OSError, RuntimeError, ValueError, EOFError) as error:
         raise CheckpointError(
             f"checkpoint {path} is damaged: its archive cannot be read ({error}); fetch or copy it"
             " again"

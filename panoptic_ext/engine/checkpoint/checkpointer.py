@@ -240,7 +240,7 @@ class Checkpointer(DetectionCheckpointer):
             try:
                 local, checkpoint = self._read(path)
             except CheckpointError as error:
-                self.logger.warning("Skipping %s", error)
+                self.logger.warning("Skipped: %s", error)
                 problems.append(str(error))
                 continue
             if problems:

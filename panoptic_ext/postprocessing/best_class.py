@@ -1,10 +1,6 @@
-"""Best class per pixel from semantic logits, a strip of rows at a time.
+"""The best class of each pixel from semantic logits, one strip of rows at a time.
 
-The strips stay in cache. On a CPU, comparing the channels with their maximum and multiplying by
-ranks is several times faster than `max(dim=0)`, which finds places one by one, let alone
-`argmax(dim=0)`. Comparisons write floats, which is faster than writing bools. A few large
-operations synchronise the threads less often than many small ones. Float16 and bfloat16 logits are
-compared as float32.
+The strips stay in cache. Float16 and bfloat16 logits are compared as float32.
 
 Shapes: K classes, H x W pixels, a strip of r rows.
 """
@@ -19,13 +15,14 @@ from torch import Tensor
 
 __all__ = ["best_class", "best_logit", "best_stuff", "strips", "stuff_ids_of"]
 
-# Values of a strip: about what the caches of a core hold, or a fraction of a GPU.
+# Values of a strip: about what the caches of a core hold, or a fraction of a GPU. Not less, because
+# a few large operations synchronise the threads less often than many small ones.
 _CPU_STRIP_VALUES = 2**20
 _CUDA_STRIP_VALUES = 2**25
 
 
 def strips(image: Tensor) -> Iterator[slice]:
-    """Rows that cover an image (H, W) or (K, H, W), in pieces of some megabytes."""
+    """Cut an image (H, W) or (K, H, W) into strips of rows of some megabytes."""
     *channels, height, width = image.shape
     values = _CUDA_STRIP_VALUES if image.is_cuda else _CPU_STRIP_VALUES
     step = max(1, values // max(1, math.prod(channels) * width))
@@ -33,15 +30,15 @@ def strips(image: Tensor) -> Iterator[slice]:
 
 
 def best_class(sem_seg: Tensor, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The best of some classes; among equals the first.
+    """Find the best of some classes for each pixel; in a tie the first.
 
     Args:
         sem_seg: (K, H, W) logits.
         ids: the channels to choose from.
 
     Returns:
-        (H, W) float32 logit, -inf without any class; and (H, W) float32 1 + place of the class in
-        `ids`, 0 without any class.
+        (H, W) float32 logit, -inf if `ids` is empty; and (H, W) float32 code: 1 + the index of the
+        class in `ids`, 0 if `ids` is empty.
     """
     best, codes = (sem_seg.new_empty(sem_seg.shape[1:], dtype=torch.float32) for _ in range(2))
     for rows in strips(sem_seg):
@@ -50,7 +47,7 @@ def best_class(sem_seg: Tensor, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 
 def best_logit(sem_seg: Tensor, ids: Sequence[int]) -> Tensor:
-    """The largest logit of some classes of (K, H, W): (H, W) float32, -inf without any class."""
+    """The largest logit of some classes of (K, H, W): (H, W) float32, -inf if `ids` is empty."""
     best = sem_seg.new_empty(sem_seg.shape[1:], dtype=torch.float32)
     for rows in strips(sem_seg):
         _strip_max(sem_seg[:, rows], ids, best[rows])
@@ -60,15 +57,16 @@ def best_logit(sem_seg: Tensor, ids: Sequence[int]) -> Tensor:
 def best_stuff(
     sem_seg: Tensor, *, thing_ids: Sequence[int], stuff_ids: Sequence[int], void_policy: str
 ) -> tuple[Tensor, Tensor]:
-    """The best stuff class, and what a pixel is that no instance takes.
+    """Find the best stuff class of each pixel, and decide where a pixel without instance is void.
 
     Args:
         sem_seg: (K, H, W) logits.
+        thing_ids, stuff_ids: the channels of things and of stuff.
         void_policy: "void": void where a thing's logit is above that of all stuff; "stuff": never.
 
     Returns:
-        (H, W) float32 logit of the best stuff class, -inf without any; and (H, W) float32 codes:
-        0 for void, 1 + place in `stuff_ids` otherwise.
+        (H, W) float32 logit of the best stuff class, -inf if there is none; and (H, W) float32
+        code: 0 for void, otherwise 1 + the index of the class in `stuff_ids`.
     """
     best, codes = (sem_seg.new_empty(sem_seg.shape[1:], dtype=torch.float32) for _ in range(2))
     for rows in strips(sem_seg):
@@ -82,14 +80,14 @@ def best_stuff(
 
 
 def _channels(strip: Tensor, ids: Sequence[int]) -> Tensor:
-    """Channels `ids` of (K, r, W), float32; without a copy where they follow one another."""
+    """Channels `ids` of (K, r, W) as float32; float32 channels that are consecutive as a view."""
     first, stop = ids[0], ids[-1] + 1
-    follow = list(ids) == list(range(first, stop))
-    return (strip[first:stop] if follow else strip[list(ids)]).float()
+    consecutive = list(ids) == list(range(first, stop))
+    return (strip[first:stop] if consecutive else strip[list(ids)]).float()
 
 
 def _strip_max(strip: Tensor, ids: Sequence[int], best: Tensor) -> None:
-    """Writes the largest of the channels `ids` of (K, r, W) to `best` (r, W)."""
+    """Write the maximum over the channels `ids` of (K, r, W) to `best` (r, W)."""
     if ids:
         torch.amax(_channels(strip, ids), 0, out=best)
     else:
@@ -97,14 +95,18 @@ def _strip_max(strip: Tensor, ids: Sequence[int], best: Tensor) -> None:
 
 
 def _strip_argmax(strip: Tensor, ids: Sequence[int], best: Tensor, codes: Tensor) -> None:
-    """As `_strip_max`, and writes the codes of `best_class` to `codes` (r, W)."""
+    """As `_strip_max`, and write the codes of `best_class` to `codes` (r, W)."""
     if not ids:
         best.fill_(-torch.inf)
         codes.zero_()
         return
     logits = _channels(strip, ids)
     torch.amax(logits, 0, out=best)
-    # The first channel has the highest rank, so that it wins a tie; without a rank (NaN) the last.
+    # On a CPU, comparing the channels with their maximum and multiplying by ranks is several times
+    # faster than `max(dim=0)`, which reads values one by one, and than `argmax(dim=0)`, which is
+    # slower still. Comparisons write floats, because writing bools is slower.
+    # The first channel has the highest rank, so that it wins a tie. If the maximum is NaN, no
+    # channel equals it, and the last class is taken.
     ranks = torch.arange(len(ids), 0, -1, device=strip.device, dtype=torch.float32)
     equal = torch.eq(logits, best, out=torch.empty_like(logits)).mul_(ranks[:, None, None])
     torch.amax(equal, 0, out=codes)

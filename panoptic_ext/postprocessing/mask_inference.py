@@ -1,11 +1,12 @@
 """From class and mask logits of queries to panoptic, semantic and instance segmentation.
 
 Shapes: B images, Q queries, K classes (class K is "no object"), n kept queries, h x w mask logits,
-H x W output. Sizes are (height, width) in pixels: `padded_size` is the input that the masks cover,
-`image_size` its part without padding, `output_size` that of the result. Every function resizes as
-`tiled_resize` says and never holds Q x H x W values. A mask logit that is no number counts as
-outside the mask, an infinite one as the largest of float16. Source: Cheng et al., "Masked-attention
-Mask Transformer", and the published model's steps.
+H x W output. Sizes are (height, width) in pixels: `padded_size` is that of the input that the masks
+cover, `image_size` that of the input without padding, `output_size` that of the result.
+
+Every function resizes with `TiledResize` and never holds Q x H x W values. A mask logit that is NaN
+counts as outside the mask, an infinite one as the largest finite value of float16. Source: Cheng et
+al., "Masked-attention Mask Transformer", and the steps of the published model.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from panoptic_ext.postprocessing.mask_outputs import (
     SemanticPixels,
     collect,
 )
+from panoptic_ext.postprocessing.query_segments import KeptQuery, segments_of_queries
 from panoptic_ext.postprocessing.tiled_resize import Size
 
 __all__ = [
@@ -41,7 +43,7 @@ __all__ = [
 
 
 class Sizes(TypedDict):
-    """Of one image; see the module."""
+    """The three sizes of one image; see the module's docstring."""
 
     image_size: Size
     padded_size: Size
@@ -50,11 +52,11 @@ class Sizes(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskOutputs:
-    """What `mask_inference` shall give, and how.
+    """The outputs that `mask_inference` computes, and their settings.
 
     Attributes:
-        panoptic, semantic, instances: the outputs.
-        thing_ids: classes that are things, or a bool table (K,); None: all.
+        panoptic, semantic, instances: whether to compute this output.
+        thing_ids: the thing classes, or a bool table (K,); None if all classes are things.
         object_mask_threshold, overlap_threshold: see `panoptic_inference`.
         resize_first: see `semantic_inference`.
         top_k: see `instance_inference`.
@@ -74,17 +76,19 @@ class MaskOutputs:
 def mask_inference(
     mask_cls: Tensor, mask_pred: Tensor, sizes: Sequence[Sizes], wanted: MaskOutputs
 ) -> list[dict[str, Any]]:
-    """All outputs of a batch; on a GPU masks are resized once, and the host waits twice.
+    """Compute all wanted outputs of a batch.
+
+    On a GPU the masks of an image are resized once, and the host waits twice for the whole batch.
 
     Args:
         mask_cls: (B, Q, K + 1) logits.
         mask_pred: (B, Q, h, w) logits.
         sizes: of each image.
-        wanted: the outputs.
+        wanted: the outputs to compute.
 
     Returns:
-        For each image a dict of "sem_seg", "panoptic_seg" and "instances", as far as wanted; see
-        `semantic_inference`, `panoptic_inference` and `instance_inference`.
+        For each image a dict of those of "sem_seg", "panoptic_seg" and "instances" that are wanted;
+        see `semantic_inference`, `panoptic_inference` and `instance_inference`.
     """
     with torch.autocast(mask_pred.device.type, enabled=False):
         probabilities = mask_cls.float().softmax(-1)
@@ -96,18 +100,20 @@ def mask_inference(
         things = None
         if wanted.panoptic:
             things = _thing_table(wanted.thing_ids, mask_cls.shape[-1] - 1)
-        counts = _on_host([image.panoptic for image in images])
+        # First the tiles of all images, then one copy: the host waits once for all counts.
+        counts = _counts_on_host([image.panoptic for image in images])
         results: list[dict[str, Any]] = []
-        for image, of_image in zip(images, counts, strict=True):
-            results.append({})
+        for image, image_counts in zip(images, counts, strict=True):
+            result: dict[str, Any] = {}
             if image.semantic is not None:
-                results[-1]["sem_seg"] = image.semantic_scores()
+                result["sem_seg"] = image.semantic_scores()
             if things is not None:
-                results[-1]["panoptic_seg"] = image.segments(
-                    of_image, things, wanted.overlap_threshold
+                result["panoptic_seg"] = image.segments(
+                    image_counts, things, wanted.overlap_threshold
                 )
             if image.instances is not None:
-                results[-1]["instances"] = image.found_instances()
+                result["instances"] = image.detected_instances()
+            results.append(result)
     return results
 
 
@@ -122,19 +128,19 @@ def panoptic_inference(
     object_mask_threshold: float,
     overlap_threshold: float,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Gives each pixel to the kept query of largest class score x sigmoid(mask logit).
+    """Give each pixel to the kept query with the largest class score x sigmoid(mask logit).
 
     Args:
         mask_cls: (Q, K + 1) logits.
         mask_pred: (Q, h, w) logits.
-        thing_ids: classes that are things, or a bool table (K,).
+        thing_ids: the thing classes, or a bool table (K,).
         object_mask_threshold: queries whose class score is not above it are ignored.
-        overlap_threshold: a query that wins less than this share of its own mask is dropped.
+        overlap_threshold: a query that wins less than this share of its own mask is discarded.
 
     Returns:
         (H, W) int32 map of segment ids, 0 for void, and for each segment a dict of `id` (from 1),
-        `isthing`, `category_id`, `score` (class probability; of stuff in several queries the
-        largest) and `area` (pixels).
+        `isthing`, `category_id`, `score` (class probability; the largest one if several queries
+        share a stuff segment) and `area` (pixels).
     """
     wanted = MaskOutputs(
         panoptic=True,
@@ -155,16 +161,16 @@ def semantic_inference(
     output_size: Size,
     resize_first: bool = True,
 ) -> Tensor:
-    """Scores of the classes: sum over queries of p(class) x sigmoid(mask logit).
+    """Compute class scores: the sum over queries of p(class) x sigmoid(mask logit).
 
     Args:
         mask_cls: (Q, K + 1) logits.
         mask_pred: (Q, h, w) logits.
-        resize_first: resize masks to the output, then score; otherwise score at the input's size,
-            then resize the scores.
+        resize_first: whether masks are resized to the output before scores are computed. Otherwise
+            scores are computed at the input's size and then resized.
 
     Returns:
-        (K, H, W) float32; on a CPU in channels_last layout.
+        (K, H, W) float32; on a CPU in channels_last memory layout.
     """
     wanted = MaskOutputs(semantic=True, resize_first=resize_first)
     sizes = Sizes(image_size=image_size, padded_size=padded_size, output_size=output_size)
@@ -181,16 +187,16 @@ def instance_inference(
     top_k: int,
     thing_ids: Collection[int] | Tensor | None = None,
 ) -> Instances:
-    """The best pairs of query and class as instances.
+    """Turn the best pairs of query and class into instances.
 
     Args:
         mask_cls: (Q, K + 1) logits.
         mask_pred: (Q, h, w) logits.
-        top_k: pairs looked at, best class score first.
-        thing_ids: if given, pairs of other classes are then left out.
+        top_k: number of pairs with the highest class scores to take.
+        thing_ids: if given, those of the `top_k` pairs that have another class are discarded.
 
     Returns:
-        Instances of the output size, best class score first: `pred_masks` (N, H, W) bool (logit
+        Instances of the output size, by descending class score: `pred_masks` (N, H, W) bool (logit
         above 0), `pred_boxes` around them (zeros for an empty mask), `scores` (class score x mean
         mask probability inside the mask), `pred_classes`.
     """
@@ -201,12 +207,13 @@ def instance_inference(
 
 @dataclass(frozen=True)
 class _Choice:
-    """Queries of an image that are looked at.
+    """The queries of an image that outputs are computed from.
 
     Attributes:
-        kept: (n,) int64, queries that may become segments, rising.
-        classes, scores: (n,) of them.
+        kept: (n,) int64, queries that may become segments, ascending.
+        classes, scores: (n,) of these queries.
         pairs: (N,) int64, pairs of query and class that become instances: query * K + class.
+        pair_scores: (N,) of these pairs.
     """
 
     kept: np.ndarray
@@ -217,7 +224,7 @@ class _Choice:
 
 
 def _choose(probabilities: Tensor, wanted: MaskOutputs) -> list[_Choice]:
-    """For each image; one copy to the host, none where only class scores are wanted.
+    """Choose queries for each image; one copy to the host, or none for class scores alone.
 
     Args:
         probabilities: (B, Q, K + 1).
@@ -235,17 +242,24 @@ def _choose(probabilities: Tensor, wanted: MaskOutputs) -> list[_Choice]:
     if not parts:
         nothing = np.zeros(0, dtype=np.int64)
         return [_Choice(nothing, nothing, nothing, nothing, nothing)] * len(probabilities)
+    # One tensor, so that the host waits once. Float64 holds the indices in it exactly.
     host = torch.cat([part.double() for part in parts], 1).cpu().numpy()
     scores, classes, pair_scores, pairs = np.split(host, np.cumsum(lengths)[:-1], axis=1)
     things = np.array(_thing_table(wanted.thing_ids, num_classes), dtype=bool)
     choices = []
     for image in range(len(host)):
-        kept = (classes[image] != num_classes) & (scores[image] > wanted.object_mask_threshold)
-        kept = np.flatnonzero(kept)
+        is_kept = (classes[image] != num_classes) & (scores[image] > wanted.object_mask_threshold)
         best = pairs[image].astype(np.int64)
-        left = things[best % num_classes]
-        own = classes[image][kept].astype(np.int64), scores[image][kept]
-        choices.append(_Choice(kept, *own, best[left], pair_scores[image][left]))
+        is_thing = things[best % num_classes]
+        choices.append(
+            _Choice(
+                kept=np.flatnonzero(is_kept),
+                classes=classes[image][is_kept].astype(np.int64),
+                scores=scores[image][is_kept],
+                pairs=best[is_thing],
+                pair_scores=pair_scores[image][is_thing],
+            )
+        )
     return choices
 
 
@@ -253,15 +267,15 @@ class _Image:
     """The outputs of one image.
 
     Attributes:
-        panoptic, semantic, instances: pixels of an output; None where it is not wanted, and
-            `panoptic` also where no query is kept.
+        panoptic, semantic, instances: the pixels of an output. None if the output is not wanted;
+            `panoptic` also if no query is kept.
     """
 
     def __init__(
         self, probabilities: Tensor, masks: Tensor, sizes: Sizes, choice: _Choice,
         wanted: MaskOutputs,
     ) -> None:  # fmt: skip
-        """Args: (Q, K + 1), (Q, h, w) logits, and what else `mask_inference` has of an image."""
+        """Args: (Q, K + 1), (Q, h, w) logits, and the image's other values in `mask_inference`."""
         self.choice, self.output_size = choice, sizes["output_size"]
         self.num_classes, self.device = probabilities.shape[1] - 1, masks.device
         self.panoptic: PanopticPixels | None = None
@@ -276,9 +290,10 @@ class _Image:
             self.instances = InstancePixels(queries, self.output_size, masks.device)
         if wanted.semantic:
             self.semantic = SemanticPixels(probabilities[:, :-1], semantic_size)
+        # Outputs of the same size share one resizing of the masks.
         by_size: dict[Size, list[Pixels]] = {}
-        every: list[Pixels | None] = [self.panoptic, self.instances, self.semantic]
-        for pixels in every:
+        all_outputs: list[Pixels | None] = [self.panoptic, self.instances, self.semantic]
+        for pixels in all_outputs:
             if pixels is not None:
                 size = semantic_size if pixels is self.semantic else self.output_size
                 by_size.setdefault(size, []).append(pixels)
@@ -303,33 +318,34 @@ class _Image:
     def segments(
         self, counts: np.ndarray, things: list[bool], overlap_threshold: float
     ) -> tuple[Tensor, list[dict[str, Any]]]:
-        """The panoptic map, see `panoptic_inference`.
+        """The panoptic map; see `panoptic_inference`.
 
         Args:
-            counts: (3 n,) as `PanopticPixels.counts`.
-            things: of each class whether it is a thing.
+            counts: (3 n,), from `PanopticPixels.counts`.
+            things: for each class whether it is a thing.
         """
         if self.panoptic is None:
             return torch.zeros(self.output_size, dtype=torch.int32, device=self.device), []
         count = len(self.choice.kept)
-        won, originals = counts[: 2 * count].reshape(-1, 2).astype(int), counts[2 * count :]
+        won, mask_areas = counts[: 2 * count].reshape(-1, 2).astype(int), counts[2 * count :]
         queries = [
-            _Kept(score, category, int(won[i].sum()), int(originals[i]), int(won[i, 1]))
+            KeptQuery(score, category, int(won[i].sum()), int(mask_areas[i]), int(won[i, 1]))
             for i, (score, category) in enumerate(
                 zip(self.choice.scores.tolist(), self.choice.classes.tolist(), strict=True)
             )
         ]
-        table, segments = _accept(queries, things, overlap_threshold)
+        table, segments = segments_of_queries(queries, things, overlap_threshold)
         by_code = to_device(np.array(table, dtype=np.int32), self.device)
         codes = self.panoptic.codes
         return by_code.index_select(0, codes.view(-1)).view(codes.shape), segments
 
-    def found_instances(self) -> Instances:
+    def detected_instances(self) -> Instances:
         """See `instance_inference`."""
         pixels, choice = self.instances, self.choice
         assert pixels is not None
-        where = np.searchsorted(pixels.queries, choice.pairs // self.num_classes)
-        rows, classes = to_device(np.stack((where, choice.pairs % self.num_classes)), self.device)
+        queries, categories = np.divmod(choice.pairs, self.num_classes)
+        mask_rows = np.searchsorted(pixels.queries, queries)
+        rows, classes = to_device(np.stack((mask_rows, categories)), self.device)
         scores = to_device(choice.pair_scores.astype(np.float32), self.device)
         result = Instances(self.output_size)
         result.pred_masks = pixels.masks[rows]
@@ -339,63 +355,19 @@ class _Image:
         return result
 
 
-def _on_host(every: Sequence[PanopticPixels | None]) -> list[np.ndarray]:
-    """Counts of all images, by one copy; none of an image without kept queries."""
-    counts = [pixels.counts() for pixels in every if pixels is not None]
-    sizes = [0 if pixels is None else 3 * len(pixels.queries) for pixels in every]
+def _counts_on_host(images: Sequence[PanopticPixels | None]) -> list[np.ndarray]:
+    """Copy the counts of all images at once; an image without kept queries has none."""
+    counts = [pixels.counts() for pixels in images if pixels is not None]
+    lengths = [0 if pixels is None else 3 * len(pixels.queries) for pixels in images]
     host = torch.cat(counts).cpu().numpy() if counts else np.zeros(0)
-    return np.split(host, np.cumsum(sizes)[:-1])
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """A kept query: class score and class, pixels won, pixels of its own mask, pixels of both."""
-
-    score: float
-    category: int
-    area: int
-    original: int
-    final: int
+    return np.split(host, np.cumsum(lengths)[:-1])
 
 
 def _thing_table(thing_ids: Collection[int] | Tensor | None, num_classes: int) -> list[bool]:
+    """For each class whether it is a thing."""
     if thing_ids is None:
         return [True] * num_classes
     if isinstance(thing_ids, Tensor) and thing_ids.dtype == torch.bool:
         return thing_ids.tolist()
     things = {int(thing) for thing in thing_ids}
     return [label in things for label in range(num_classes)]
-
-
-def _accept(
-    queries: list[_Kept], is_thing: list[bool], overlap_threshold: float
-) -> tuple[list[int], list[dict[str, Any]]]:
-    """Which queries become segments, in query order.
-
-    Returns:
-        Segment id for each code of `_winners`, and segments_info.
-    """
-    table = [0] * (2 * len(queries))
-    segments: list[dict[str, Any]] = []
-    stuff: dict[int, dict[str, Any]] = {}
-    for number, query in enumerate(queries):
-        if not (query.area and query.original and query.final):
-            continue
-        if query.area / query.original < overlap_threshold:
-            continue
-        segment = stuff.get(query.category)
-        if segment is None:
-            segment = {
-                "id": len(segments) + 1,
-                "isthing": is_thing[query.category],
-                "category_id": query.category,
-                "score": query.score,
-                "area": 0,
-            }
-            segments.append(segment)
-            if not segment["isthing"]:
-                stuff[query.category] = segment
-        segment["score"] = max(segment["score"], query.score)
-        segment["area"] += query.final
-        table[2 * number + 1] = segment["id"]
-    return table, segments

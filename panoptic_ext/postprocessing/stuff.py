@@ -1,7 +1,7 @@
 """Panoptic and semantic segmentation from queries for things and a semantic map for stuff.
 
-Shapes: Q queries, K classes, S stuff classes, h x w logits, H x W output. Sizes are as in
-`mask_inference`: logits are resized as `tiled_resize` says, a tile at a time, so that
+Shapes: Q queries, K classes, S stuff classes, h x w logits, H x W output. Sizes are those of
+`mask_inference`. Logits are resized by `TiledResize`, one tile at a time, so that
 `panoptic_with_stuff` never holds K x H x W values.
 """
 
@@ -19,17 +19,21 @@ from panoptic_ext.postprocessing.tiled_resize import Size, TiledResize
 
 __all__ = ["fill_with_stuff", "panoptic_with_stuff", "semantic_scores", "stuff_as_queries"]
 
-CERTAIN = 30.0  # a class logit whose softmax is 1 beside zeros, however many classes there are
+# A class logit whose softmax is 1 if all others are 0, however many classes there are.
+CERTAIN_LOGIT = 30.0
 
 
 @torch.no_grad()
 def semantic_scores(
     semantic_logits: Tensor, *, image_size: Size, padded_size: Size, output_size: Size
 ) -> Tensor:
-    """Probabilities of the classes, (K, H, W) float32.
+    """Compute the class probabilities of each pixel.
 
     Args:
         semantic_logits: (K, h, w).
+
+    Returns:
+        (K, H, W) float32.
     """
     resize = TiledResize(
         semantic_logits.float(),
@@ -58,7 +62,9 @@ def panoptic_with_stuff(
     overlap_threshold: float,
     stuff_area_threshold: float,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Things as in `panoptic_inference`, with stuff as their rivals; stuff fills what they leave.
+    """Find things as `panoptic_inference` does, and fill the remaining pixels with stuff.
+
+    Things compete with each other and with stuff, which takes part as queries of its own.
 
     Args:
         mask_cls: (Q, K + 1) logits.
@@ -68,7 +74,7 @@ def panoptic_with_stuff(
         stuff_area_threshold: see `fill_with_stuff`.
 
     Returns:
-        As `fill_with_stuff`.
+        See `fill_with_stuff`.
     """
     sizes = {"image_size": image_size, "padded_size": padded_size, "output_size": output_size}
     stuff_ids = stuff_ids_of(len(semantic_logits), thing_ids)
@@ -81,6 +87,8 @@ def panoptic_with_stuff(
         object_mask_threshold=object_mask_threshold,
         overlap_threshold=overlap_threshold,
     )
+    # The stuff segments have done their work, to keep things off stuff, and are deleted again:
+    # `fill_with_stuff` decides about stuff at all pixels without a thing.
     things = [segment for segment in segments if segment["isthing"]]
     table = torch.zeros(len(segments) + 1, dtype=torch.int32)
     for number, segment in enumerate(things, start=1):
@@ -98,21 +106,22 @@ def panoptic_with_stuff(
 
 
 def stuff_as_queries(semantic_logits: Tensor, stuff_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The stuff that a semantic map shows, as queries that are sure of their class.
+    """Turn the stuff of a semantic map into queries whose class is certain.
 
     Args:
         semantic_logits: (K, h, w).
         stuff_ids: S of the classes.
 
     Returns:
-        (S, K + 1) class logits, and (S, h, w) mask logits: by how much the class exceeds the best
-        of all others, so that at each cell only the likeliest class can be on.
+        (S, K + 1) class logits, and (S, h, w) mask logits: the difference between the class's logit
+        and the best logit of all other classes.
     """
     num_classes = len(semantic_logits)
     certain = semantic_logits.new_zeros(len(stuff_ids), num_classes + 1)
-    certain[range(len(stuff_ids)), list(stuff_ids)] = CERTAIN
-    if num_classes == 1:  # there is no other
-        return certain, torch.full_like(semantic_logits[: len(stuff_ids)], CERTAIN)
+    certain[range(len(stuff_ids)), list(stuff_ids)] = CERTAIN_LOGIT
+    if num_classes == 1:  # there is no other class to compare with
+        return certain, torch.full_like(semantic_logits[: len(stuff_ids)], CERTAIN_LOGIT)
+    # At a cell only the likeliest class exceeds all others, so that stuff masks do not overlap.
     first, second = semantic_logits.topk(2, dim=0).values
     stuff = semantic_logits[list(stuff_ids)]
     return certain, stuff - torch.where(stuff == first, second, first)
@@ -130,21 +139,21 @@ def fill_with_stuff(
     thing_ids: Collection[int],
     stuff_area_threshold: float,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Give pixels without a segment to the likeliest class, if this is stuff.
+    """Give pixels without a thing to their likeliest class if that is stuff; the others are void.
 
-    The merging of Panoptic FPN (Kirillov et al., CVPR 2019): things first, and void where the map
-    says that there is a thing but none was found.
+    This is the merging of Panoptic FPN (Kirillov et al., CVPR 2019): things first, then stuff.
 
     Args:
-        panoptic: (H, W) int32 ids of things, 0 where there is none; stays as it is.
-        segments: things, ids from 1 on; stays as it is.
+        panoptic: (H, W) int32 ids of things, 0 where there is none; not changed.
+        segments: of the things, with ids from 1 on; not changed.
         semantic_logits: (K, h, w).
-        thing_ids: classes that are things.
+        thing_ids: the thing classes.
         stuff_area_threshold: stuff with fewer pixels becomes void.
 
     Returns:
-        (H, W) int32 and all segments, stuff by class after the things, each with `id`, `isthing`,
-        `category_id`, `score` (mean probability of its class on its pixels) and `area` (pixels).
+        (H, W) int32 and all segments: the things, then stuff by class. A stuff segment has `id`,
+        `isthing`, `category_id`, `score` (mean probability of its class on its pixels) and `area`
+        (pixels).
     """
     num_classes = len(semantic_logits)
     resize = TiledResize(
@@ -158,10 +167,11 @@ def fill_with_stuff(
     for tile in resize:
         logits = resize.tile(tile).view(num_classes, *tile.size)
         best, labels = best_class(logits, range(num_classes))
-        found = labels.int().mul_(panoptic[tile.where] == 0)
-        codes[tile.where] = found
+        tile_codes = labels.int().mul_(panoptic[tile.where] == 0)
+        codes[tile.where] = tile_codes
+        # The softmax of the best class: 1 / sum over classes of exp(logit - best logit).
         probability = logits.sub_(best).exp_().sum(0).reciprocal_().double()
-        flat = found.view(-1)
+        flat = tile_codes.view(-1)
         sums[0] += torch.bincount(flat, minlength=num_classes + 1)
         sums[1] += torch.bincount(flat, probability.view(-1), minlength=num_classes + 1)
     table = [0] * (num_classes + 1)

@@ -1,9 +1,9 @@
-"""Resizing mask logits to the output, a tile at a time, so that memory stays flat.
+"""Resize mask logits to the output, one tile at a time, so that memory stays small.
 
 The steps are those of the published model: resize to the padded input, crop the padding, resize to
-the output, each bilinear with `align_corners=False`. They are linear and act on rows and columns
-apart, so that a tile of the result is `R M C^T` with two small, banded matrices. Neither the padded
-image nor the whole output is ever held for all masks.
+the output, each bilinear with `align_corners=False`. They are linear and treat rows and columns
+separately, so that a tile of the result is `R M C^T` with two small, banded matrices. Neither the
+padded image nor the whole output is ever held for all masks.
 
 Shapes: n masks of h x w, output H x W, a tile of r x c pixels, T tiles.
 """
@@ -33,7 +33,7 @@ _CUDA_TILE_VALUES = 2**25
 
 @dataclass(frozen=True)
 class Span:
-    """Output pixels `start` to `stop` of an axis, made of mask cells `low` to `high`."""
+    """Output pixels `start` to `stop` of an axis, and the mask cells `low` to `high` they need."""
 
     start: int
     stop: int
@@ -67,7 +67,8 @@ class Tile:
 
 @lru_cache(maxsize=32)
 def _axis_weights(cells: int, padded: int, image: int, output: int) -> Tensor:
-    """The steps along one axis as a matrix (output, cells): the steps applied to the identity."""
+    """The steps along one axis as a matrix (output, cells) of weights."""
+    # The steps are linear: applied to the identity they give their matrix.
     weights = torch.eye(cells)[None, None]
     if padded != cells:
         weights = F.interpolate(weights, (padded, cells), mode="bilinear", align_corners=False)
@@ -84,7 +85,8 @@ def _weights_on(device: torch.device, cells: int, padded: int, image: int, outpu
 
 @lru_cache(maxsize=64)
 def _spans(cells: int, padded: int, image: int, output: int, length: int) -> tuple[Span, ...]:
-    """The axis cut into pieces of about `length` pixels."""
+    """Cut an axis into nearly equal pieces of at most `length` pixels."""
+    # The matrix is banded: a piece needs the cells from its first to its last weight that is not 0.
     used = _axis_weights(cells, padded, image, output).numpy() != 0
     first, last = used.argmax(1), cells - used[:, ::-1].argmax(1)
     cuts = np.linspace(0, output, math.ceil(output / length) + 1).round().astype(int).tolist()
@@ -119,7 +121,7 @@ class TiledResize:
         self._column_weights = column_weights.t()
 
     def grid(self) -> list[list[Tile]]:
-        """Rows of tiles that cover the output, small enough for all masks to stay in cache."""
+        """Cut the output into rows of tiles, small enough for all masks of one to stay in cache."""
         values = _CUDA_TILE_VALUES if self.masks.is_cuda else _CPU_TILE_VALUES
         length = min(512, max(32, math.isqrt(values // max(1, len(self.masks)))))
         rows, columns = (_spans(*axis, length) for axis in self._axes)
@@ -129,11 +131,11 @@ class TiledResize:
         return (tile for row in self.grid() for tile in row)
 
     def tile(self, tile: Tile, chosen: Tensor | None = None) -> Tensor:
-        """One tile of the resized masks.
+        """Resize one tile of the masks.
 
         Args:
-            tile: which.
-            chosen: (m,) int64, which masks; None for all.
+            tile: the tile.
+            chosen: (m,) int64 indices of the masks to resize; None for all.
 
         Returns:
             (m, r c) float32, new memory.
@@ -149,16 +151,15 @@ class TiledResize:
         )
 
     def bounds(self, grid: list[list[Tile]]) -> tuple[Tensor, Tensor]:
-        """Limits of the resized masks in every tile.
-
-        Bilinear resizing never leaves the range of the cells it reads; a margin covers rounding.
+        """Bound the resized masks in every tile.
 
         Args:
-            grid: as `grid` gave it, T tiles.
+            grid: T tiles, as `grid` returns them.
 
         Returns:
             Lower and upper bound, (T, n) float32 each.
         """
+        # Bilinear resizing never leaves the range of the cells it reads, except by rounding.
         lows, highs = [], []
         for row in grid:
             band = self.masks[:, row[0].rows.cells]

@@ -62,15 +62,15 @@ def test_looking_at_every_query_changes_nothing(monkeypatch):
         )
         expected = mask_inference(*batch, wanted)
         with monkeypatch.context() as patch:
-            patch.setattr(mask_outputs, "_may_look", lambda device: False)
+            patch.setattr(mask_outputs, "_host_may_read", lambda device: False)
             found = mask_inference(*batch, wanted)
         for one, other in zip(found, expected, strict=True):
             assert_same_outputs(one, other)
 
 
-@pytest.mark.parametrize("may_look", [True, False])
-def test_all_outputs_of_a_batch_are_those_of_each_alone(monkeypatch, may_look):
-    monkeypatch.setattr(mask_outputs, "_may_look", lambda device: may_look)
+@pytest.mark.parametrize("host_may_read", [True, False])
+def test_all_outputs_of_a_batch_are_those_of_each_alone(monkeypatch, host_may_read):
+    monkeypatch.setattr(mask_outputs, "_host_may_read", lambda device: host_may_read)
     mask_cls, mask_pred, sizes = make_batch()
     found = mask_inference(mask_cls, mask_pred, sizes, EVERYTHING)
     for number, result in enumerate(found):
@@ -91,7 +91,7 @@ def test_masks_are_resized_once_for_all_outputs(monkeypatch, resize_first):
 
     Not so on a CPU, where each output looks at tiles and masks of its own, which is faster.
     """
-    monkeypatch.setattr(mask_outputs, "_may_look", lambda device: False)
+    monkeypatch.setattr(mask_outputs, "_host_may_read", lambda device: False)
     resized = []
     tile = TiledResize.tile
     monkeypatch.setattr(
@@ -106,7 +106,7 @@ def test_masks_are_resized_once_for_all_outputs(monkeypatch, resize_first):
 
 def test_the_host_waits_twice_for_a_batch(monkeypatch):
     """It waited several times for each image."""
-    monkeypatch.setattr(mask_outputs, "_may_look", lambda device: False)
+    monkeypatch.setattr(mask_outputs, "_host_may_read", lambda device: False)
     mask_cls, mask_pred, sizes = make_batch()
     for count in (1, 2):
         with OperationCounts() as counted:

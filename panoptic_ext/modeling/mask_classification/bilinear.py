@@ -15,7 +15,7 @@ __all__ = ["interpolate_equality", "pixel_corners", "sample_at_common_points", "
 
 
 def pixel_corners(points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """The four pixels around each point and their bilinear weights.
+    """Find the four pixels around each point and their bilinear weights.
 
     Args:
         points: (..., 2) float.
@@ -37,13 +37,14 @@ def pixel_corners(points: Tensor, height: int, width: int) -> tuple[Tensor, Tens
     # A pixel outside the map has no value: its index is clamped, and its weight is 0.
     weights = column_shares * row_shares * inside
     indices = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
-    if height * width >= 2**24:  # beyond the integers that float32 holds exactly
+    # float32 holds integers exactly up to 2**24. Flat indices of larger maps need int64.
+    if height * width >= 2**24:
         indices = rows.clamp(0, height - 1).long() * width + columns.clamp(0, width - 1).long()
     return indices.long(), weights
 
 
 def sample_masks(masks: Tensor, points: Tensor) -> Tensor:
-    """Masks, each at points of its own; differentiable in the masks.
+    """Sample each mask at points of its own; differentiable in the masks.
 
     Args:
         masks: (M, h, w) float.
@@ -52,14 +53,16 @@ def sample_masks(masks: Tensor, points: Tensor) -> Tensor:
     Returns:
         (M, P) of the masks' dtype.
     """
-    if len(masks) == 0:  # grid_sample refuses an empty batch; the sum keeps the gradient's path
+    # grid_sample refuses an empty batch. The sum keeps the masks in the graph, so that a batch
+    # without targets has a gradient (of 0) as well.
+    if len(masks) == 0:
         return masks.flatten(1).sum(1, keepdim=True).expand(0, points.shape[1])
     grid = (2 * points - 1).to(masks.dtype)[:, :, None]
     return F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0, :, 0]
 
 
 def sample_at_common_points(masks: Tensor, points: Tensor) -> Tensor:
-    """All masks at the same points, without gradient.
+    """Sample all masks at the same points, without gradient.
 
     Args:
         masks: (Q, h, w) float32.
@@ -73,8 +76,9 @@ def sample_at_common_points(masks: Tensor, points: Tensor) -> Tensor:
         return F.grid_sample(masks[None], 2 * points[None, :, None] - 1, align_corners=False)[
             0, :, :, 0
         ]
-    # On a CPU grid_sample walks over the masks one by one. With the masks as the columns of a
-    # table, a corner of a point is one row of it: the four rows are contiguous reads of Q values.
+    # On a CPU grid_sample processes the masks one by one. Here the masks are the columns of a table
+    # with a row for each pixel, so that the four corners of a point are four contiguous reads of Q
+    # values.
     indices, weights = pixel_corners(points, *masks.shape[-2:])
     table = masks.flatten(1).t().contiguous()
     bags = F.embedding_bag(
@@ -86,7 +90,7 @@ def sample_at_common_points(masks: Tensor, points: Tensor) -> Tensor:
 def interpolate_equality(
     bordered: Tensor, points: Tensor, wanted: Tensor | int, planes: Tensor | None = None
 ) -> Tensor:
-    """Bilinear interpolation of where a map equals a value, each row at points of its own.
+    """Sample the mask `bordered == wanted` bilinearly, each row at points of its own.
 
     Args:
         bordered: (H + 2, W + 2) or (N, H + 2, W + 2), with a border of void: the corners of every
@@ -94,17 +98,24 @@ def interpolate_equality(
         points: (M, P, 2) float.
         wanted: (M, 1) values, or one for all.
         planes: (M,) int64, the plane that each row is read from; None: there is only one.
+
+    Returns:
+        (M, P) of the points' dtype, 0 to 1.
     """
     height, width = bordered.shape[-2:]
+    # Pixel centres are at half integers (-0.5), and the border moves every pixel by one (+1).
     x = points[..., 0] * (width - 2) + 0.5
     y = points[..., 1] * (height - 2) + 0.5
     left, top = x.floor(), y.floor()
+    # int32 suffices for an index in one plane, and takes less memory traffic. The index in a stack
+    # of planes may be larger.
     upper_left = top.int() * width + left.int()
     if planes is not None:
         upper_left = upper_left.long() + (planes * (height * width))[:, None]
     flat = bordered.reshape(-1)
 
     def corner(offset: int) -> Tensor:
+        # Compare first, interpolate then: the mean of two ids would be the id of a third target.
         values = flat.index_select(0, (upper_left + offset).view(-1)).view(upper_left.shape)
         return torch.eq(values, wanted).to(points.dtype)
 

@@ -1,4 +1,4 @@
-"""The losses of Mask2Former as a config describes them."""
+"""Build the losses of Mask2Former from a config."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from panoptic_ext.modeling.transformer_decoder import transformer_decoder_class
 
 __all__ = ["build_criterion", "build_semantic_classifier"]
 
-# Least and greatest value of the loss's keys, and what is expected.
+# Key of MODEL.MASK_FORMER -> least value, greatest value, and what the error says is expected.
 _LOSS_KEYS = {
     "CLASS_WEIGHT": (0, math.inf, "a weight of 0 or more"),
     "MASK_WEIGHT": (0, math.inf, "a weight of 0 or more"),
@@ -39,20 +39,21 @@ def _check_loss_keys(keys: Any) -> None:
 
 
 def build_semantic_classifier(cfg: Any, *, has_stuff: bool) -> nn.Module | None:
-    """mask_features -> class logits of the auxiliary semantic loss.
+    """Build the 1x1 convolution mask_features -> class logits of the auxiliary semantic loss.
 
     Args:
         cfg: a config with the keys of `add_panoptic_ext_config`.
         has_stuff: whether some class of the data set is stuff.
 
     Returns:
-        None where the loss has no weight, or where the decoder has such logits itself.
+        None where the loss has no weight, or where the decoder computes such logits itself.
 
     Raises:
-        ConfigError: the loss has no weight although the decoder finds stuff by its logits.
+        ConfigError: the loss has no weight, although the decoder reads stuff from these logits.
     """
     weight = cfg.MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT
     if transformer_decoder_class(cfg).places_queries:
+        # Without the loss the decoder's semantic logits would stay random, and with them all stuff.
         if has_stuff and mask_former_task(cfg) != "instance" and not weight:
             raise ConfigError(
                 "MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT is 0, but "
@@ -67,7 +68,7 @@ def build_semantic_classifier(cfg: Any, *, has_stuff: bool) -> nn.Module | None:
 
 
 def build_criterion(cfg: Any) -> SetCriterion:
-    """The criterion that the decoder of a config needs, with the weight of each of its losses.
+    """Build the criterion that the config's decoder needs, with the weight of each of its losses.
 
     Raises:
         ConfigError: a key of the loss is out of its range.
@@ -80,9 +81,10 @@ def build_criterion(cfg: Any) -> SetCriterion:
         "loss_dice": keys.DICE_WEIGHT,
     }
     if keys.DEEP_SUPERVISION:
-        final = dict(weights)
+        # DEC_LAYERS counts all predictions. One of them is the final one, the others are auxiliary.
+        final_weights = dict(weights)
         for i in range(keys.DEC_LAYERS - 1):
-            weights.update({f"{name}_{i}": weight for name, weight in final.items()})
+            weights.update({f"{name}_{i}": weight for name, weight in final_weights.items()})
     places_queries = transformer_decoder_class(cfg).places_queries
     if places_queries or keys.SEMANTIC_LOSS_WEIGHT:
         weights["loss_sem_seg"] = keys.SEMANTIC_LOSS_WEIGHT

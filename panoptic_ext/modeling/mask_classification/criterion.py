@@ -2,11 +2,12 @@
 
 The formulas are the published ones (Cheng et al., CVPR 2022), and Hugging Face's transformers has
 them ready-made as `Mask2FormerLoss`. This is our own code for two reasons. Speed: the losses of all
-outputs share few large operations and one copy to the host, masks are computed where they are
-looked at (`query_masks`), and targets are id maps instead of a plane each (`targets`). And no
-dependency: an installation needs torch, Detectron2 and SciPy only.
+outputs share few large operations and one copy to the host, mask logits are computed only where a
+loss reads them (`query_masks`), and the targets of an image are one id map instead of a plane each
+(`targets`). Dependencies: an installation needs torch, Detectron2 and SciPy only.
 
-Shapes: O outputs, B images, Q queries, K classes, M matched masks, P points, h x w predicted masks.
+Shapes: O outputs, B images, Q queries, K classes, M matched masks, T matches of all outputs and
+images, P points, h x w predicted masks.
 Losses of several outputs are computed together, see `query_masks.outputs_at_once`.
 """
 
@@ -42,12 +43,12 @@ __all__ = ["SetCriterion", "semantic_map_loss"]
 
 
 class SetCriterion(nn.Module):
-    """Matches predictions to targets, then scores classes, and masks at points.
+    """Match predictions to targets, then compute the losses of classes, and of masks at points.
 
     Args:
         num_classes: K, without "no object".
         matcher: gives the assignment.
-        weight_dict: weight of each loss by its name; kept for the caller, who applies it.
+        weight_dict: weight of each loss by its name. The caller applies it, not the criterion.
         no_object_weight: weight of "no object" in the classification loss.
         num_points: P, points a mask.
         oversample_ratio: random candidates for each point.
@@ -98,39 +99,44 @@ class SetCriterion(nn.Module):
         return self.query_losses(outputs, self.query_targets(targets))
 
     def query_targets(self, targets: Sequence[MaskTargets]) -> Sequence[MaskTargets]:
-        """Which of the targets the queries have to find: all of them."""
+        """Return the targets that the queries have to find: all of them."""
         return targets
 
     def match(self, outputs: DecoderOutputs, targets: Sequence[MaskTargets]) -> list[list[Match]]:
-        """The assignment of queries to what they have to find, see `HungarianMatcher.forward`."""
+        """Assign queries to the targets that they have to find, see `HungarianMatcher.forward`."""
         return self.matcher(outputs.predictions, targets)
 
     def query_losses(
         self, outputs: DecoderOutputs, targets: Sequence[MaskTargets]
     ) -> dict[str, Tensor]:
-        """As `forward`, of what the queries have to find."""
+        """As `forward`, given only the targets that the queries have to find."""
         predictions, device = outputs.predictions, outputs.pred_masks.device
         rows = _matched_rows(
             self.match(outputs, targets), outputs.pred_logits.shape[1], targets, device
         )
         num_masks = _average_num_masks(targets, device)
+        # Losses are float32 under mixed precision, too: a mean over 12544 points and a sum over all
+        # masks lose too much in the half types.
         with torch.autocast(device.type, enabled=False):
             by_name = {
                 "loss_ce": self._class_losses(predictions, targets, rows),
                 **self._mask_losses(predictions, targets, rows, num_masks),
             }
-        each = {name: losses.unbind() for name, losses in by_name.items()}
+        scalars = {name: losses.unbind() for name, losses in by_name.items()}
+        # Output 0 is the final one. The trainer adds the losses in the order of this dict, which
+        # decides the last bit of the total.
         return {
             f"{name}_{number - 1}" if number else name: losses[number]
             for number in range(len(predictions))
-            for name, losses in each.items()
+            for name, losses in scalars.items()
         }
 
     def _class_losses(
         self, outputs: Sequence[Predictions], targets: Sequence[MaskTargets], rows: _MatchedRows
     ) -> Tensor:
-        """(O,) float32."""
+        """Classification loss of each output, (O,) float32."""
         logits = torch.stack([output.pred_logits for output in outputs])
+        # Queries without a target keep class K, "no object".
         classes = torch.full(logits.shape[:-1], self.num_classes, device=logits.device)
         labels = torch.cat([target.labels.to(logits.device) for target in targets])
         classes.view(-1)[rows.queries] = labels[rows.labels]
@@ -143,26 +149,28 @@ class SetCriterion(nn.Module):
         rows: _MatchedRows,
         num_masks: float | Tensor,
     ) -> dict[str, Tensor]:
-        """Cross-entropy and Dice, (O,) float32 each."""
+        """Cross-entropy and Dice of each output, (O,) float32 each."""
         masks_of_images = matched_masks(outputs, rows.queries.split(rows.counts))
         boxes = [target.boxes() for target in targets] if self.box_sample_ratio else None
         chosen = rows.chosen.split(rows.counts)
+        # Each output matches min(Q, N) queries of an image, so that the division has no remainder.
         matches = [count // len(outputs) for count in rows.counts]
+        # The largest tensor holds the candidates from which `uncertain_points` chooses.
         values = int(sum(matches) * self.num_points * self.oversample_ratio)
         sums = []
         for block in outputs_at_once(len(outputs), values, rows.queries.device):
             parts = [slice(block.start * count, block.stop * count) for count in matches]
             losses = self._block_losses(
                 [masks[part] for masks, part in zip(masks_of_images, parts, strict=True)],
-                [rows_of[part] for rows_of, part in zip(chosen, parts, strict=True)],
+                [of_image[part] for of_image, part in zip(chosen, parts, strict=True)],
                 targets,
                 boxes,
             )
-            length = block.stop - block.start
-            each = losses.split([part.stop - part.start for part in parts], dim=1)
+            num_outputs = block.stop - block.start
+            losses_of_images = losses.split([part.stop - part.start for part in parts], dim=1)
             by_image = [
-                part.view(2, length, count).sum(2)
-                for part, count in zip(each, matches, strict=True)
+                of_image.view(2, num_outputs, count).sum(2)
+                for of_image, count in zip(losses_of_images, matches, strict=True)
             ]
             sums.append(sum(by_image[1:], start=by_image[0]))
         joined = (sums[0] if len(sums) == 1 else torch.cat(sums, dim=1)) / num_masks
@@ -179,42 +187,43 @@ class SetCriterion(nn.Module):
 
         Args:
             masks: of each image (m, h, w), M of all images together.
-            chosen: of each image (m,), their targets.
+            chosen: of each image (m,) int64, the targets of these masks.
             targets: of each image.
-            boxes: of the targets of each image, where points are drawn in them.
+            boxes: of the targets of each image; None if no points are drawn in them.
         """
         matched = masks[0] if len(masks) == 1 else torch.cat(list(masks))
-        in_boxes = int(self.num_points * self.box_sample_ratio)
+        num_in_boxes = int(self.num_points * self.box_sample_ratio)
         points = uncertain_points(
             matched,
-            self.num_points - in_boxes,
+            self.num_points - num_in_boxes,
             oversample_ratio=self.oversample_ratio,
             importance_sample_ratio=self.importance_sample_ratio,
         )
         if boxes is not None:
             chosen_boxes = torch.cat([box[rows] for box, rows in zip(boxes, chosen, strict=True)])
-            points = torch.cat((points, points_in_boxes(chosen_boxes, in_boxes)), dim=1)
-        each = zip(targets, chosen, points.split([len(rows) for rows in chosen]), strict=True)
-        truth = torch.cat([target.sample_each(rows, at) for target, rows, at in each])
+            points = torch.cat((points, points_in_boxes(chosen_boxes, num_in_boxes)), dim=1)
+        points_of_images = points.split([len(rows) for rows in chosen])
+        images = zip(targets, chosen, points_of_images, strict=True)
+        truth = torch.cat([target.sample_each(rows, at) for target, rows, at in images])
         logits = sample_masks(matched, points)
         return torch.stack((point_mask_losses(logits, truth), point_dice_losses(logits, truth)))
 
 
 def semantic_map_loss(logits: Tensor, targets: Sequence[MaskTargets]) -> Tensor:
-    """`semantic_loss` of (B, K, h, w) logits with the targets' classes at the cells of the map."""
+    """`semantic_loss` between (B, K, h, w) logits and the class of the target at each cell."""
     size = (logits.shape[-2], logits.shape[-1])
     return semantic_loss(logits, torch.stack([target.label_map(size) for target in targets]))
 
 
 @dataclass
 class _MatchedRows:
-    """Matches of all outputs, image after image, in an image output after output.
+    """The T matches of all outputs: image after image, and within an image output after output.
 
     Attributes:
-        queries: (T,) int64 places in (O, B, Q).
-        labels: (T,) int64 places among the targets of all images.
-        chosen: (T,) int64 places among the targets of the image.
-        counts: of each image, how many of the T are its own.
+        queries: (T,) int64 flat indices in (O, B, Q).
+        labels: (T,) int64 indices in the targets of all images, one image after another.
+        chosen: (T,) int64 indices in the targets of the match's image.
+        counts: how many of the T matches each image has.
     """
 
     queries: Tensor
@@ -230,14 +239,14 @@ def _matched_rows(
     device: torch.device,
 ) -> _MatchedRows:
     """All matches on the device, by one copy that the host does not wait for."""
-    queries, labels, chosen, first = [], [], [], 0
+    queries, labels, chosen, first_target = [], [], [], 0
     for image, target in enumerate(targets):
         for number, of_output in enumerate(matches):
-            place = (number * len(targets) + image) * num_queries
-            queries.append(of_output[image][0].numpy() + place)
+            first_query = (number * len(targets) + image) * num_queries
+            queries.append(of_output[image][0].numpy() + first_query)
             chosen.append(of_output[image][1].numpy())
-            labels.append(chosen[-1] + first)
-        first += len(target)
+            labels.append(chosen[-1] + first_target)
+        first_target += len(target)
     counts = [sum(len(of_output[i][0]) for of_output in matches) for i in range(len(targets))]
     joined = np.stack([np.concatenate(parts) for parts in (queries, labels, chosen)])
     on_device = to_device(joined, device)
@@ -245,11 +254,15 @@ def _matched_rows(
 
 
 def _average_num_masks(targets: Sequence[MaskTargets], device: torch.device) -> float | Tensor:
-    """Targets of the batch, averaged over the workers and at least 1; the host does not wait."""
+    """Number of targets in the batch, averaged over the workers and at least 1.
+
+    The host does not wait for the device.
+    """
     count = float(sum(len(target) for target in targets))
     workers = comm.get_world_size()
     if workers == 1:
         return max(count, 1.0)
-    total = torch.full((1,), count, device=device)  # filled there: a copy would be waited for
+    # `full` writes the number on the device. The host would wait for a copy of it.
+    total = torch.full((1,), count, device=device)
     torch.distributed.all_reduce(total)
     return (total / workers).clamp(min=1)

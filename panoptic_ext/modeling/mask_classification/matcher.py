@@ -29,13 +29,14 @@ logger = logging.getLogger(__name__)
 
 
 class HungarianMatcher(nn.Module):
-    """The cheapest one-to-one assignment of queries to targets.
+    """Find the cheapest one-to-one assignment of queries to targets.
 
-    The cost of a pair is `class_weight * -p(class) + mask_weight * BCE + dice_weight * Dice`, the
-    latter two on `num_points` random points of an image, of which the share `box_sample_ratio` lies
-    in the targets' boxes. Each output of the decoder draws its own, as in the published code. With
-    `shared_points` one draw serves all of them: the cost of each output is as random as before,
-    but a mask is matched alike in more of them, and the features are sampled once.
+    The cost of a pair is `class_weight * -p(class) + mask_weight * BCE + dice_weight * Dice`. BCE
+    and Dice are computed at `num_points` random points of an image, of which the share
+    `box_sample_ratio` lies in the targets' boxes. Each output of the decoder draws its own points,
+    as in the published code. With `shared_points` all outputs use one draw. The cost of each output
+    is as random as before, but more outputs match a target to the same query, and the features are
+    sampled once.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class HungarianMatcher(nn.Module):
         targets: Sequence[MaskTargets],
         avoided: Sequence[Tensor] | None = None,
     ) -> list[list[Match]]:
-        """Matches all outputs and images, with one copy to the host.
+        """Match all outputs and images, with one copy to the host.
 
         Args:
             outputs: of a decoder, the final one first.
@@ -77,13 +78,14 @@ class HungarianMatcher(nn.Module):
             DatasetError: a label is outside the classes; names the image.
             NonFiniteLossError: a cost is NaN or infinite; names the term.
         """
-        from scipy.optimize import linear_sum_assignment  # importing it changes warning filters
+        # Imported here, because importing SciPy's optimize changes Python's warning filters.
+        from scipy.optimize import linear_sum_assignment
 
         num_queries, num_logits = outputs[0].pred_logits.shape[1:]
         with torch.autocast(outputs[0].pred_masks.device.type, enabled=False):
             costs = self._costs(outputs, targets, avoided)
-        # The assignment is found on the host. Costs and labels go there in one copy, since the
-        # host waits for the device at each.
+        # The assignment is computed on the host. All costs and labels go there in one copy, because
+        # the host waits for the device at every copy.
         labels = [target.labels.to(costs[0].device, torch.float32) for target in targets]
         host = torch.cat([part.reshape(-1) for part in [*costs, *labels]]).cpu().numpy()
         sizes = [cost.numel() for cost in costs] + [len(target) for target in targets]
@@ -138,7 +140,8 @@ class HungarianMatcher(nn.Module):
             sampled: (1 or o, N, P) targets at the same points.
         """
         bce, dice = mask_costs(at_points, sampled)
-        # Labels are checked on the host; until then an index error would kill a CUDA context.
+        # Wrong labels are reported once they are on the host. Until then they are clamped, because
+        # an index out of range would end the CUDA context.
         known = labels.to(logits.device).clamp(0, logits.shape[-1] - 2)
         scale_class, scale_mask, scale_dice = self.weights
         return scale_class * class_cost(logits, known), scale_mask * bce, scale_dice * dice
@@ -150,7 +153,7 @@ class HungarianMatcher(nn.Module):
         number: int,
         image: int,
     ) -> NonFiniteLossError:
-        """The error that names the term at fault."""
+        """Return the error, which names the terms at fault."""
         target, output = targets[image], outputs[number]
         points = common_points(target, self.num_points, self.box_sample_ratio)
         with torch.autocast(points.device.type, enabled=False):
@@ -160,7 +163,9 @@ class HungarianMatcher(nn.Module):
             terms = self._terms(logits, at_points, target.labels, sampled)
         named = zip(("classification", "mask (BCE)", "Dice"), terms, strict=True)
         bad = [name for name, term in named if not torch.isfinite(term).all()]
-        bad = bad or ["mask (BCE)", "Dice"]  # a rare bad pixel, missed by these points
+        # The points are drawn anew and may miss the one bad pixel. Class costs need no points, so
+        # the fault is then in the masks.
+        bad = bad or ["mask (BCE)", "Dice"]
         return NonFiniteLossError(
             f"the matching cost of image {_name(target, image)} in decoder output {number} "
             f"(0 is the final one) is NaN or infinite; at fault: {' and '.join(bad)}. "
@@ -203,7 +208,9 @@ def _penalise(cost: Tensor, avoided: Tensor) -> Tensor:
     them is cheaper."""
     if not cost.numel():
         return cost
-    # Two assignments of min(Q, N) pairs differ by less than the spread of the costs a pair.
+    # The penalty is finite, because SciPy refuses infinite costs that no assignment can avoid.
+    # Without it two assignments of min(Q, N) pairs differ by at most min(Q, N) times the spread of
+    # the costs; one penalty is more than that.
     spread = cost.amax((1, 2), keepdim=True) - cost.amin((1, 2), keepdim=True)
     return cost + avoided * ((spread + 1) * min(cost.shape[1:]))
 

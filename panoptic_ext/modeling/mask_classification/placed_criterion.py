@@ -1,4 +1,4 @@
-"""What queries that are placed in the image learn besides classes and masks.
+"""The criterion of queries that are placed in the image, with losses of places and of stuff.
 
 Shapes: Q queries, N targets, h x w cells of a map.
 """
@@ -24,13 +24,14 @@ __all__ = ["PlacedCriterion", "centre_map", "outside_target"]
 class PlacedCriterion(SetCriterion):
     """The criterion of a decoder whose queries are placed on things.
 
-    Besides the losses of `SetCriterion` there are `loss_sem_seg` of the class of every pixel,
-    `loss_centre` of the map of centres that queries are placed by, and `loss_box` of the boxes
-    around these. The matcher keeps a query to the thing that its place lies in.
+    Besides the losses of `SetCriterion` there are `loss_sem_seg` for the class of every pixel,
+    `loss_centre` for the map of centres from which places are chosen, and `loss_box` for the boxes
+    around the centres. The matcher avoids matching a query to a thing that its place lies outside
+    of.
 
     Args:
         stuff_in_map: whether stuff is read from the semantic map, so that queries learn things
-            alone. False for targets that are things anyway.
+            alone. False if all targets are things anyway.
         **kwargs: of `SetCriterion`.
     """
 
@@ -53,31 +54,31 @@ class PlacedCriterion(SetCriterion):
         return losses
 
     def query_targets(self, targets: Sequence[MaskTargets]) -> Sequence[MaskTargets]:
-        """Which of the targets the queries have to find: things, where stuff is in the map."""
+        """Return the targets that the queries have to find: things, if stuff is in the map."""
         return [target.things() for target in targets] if self.stuff_in_map else targets
 
     def match(self, outputs: DecoderOutputs, targets: Sequence[MaskTargets]) -> list[list[Match]]:
-        """As `SetCriterion.match`; a query outside of a target is matched to it only where no
-        other assignment exists."""
+        """As `SetCriterion.match`. A query whose place lies outside of a target is matched to it
+        only if no other assignment exists."""
         pairs = zip(_placed(outputs)[0].points, targets, strict=True)
         avoided = [outside_target(points, target) for points, target in pairs]
         return self.matcher(outputs.predictions, targets, avoided)
 
 
 def _placed(outputs: DecoderOutputs) -> tuple[Places, Tensor]:
-    """Places and semantic logits, which a decoder that `places_queries` has to give."""
+    """Return places and semantic logits, which a decoder that `places_queries` has to return."""
     if outputs.places is None or outputs.semantic_logits is None:
         raise TypeError(
-            "the transformer decoder says places_queries, but its outputs have no `places` or no "
-            "`semantic_logits`; give both, see DecoderOutputs"
+            "the transformer decoder sets places_queries, but its outputs have no `places` or no "
+            "`semantic_logits`; return both, see DecoderOutputs"
         )
     return outputs.places, outputs.semantic_logits
 
 
 def outside_target(places: Tensor, target: MaskTargets) -> Tensor:
-    """Pairs of a query and a thing that the query's place does not lie in.
+    """Find the pairs of a query and a thing that the query's place lies outside of.
 
-    The matcher avoids them: the location cost of FastInst (He et al., CVPR 2023).
+    The matcher avoids these pairs, as by the location cost of FastInst (He et al., CVPR 2023).
 
     Args:
         places: (Q, 2) x and y in [0, 1].
@@ -90,7 +91,7 @@ def outside_target(places: Tensor, target: MaskTargets) -> Tensor:
 
 
 def centre_map(target: MaskTargets, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """How near each cell is to the middle of the object it lies in, and that object's box.
+    """Compute how near each cell is to the middle of its object, and the box of that object.
 
     Nearness is exp(-2 |d|^2) with d in half sides of the object's box, divided by its greatest
     value in the object. The best cell of each object thus has 1, also where the middle of the box
@@ -105,12 +106,15 @@ def centre_map(target: MaskTargets, size: tuple[int, int]) -> tuple[Tensor, Tens
         (h, w) float32, 0 outside of objects; (4, h, w) float32 in [0, 1], middle x and y and half
         width and height, anything outside of objects.
     """
-    # What lies on a larger object would otherwise have no cell, and thus no centre.
+    # Smallest first: an object that lies on a larger one would otherwise have no cell, and thus no
+    # centre.
     target = target.smallest_first()
     owner = target.owner_map(size)
     height, width = size
     boxes = target.boxes()
     middle, half = (boxes[:, 2:] + boxes[:, :2]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+    # Row 0 is for cells without an object. Its half sides are 1, so that the divisions below are
+    # finite.
     table = F.pad(torch.cat((middle, half), 1), (0, 0, 1, 0), value=1.0)[owner]
     y = (torch.arange(height, device=owner.device) + 0.5)[:, None] / height
     x = (torch.arange(width, device=owner.device) + 0.5)[None] / width

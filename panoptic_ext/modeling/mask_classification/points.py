@@ -1,4 +1,4 @@
-"""Where the points lie at which masks are compared: for matching, and for the loss.
+"""Draw the points at which masks are compared: for matching, and for the loss.
 
 Shapes: M masks or targets, P points, h x w predicted masks. Points are (x, y) in [0, 1], see
 `bilinear`.
@@ -24,16 +24,16 @@ def _smallest(values: Tensor, count: int) -> Tensor:
     """Indices (M, count) int64 of the `count` smallest of each row of (M, P), in no order."""
     if values.is_cuda or not 0 < count < values.shape[1]:
         return values.topk(count, dim=1, largest=False, sorted=False).indices
-    # NumPy's vectorised selection: a fifth of the time of torch's.
+    # NumPy's selection is vectorised and takes a fifth of the time of torch's.
     parted = np.argpartition(values.numpy(), count - 1, axis=1)[:, :count]
     return torch.from_numpy(np.ascontiguousarray(parted))
 
 
 def points_in_boxes(boxes: Tensor, count: int) -> Tensor:
-    """Uniform points in and around boxes, in regions three times as wide and as high.
+    """Draw uniform points in and around boxes, in regions three times as wide and as high.
 
-    Of 2048 points drawn in the whole image only 5 fall on a window of 16 x 16 pixels in 320 x 320.
-    Of as many in the window's own region about 230 do, and the others show what lies around it.
+    Of 2048 points drawn in the whole image, only 5 fall on a window of 16 x 16 pixels in 320 x 320.
+    Of 2048 points drawn in this window's region, about 230 fall on it and the others around it.
 
     Args:
         boxes: (M, 4) x0, y0, x1, y1 in [0, 1].
@@ -52,34 +52,35 @@ def points_in_boxes(boxes: Tensor, count: int) -> Tensor:
 
 
 def common_points(target: MaskTargets, num_points: int, box_ratio: float, draws: int = 1) -> Tensor:
-    """Points (draws, P, 2) of an image at which all its masks are compared.
+    """Draw points (draws, P, 2) of an image at which all its masks are compared.
 
     Args:
         target: the image's targets.
         num_points: P.
-        box_ratio: share of the points in the targets' boxes, the same number for each but for a
-            remainder; the rest lies anywhere.
-        draws: how often they are drawn.
+        box_ratio: share of the points that is drawn in the targets' boxes, the same number in each
+            but for a remainder. The other points are drawn in the whole image.
+        draws: how many sets of points are drawn.
     """
-    in_boxes = int(num_points * box_ratio) if len(target) else 0
+    num_in_boxes = int(num_points * box_ratio) if len(target) else 0
     device = target.labels.device
-    anywhere = torch.rand(draws, num_points - in_boxes, 2, device=device)
-    if not in_boxes:
+    anywhere = torch.rand(draws, num_points - num_in_boxes, 2, device=device)
+    if not num_in_boxes:
         return anywhere
-    turns = -(-in_boxes // len(target))
-    focused = points_in_boxes(target.boxes(), draws * turns).transpose(0, 1)
-    focused = focused.reshape(draws, -1, 2)[:, :in_boxes]
-    return torch.cat((anywhere, focused), dim=1)
+    rounds = -(-num_in_boxes // len(target))
+    # Round by round, one point for each box: what is cut off is points of the last round only.
+    in_boxes = points_in_boxes(target.boxes(), draws * rounds).transpose(0, 1)
+    in_boxes = in_boxes.reshape(draws, -1, 2)[:, :num_in_boxes]
+    return torch.cat((anywhere, in_boxes), dim=1)
 
 
 def uncertain_points(
     masks: Tensor, num_points: int, *, oversample_ratio: float, importance_sample_ratio: float
 ) -> Tensor:
-    """Points for the loss: mostly where the prediction is undecided, some anywhere.
+    """Draw points for the loss: mostly where the prediction is uncertain, some anywhere.
 
-    Of `oversample_ratio * num_points` random candidates a mask, the
-    `importance_sample_ratio * num_points` with the smallest |logit| are kept; the rest is drawn
-    anew (PointRend, section 3.1).
+    Each mask gets `oversample_ratio * num_points` random candidates. The
+    `importance_sample_ratio * num_points` of them with the smallest |logit| are kept. The other
+    points are drawn anew (PointRend, section 3.1).
 
     Args:
         masks: (M, h, w) logits.
@@ -94,12 +95,12 @@ def uncertain_points(
     num_candidates = int(num_points * oversample_ratio)
     num_important = int(num_points * importance_sample_ratio)
     candidates = torch.rand(count, num_candidates, 2, device=masks.device)
-    # Uncertainty is that of the sampled prediction, not a sample of the pixels' uncertainties: two
-    # neighbours with logits -9 and 9 are both certain, and the point between them is not.
+    # The uncertainty is that of the sampled logit, not a sample of the pixels' uncertainties: two
+    # neighbours with logits -9 and 9 are both certain, but the point between them is not.
     with torch.no_grad():
         certainty = sample_masks(masks.detach().float(), candidates).abs()
         chosen = _smallest(certainty, num_important)
     important = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
-    # A mask that is certain and wrong has no uncertain points: some have to fall anywhere.
+    # Where a mask is certain but wrong, no point is uncertain. Points drawn anywhere reach it.
     anywhere = torch.rand(count, num_points - num_important, 2, device=masks.device)
     return torch.cat((important, anywhere), dim=1)

@@ -1,12 +1,13 @@
-"""Mask logits of queries, computed where the loss looks at them instead of everywhere.
+"""Mask logits of queries, computed only where matcher and loss read them.
 
 A mask is the product of a query's embedding with the mask features. The matcher needs it at random
-points, and sampling is linear: sample(embed . features) = embed . sample(features), one sampling
-for all queries and decoder outputs. The mask loss needs whole masks of the matched queries only,
-and only these carry a gradient.
+points, and sampling is linear: sample(embed . features) = embed . sample(features). One sampling
+thus serves all queries and decoder outputs. The mask loss needs whole masks, but of the matched
+queries only, and only these carry a gradient.
 
-Outputs of a decoder share operations, as many as `outputs_at_once` says: for a GPU, which waits for
-the host to launch small operations, all of them; on a CPU as many as stay in its cache.
+Several outputs of a decoder share operations; `outputs_at_once` decides how many. On a GPU these
+are as many as memory allows, because the GPU would wait for the host to launch small operations. On
+a CPU these are as many as stay in its cache.
 
 Shapes: O outputs of a decoder, B images, Q queries, D channels, P points, h x w mask resolution.
 """
@@ -24,35 +25,38 @@ from panoptic_ext.modeling.transformer_decoder.outputs import Predictions, Query
 
 __all__ = ["masks_at_points", "matched_masks", "outputs_at_once"]
 
-# Values of a tensor that several outputs share: on a CPU larger ones cost more by touching new
-# memory than they save, elsewhere they would cost memory.
-_CPU_VALUES = 2**20
-_OTHER_VALUES = 2**25
+# Greatest number of values in a tensor that several outputs share. On a CPU, touching the memory of
+# a larger tensor takes more time than sharing saves. On a GPU the limit bounds the memory.
+_MAX_SHARED_VALUES_CPU = 2**20
+_MAX_SHARED_VALUES_GPU = 2**25
 
 
 def outputs_at_once(count: int, values: int, device: torch.device) -> list[slice]:
-    """Consecutive outputs of a decoder whose losses or costs are computed together.
+    """Split the outputs of a decoder into runs whose losses or costs are computed together.
 
     Args:
         count: O.
-        values: of the largest tensor that one of them needs.
-        device: where.
+        values: number of values in the largest tensor that one output needs.
+        device: where the tensors are.
+
+    Returns:
+        Consecutive slices of range(O).
     """
-    most = _CPU_VALUES if device.type == "cpu" else _OTHER_VALUES
-    length = min(max(most // max(values, 1), 1), count)
+    limit = _MAX_SHARED_VALUES_CPU if device.type == "cpu" else _MAX_SHARED_VALUES_GPU
+    length = min(max(limit // max(values, 1), 1), count)
     return [slice(i, min(i + length, count)) for i in range(0, count, length)]
 
 
 def masks_at_points(outputs: Sequence[Predictions], image: int, points: Tensor) -> list[Tensor]:
-    """Mask logits of one image at points common to its queries, without gradient.
+    """Compute mask logits of one image at points common to its queries, without gradient.
 
     Args:
         outputs: of a decoder; their masks are all tensors, or all `QueryMasks`.
         image: which one of the batch.
-        points: (1, P, 2) for all outputs, or (O, P, 2), for each its own; see `points`.
+        points: (1, P, 2), common to all outputs, or (O, P, 2), of each output; see `points`.
 
     Returns:
-        (o, Q, P) float32, the outputs in order, o of them as `outputs_at_once` joins them.
+        Tensors (o, Q, P) float32, each of o consecutive outputs; `outputs_at_once` decides o.
     """
     draws, count = points.shape[:2]
     products, dense = _masks_of(outputs)
@@ -71,9 +75,9 @@ def masks_at_points(outputs: Sequence[Predictions], image: int, points: Tensor) 
 
 def _masks_of(outputs: Sequence[Predictions]) -> tuple[list[QueryMasks], list[Tensor]]:
     """Masks of each output: all in the first list, or all in the second one."""
-    masks = [output.pred_masks for output in outputs]
-    products = [each for each in masks if isinstance(each, QueryMasks)]
-    dense = [each for each in masks if isinstance(each, Tensor)]
+    all_masks = [output.pred_masks for output in outputs]
+    products = [masks for masks in all_masks if isinstance(masks, QueryMasks)]
+    dense = [masks for masks in all_masks if isinstance(masks, Tensor)]
     if products and dense:
         raise TypeError("some masks of a decoder are tensors and some QueryMasks; give one kind")
     return products, dense
@@ -88,18 +92,18 @@ def _sampled_rows(features: Tensor, points: Tensor) -> Tensor:
 def _at_rows(embed: Tensor, rows: Tensor) -> Tensor:
     """(o, Q, D) embeddings with (1 or o, P, D) sampled features -> (o, Q, P)."""
     if len(rows) == 1:
-        every = linear(rows[0].contiguous(), embed.flatten(0, 1)).t()
-        return every.unflatten(0, embed.shape[:2])
+        logits = linear(rows[0].contiguous(), embed.flatten(0, 1)).t()
+        return logits.unflatten(0, embed.shape[:2])
     return embed @ rows.mT
 
 
 def matched_masks(outputs: Sequence[Predictions], rows: Sequence[Tensor]) -> list[Tensor]:
-    """Masks of the matched queries, with gradient.
+    """Compute the masks of the matched queries, with gradient.
 
     Args:
         outputs: as in `masks_at_points`.
-        rows: of each image (O * M,) int64 on the masks' device, output after output: places of its
-            matched queries in (O, B, Q).
+        rows: of each image (O * M,) int64 on the masks' device, output after output: flat indices
+            of its matched queries in (O, B, Q).
 
     Returns:
         For each image (O * M, h, w) float32 logits in the order of `rows`.
@@ -109,29 +113,37 @@ def matched_masks(outputs: Sequence[Predictions], rows: Sequence[Tensor]) -> lis
         return _rows_of_dense(dense, rows)
     embeds = torch.stack([masks.embed for masks in products]).flatten(0, 2)
     # One product for all outputs: the gradient of the features is then one map of D channels, not
-    # a sum of as many as there are outputs.
+    # a sum of O such maps.
     return [
         _product(embeds.index_select(0, chosen), features).float()
         for chosen, features in zip(rows, products[0].features.split(1), strict=True)
     ]
 
 
-def _rows_of_dense(every: Sequence[Tensor], rows: Sequence[Tensor]) -> list[Tensor]:
-    """As `matched_masks`, of (B, Q, h, w) masks, whose gradients are as large: one an output."""
-    size = every[0].shape[0] * every[0].shape[1]
-    by_output = [own.view(len(every), -1) for own in rows]
-    picked = [
+def _rows_of_dense(dense: Sequence[Tensor], rows: Sequence[Tensor]) -> list[Tensor]:
+    """As `matched_masks`, for the (B, Q, h, w) masks of each output."""
+    queries_per_output = dense[0].shape[0] * dense[0].shape[1]
+    rows_by_output = [of_image.view(len(dense), -1) for of_image in rows]
+    # One selection for each output, not one for each image: the gradient of a selection is as large
+    # as all masks of the output.
+    selected = [
         masks.flatten(0, 1)
-        .index_select(0, torch.cat([own[number] for own in by_output]) - number * size)
-        .split([own.shape[1] for own in by_output])
-        for number, masks in enumerate(every)
+        .index_select(
+            0,
+            torch.cat([of_image[number] for of_image in rows_by_output])
+            - number * queries_per_output,
+        )
+        .split([of_image.shape[1] for of_image in rows_by_output])
+        for number, masks in enumerate(dense)
     ]
-    return [torch.cat(of_image).float() for of_image in zip(*picked, strict=True)]
+    return [torch.cat(of_image).float() for of_image in zip(*selected, strict=True)]
 
 
 def _product(embed: Tensor, features: Tensor) -> Tensor:
-    """(M, D) with (1, D, h, w) -> (M, h, w); a convolution cannot have no output channel."""
-    features = features.to(embed.dtype)  # autocast, which would do so, is off in the loss
+    """(M, D) embeddings with (1, D, h, w) features -> (M, h, w)."""
+    # Autocast would convert the features, but it is off in the loss.
+    features = features.to(embed.dtype)
+    # A convolution cannot have 0 output channels.
     if len(embed) == 0:
         return (embed @ features[0].flatten(1)).view(0, *features.shape[-2:])
     return mask_logits(embed[None], features)[0]

@@ -26,16 +26,16 @@ __all__ = ["IdMapTargets", "MaskTargets", "PlaneTargets", "build_mask_targets"]
 class MaskTargets(ABC):
     """The objects of one image: their classes and masks, at the size of the padded batch.
 
-    Matcher and criterion know this interface alone. `IdMapTargets` holds disjoint masks as one map
-    of ids, `PlaneTargets` masks that may overlap as a plane each. Another form has to implement
-    what is abstract here; everything else is derived from it.
+    Matcher and criterion use this interface alone. `IdMapTargets` holds disjoint masks as one map
+    of ids. `PlaneTargets` holds masks that may overlap, as a plane each. Another form has to
+    implement the abstract methods; all other methods use these.
 
     Attributes:
         labels: (N,) int64, the model's class of each target.
         pixels: the masks in the form of the class, (..., H, W), 0 for void; on the labels' device.
         image: what errors call the image, such as its file name.
-        isthing: (N,) bool on the CPU, so that asking does not wait for the device; None where
-            nobody asks.
+        isthing: (N,) bool on the CPU, so that reading it does not wait for the device; None if
+            `things` is never called.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class MaskTargets(ABC):
 
     @abstractmethod
     def covers(self, points: Tensor) -> Tensor:
-        """Which targets the pixel of each point belongs to.
+        """Find the targets that the pixel of each point belongs to.
 
         Args:
             points: (P, 2) float, x and y in [0, 1).
@@ -118,8 +118,8 @@ class MaskTargets(ABC):
 
     @abstractmethod
     def _extent(self, axis: int) -> Tensor:
-        """First position and one past the last of each target along an axis (-1 columns, -2 rows),
-        in pixels: (2, N) float32. For a target without pixels the second is not above the first."""
+        """First pixel of each target along an axis (-1 columns, -2 rows), and one past its last:
+        (2, N) float32. For a target without pixels the second is not above the first."""
 
     def padded(self, size: tuple[int, int], device: torch.device) -> MaskTargets:
         """The same targets on `device`, with void to the right and below up to `size` (H, W)."""
@@ -175,7 +175,7 @@ class MaskTargets(ABC):
 class IdMapTargets(MaskTargets):
     """Disjoint targets as one id map.
 
-    Its cost does not grow with N: an image of hundreds of segments needs no plane for each.
+    Its memory does not grow with N: an image of hundreds of segments needs one plane in all.
 
     `pixels` is the map, (H, W) int32: 0 for void and i for target i - 1.
     """
@@ -202,8 +202,8 @@ class IdMapTargets(MaskTargets):
         count, num_points = len(self), len(points)
         indices, weights = pixel_corners(points, *self.id_map.shape)
         ids = self.id_map.reshape(-1)[indices].long()
-        # A corner of a point lies in one target: its weight is added there, and the other targets
-        # stay 0. Row 0 collects the void and is left out.
+        # A corner of a point lies in one target at most. Its weight is added there, and the other
+        # targets stay 0. Row 0 collects the weights of void and is left out.
         sampled = points.new_zeros((count + 1) * num_points)
         columns = torch.arange(num_points, device=points.device)
         for corner_ids, corner_weights in zip(ids, weights, strict=True):
@@ -220,13 +220,13 @@ class IdMapTargets(MaskTargets):
 
     def _extent(self, axis: int) -> Tensor:
         size = self.id_map.shape[axis]
-        place = torch.arange(size, dtype=torch.float32, device=self.id_map.device)
-        place = place if axis == -1 else place[:, None]
+        pixel = torch.arange(size, dtype=torch.float32, device=self.id_map.device)
+        pixel = pixel if axis == -1 else pixel[:, None]
         ids = self.id_map.reshape(-1).long()
-        place = place.expand(self.id_map.shape).reshape(-1)
-        first = place.new_full((len(self) + 1,), size).scatter_reduce(0, ids, place, "amin")
-        last = place.new_zeros(len(self) + 1).scatter_reduce(0, ids, place + 1, "amax")
-        return torch.stack((first[1:], last[1:]))
+        pixel = pixel.expand(self.id_map.shape).reshape(-1)
+        first = pixel.new_full((len(self) + 1,), size).scatter_reduce(0, ids, pixel, "amin")
+        end = pixel.new_zeros(len(self) + 1).scatter_reduce(0, ids, pixel + 1, "amax")
+        return torch.stack((first[1:], end[1:]))
 
 
 class PlaneTargets(MaskTargets):
@@ -263,7 +263,7 @@ class PlaneTargets(MaskTargets):
 
     def owner_map(self, size: tuple[int, int]) -> Tensor:
         cells = self._nearest_pixels(size)
-        # The first mask has the largest number, so that the maximum of a cell is its first mask.
+        # The first mask has the largest number, so that the maximum in a cell is its first mask.
         first = torch.arange(len(self), 0, -1, device=cells.device)[:, None, None] * cells
         best = first.amax(0) if len(self) else first.sum(0)
         return torch.where(best > 0, len(self) + 1 - best, 0).long()
@@ -284,10 +284,10 @@ class PlaneTargets(MaskTargets):
 
     def _extent(self, axis: int) -> Tensor:
         size = self.masks.shape[axis]
-        place = torch.arange(size, dtype=torch.float32, device=self.masks.device)
-        hit = self.masks.any(-2 if axis == -1 else -1)
-        first = torch.where(hit, place, size).amin(1)
-        return torch.stack((first, torch.where(hit, place + 1, 0).amax(1)))
+        pixel = torch.arange(size, dtype=torch.float32, device=self.masks.device)
+        occupied = self.masks.any(-2 if axis == -1 else -1)
+        first = torch.where(occupied, pixel, size).amin(1)
+        return torch.stack((first, torch.where(occupied, pixel + 1, 0).amax(1)))
 
 
 def build_mask_targets(
@@ -299,7 +299,7 @@ def build_mask_targets(
     class_index: Tensor,
     ignore_value: int = 255,
 ) -> MaskTargets:
-    """What the queries of one image have to find. Nothing of `inputs` is changed.
+    """Build the targets that the queries of one image have to find. `inputs` are not changed.
 
     Args:
         inputs: of one image, "panoptic_ids" ((h, w) int, 0 void, i is row i - 1) and "segments"
@@ -309,7 +309,7 @@ def build_mask_targets(
         task: "panoptic": every segment; "instance": every thing; "semantic": every class present,
             its segments joined. Crowd segments are void in the first two.
         padded_size: H, W.
-        device: where the targets shall be.
+        device: of the targets.
         class_index: (K,) int64 on the CPU, the model's class of each class of the data set; -1
             where it has none, and such segments are left out.
         ignore_value: void in "sem_seg".
@@ -355,7 +355,8 @@ def _from_segments(
 def _from_instances(instances: Instances, class_index: Tensor, name: str) -> MaskTargets:
     classes, keep = _model_classes(instances.gt_classes, class_index, name)
     masks = instances.gt_masks
-    if hasattr(masks, "id_map"):  # the mapper's IdMapMasks: the room `data` is not imported here
+    # The mapper's IdMapMasks are recognised by their attribute: modeling never imports data.
+    if hasattr(masks, "id_map"):
         table = torch.zeros(int(masks.id_map.max()) + 1, dtype=torch.int32)
         inside = keep & (masks.ids < len(table))
         table[masks.ids[inside].long()] = torch.cumsum(keep, 0)[inside].to(torch.int32)
@@ -369,16 +370,16 @@ def _from_instances(instances: Instances, class_index: Tensor, name: str) -> Mas
 def _from_sem_seg(
     sem_seg: Tensor, class_index: Tensor, ignore_value: int, name: str
 ) -> MaskTargets:
-    found, inverse = sem_seg.long().unique(return_inverse=True)
-    valid = found != ignore_value
-    classes, keep = _model_classes(torch.where(valid, found, 0), class_index, name)
-    keep = keep & valid
+    values, inverse = sem_seg.long().unique(return_inverse=True)
+    is_class = values != ignore_value
+    classes, keep = _model_classes(torch.where(is_class, values, 0), class_index, name)
+    keep = keep & is_class
     table = torch.cumsum(keep, 0) * keep
     return IdMapTargets(classes[keep], table[inverse].to(torch.int32), name)
 
 
 def _model_classes(classes: Tensor, class_index: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Classes of the data set -> the model's, and which of them it has."""
+    """Classes of the data set -> classes of the model, and which of them the model has."""
     wrong = classes[(classes < 0) | (classes >= len(class_index))]
     if len(wrong):
         raise DatasetError(

@@ -21,7 +21,7 @@ __all__ = [
 TRANSFORMER_DECODER_REGISTRY = Registry("PANOPTIC_EXT_TRANSFORMER_DECODER")
 TRANSFORMER_DECODER_REGISTRY.__doc__ = """
 Transformer decoders by the name in MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME. A registered class
-derives from `TransformerDecoder`, which says how it is called; it returns a `DecoderOutputs`.
+derives from `TransformerDecoder`, which documents how it is called, and returns `DecoderOutputs`.
 """
 
 
@@ -32,18 +32,21 @@ class TransformerDecoder(nn.Module):
     `in_channels` are the channels of each of the multi-scale features; Detectron2's `configurable`
     with `from_config(cls, cfg, in_channels)` keeps the config out of its constructor.
 
-    A subclass overrides `forward`, and the attributes below where their defaults are not true.
+    A subclass overrides `forward`, and those attributes below whose defaults do not hold for it.
     """
 
     places_queries: ClassVar[bool] = False
-    """Whether queries are for things alone and begin at places in the image. The outputs then have
-    `semantic_logits` and `places`; `PlacedCriterion` trains the decoder, and stuff and semantic
-    segmentation come from the semantic map."""
+    """Whether queries predict things alone and begin at places in the image.
+
+    The outputs then have `semantic_logits` and `places`. `PlacedCriterion` trains the decoder.
+    Stuff and semantic segmentation come from the semantic map."""
 
     @property
     def leaves_parameters_unused(self) -> bool:
-        """Whether a training step may give some parameter no gradient: several workers then have
-        to search for such parameters (`find_unused_parameters` of DistributedDataParallel)."""
+        """Whether a training step may leave some parameter without a gradient.
+
+        Several workers then have to search for such parameters (`find_unused_parameters` of
+        DistributedDataParallel)."""
         return False
 
     def forward(
@@ -54,12 +57,12 @@ class TransformerDecoder(nn.Module):
             multi_scale_features: of the pixel decoder, three (B, in_channels, h_l, w_l), from
                 coarse to fine.
             mask_features: (B, mask_dim, h, w) at the mask resolution.
-            aux: also give the predictions before the last layer.
+            aux: also return the predictions before the last layer.
 
         Returns:
-            The outputs. Masks that are a product with features shall be `QueryMasks`: the loss
-            then computes the part it needs. A dict of the published code is accepted, too, see
-            `DecoderOutputs.of`.
+            The outputs. Masks that are a product with features should be `QueryMasks`: the loss
+            then computes only the part that it needs. A dict as in the published code is accepted,
+            too, see `DecoderOutputs.of`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no forward; see TransformerDecoder")
 

@@ -46,13 +46,14 @@ class Attention(nn.Module):
         """
         Args:
             query: (B, Q, C).
-            key, value: (B, S, C). The same tensor as `query` is projected in one go with it.
-            attend: bool, broadcastable to (B, M, Q, S), True where a query may look at a key;
+            key, value: (B, S, C).
+            attend: bool, broadcastable to (B, M, Q, S), True where a query may attend to a key;
                 each row must hold a True.
 
         Returns:
             (B, Q, C).
         """
+        # Self-attention: query and key are the same tensor, so that one product projects both.
         if query is key:
             weight, bias = self.in_proj_weight, self.in_proj_bias
             dim = query.shape[-1]
@@ -86,7 +87,7 @@ class _ResidualLayer(nn.Module):
 
 
 class CrossAttentionLayer(_ResidualLayer):
-    """Queries look at the pixels that their masks of the layer before allow."""
+    """Masked attention: queries attend to the pixels in their masks of the previous layer."""
 
     def __init__(self, dim: int, num_heads: int, dropout: float, pre_norm: bool) -> None:
         super().__init__()
@@ -101,18 +102,18 @@ class CrossAttentionLayer(_ResidualLayer):
             x: (B, Q, C), the queries.
             query_embed: (B, Q, C) or (1, Q, C), added to them for the attention weights only.
             key, value: (B, S, C).
-            attend: (B, 1, Q, S) bool, True where a query may look.
+            attend: (B, 1, Q, S) bool, True where a query may attend to a key.
 
         Returns:
             (B, Q, C).
         """
-        inside = self.norm(x) if self.pre_norm else x
-        x = x + self.dropout(self.multihead_attn(inside + query_embed, key, value, attend))
+        queries = self.norm(x) if self.pre_norm else x
+        x = x + self.dropout(self.multihead_attn(queries + query_embed, key, value, attend))
         return x if self.pre_norm else self.norm(x)
 
 
 class SelfAttentionLayer(_ResidualLayer):
-    """Queries look at one another."""
+    """Queries attend to one another."""
 
     def __init__(self, dim: int, num_heads: int, dropout: float, pre_norm: bool) -> None:
         super().__init__()
@@ -121,9 +122,10 @@ class SelfAttentionLayer(_ResidualLayer):
 
     def forward(self, x: Tensor, query_embed: Tensor) -> Tensor:
         """(B, Q, C) queries and their (B or 1, Q, C) embedding -> (B, Q, C)."""
-        inside = self.norm(x) if self.pre_norm else x
-        placed = inside + query_embed
-        x = x + self.dropout(self.self_attn(placed, placed, inside))
+        value = self.norm(x) if self.pre_norm else x
+        # As in DETR, the embedding counts in the attention weights only, not in the values.
+        query = value + query_embed
+        x = x + self.dropout(self.self_attn(query, query, value))
         return x if self.pre_norm else self.norm(x)
 
 
@@ -140,10 +142,9 @@ class FeedForwardLayer(_ResidualLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, Q, C) -> (B, Q, C)."""
-        inside = self.norm(x) if self.pre_norm else x
-        hidden = linear(inside, self.linear1.weight, self.linear1.bias, relu=True)
-        inside = self.linear2(self.dropout(hidden))
-        x = x + self.dropout(inside)
+        queries = self.norm(x) if self.pre_norm else x
+        hidden = linear(queries, self.linear1.weight, self.linear1.bias, relu=True)
+        x = x + self.dropout(self.linear2(self.dropout(hidden)))
         return x if self.pre_norm else self.norm(x)
 
 

@@ -5,7 +5,8 @@ S_l = h_l * w_l pixels of level l; levels run from coarse to fine.
 
 A layer's attention mask needs the mask logits only at the resolution of its level. Resizing is
 linear in the channels, so resize(embed . features) = embed . resize(features): the features are
-resized once for each level. Full mask logits are left to who needs them, see `QueryMasks`.
+resized once for each level. Full mask logits are computed only by code that needs them, see
+`QueryMasks`.
 """
 
 from __future__ import annotations
@@ -46,14 +47,16 @@ NUM_LEVELS = 3
 
 
 def attention_mask(mask_logits: Tensor) -> Tensor:
-    """Where each query may look: where its mask is on, or everywhere if it is on nowhere.
+    """Mark the pixels that each query may attend to: those in its mask, or all if it has none.
 
     Args:
         mask_logits: (B, Q, h, w) at the resolution of a level.
 
     Returns:
-        (B, 1, Q, h * w) bool, without gradient; sigmoid(x) >= 0.5 is x >= 0.
+        (B, 1, Q, h * w) bool, True where a query may attend to a pixel; without gradient.
     """
+    # The paper thresholds the mask's probability at 0.5 (equation 3): sigmoid(x) >= 0.5 is x >= 0.
+    # A query whose mask is empty may attend to everything, because a softmax over no key is NaN.
     blocked = mask_logits.detach().flatten(2) < 0
     blocked = blocked & ~blocked.all(dim=-1, keepdim=True)
     return ~blocked[:, None]
@@ -67,14 +70,14 @@ def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 @dataclass
 class Queries:
-    """Queries before the first layer, and what their masks are made of.
+    """Queries before the first layer, and the features that their masks are products with.
 
     Attributes:
         features: (B, Q, C).
-        embed: (B or 1, Q, C), added to them in attention.
-        mask_features: (B, D, h, w).
-        boxes: (B, Q, 4), where they have a place in the image; else None.
-        semantic_logits, places: of `DecoderOutputs`.
+        embed: (B or 1, Q, C), added to `features` in attention.
+        mask_features: (B, D, h, w), D channels of a query's mask embedding.
+        boxes: (B, Q, 4), the boxes that placed queries begin with; None for learned queries.
+        semantic_logits, places: copied to `DecoderOutputs`.
     """
 
     features: Tensor
@@ -87,7 +90,7 @@ class Queries:
 
 @TRANSFORMER_DECODER_REGISTRY.register()
 class MultiScaleMaskedTransformerDecoder(TransformerDecoder):
-    """Queries refined by masked attention to three levels in turn, and their classes and masks."""
+    """Refine queries by masked attention to three levels in turn, and predict from each."""
 
     _version = 2  # of the names in a checkpoint, see PanopticExtMaskFormerHead
 
@@ -179,7 +182,7 @@ class MultiScaleMaskedTransformerDecoder(TransformerDecoder):
 
     @property
     def leaves_parameters_unused(self) -> bool:
-        """Each layer looks at one level: with fewer layers than levels some level has no reader."""
+        """Each layer attends to one level: with fewer layers than levels some level is unused."""
         return self.num_layers < NUM_LEVELS
 
     def forward(
@@ -202,6 +205,8 @@ class MultiScaleMaskedTransformerDecoder(TransformerDecoder):
             embed = self.decoder_norm(x)
             if aux:
                 aux_outputs.append(self._predict(embed, queries))
+            # The attention mask has no gradient: the published code detaches it. The mask embedding
+            # is therefore computed a second time, outside of the graph.
             with torch.no_grad():
                 logits = QueryMasks(self._mask_embed(embed, queries), resized[level]).dense()
             x = self._run_layer(i, x, query_embed, *memory[level], attention_mask(logits))
@@ -215,13 +220,15 @@ class MultiScaleMaskedTransformerDecoder(TransformerDecoder):
         )
 
     def _first_queries(self, mask_features: Tensor) -> Queries:
-        """What enters the first layer; a subclass may find it in the image."""
+        """Learned queries, which enter the first layer. A subclass may place them by the image."""
         features = self.query_feat.weight[None].expand(mask_features.shape[0], -1, -1)
         return Queries(features, self.query_embed.weight[None], mask_features)
 
     def _mask_embed(self, x: Tensor, queries: Queries) -> Tensor:
-        """(B, Q, C) normalised queries -> (B, Q, D), whose product with `queries.mask_features`
-        (B, D, h, w) the masks are."""
+        """(B, Q, C) normalised queries -> (B, Q, D) mask embeddings.
+
+        The masks are the product of these with `queries.mask_features` (B, D, h, w).
+        """
         return self.mask_embed(x)
 
     def _keys_and_values(self, level: int, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -235,6 +242,9 @@ class MultiScaleMaskedTransformerDecoder(TransformerDecoder):
 
     def _predict(self, x: Tensor, queries: Queries) -> Predictions:
         """Classes and masks of (B, Q, C) normalised queries."""
+        # The order of the calls has to stay: class_embed, then mask_embed. Autograd adds gradients
+        # in the reverse order (`x` has three of them where queries are placed: window_embed), and
+        # another order changes the last bit of the sum, and with it every later training step.
         logits = self.class_embed(x)
         return Predictions(logits, QueryMasks(self._mask_embed(x, queries), queries.mask_features))
 
@@ -252,6 +262,7 @@ class MultiScaleMaskedTransformerDecoder(TransformerDecoder):
 
     @staticmethod
     def _projection(in_channels: int, dim: int, enforce: bool) -> nn.Module:
+        # As in the published code: without a projection an empty module keeps the level's index.
         if in_channels == dim and not enforce:
             return nn.Sequential()
         projection = nn.Conv2d(in_channels, dim, kernel_size=1)
@@ -268,5 +279,6 @@ class MultiScaleMaskedTransformerDecoder(TransformerDecoder):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
+        # The checkpointer has adapted the names already; a plain load_state_dict has not.
         self.adapt_state_dict(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""What a transformer decoder gives: classes, masks, and what decoders with placed queries add.
+"""Outputs of a transformer decoder: classes, masks, and the additions of placed queries.
 
 Shapes: B images, Q queries, K classes, D channels of mask_features, h x w mask resolution.
 """
@@ -19,20 +19,21 @@ __all__ = ["DecoderOutputs", "Places", "Predictions", "QueryMasks", "mask_logits
 def mask_logits(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
     """Dot product of (B, Q, D) embeddings with (B, D, h, w) features -> (B, Q, h, w)."""
     if mask_features.device.type == "cpu" and not torch.compiler.is_compiling():
-        # A 1x1 convolution of each image by its embeddings; see `modeling.layers.linear`. Split
-        # keeps the layout of the features, so that they are not copied.
-        each = [
+        # A 1x1 convolution whose weights are the embeddings is the same product, and faster on some
+        # processors, see `modeling.layers.linear`. `split` keeps the memory layout of the features,
+        # so that they are not copied.
+        logits = [
             F.conv2d(features, embed[:, :, None, None])
             for features, embed in zip(mask_features.split(1), mask_embed, strict=True)
         ]
-        return (each[0] if len(each) == 1 else torch.cat(each)).contiguous()
+        return (logits[0] if len(logits) == 1 else torch.cat(logits)).contiguous()
     return torch.bmm(mask_embed, mask_features.flatten(2)).unflatten(-1, mask_features.shape[-2:])
 
 
 class QueryMasks:
-    """(B, Q, h, w) mask logits that are not computed yet: embeddings and what they multiply.
+    """(B, Q, h, w) mask logits that are not computed yet: the embeddings and features behind them.
 
-    A loss that looks at a few points of a mask, or at few masks, computes no more than these.
+    A loss that needs a few points of each mask, or a few masks, computes only these.
 
     Attributes:
         embed: (B, Q, D).
@@ -49,10 +50,9 @@ class QueryMasks:
         return self.features.device
 
     def dense(self) -> Tensor:
-        """All of them, (B, Q, h, w) of the embeddings' dtype.
-
-        Also under autocast, which decides the embeddings' dtype: float32 ones stay so.
-        """
+        """Compute all masks, (B, Q, h, w) of the embeddings' dtype."""
+        # Autocast is off, because it would round float32 embeddings, which placed queries need. It
+        # has decided the dtype of all other embeddings before.
         with torch.autocast(self.device.type, enabled=False):
             return mask_logits(self.embed, self.features.to(self.embed.dtype))
 
@@ -77,13 +77,13 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Places:
-    """Where queries are that begin at the centres of things, and the maps they were found in.
+    """Places of queries that begin at the centres of things, and the maps that they are read from.
 
     Attributes:
         points: (B, Q, 2) float32, x and y of each query in [0, 1] of the padded image.
         centre_logits: (B, 1, h, w) float32, high at the centre of a thing.
-        boxes: (B, 4, h, w) float32, of the thing that each cell lies in: middle x and y and half
-            width and height, in shares of the padded image.
+        boxes: (B, 4, h, w) float32, the predicted box of the thing that each cell lies in: middle x
+            and y, half width and half height, in shares of the padded image.
     """
 
     points: Tensor
@@ -95,18 +95,19 @@ class Places:
 class DecoderOutputs(Predictions):
     """The outputs of a transformer decoder; `pred_logits` and `pred_masks` are the final ones.
 
-    The tensors have the dtype that the decoder computed in, float32 or under autocast the half
-    type. The masks of all predictions are tensors, or all of them `QueryMasks`, and of one size.
+    The tensors have the dtype that the decoder computed in: float32, or under autocast the half
+    type. The masks of all predictions are tensors, or all of them are `QueryMasks`. They have one
+    size.
 
     Attributes:
-        aux_outputs: the predictions before the last layer, first layer first; empty where the
-            caller asked for none. Read by the criterion (deep supervision).
+        aux_outputs: the predictions before the last layer, first layer first; empty if the caller
+            asked for none. The criterion reads them (deep supervision).
         semantic_logits: (B, K, h', w') float32, the class of every pixel; None unless the decoder
-            `places_queries`. Read by `PlacedCriterion`, and by inference, which finds stuff there.
-        places: of the queries; None unless the decoder `places_queries`. Read by
-            `PlacedCriterion`.
-        mask_features: (B, D', h, w) of the pixel decoder. Filled in by the head, not by the
-            decoder; read by the auxiliary semantic loss of the model.
+            `places_queries`. `PlacedCriterion` reads them, and inference takes stuff from them.
+        places: of the queries; None unless the decoder `places_queries`. `PlacedCriterion` reads
+            them.
+        mask_features: (B, D', h, w) of the pixel decoder. The head fills them in, not the decoder.
+            The auxiliary semantic loss of the model reads them.
     """
 
     aux_outputs: tuple[Predictions, ...] = ()
@@ -121,14 +122,14 @@ class DecoderOutputs(Predictions):
 
     @classmethod
     def of(cls, outputs: DecoderOutputs | Mapping[str, Any]) -> DecoderOutputs:
-        """Outputs as they are, or made from a dict of the published code.
+        """Return `DecoderOutputs` as they are, and convert a dict as in the published code.
 
         Args:
             outputs: if a dict, of "pred_logits", "pred_masks" and perhaps "aux_outputs", a list of
                 dicts of the first two.
 
         Raises:
-            TypeError: neither of the two, or a dict of other keys.
+            TypeError: `outputs` are neither of the two, or a dict with other keys.
         """
         if isinstance(outputs, cls):
             return outputs
@@ -137,10 +138,10 @@ class DecoderOutputs(Predictions):
         if not isinstance(outputs, Mapping) or not (
             keys <= set(outputs) <= keys | {"aux_outputs"} and all(set(x) == keys for x in layers)
         ):
-            what = sorted(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
+            returned = sorted(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
             raise TypeError(
-                f"the transformer decoder returned {what}; expected DecoderOutputs, or a dict of "
-                "pred_logits, pred_masks and aux_outputs, a list of dicts of the first two"
+                f"the transformer decoder returned {returned}; expected DecoderOutputs, or a dict "
+                "of pred_logits, pred_masks and aux_outputs, a list of dicts of the first two"
             )
         aux_outputs = tuple(Predictions(**layer) for layer in layers)
         return cls(outputs["pred_logits"], outputs["pred_masks"], aux_outputs)

@@ -1,19 +1,20 @@
 """Queries that begin at places of the image instead of Mask2Former's learned ones.
 
-Learned queries have to agree during training on who takes which object. Short trainings on few
-images do not get there: on objects of one class every query's mask covers all of them. A placed
-query starts at a peak of a learned map of object centres, with the feature found there (as in
-FastInst, He et al., CVPR 2023, and Mask DINO, Li et al., CVPR 2023), and its mask carries a window
-around the place: a paraboloid added to the mask logits, as large as the box that is learned with
-the centres (CenterNet, Zhou et al., 2019) and corrected by every layer. CondInst (Tian et al., ECCV
-2020) has relative coordinates for the same purpose.
+Learned queries have to specialise during training, so that each object is predicted by one query.
+Short trainings on few images do not achieve this: where all objects have one class, the mask of
+every query covers all objects. A placed query starts at a peak of a learned map of object centres,
+with the feature of that pixel (as in FastInst, He et al., CVPR 2023, and Mask DINO, Li et al., CVPR
+2023). Its mask has a window around the place: a paraboloid that is added to the mask logits. The
+window is as large as the box that is learned with the centres (CenterNet, Zhou et al., 2019), and
+every layer corrects it. CondInst (Tian et al., ECCV 2020) uses relative coordinates for the same
+purpose.
 
-The paraboloid is a polynomial in the pixel's position, thus the product of five coefficients of the
-query with five maps. These are further channels of embedding and features, so that masks stay
+The paraboloid is a polynomial in the pixel's position, and thus the product of five coefficients of
+the query with five maps. These are further channels of embedding and features, so that masks stay
 products (`QueryMasks`).
 
-Queries are for things. Stuff has at most one segment for each class and needs no query: it is read
-from the class of every pixel, as in Panoptic FPN (Kirillov et al., CVPR 2019).
+Queries predict things alone. Stuff has at most one segment for each class and needs no query: it is
+read from the class of every pixel, as in Panoptic FPN (Kirillov et al., CVPR 2019).
 
 Shapes: B images, Q queries, K classes, D channels of mask_features, C channels of a query, h x w
 mask resolution.
@@ -47,18 +48,18 @@ __all__ = [
     "window_coefficients",
 ]
 
-# The unit of coordinates and of half sides of boxes: so many cells of the mask resolution. The
-# polynomials of the windows then have coefficients of moderate size.
+# The unit of coordinates and of half sides of boxes, in cells of the mask resolution. In this unit
+# the polynomials of the windows have coefficients of moderate size.
 CELLS_PER_UNIT = 32
 INITIAL_HALF_SIDE = 0.2  # half the side of a box before training, units
-LEAST_HALF_SIDE, GREATEST_HALF_SIDE = 0.02, 50.0  # units; predicted ones are clamped to these
+LEAST_HALF_SIDE, GREATEST_HALF_SIDE = 0.02, 50.0  # units; predicted half sides are clamped to these
 # Radius of a window in half sides of its box: between the ellipses in the box (1) and around it
 # (the square root of 2).
 WINDOW_RADIUS = 1.2
 WINDOW_HEIGHT = 2.0  # logit in the middle of a window, which falls to 0 at its radius
 # A peak this close to the centre of a better peak's box (in half sides) is the same object.
 DUPLICATE_RADIUS = 1.0
-PEAKS_PER_QUERY = 2  # candidates, so that enough are left without duplicates
+PEAKS_PER_QUERY = 2  # candidates, so that enough remain after duplicates are discarded
 CENTRE_PRIOR = 0.05  # probability of a centre before training, as RetinaNet starts its classes
 
 
@@ -90,9 +91,9 @@ def window_coefficients(middle: Tensor, radius: Tensor) -> Tensor:
 
 
 def peaks(heat: Tensor, count: int) -> Tensor:
-    """The highest of the cells that none of their eight neighbours exceeds.
+    """Find the highest of the cells that none of their eight neighbours exceeds.
 
-    If there are fewer than `count`, the lowest of the other cells fill up the rest: high ones lie
+    If there are fewer than `count`, the lowest of the other cells fill up the rest. High cells lie
     next to a peak, and a query there would be a duplicate.
 
     Args:
@@ -104,22 +105,25 @@ def peaks(heat: Tensor, count: int) -> Tensor:
     """
     heat = heat.detach().float()
     is_peak = F.max_pool2d(heat, kernel_size=3, stride=1, padding=1) == heat
+    # Peaks get 1 to 2, all other cells -1 to 0. One selection then takes the peaks, highest first,
+    # before the other cells, lowest first.
     flat = torch.where(is_peak, 1 + heat.sigmoid(), -heat.sigmoid()).flatten(1)
     return flat.topk(min(count, flat.shape[1]), dim=1).indices
 
 
 def distinct_first(positions: Tensor, places: Tensor, boxes: Tensor, count: int) -> Tensor:
-    """The first positions that do not lie in the box of an earlier one.
+    """Choose the first positions that do not lie in the box of an earlier one.
 
     Large objects have several peaks. As in Fast NMS (YOLACT, Bolya et al., ICCV 2019) all pairs are
-    compared at once, so that a place which is ruled out may rule out others. If fewer than `count`
+    compared at once, so that a discarded place may still discard others. If fewer than `count`
     remain, duplicates fill up the rest, lowest ranked first.
 
     Args:
         positions: (B, N) int64, best first.
         places: (B, N, 2), where each of them is.
-        boxes: (B, N, 4), middle and half sides of the box of each, in the same unit. Within the
-            ellipse that fills it is in it: a neighbour may lie in its corner.
+        boxes: (B, N, 4), middle and half sides of the box of each, in the same unit. A place lies
+            in a box if it lies in the ellipse that fills the box, because another object may lie in
+            the box's corner.
         count: Q.
 
     Returns:
@@ -127,13 +131,15 @@ def distinct_first(positions: Tensor, places: Tensor, boxes: Tensor, count: int)
     """
     middle, half = boxes[:, :, None].chunk(2, dim=-1)
     inside = ((places[:, None] - middle) / half).square().sum(-1) < DUPLICATE_RADIUS**2
-    repeats = inside.triu(diagonal=1).any(dim=1)
-    place = torch.arange(positions.shape[1], device=positions.device)
-    rank = torch.where(repeats, 2 * len(place) - place, place)
+    is_duplicate = inside.triu(diagonal=1).any(dim=1)
+    order = torch.arange(positions.shape[1], device=positions.device)
+    # Duplicates rank N + 1 to 2N in reverse order, behind all others.
+    rank = torch.where(is_duplicate, 2 * len(order) - order, order)
     return positions.gather(1, rank.argsort(dim=1)[:, :count])
 
 
 def _bounded(growth: Tensor) -> Tensor:
+    """Clamp log(half side / INITIAL_HALF_SIDE) to the least and the greatest half side."""
     return growth.clamp(
         math.log(LEAST_HALF_SIDE / INITIAL_HALF_SIDE),
         math.log(GREATEST_HALF_SIDE / INITIAL_HALF_SIDE),
@@ -154,7 +160,7 @@ def _at(maps: Tensor, positions: Tensor) -> Tensor:
 
 @TRANSFORMER_DECODER_REGISTRY.register()
 class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
-    """The decoder of Mask2Former with queries at centres of things, and the class of every pixel.
+    """Mask2Former's decoder with queries at centres of things, and the class of every pixel.
 
     Its outputs have `semantic_logits` and `places`, see `DecoderOutputs`.
     """
@@ -168,6 +174,7 @@ class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
         num_queries: Q; no parameter depends on it, so that it may be changed for inference.
         kwargs: of `MultiScaleMaskedTransformerDecoder`.
         """
+        # The parent's learned queries are not used: places take their part.
         super().__init__(num_queries=1, **kwargs)
         del self.query_feat, self.query_embed
         dim, mask_dim = kwargs["hidden_dim"], kwargs["mask_dim"]
@@ -182,6 +189,8 @@ class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
         self.box_head = nn.Sequential(
             *_convolutions(mask_dim, 2), nn.Conv2d(mask_dim, 4, kernel_size=1)
         )
+        # Zeros: every cell begins with a box of INITIAL_HALF_SIDE around itself, and every window
+        # begins as its box.
         nn.init.zeros_(self.box_head[-1].weight)
         nn.init.zeros_(self.box_head[-1].bias)
         self.place_feat = nn.Sequential(nn.Linear(mask_dim, dim), nn.LayerNorm(dim))
@@ -211,13 +220,15 @@ class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
         return super().from_config(cfg, in_channels)
 
     def _first_queries(self, mask_features: Tensor) -> Queries:
+        """Queries at the peaks of the map of centres."""
         batch, _, height, width = mask_features.shape
         heat = self._heat(mask_features)
         shift, growth = self.box_head(mask_features).float().chunk(2, dim=1)
         maps = coordinate_maps(height, width, mask_features.device)
         middle = maps[1:3] + INITIAL_HALF_SIDE * shift
         side = INITIAL_HALF_SIDE * _bounded(growth).exp()
-        # Where a query begins is a choice without gradient: losses of their own teach the maps.
+        # The choice of places has no gradient. The maps are trained by losses of their own, see
+        # `PlacedCriterion`.
         box_map = torch.cat((middle, side), dim=1).detach()
         chosen = peaks(heat, PEAKS_PER_QUERY * self.num_queries)
         cells = maps[1:3].expand(batch, -1, -1, -1)
@@ -239,12 +250,13 @@ class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
         )
 
     def _heat(self, mask_features: Tensor) -> Tensor:
-        """(B, 1, h, w) logits of centres, computed in float32, because bfloat16 would round
-        neighbouring peaks to equal values."""
-        last = self.place_head[-1]
+        """(B, 1, h, w) float32 logits of centres."""
+        to_logits = self.place_head[-1]
         hidden = self.place_head[:-1](mask_features)
+        # In float32, because bfloat16 would round neighbouring cells to equal values, and all of
+        # them would be peaks.
         with torch.autocast(hidden.device.type, enabled=False):
-            return last(hidden.to(last.weight.dtype))
+            return to_logits(hidden.to(to_logits.weight.dtype))
 
     def _mask_embed(self, x: Tensor, queries: Queries) -> Tensor:
         assert queries.boxes is not None
@@ -253,6 +265,6 @@ class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
         shift, growth = self.window_embed(x).float().chunk(2, dim=-1)
         radius = WINDOW_RADIUS * side * _bounded(growth).exp()
         window = window_coefficients(middle + side * shift, radius)
-        # Far from the middle the terms of a window are large and nearly cancel: only in float32,
+        # Far from the middle, the terms of a window are large and nearly cancel. They need float32,
         # which `QueryMasks` keeps for the masks.
         return torch.cat((embed.float(), window), dim=-1)

@@ -101,7 +101,7 @@ def test_outputs_one_by_one_or_together_have_the_same_losses(monkeypatch, shared
     monkeypatch.setattr(torch, "rand", lambda *shape, **_: _spread(shape))
     results = []
     for values in (1, 2**30):
-        monkeypatch.setattr(query_masks, "_CPU_VALUES", values)
+        monkeypatch.setattr(query_masks, "_MAX_SHARED_VALUES_CPU", values)
         predictions, targets, leaves = make(3, 3)
         losses = make_criterion(shared_points=shared_points)(predictions, targets)
         sum(losses.values()).backward()

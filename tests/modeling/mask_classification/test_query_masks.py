@@ -92,7 +92,7 @@ def test_losses_and_gradients_are_those_of_dense_masks(batch, queries, size, out
 @pytest.mark.parametrize("values", [1, 2**20], ids=["one by one", "together"])
 @pytest.mark.parametrize("draws", [1, 2])
 def test_sampled_masks(monkeypatch, draws, values):
-    monkeypatch.setattr(query_masks, "_CPU_VALUES", values)
+    monkeypatch.setattr(query_masks, "_MAX_SHARED_VALUES_CPU", values)
     (dense, _), (lazy, _) = make(2, 5, (6, 8), 2, 3)
     points = torch.rand(draws, 30, 2)
     every = dense.predictions

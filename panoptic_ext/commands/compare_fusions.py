@@ -46,7 +46,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 class Sheet:
-    """Collects images evenly spread over a data set, and draws each fusion's result beside them."""
+    """Chooses images evenly over a data set and draws the result of each fusion beside them."""
 
     def __init__(self, dataset: str, num_images: int) -> None:
         self._dataset = dataset
@@ -56,7 +56,7 @@ class Sheet:
         self._rows: list[SheetRow] = []
 
     def add(self, inputs: dict[str, Any], results: dict[str, Any]) -> None:
-        """Keep the results of one image, fusion -> (panoptic_seg, segments_info), if it is one."""
+        """Keep {fusion: (panoptic_seg, segments_info)} of an image that is to be drawn."""
         record = self._records.get(inputs["image_id"])
         if record is None:
             return
@@ -77,7 +77,7 @@ class Sheet:
 
 
 def compare_run(run: str, args: argparse.Namespace, *, draw: bool) -> dict[str, dict[str, float]]:
-    """Results of one run's weights; its contact sheet if `draw`."""
+    """Results of `compare_fusions` on one run's weights; draws its contact sheet if `draw`."""
     cfg = load_run_cfg(run, args.opts, own_data=True)
     name, data = load_test_data(cfg)
     predictor = Predictor(cfg, weights=args.weights or find_weights(cfg, opts=args.opts))
@@ -90,8 +90,8 @@ def compare_run(run: str, args: argparse.Namespace, *, draw: bool) -> dict[str, 
         predictor,
         fusions,
         tqdm(data, total=len(data), desc=os.path.basename(os.path.normpath(run)), unit="image"),
-        evaluator=lambda: PanopticEvaluator(name),
-        seen=sheet.add if sheet else None,
+        make_evaluator=lambda: PanopticEvaluator(name),
+        on_image=sheet.add if sheet else None,
     )
     if sheet:
         sheet.draw(args.sheet, fusions)
@@ -101,7 +101,7 @@ def compare_run(run: str, args: argparse.Namespace, *, draw: bool) -> dict[str, 
 @command_main(parse_args, output=lambda args: args.sheet)
 def main(args: argparse.Namespace) -> int:
     """Compare and print; returns 0."""
-    with parsed_once():  # one data set for the evaluators of all fusions
+    with parsed_once():  # the evaluators of all fusions share one reading of the data set
         results = [
             compare_run(run, args, draw=bool(args.sheet) and number == 0)
             for number, run in enumerate(args.runs)

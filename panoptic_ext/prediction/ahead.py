@@ -1,4 +1,4 @@
-"""Batched prediction for work that asks for one image file after the other."""
+"""Predict in batches for a caller that asks for one image file after the other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 
 class PredictAhead(Generic[Result]):
-    """Called with one file after the other; predicts the next files in the same batch.
+    """Called with one file after the other; predicts the files that follow in the same batch.
 
     A file that cannot be read raises an error in its own call only. If a batch fails, each of its
     files is predicted alone.
@@ -36,12 +36,12 @@ class PredictAhead(Generic[Result]):
         Args:
             predictor: whose batches hold images of one size.
             paths: all files, in the order in which they will be asked for.
-            keep: maps the model's output to what is needed of it, so that the rest can be freed.
+            keep: maps the model's output to the part that is needed, so that the rest can be freed.
             batch_size: the most files that are read at once.
         """
         self._predictor, self._keep, self._batch_size = predictor, keep, batch_size
         self._paths = list(paths)
-        self._places = {path: place for place, path in enumerate(self._paths)}
+        self._positions = {path: position for position, path in enumerate(self._paths)}
         self._ready: dict[str, tuple[np.ndarray, Result]] = {}
 
     def __call__(self, path: str) -> tuple[np.ndarray, Result]:
@@ -49,7 +49,7 @@ class PredictAhead(Generic[Result]):
         if path in self._ready:
             return self._ready.pop(path)
         image = read_image(path, "RGB")
-        # Drop results that were never asked for: the caller passed over their files.
+        # The caller skipped the files of the results that are left: free them.
         self._ready.clear()
         batch = {path: image, **self._next_images(path)}
         if len(batch) > 1:
@@ -58,6 +58,7 @@ class PredictAhead(Generic[Result]):
                 return self._ready.pop(path)
             except (RuntimeError, ValueError, MemoryError):
                 # One bad image fails its whole batch, and a batch needs more memory than an image.
+                # Predicted alone, below, this file raises an error only if it is the bad one.
                 self._ready.clear()
         with explained_memory_errors(*image.shape[:2]):
             return image, self._keep(self._predictor(image[:, :, ::-1]))
@@ -70,9 +71,9 @@ class PredictAhead(Generic[Result]):
         return {path: (image, self._keep(output)) for (path, image), output in pairs}
 
     def _next_images(self, path: str) -> dict[str, np.ndarray]:
-        """The next files that can be read; one that cannot raises its error in its own call."""
+        """Read the files that follow; one that cannot be read raises its error in its own call."""
         images: dict[str, np.ndarray] = {}
-        start = self._places[path] + 1
+        start = self._positions[path] + 1
         for next_path in self._paths[start : start + self._batch_size - 1]:
             try:
                 images[next_path] = read_image(next_path, "RGB")

@@ -29,7 +29,7 @@ _HOW_TO_GO_ON = (
 )
 
 FUSIONS = ("hadamard", "heuristic", "upsnet", "spatial_ranking")
-"""The fusions compared by default; a learned one only where the weights hold it.
+"""The fusions compared by default; a learned one only where the model was trained with it.
 
 `naive` works on files of any two models: panoptic-ext combine.
 """
@@ -42,12 +42,15 @@ def fusions_of(predictor: Predictor, names: Sequence[str] = ()) -> dict[str, nn.
 
     Args:
         predictor: of a model with a fusion (EfficientPS, Panoptic FPN).
-        names: as MODEL.PANOPTIC_FUSION.NAME; none: `FUSIONS`, those left out that the weights
-            hold nothing for.
+        names: values of MODEL.PANOPTIC_FUSION.NAME. None of them: `FUSIONS`, without the learned
+            ones that the model was not trained with.
+
+    Returns:
+        name -> fusion, in eval mode on the model's device.
 
     Raises:
-        ConfigError: the model has no fusion, a name is unknown, or a learned fusion was named that
-            the weights do not hold.
+        ConfigError: the model has no fusion, a name is unknown, or `names` has a learned fusion
+            that the model was not trained with.
     """
     model = predictor.model
     if not hasattr(model, "fusion"):
@@ -55,16 +58,18 @@ def fusions_of(predictor: Predictor, names: Sequence[str] = ()) -> dict[str, nn.
             f"{type(model).__name__} has no fusion to compare; expected a model that takes one, "
             "MODEL.META_ARCHITECTURE EfficientPS or UnifiedPanopticFPN (Panoptic FPN)"
         )
-    own = predictor.cfg.MODEL.PANOPTIC_FUSION.NAME or model.default_fusion
+    name_in_model = predictor.cfg.MODEL.PANOPTIC_FUSION.NAME or model.default_fusion
     fusions: dict[str, nn.Module] = {}
     for name in names or FUSIONS:
-        if name == own:
+        if name == name_in_model:
+            # Not built anew: a learned fusion has its trained parameters in the model alone.
             fusions[name] = model.fusion
             continue
         cfg = predictor.cfg.clone()
         cfg.defrost()
         cfg.MODEL.PANOPTIC_FUSION.NAME = name
         fusion = model.build_fusion(cfg, thing_ids=model.thing_ids.tolist())
+        # The weights hold parameters of the model's fusion only; those of another are random.
         if any(True for _ in fusion.parameters()):
             text = f"{predictor.weights} was not trained with the fusion {quoted(name)}"
             if names:
@@ -81,7 +86,7 @@ def fusions_left_out(predictor: Predictor, fusions: Mapping[str, nn.Module]) -> 
         if name in fusions:
             continue
         if name == "heuristic_detectron2":
-            reasons[name] = "gives the same as heuristic, by Detectron2's own code and slower"
+            reasons[name] = "gives the same as heuristic, by Detectron2's own code, more slowly"
         elif fusion.wants_training:
             reasons[name] = (
                 f"has to be learned, and {predictor.weights} was not trained with it "
@@ -97,50 +102,53 @@ def compare_fusions(
     fusions: Mapping[str, nn.Module],
     data: Any,
     *,
-    evaluator: Callable[[], Any],
-    seen: Callable[[dict[str, Any], dict[str, Any]], None] | None = None,
+    make_evaluator: Callable[[], Any],
+    on_image: Callable[[dict[str, Any], dict[str, Any]], None] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Panoptic quality of each fusion.
+    """Evaluate the panoptic quality of each fusion.
 
     Args:
         predictor: of a model with `inference(inputs, do_postprocess=False)`, `postprocess_one` and
-            a `fusion`, which is put back afterwards.
+            a `fusion`, which is restored at the end.
         fusions: by name.
         data: batches of mapped test inputs.
-        evaluator: makes a PanopticEvaluator for each fusion.
-        seen: called with each input and its {name: (panoptic_seg, segments_info)}.
+        make_evaluator: makes a PanopticEvaluator for each fusion.
+        on_image: called with each input and its {name: (panoptic_seg, segments_info)}.
 
     Returns:
         For each name PQ, PQ_th, PQ_st, SQ and RQ in percent.
     """
     model = predictor.model
-    own = model.fusion
-    evaluators = {name: evaluator() for name in fusions}
+    fusion_of_model = model.fusion
+    evaluators = {name: make_evaluator() for name in fusions}
     try:
-        for inputs in until_stopped(data, _HOW_TO_GO_ON.format):
+        for batch in until_stopped(data, _HOW_TO_GO_ON.format):
+            # The network, which takes most of the time, runs once for all fusions.
             with torch.no_grad(), predictor.precision.autocast():
-                instances, sem_seg = model.inference(inputs, do_postprocess=False)
-            for found, logits, given in zip(instances, sem_seg, inputs, strict=True):
+                instances, sem_seg = model.inference(batch, do_postprocess=False)
+            for detected, logits, inputs in zip(instances, sem_seg, batch, strict=True):
                 results = {}
                 for name, fusion in fusions.items():
                     model.fusion = fusion
                     with torch.no_grad(), predictor.precision.autocast():
-                        output = model.postprocess_one(found, logits, given)
-                    evaluators[name].process([given], [output])
+                        output = model.postprocess_one(detected, logits, inputs)
+                    evaluators[name].process([inputs], [output])
                     results[name] = output["panoptic_seg"]
-                if seen is not None:
-                    seen(given, results)
+                if on_image is not None:
+                    on_image(inputs, results)
     finally:
-        model.fusion = own
-    quality = {name: done.evaluate()["panoptic_seg"] for name, done in evaluators.items()}
-    return {name: {key: float(found[key]) for key in QUALITIES} for name, found in quality.items()}
+        model.fusion = fusion_of_model
+    metrics = {name: evaluator.evaluate()["panoptic_seg"] for name, evaluator in evaluators.items()}
+    return {
+        name: {key: float(values[key]) for key in QUALITIES} for name, values in metrics.items()
+    }
 
 
 def fusion_table(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
-    """A Markdown table: a row per fusion, the mean over the runs and, of several, least to largest.
+    """A Markdown table with a row per fusion: the mean over the runs and, of several, their range.
 
     Args:
-        runs: results of `compare_fusions`, one for each run. Fusions missing in one are left out.
+        runs: results of `compare_fusions`, one for each run. A fusion that a run lacks is left out.
     """
     names = [name for name in runs[0] if all(name in run for run in runs)]
     lines = [f"| fusion | {' | '.join(QUALITIES)} |", "|---|" + "---:|" * len(QUALITIES)]
@@ -155,7 +163,7 @@ def fusion_table(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
 
 
 def load_test_data(cfg: CN) -> tuple[str, Any]:
-    """Name and loader of the first of DATASETS.TEST."""
+    """Name and loader of the first data set in DATASETS.TEST."""
     from panoptic_ext.engine.loader import build_test_loader
 
     if not cfg.DATASETS.TEST:

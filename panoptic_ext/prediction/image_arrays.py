@@ -25,18 +25,18 @@ _EXPECTED = (
 
 
 def is_one_image(image: Any) -> bool:
-    """False for a list, a tuple, a generator or another iterable of images."""
+    """Whether this is one image and not a list, a tuple, a generator or another iterable."""
     single = (np.ndarray, torch.Tensor, Image.Image, str, bytes, os.PathLike, dict)
     return isinstance(image, single) or not isinstance(image, Iterable)
 
 
 def as_bgr_image(image: Any, name: str = "the image") -> np.ndarray:
-    """One image, checked.
+    """Convert one image to BGR and check it.
 
     Args:
-        image: a path; a PIL image of 8 bits a channel, turned as its EXIF tag says; or an array or
-            tensor with values from 0 to 255, grey (H, W) or (H, W, 1), BGR (H, W, 3), or BGRA
-            (H, W, 4), whose alpha is left out.
+        image: a path; a PIL image of 8 bits a channel, which is turned upright by its EXIF tag; or
+            an array or tensor with values from 0 to 255: grey (H, W) or (H, W, 1), BGR (H, W, 3),
+            or BGRA (H, W, 4), whose alpha is left out.
         name: of the image in errors.
 
     Returns:
@@ -44,8 +44,7 @@ def as_bgr_image(image: Any, name: str = "the image") -> np.ndarray:
 
     Raises:
         ImageError: it is something else, has no pixel, more than 8 bits a channel, or values that
-            are no number or outside 0 to 255. Floats from 0 to 1 are refused, not scaled: to guess
-            would change the result of a dark image without a word.
+            are NaN, infinite or outside 0 to 255. Floats from 0 to 1 are refused, not scaled.
         UnreadableFileError: the file is missing or damaged.
         DatasetError: the file's pixels have more than 8 bits.
     """
@@ -100,12 +99,12 @@ def _three_channels(array: np.ndarray, name: str) -> np.ndarray:
 
 def _checked_values(array: np.ndarray, name: str) -> np.ndarray:
     """Values from 0 to 255 as uint8 or float32."""
-    kind = array.dtype
-    if kind == np.uint8:
+    dtype = array.dtype
+    if dtype == np.uint8:
         return array
-    if kind.kind not in "iuf":
-        raise ImageError(f"{name} has values of the type {kind}; expected {_EXPECTED}")
-    if kind == np.uint16:
+    if dtype.kind not in "iuf":
+        raise ImageError(f"{name} has values of the type {dtype}; expected {_EXPECTED}")
+    if dtype == np.uint16:
         raise ImageError(
             f"{name} has 16 bits a channel (uint16, at most {array.max()}); expected 8: scale it "
             "by the range that its camera uses, e.g. (image / 65535 * 255).astype(np.uint8)"
@@ -119,9 +118,11 @@ def _checked_values(array: np.ndarray, name: str) -> np.ndarray:
             f"{name} has values from {low:g} to {high:g}, expected 0 to 255: the model normalises "
             "images itself"
         )
-    if kind.kind == "f" and 0 < high <= 1:
+    # To guess the range and scale would silently change the result of a dark image with values from
+    # 0 to 255. A maximum of 0 is a black image in both ranges.
+    if dtype.kind == "f" and 0 < high <= 1:
         raise ImageError(
             f"{name} has floating point values from {low:g} to {high:g}, expected 0 to 255: "
             "multiply it by 255"
         )
-    return array.astype(np.float32 if kind.kind == "f" else np.uint8)
+    return array.astype(np.float32 if dtype.kind == "f" else np.uint8)

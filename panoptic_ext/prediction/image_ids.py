@@ -1,4 +1,4 @@
-"""Image ids of predictions: the data set's where it has the file, else made of the file's name."""
+"""Image ids of predictions: the data set's where it has the file, else the name of the file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["choose_image_ids", "ids_of_files"]
 def ids_of_files(paths: Mapping[str, str], id_of_file: Mapping[str, ImageId]) -> dict[str, ImageId]:
     """The data set's image id of each file that it has.
 
-    Of a file and links to it, the file itself takes the id.
+    Of a file and links to it, only the file itself gets the id.
 
     Args:
         paths: name -> path, through links or not.
@@ -23,21 +23,22 @@ def ids_of_files(paths: Mapping[str, str], id_of_file: Mapping[str, ImageId]) ->
     Returns:
         name -> image id, for at most one name of each file.
     """
-    real = {name: os.path.realpath(path) for name, path in paths.items()}
+    real_paths = {name: os.path.realpath(path) for name, path in paths.items()}
     name_of_file: dict[str, str] = {}
+    # Two images with one id would be an invalid JSON. Sorting puts links last.
     for name in sorted(paths, key=lambda name: os.path.islink(paths[name])):
-        name_of_file.setdefault(real[name], name)
-    return {name: id_of_file[f] for f, name in name_of_file.items() if f in id_of_file}
+        name_of_file.setdefault(real_paths[name], name)
+    return {name: id_of_file[file] for file, name in name_of_file.items() if file in id_of_file}
 
 
 def choose_image_ids(
     names: Sequence[str], known: Mapping[str, ImageId], earlier: Mapping[str, ImageId]
 ) -> dict[str, ImageId]:
-    """An id for each image such that no two are equal, written as text.
+    """Choose an id for each image; no two ids are equal, also when written as text.
 
     Args:
-        names: distinct names of the images, relative paths with suffix.
-        known: name -> id that a data set gives it.
+        names: distinct names of the images: relative paths with suffix.
+        known: name -> id in a data set.
         earlier: name -> id that an earlier run used in the same results; these stay.
 
     Returns:
@@ -47,6 +48,7 @@ def choose_image_ids(
     """
     ids = {name: known.get(name, os.path.splitext(name)[0]) for name in names}
     ids.update(earlier)
+    # Repeated, because a file name that replaces an id may collide with another id.
     while True:
         counts = Counter(map(str, ids.values()))
         clashing = [

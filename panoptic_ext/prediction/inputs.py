@@ -1,4 +1,4 @@
-"""From what a user names (files, folders, globs) to the list of images and videos to predict."""
+"""Find the images and videos to predict in the files, folders and globs that a user names."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class PredictionInput:
 
     Attributes:
         path: of the file.
-        name: its path below the common folder of all inputs, with "/": unique, and the picture's
-            name where that is a JPEG or PNG.
-        is_video: a video file instead of an image.
+        name: its path below the common folder of all inputs, with "/". It is unique, and the name
+            of the picture where it ends like a JPEG or PNG.
+        is_video: whether it is a video instead of an image.
         problem: why it cannot be used, or "".
     """
 
@@ -52,7 +52,7 @@ class PredictionInput:
 
     @property
     def picture_name(self) -> str:
-        """Name of the drawn file: the suffix stays where the format can be written."""
+        """Name of the drawn file: `name`, with a suffix added if its format cannot be written."""
         wanted = (".mp4",) if self.is_video else _PICTURE_SUFFIXES
         if self.name.lower().endswith(wanted):
             return self.name
@@ -64,16 +64,16 @@ class InputSearch:
     """What `search_inputs` found.
 
     Attributes:
-        inputs: every file once, in the order given, folders sorted. A pattern that matches nothing
-            is one with a `problem`.
-        left_out: reason -> what lies in the folders and is no input for it.
+        inputs: every file once, in the order of the patterns; files of a folder are sorted. A
+            pattern that matches nothing is an input with a `problem`.
+        left_out: reason -> paths in the folders that are no inputs for this reason.
     """
 
     inputs: list[PredictionInput]
     left_out: dict[str, list[str]]
 
     def left_out_lines(self) -> list[str]:
-        """A line for each reason: how many, and the first of them by name."""
+        """A line for each reason: the number of paths, and the first few."""
         return [
             f"{len(paths)} left out, {reason}: {listed(paths, show=str)}"
             for reason, paths in self.left_out.items()
@@ -88,33 +88,34 @@ def find_inputs(patterns: Sequence[str], *, exclude: str = "") -> list[Predictio
 def search_inputs(patterns: Sequence[str], *, exclude: str = "") -> InputSearch:
     """Expand files, folders (with their sub-folders) and globs.
 
-    What predict wrote is no input: folders below the given ones that hold its settings, and in a
-    folder that is its output and its input at once the files that it made of others there.
+    Results of predict are no inputs: sub-folders that hold its settings are left out, and so are,
+    in a folder that is output and input at once, the pictures that it drew of other files there.
 
     Args:
-        patterns: as given on a command line. A file is tried whatever its suffix; in folders
-            only known image and video suffixes count, and hidden ones do not.
+        patterns: as on a command line. A file that is named is an input whatever its suffix; of a
+            folder, files with a known suffix of images or videos are, unless they are hidden.
         exclude: the folder that results go to.
 
     Returns:
-        The files, of which each name counts: a link is an input beside the file that it leads to.
+        The inputs, one for each file name: a link and the file that it points to are two.
     """
     search = _Search(os.path.realpath(exclude) if exclude else "")
     paths: dict[str, str] = {}
     missing: list[PredictionInput] = []
     for pattern in patterns:
-        found, problem = search.expand(os.path.expanduser(pattern))
-        for path in found:
+        files, problem = search.expand(os.path.expanduser(pattern))
+        for path in files:
             paths.setdefault(os.path.abspath(path), path)
         if problem:
             missing.append(PredictionInput(pattern, pattern, problem=problem))
     root = os.path.commonpath(search.folders) if search.folders else ""
     inputs = [PredictionInput(path, _name(path, root), _is_video(path)) for path in paths.values()]
     inputs = search.without_results(inputs)
-    taken = Counter(item.picture_name.lower() for item in inputs)
+    # In lower case: some file systems take a.jpg and A.JPG for one file.
+    name_counts = Counter(item.picture_name.lower() for item in inputs)
     inputs = [
         replace(item, problem=f"another input's picture would have the name {item.picture_name}")
-        if taken[item.picture_name.lower()] > 1
+        if name_counts[item.picture_name.lower()] > 1
         else item
         for item in inputs
     ]
@@ -123,10 +124,10 @@ def search_inputs(patterns: Sequence[str], *, exclude: str = "") -> InputSearch:
 
 
 class _Search:
-    """From patterns to files.
+    """Expands patterns to files.
 
     Attributes:
-        folders: that the names are relative to.
+        folders: the folders of all files; names are relative to what they have in common.
         left_out: as in `InputSearch`.
     """
 
@@ -136,27 +137,28 @@ class _Search:
         self._output = output
 
     def expand(self, pattern: str) -> tuple[list[str], str]:
-        """Files of one pattern; what is wrong where there are none."""
+        """The files of one pattern, and the reason where there are none, else ""."""
         if os.path.isdir(pattern):
             self.folders.append(os.path.abspath(pattern))
-            found = list(self._walk(pattern))
-            return found, "" if found else "no image or video in this folder"
+            files = list(self._walk(pattern))
+            return files, "" if files else "no image or video in this folder"
         if os.path.isfile(pattern):
             self.folders.append(os.path.dirname(os.path.abspath(pattern)))
             return [pattern], ""
         if os.path.exists(pattern):
             return [], file_problem(pattern, IMAGE)
-        found = []
+        files = []
         for match in sorted(glob.glob(pattern, recursive=True)):
             if self._is_below_results(match, _fixed_part(pattern)):
                 continue
             if os.path.isfile(match):
                 self.folders.append(os.path.dirname(os.path.abspath(match)))
-                found.append(match)
+                files.append(match)
+            # "**" matches the files of all sub-folders by itself.
             elif os.path.isdir(match) and not pattern.endswith("**"):
-                found.extend(self.expand(match)[0])
-        if found:
-            return found, ""
+                files.extend(self.expand(match)[0])
+        if files:
+            return files, ""
         return [], "nothing matches" if glob.has_magic(pattern) else "no such file or folder"
 
     def without_results(self, inputs: list[PredictionInput]) -> list[PredictionInput]:
@@ -180,15 +182,17 @@ class _Search:
     def _walk(self, folder: str) -> Iterator[str]:
         is_output = _holds_results(folder)
         for parent, subfolders, files in os.walk(folder, followlinks=False):
+            # The label PNGs of earlier results are in a sub-folder without settings of its own.
             png_folder = PNG_FOLDER if is_output and parent == folder else ""
             subfolders[:] = [s for s in sorted(subfolders) if self._enters(parent, s, png_folder)]
             for name in sorted(files):
                 path = os.path.join(parent, name)
                 if name.startswith("."):
                     continue
-                # Also a dangling link or a pipe: the reader says what is wrong with it.
+                # A dangling link or a pipe, too: predicting it fails with the reason.
                 if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
                     yield path
+                # The JSON files of earlier results are not worth a line.
                 elif not (is_output and parent == folder):
                     self._leave_out("neither image nor video by their suffix", path)
 
@@ -224,7 +228,7 @@ def _holds_results(folder: str) -> bool:
 
 
 def _fixed_part(pattern: str) -> str:
-    """The folder in front of the first part of a glob that is not a plain name."""
+    """The leading folders of a glob, up to the first part with a wildcard."""
     parts = pattern.split(os.sep)
     plain = list(itertools.takewhile(lambda part: not glob.has_magic(part), parts[:-1]))
     return os.sep.join(plain) or (os.sep if pattern.startswith(os.sep) else os.curdir)

@@ -1,13 +1,13 @@
-"""Predict many files: which ones there are, what is made of each, and where it goes.
+"""Predict many files into one folder: pictures and COCO panoptic results.
 
-From Python, what the command predict does is
+This does from Python what the command predict does:
 
     predictor = Predictor(load_run_cfg("output/street"))
     job = PredictionJob(predictor, "drawn", JobOptions(panoptic=True))
     job.run(search_inputs(["photos"], exclude="drawn").inputs)
     job.write_json()
 
-after which `job.failed` has a reason for each file that failed.
+Then `job.failed` has a reason for each file that failed.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class JobOptions:
 
     Attributes:
         pictures: draw every input.
-        panoptic: write COCO panoptic JSON and PNGs; the model must give panoptic results then.
-        overwrite: make results again that an earlier job left in the folder.
+        panoptic: write COCO panoptic JSON and PNGs; the model must have panoptic results.
+        overwrite: replace the results that an earlier job left in the folder.
         batch_size: images of one size that are predicted at once; for a GPU.
-        least_score: of the instances that are drawn, where the model gives no panoptic result.
+        least_score: of the instances that are drawn, of a model without panoptic results.
         drawing: keywords of `draw_panoptic`.
     """
 
@@ -83,12 +83,12 @@ def check_inputs(inputs: Sequence[PredictionInput], output: str) -> None:
 
 
 class PredictionJob:
-    """Predicts images and videos into one folder; a job that was stopped goes on where it was.
+    """Predicts images and videos into one folder; the next job continues one that was stopped.
 
     Attributes:
-        pictures: draws; None where nothing is drawn.
+        pictures: draws them; None where nothing is drawn.
         results: the COCO panoptic results; None where none are written.
-        files: the pass over the inputs: how many were done, and whether a signal stopped it.
+        files: the loop over the inputs: how many are done, and whether a signal stopped it.
         failed: path -> reason of each input that failed, or could not be used.
         skipped: how many inputs had all their results from an earlier job.
     """
@@ -108,8 +108,9 @@ class PredictionJob:
         """
         self.predictor, self.output = predictor, output
         self.options = options = options or JobOptions()
-        drawn = Pictures(predictor.metadata, options.drawing)
-        self.pictures = drawn if options.pictures else None
+        # Made in any case, because it checks the drawing options.
+        pictures = Pictures(predictor.metadata, options.drawing)
+        self.pictures = pictures if options.pictures else None
         settings = prediction_settings(predictor.cfg, predictor.weights, options.drawing)
         check_prediction_settings(output, settings, overwrite=options.overwrite)
         self.results: PanopticResults | None = None
@@ -125,7 +126,7 @@ class PredictionJob:
         """Predict all inputs; those that fail are in `failed`.
 
         Raises:
-            ConfigError, OSError: what would fail for every other input too, such as a full disk.
+            ConfigError, OSError: an error that all other inputs would have too, as a full disk.
         """
         self.failed = {item.path: item.problem for item in inputs if item.problem}
         usable = [item for item in inputs if not item.problem]
@@ -141,7 +142,7 @@ class PredictionJob:
                     progress.set_postfix(failed=len(self.failed))
 
     def is_done(self, item: PredictionInput) -> bool:
-        """Whether an earlier job left all results of `item`."""
+        """Whether all results of `item` are there from an earlier job."""
         if self.results is not None and not self.results.has(item.name):
             return False
         return not self.pictures or os.path.isfile(_picture_path(self.output, item))
@@ -155,7 +156,7 @@ class PredictionJob:
         return "" if self.results is None else self.results.write_json()
 
     def summary(self) -> str:
-        """How many inputs were predicted, there already, failed and, if it was stopped, left."""
+        """How many inputs were predicted, were done before, failed and, after a stop, are left."""
         made, failed, left = self.files.done, len(self.failed), self.files.left
         text = f"{made} predicted, {self.skipped} were there already, {failed} failed"
         return f"{text}, {left} left" if left else text
@@ -200,8 +201,8 @@ class PredictionJob:
         path = _picture_path(self.output, item)
         with VideoWriter(path, reader.fps) as writer, stoppable() as stop:
             for number, (frame, segments) in enumerate(self._predicted(frames)):
-                # Without a message: the job's own says how to go on. A video may have hours, so a
-                # signal does not wait for its end; the next run begins it anew.
+                # Without a message, because the command prints one. A video may be hours long, so a
+                # signal does not wait for its end; the next job starts this video again.
                 stop.check("")
                 if self.pictures:
                     writer.write(self._drawn_frame(frame, segments))
@@ -211,19 +212,22 @@ class PredictionJob:
             if self.pictures:
                 writer.commit()
         if self.results is not None:
+            # Last: a job that was killed before predicts the video again.
             self.results.mark(item.name)
 
     def _predicted(self, frames: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, Segments]]:
         """Each frame with its segments."""
         waiting: deque[np.ndarray] = deque()
 
-        def noted() -> Iterator[np.ndarray]:
+        def read_frames() -> Iterator[np.ndarray]:
             for frame in frames:
                 waiting.append(frame)
                 yield frame
 
-        # The predictor reads a batch ahead, so the frames wait here until their outputs come.
-        for outputs in self.predictor.predict_each(noted(), batch_size=self.options.batch_size):
+        # The predictor reads frames one batch before it yields their outputs.
+        for outputs in self.predictor.predict_each(
+            read_frames(), batch_size=self.options.batch_size
+        ):
             yield waiting.popleft(), self._segments(outputs)
 
     def _drawn_frame(self, frame: np.ndarray, segments: Segments) -> np.ndarray:
@@ -240,7 +244,7 @@ def _picture_path(output: str, item: PredictionInput) -> str:
 
 
 def _known_image_ids(cfg: CfgNode) -> dict[str, int | str]:
-    """Image ids of the data sets of `cfg`, by file, so that results fit their ground truth."""
+    """Real path -> image id in the data sets of `cfg`, so that results match their ground truth."""
     ids: dict[str, int | str] = {}
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         try:

@@ -1,4 +1,4 @@
-"""One picture of segments from whatever a model gives: panoptic, instances or semantic scores.
+"""The segments to draw or to save, from a model's panoptic, instance or semantic output.
 
 Shapes: H x W the image, N instances, K classes.
 """
@@ -20,10 +20,10 @@ def panoptic_result(outputs: dict[str, Any]) -> Segments:
     """The model's panoptic result, on the CPU.
 
     Returns:
-        (H, W) segment ids, and their segments_info as the model gives it.
+        (H, W) segment ids, and the segments_info of the model.
 
     Raises:
-        ConfigError: the model gives none.
+        ConfigError: the model has no panoptic result.
     """
     if "panoptic_seg" not in outputs:
         raise ConfigError(
@@ -36,12 +36,12 @@ def panoptic_result(outputs: dict[str, Any]) -> Segments:
 
 
 def segments_to_draw(outputs: dict[str, Any], *, least_score: float = 0.5) -> Segments:
-    """As `panoptic_result`; of a model without one, its instances or else its best classes.
+    """The panoptic result; of a model without one, its instances, or else its best classes.
 
     Args:
         outputs: of one image; with "panoptic_seg", or "instances" (scores, pred_classes,
             pred_masks of H x W), or "sem_seg" ((K, H, W) scores).
-        least_score: instances below it are left out. Where two overlap, the better one is seen.
+        least_score: instances below it are left out. Where two overlap, the better one is on top.
     """
     if "panoptic_seg" in outputs:
         return panoptic_result(outputs)
@@ -59,6 +59,7 @@ def segments_to_draw(outputs: dict[str, Any], *, least_score: float = 0.5) -> Se
 def _of_instances(instances: Any, least_score: float) -> Segments:
     ids = torch.zeros(instances.image_size, dtype=torch.int64)
     segments = []
+    # By ascending score, so that better instances overwrite worse ones.
     for row in torch.argsort(instances.scores).tolist():
         score = float(instances.scores[row])
         if score < least_score:
@@ -66,5 +67,5 @@ def _of_instances(instances: Any, least_score: float) -> Segments:
         ids[instances.pred_masks[row].bool()] = row + 1
         category = int(instances.pred_classes[row])
         segments.append({"id": row + 1, "category_id": category, "isthing": True, "score": score})
-    seen = set(ids.unique().tolist())
-    return ids, [segment for segment in segments if segment["id"] in seen]
+    visible = set(ids.unique().tolist())
+    return ids, [segment for segment in segments if segment["id"] in visible]

@@ -1,4 +1,4 @@
-"""One image in, one panoptic result out: a trained model without data set, loader or trainer."""
+"""Predict images with a trained model, without data set, loader or trainer."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ _CONFIG_FILE = "config.yaml"
 
 
 class Predictor(DefaultPredictor):
-    """Detectron2's DefaultPredictor that reads weights safely and insists that they fit.
+    """Detectron2's DefaultPredictor that reads weights safely and refuses those that do not fit.
 
-    Calling it takes an image, such as (H, W, 3) uint8 in BGR order whatever INPUT.FORMAT is, and
-    gives the model's output at H x W: "panoptic_seg" and, where the model has them, "sem_seg",
-    "instances". A list of images gives a list of outputs.
+    Call it with an image, such as (H, W, 3) uint8. The order of channels is BGR, whatever
+    INPUT.FORMAT is. The result is the model's output at H x W: "panoptic_seg" and, where the model
+    has them, "sem_seg" and "instances". A list of images gives a list of outputs.
 
     Attributes:
         cfg: a copy of the config.
         model: in eval mode.
         metadata: of the data set that the model was trained on.
-        weights: the file the weights came from.
-        precision: what it predicts in, TEST.AMP_DTYPE.
+        weights: the file that the weights came from.
+        precision: of the forward pass, TEST.AMP_DTYPE.
     """
 
     def __init__(self, cfg: CN, *, weights: str = "") -> None:
@@ -97,31 +97,30 @@ class Predictor(DefaultPredictor):
     def predict_each(
         self, images: Iterable[Any], *, batch_size: int = 1
     ) -> Iterator[dict[str, Any]]:
-        """The outputs of several images in their order, made while they are asked for.
+        """Yield the outputs of several images in order, each batch when its first one is due.
 
         Args:
             images: each as `__call__` takes one; read one batch ahead.
-            batch_size: how many images of one size the model gets at once, at most. Only
-                neighbours of one size share a batch, so that padding changes no result; rounding
-                may, where two classes tie at a pixel. Meant for a GPU: on a CPU, small models took
-                from a third less to a quarter more time for it.
+            batch_size: the most images of one size that the model gets at once. Rounding may
+                change a pixel at which two classes tie. Meant for a GPU: on a CPU, small models
+                took from a third less to a quarter more time for it.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")
         batch: list[dict[str, Any]] = []
         for number, image in enumerate(images):
-            one = self._input(image, f"image {number} of the list")
-            if batch and (
-                len(batch) == batch_size or one["image"].shape != batch[0]["image"].shape
-            ):
+            model_input = self._input(image, f"image {number} of the list")
+            # Only neighbours of one size share a batch: padding would change results.
+            is_other_size = bool(batch) and model_input["image"].shape != batch[0]["image"].shape
+            if len(batch) == batch_size or is_other_size:
                 yield from self._predict(batch)
                 batch = []
-            batch.append(one)
+            batch.append(model_input)
         if batch:
             yield from self._predict(batch)
 
     def _input(self, image: Any, name: str = "the image") -> dict[str, Any]:
-        """One input of the model, at the size of testing."""
+        """One input of the model, resized by INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST."""
         pixels = as_bgr_image(image, name)
         height, width = pixels.shape[:2]
         if self.input_format == "RGB":
@@ -140,14 +139,15 @@ class Predictor(DefaultPredictor):
         except MemoryNeededError as error:
             if len(inputs) == 1:
                 raise
-            # The retry below runs after this handler: within it, Python keeps the error.
+            # The retry below runs after this handler. Within it, Python would keep the error, whose
+            # frames hold the tensors of the failed batch.
             _free_frames(error)
             outputs = None
         if outputs is None:  # a smaller batch may fit
-            return [self._predict([one])[0] for one in inputs]
+            return [self._predict([single])[0] for single in inputs]
         for output in outputs:
             panoptic_seg = output.get("panoptic_seg")
-            # Models of others, such as Detectron2's PanopticFPN, leave area and bbox out.
+            # Other packages' models, such as Detectron2's PanopticFPN, leave area and bbox out.
             if panoptic_seg is not None and not all("bbox" in s for s in panoptic_seg[1] or ()):
                 output["panoptic_seg"] = with_extents(*panoptic_seg)
         return outputs
@@ -161,21 +161,20 @@ def _free_frames(error: BaseException | None) -> None:
 
 
 def load_run_cfg(path: str, opts: Sequence[str] = (), *, own_data: bool = False) -> CN:
-    """The config to predict with; what a run left is enough, its data set need not be there.
+    """Load the config to predict with. The files of a run are enough: its data set may be missing.
 
-    A data set that is registered already under a name of the run's, with other files, stays so if
-    it has the run's classes.
+    A data set that is already registered under the name of the run's, with other files, stays
+    registered if it has the run's classes.
 
     Args:
         path: a YAML file, or the output folder of a training run.
         opts: KEY VALUE pairs, applied last.
-        own_data: the run's data sets will be read too; a name that is registered with other files
-            is an error then.
+        own_data: whether the run's data sets will be read. If so, a name that is registered with
+            other files is an error.
 
     Returns:
-        A frozen config whose classes are registered, on the CPU where there is no CUDA. Where the
-        folder of the config holds what a run left, or a checkpoint, OUTPUT_DIR is that folder,
-        wherever the run was started.
+        A frozen config whose classes are registered, on the CPU where there is no CUDA. If the
+        folder of the config holds the files of a run, or a checkpoint, OUTPUT_DIR is that folder.
 
     Raises:
         ConfigError: the config is wrong, or the folder is not one of a run.
@@ -190,12 +189,12 @@ def load_run_cfg(path: str, opts: Sequence[str] = (), *, own_data: bool = False)
         )
     metadata = os.path.join(os.path.dirname(os.path.abspath(config)), METADATA_FILE)
     left_by_run = os.path.basename(config) == _CONFIG_FILE and os.path.lexists(metadata)
-    known = load_metadata(metadata) if left_by_run else None
-    cfg = load_cfg(config, opts, use_data=known is None, trained_on=None if own_data else known)
-    if known is not None:
+    saved = load_metadata(metadata) if left_by_run else None
+    cfg = load_cfg(config, opts, use_data=saved is None, trained_on=None if own_data else saved)
+    if saved is not None:
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-            # Not by setattr, which compares with the old value and reads the data set for that.
-            values = {k: v for k, v in known.as_dict().items() if k != "name"}
+            # Not by setattr, which would read the data set to compare with the old value.
+            values = {k: v for k, v in saved.as_dict().items() if k != "name"}
             MetadataCatalog.get(name).__dict__.update(values)
     choose_device(cfg)
     folder = os.path.dirname(os.path.abspath(config))
@@ -206,24 +205,24 @@ def load_run_cfg(path: str, opts: Sequence[str] = (), *, own_data: bool = False)
 
 
 def _set_output_dir(cfg: CN, folder: str) -> None:
-    """Set OUTPUT_DIR to where the run lies now; its config may name a folder that it has left."""
+    """Set OUTPUT_DIR to the folder of the run, which may have been moved since the training."""
     cfg.defrost()
     cfg.OUTPUT_DIR = folder
     cfg.freeze()
 
 
 def find_weights(cfg: CN, *, opts: Sequence[str] = ()) -> str:
-    """The weights to predict with, in the one order that every command and `Predictor` have.
+    """Find the weights to predict with; all commands and `Predictor` have this order of precedence.
 
-    1. MODEL.WEIGHTS where `opts` name it, 2. the last checkpoint in OUTPUT_DIR, which is the run's
-    folder after `load_run_cfg`, 3. MODEL.WEIGHTS, which the training began with.
+    1. MODEL.WEIGHTS if `opts` name it; 2. the last checkpoint in OUTPUT_DIR, which is the run's
+    folder after `load_run_cfg`; 3. MODEL.WEIGHTS of the config, which the training began with.
 
     Args:
         cfg: its OUTPUT_DIR and MODEL.WEIGHTS are read.
         opts: the KEY VALUE pairs that were given with it.
 
     Raises:
-        ConfigError: neither is there.
+        ConfigError: there are none.
     """
     if "MODEL.WEIGHTS" not in opts[::2] and _has_checkpoint(cfg.OUTPUT_DIR):
         return _checkpoints_in(cfg.OUTPUT_DIR).get_checkpoint_file()

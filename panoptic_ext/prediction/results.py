@@ -1,7 +1,7 @@
 """Predictions collected into a COCO panoptic JSON and its PNGs, image by image.
 
-Each image is one line of a log, so that a run that was stopped goes on where it was; the JSON is
-made of the log at the end.
+Each image is one line of a log, so that the next run can continue one that was stopped. The JSON is
+written from the log at the end.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def coco_segments(
     dataset_ids: Sequence[int],
     label_divisor: int = 1000,
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """A model's output in COCO panoptic terms.
+    """Convert a model's output to ids and segments as in a COCO panoptic file.
 
     Args:
         panoptic_seg: (H, W) segment ids.
@@ -53,20 +53,20 @@ def coco_segments(
     if segments_info is None:
         segments_info = segments_without_info(values, label_divisor)
     by_id = {int(segment["id"]): segment for segment in segments_info}
-    numbers: np.ndarray = np.zeros(len(values), np.int32)
+    new_ids: np.ndarray = np.zeros(len(values), np.int32)
     segments: list[dict[str, Any]] = []
-    for at, value in enumerate(values.tolist()):
+    for position, value in enumerate(values.tolist()):
         if value not in by_id:
             continue
-        numbers[at] = len(segments) + 1
+        new_ids[position] = len(segments) + 1
         segment: dict[str, Any] = {
-            "id": int(numbers[at]),
+            "id": int(new_ids[position]),
             "category_id": dataset_ids[int(by_id[value]["category_id"])],
         }
         if by_id[value].get("score") is not None:
             segment["score"] = round(float(by_id[value]["score"]), 4)
         segments.append(segment)
-    return runs.expand(numbers[index]), segments
+    return runs.expand(new_ids[index]), segments
 
 
 class PanopticResults:
@@ -75,14 +75,14 @@ class PanopticResults:
     Args:
         folder: results go to `folder`/panoptic/*.png and `folder`/panoptic.json.
         metadata: of the data set: names, kinds and dataset ids of the classes.
-        fresh: forget what an earlier run left.
+        fresh: discard the log of an earlier run.
     """
 
     def __init__(self, folder: str, metadata: Any, *, fresh: bool = False) -> None:
         self.folder = folder
         self.json_path = os.path.join(folder, JSON_FILE)
-        # The command explains an OSError, as of a full disk, for all of its files alike. Names of
-        # the user's files stay readable in the JSON.
+        # error=None: the command explains every OSError, such as that of a full disk, itself.
+        # ensure_ascii=False: names of the user's files stay readable in the JSON.
         self._writer = PanopticWriter(
             self.json_path, os.path.join(folder, PNG_FOLDER), error=None, ensure_ascii=False
         )
@@ -115,7 +115,7 @@ class PanopticResults:
         image_id: int | str,
         file_name: str,
     ) -> None:
-        """Write one image's PNG, aside and then renamed, and its line of the log.
+        """Write one image's PNG and its line of the log.
 
         Args:
             key: names the image among all; its PNG is `key` + ".png".
@@ -124,13 +124,14 @@ class PanopticResults:
         """
         divisor = getattr(self._metadata, "label_divisor", 1000)
         ids, segments = coco_segments(panoptic_seg, segments_info, self._dataset_ids, divisor)
+        # Before the log: a line of the log means that its PNG is complete.
         annotation = self._writer.add(image_id, f"{key}.png", ids, segments)
         height, width = ids.shape
         image = {"id": image_id, "file_name": file_name, "height": height, "width": width}
         self._log(key, {"image": image, "annotation": annotation})
 
     def mark(self, key: str) -> None:
-        """Note that `key`, such as a whole video, is done."""
+        """Log that `key`, such as a whole video, is done."""
         self._log(key, {})
 
     def write_json(self) -> str:
@@ -150,17 +151,18 @@ class PanopticResults:
 
 
 def _read_log(path: str) -> dict[str, dict[str, Any]]:
-    """Entries by key; a last line that was cut off by a kill is left out, and cut off."""
+    """Read the entries by key; an incomplete last line of a killed run is removed from the file."""
     entries: dict[str, dict[str, Any]] = {}
     if not os.path.lexists(path):
         return entries
     check_regular_file(path, LOG_FILE)
     with open(path, "rb+") as stream:
         content = stream.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            stream.truncate(whole)
-    for number, line in enumerate(content[:whole].splitlines(), start=1):
+        end = content.rfind(b"\n") + 1  # of the complete lines
+        if end < len(content):
+            # Else the next entry would be appended to the incomplete line.
+            stream.truncate(end)
+    for number, line in enumerate(content[:end].splitlines(), start=1):
         try:
             entry = json.loads(line)
             entries[entry.pop("key")] = entry

@@ -30,7 +30,7 @@ _COMPARED = ("weights", "config", "pictures")
 
 
 def prediction_settings(cfg: CfgNode, weights: str, drawing: dict[str, Any]) -> dict[str, Any]:
-    """What predictions depend on, as JSON can hold it.
+    """Everything that predictions depend on, in a form for JSON.
 
     Args:
         cfg: of the model.
@@ -39,7 +39,7 @@ def prediction_settings(cfg: CfgNode, weights: str, drawing: dict[str, Any]) -> 
 
     Returns:
         "weights", "config" (hashes) and "pictures", which are compared; "weights_file" and
-        "config_values", which say in a message what differs.
+        "config_values", from which the message about a difference is made.
     """
     settings: dict[str, Any] = {"weights": _file_hash(weights), "config": _config_hash(cfg)}
     if drawing:
@@ -48,10 +48,10 @@ def prediction_settings(cfg: CfgNode, weights: str, drawing: dict[str, Any]) -> 
 
 
 def check_prediction_settings(output: str, settings: dict[str, Any], *, overwrite: bool) -> None:
-    """Refuse to mix results of two models in one folder, and write down the settings of these.
+    """Refuse to mix results of two models in one folder; write the settings into a new folder.
 
     Raises:
-        ConfigError: the folder holds results of other settings; the message says which.
+        ConfigError: the folder holds results of other settings; the message lists what differs.
     """
     path = os.path.join(output, SETTINGS_FILE)
     if os.path.exists(path) and not overwrite and _holds_results(output):
@@ -69,8 +69,8 @@ def check_prediction_settings(output: str, settings: dict[str, Any], *, overwrit
 
 def _holds_results(output: str) -> bool:
     """Whether a folder holds any file besides the settings."""
-    found = [name for _, _, names in os.walk(output) for name in names]
-    return any(name != SETTINGS_FILE for name in found)
+    files = (name for _, _, names in os.walk(output) for name in names)
+    return any(name != SETTINGS_FILE for name in files)
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -85,39 +85,40 @@ def _read(path: str) -> dict[str, Any]:
 def _differences(before: dict[str, Any], settings: dict[str, Any]) -> str:
     texts = []
     if before.get("weights") != settings["weights"]:
-        there = before.get("weights_file", f"a file of the sha256 {before.get('weights')}")
-        here = settings["weights_file"]
-        texts.append(f"the weights were {quoted(there, 200)}, are {quoted(here, 200)}")
+        file_before = before.get("weights_file", f"a file of the sha256 {before.get('weights')}")
+        file_now = settings["weights_file"]
+        texts.append(f"the weights were {quoted(file_before, 200)}, are {quoted(file_now, 200)}")
     if before.get("config") != settings["config"]:
-        known = before.get("config_values")
+        values = before.get("config_values")
         texts += (
-            config_differences(known, settings["config_values"])
-            if known
+            config_differences(values, settings["config_values"])
+            if values
             else ["the config differs"]
         )
     old, new = before.get("pictures"), settings.get("pictures", {})
     old = old if isinstance(old, dict) else {}
     for name in {**old, **new}:
         if old.get(name) != new.get(name):
-            there, here = (_given(options, name) for options in (old, new))
-            texts.append(f"{DRAWING_OPTIONS.get(name, name)} was {there}, is {here}")
+            value_before, value_now = (_option_text(options, name) for options in (old, new))
+            texts.append(f"{DRAWING_OPTIONS.get(name, name)} was {value_before}, is {value_now}")
     return listed_some(texts) or "which ones is not known"
 
 
-def _given(options: dict[str, Any], name: str) -> str:
+def _option_text(options: dict[str, Any], name: str) -> str:
     return quoted(options[name]) if name in options else "not given"
 
 
 def _config_hash(cfg: CfgNode) -> str:
     cfg = cfg.clone()
     cfg.defrost()
+    # The weights have a hash of their own, and the device changes no result.
     cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = "", ""
     text = "\n".join((cfg.MODEL.dump(), cfg.INPUT.dump(), cfg.TEST.dump()))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _file_hash(path: str) -> str:
-    """sha256 of a file; of the address itself where `path` is one."""
+    """sha256 of a file; the address itself where `path` is one."""
     if not os.path.isfile(path):
         return path
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Video files frame by frame, through OpenCV. Frames are (H, W, 3) uint8 arrays in BGR order."""
+"""Read and write videos frame by frame with OpenCV; frames are (H, W, 3) uint8 in BGR order."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class VideoReader:
     """Reads a video.
 
     Attributes:
-        fps: frames per second; 25 where the file does not say.
-        num_frames: what the file's header says, which may be wrong; 0 where it says nothing.
+        fps: frames per second of the header; 25 if it has none below 1000.
+        num_frames: of the header, which may be wrong; 0 if it has none.
 
     Raises:
         PanopticExtError: no regular file with content, or not a video that OpenCV can read.
@@ -60,7 +60,9 @@ class VideoReader:
 
 
 class VideoWriter:
-    """Writes an .mp4 aside; `commit` gives it its name, leaving the block without it removes it.
+    """Writes an .mp4 to a temporary file, which `commit` renames.
+
+    Leaving the `with` block without `commit` removes the file.
 
     Args:
         path: of the video, ending in .mp4; its folder is made.
@@ -70,16 +72,16 @@ class VideoWriter:
     def __init__(self, path: str, fps: float) -> None:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         self._path, self._fps = path, fps
-        self._aside = TemporaryFile(path, kind=".mp4")
+        self._temporary = TemporaryFile(path, kind=".mp4")
         self._writer: cv2.VideoWriter | None = None
         self._size = (0, 0)
 
     def write(self, frame: np.ndarray) -> None:
-        """Append a BGR frame; the first one sets the size, to which later ones are brought."""
+        """Append a BGR frame; frames are resized to the size of the first one."""
         if self._writer is None:
             self._size = (frame.shape[1], frame.shape[0])
             codec = cv2.VideoWriter.fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(self._aside.path, codec, self._fps, self._size)
+            self._writer = cv2.VideoWriter(self._temporary.path, codec, self._fps, self._size)
             if not self._writer.isOpened():
                 raise PanopticExtError(
                     f"OpenCV cannot write the video {self._path}: its mp4v encoder is missing or "
@@ -92,14 +94,14 @@ class VideoWriter:
     def commit(self) -> None:
         """Finish the file and rename it."""
         self._release()
-        self._aside.commit()
+        self._temporary.commit()
 
     def __enter__(self) -> VideoWriter:
         return self
 
     def __exit__(self, *raised: Any) -> None:
         self._release()
-        self._aside.__exit__(*raised)
+        self._temporary.__exit__(*raised)
 
     def _release(self) -> None:
         if self._writer is not None:

@@ -43,18 +43,17 @@ def predictor():
     MetadataCatalog.remove(NAME)
 
 
-# Panoptic FPN has a fusion as EfficientPS has.
-def test_the_fusions_of_panoptic_fpn(predictor):
-    own = predictor.model.fusion
+def test_panoptic_fpn_is_evaluated_with_each_fusion_and_keeps_its_own(predictor):
+    fusion_of_model = predictor.model.fusion
     fusions = fusions_of(predictor)
     assert list(fusions) == ["hadamard", "heuristic", "upsnet"]  # the weights hold no ranking
-    assert fusions["heuristic"] is own
+    assert fusions["heuristic"] is fusion_of_model
     left_out = fusions_left_out(predictor, fusions)
     assert list(left_out) == ["heuristic_detectron2", "spatial_ranking"]
     assert "has to be learned, and w.pth was not trained with it" in left_out["spatial_ranking"]
-    found = compare_fusions(predictor, fusions, [[fake_input()]], evaluator=CountsPixels)
-    assert predictor.model.fusion is own
-    assert len({quality["PQ"] for quality in found.values()}) > 1
+    metrics = compare_fusions(predictor, fusions, [[fake_input()]], make_evaluator=CountsPixels)
+    assert predictor.model.fusion is fusion_of_model
+    assert len({quality["PQ"] for quality in metrics.values()}) > 1
     with pytest.raises(ConfigError, match=r"w\.pth was not trained with .* 'spatial_ranking'"):
         fusions_of(predictor, ["spatial_ranking"])
     with pytest.raises(ConfigError, match="did you mean 'hadamard'"):

@@ -1,7 +1,7 @@
-"""What panoptic_ext asks of a meta-architecture, and what holds for those that do not say.
+"""The interface of a meta-architecture, and the defaults of those that do not define it.
 
-An architecture answers by class attributes and methods. It may inherit them from
-`MetaArchitecture` or only define those that differ; `meta_architecture` fills in the others.
+An architecture defines class attributes and methods. It may inherit them from `MetaArchitecture`,
+or define only those that differ; `meta_architecture` fills in the others.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ __all__ = ["AdaptsStateDict", "MetaArchitecture", "meta_architecture"]
 
 @runtime_checkable
 class AdaptsStateDict(Protocol):
-    """A module (the model or any part of it) that loads weights which are not quite its own."""
+    """A module (the model or a part of it) that also loads weights of other names or tensors."""
 
     def adapt_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
-        """Edit `state_dict`, in place, into one that this module can load.
+        """Edit `state_dict`, in place, so that this module can load it.
 
-        The checkpointer calls it before it compares names and shapes; hooks of `load_state_dict`
-        would run too late for its report. Typical edits: old names become new ones, tensors are
-        left out that only another variant of the module has, and tensors are added that training
-        alone uses.
+        The checkpointer calls this method before it compares names and shapes. Hooks of
+        `load_state_dict` would run too late for its report. Typical edits: old names become new
+        ones; tensors are removed that only another variant of the module has; tensors are added
+        that only training uses.
 
         Args:
             state_dict: weights of the whole model by name.
-            prefix: what names of this module begin with: "" for the model, "part." for a part.
+            prefix: prefix of this module's names: "" for the model, "part." for a part.
         """
         ...
 
@@ -38,9 +38,9 @@ class MetaArchitecture:
     """Attributes and methods that panoptic_ext reads from a meta-architecture; a mixin.
 
     Use: `class Mine(MetaArchitecture, nn.Module)`, registered in Detectron2's META_ARCH_REGISTRY
-    as usual. Every attribute has a default, so a model says only what differs. A class that does
-    not inherit from this one may define the same names. Detectron2's own architectures have their
-    values in `_OF_OTHERS` below.
+    as usual. Every attribute has a default, so that a model defines only those that differ. A class
+    that does not inherit from this one may define the same names. The values of Detectron2's own
+    architectures stand in `_FOREIGN_ATTRIBUTES` below.
 
     A model that inherits from one of panoptic_ext's inherits its values, in any package.
     """
@@ -50,28 +50,28 @@ class MetaArchitecture:
 
     True: MODEL.SEM_SEG_HEAD.NUM_CLASSES and MODEL.ROI_HEADS.NUM_CLASSES are derived from the data
     set, and "sem_seg" and "instances" of the mapper are the model's ground truth. False: the
-    numbers of classes stay as given, as Detectron2's models expect. A `from_config` of its own
-    begins with `cfg = complete_config(cfg, cls)` of panoptic_ext.config.left_out, so that the
-    numbers are derived under Detectron2's build_model, too.
+    numbers of classes stay as given, as Detectron2's models expect. If True, the model's own
+    `from_config` begins with `cfg = complete_config(cfg, cls)` of panoptic_ext.config.left_out, so
+    that the numbers are derived under Detectron2's build_model, too.
     """
     score_threshold_key: ClassVar[str] = ""
-    """Config key of the least score of a thing in the outputs, which predict's
-    --confidence-threshold sets; "": there is none."""
+    """Config key of the least score of a thing in the outputs; "": there is none. The command
+    predict sets it by --confidence-threshold."""
     default_fusion: ClassVar[str | None] = None
     """Name in PANOPTIC_FUSION_REGISTRY of the fusion where MODEL.PANOPTIC_FUSION.NAME is "".
 
     "": the model takes no fusion, and keys of MODEL.PANOPTIC_FUSION that are set are refused. None:
-    unknown, nothing is checked.
+    it is unknown whether the model takes one, and the keys are not checked.
     """
     combine_keys: ClassVar[Mapping[str, str]] = {}
-    """Keys below MODEL.PANOPTIC_FUSION for which the model reads keys below
-    MODEL.PANOPTIC_FPN.COMBINE; set in vain, they are refused."""
+    """Key below MODEL.PANOPTIC_FUSION -> the key below MODEL.PANOPTIC_FPN.COMBINE that the model
+    reads in its place. The former are refused if they are set."""
     mapper_targets: ClassVar[tuple[str, ...]] = ("instances", "sem_seg")
-    """What the mapper derives from the id map where INPUT.PANOPTIC_TARGETS is None; () for a model
-    that reads the id map and its table themselves."""
+    """Ground truth that the mapper derives from the id map where INPUT.PANOPTIC_TARGETS is None; ()
+    for a model that reads the id map and its table directly."""
     find_unused_parameters: bool = False
-    """Whether some parameters get no gradient in a step, so that DistributedDataParallel must look
-    for them; may be set on the model itself."""
+    """Whether some parameters may get no gradient in a step, so that DistributedDataParallel has to
+    search for them. A model may set it on its instance."""
 
     @classmethod
     def score_threshold_key_for(cls, cfg: Any) -> str:
@@ -80,12 +80,12 @@ class MetaArchitecture:
 
     @staticmethod
     def head_classes(cfg: Any, num_classes: int, num_things: int) -> int:
-        """What MODEL.SEM_SEG_HEAD.NUM_CLASSES is for a data set.
+        """Derive MODEL.SEM_SEG_HEAD.NUM_CLASSES from the classes of a data set.
 
         Args:
             cfg: the model's config.
             num_classes: K of the data set, things and stuff.
-            num_things: how many of them are things.
+            num_things: how many of these classes are things.
         """
         return num_classes
 
@@ -95,13 +95,13 @@ class MetaArchitecture:
         return False
 
     def why_missing(self, missing: Collection[str]) -> str:
-        """What to add to the report of loaded weights that lack the parameters `missing`."""
+        """Text to add to the report of loaded weights that lack the parameters `missing`."""
         return ""
 
 
-# By the name of the class, because published code cannot name attributes of ours. "MaskFormer" is
-# the published Mask2Former, where its own package has registered it.
-_OF_OTHERS: dict[str, dict[str, str]] = {
+# Attributes of classes that are not ours, by the name of the class: they do not define them.
+# "MaskFormer" is the published Mask2Former, where its own package has registered it.
+_FOREIGN_ATTRIBUTES: dict[str, dict[str, str]] = {
     "GeneralizedRCNN": {"score_threshold_key": "MODEL.ROI_HEADS.SCORE_THRESH_TEST"},
     "MaskFormer": {"score_threshold_key": "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD"},
     "PanopticFPN": {
@@ -111,7 +111,8 @@ _OF_OTHERS: dict[str, dict[str, str]] = {
     "RetinaNet": {"score_threshold_key": "MODEL.RETINANET.SCORE_THRESH_TEST"},
     "SemanticSegmentor": {},
 }
-_READ_FROM_THE_CLASS = (
+# Attributes of `MetaArchitecture` that callers read from the class, before a model is built.
+_CLASS_ATTRIBUTES = (
     "has_contiguous_classes",
     "score_threshold_key",
     "default_fusion",
@@ -122,23 +123,24 @@ _READ_FROM_THE_CLASS = (
 
 
 def meta_architecture(cfg: Any) -> type[MetaArchitecture]:
-    """What MODEL.META_ARCHITECTURE says of itself, complete.
+    """Return a class with all attributes of the meta-architecture that a config names.
 
     Args:
         cfg: with a registered MODEL.META_ARCHITECTURE.
 
     Returns:
-        The registered class, if it inherits from `MetaArchitecture`; else a class of that name
-        with its attributes and, where it has none, those of the nearest known base class. It is
-        for reading attributes, not for building a model.
+        The registered class, if it inherits from `MetaArchitecture`. Otherwise a class of that name
+        with the attributes that the registered class defines; missing ones are those of its nearest
+        known base class. The result is for reading attributes, not for building a model.
     """
     arch = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
     bases = getattr(arch, "__mro__", ())  # a registered function has none
     if MetaArchitecture in bases:
         return arch
-    known = next((_OF_OTHERS[base.__name__] for base in bases if base.__name__ in _OF_OTHERS), None)
+    names = (base.__name__ for base in bases)
+    known = next((_FOREIGN_ATTRIBUTES[name] for name in names if name in _FOREIGN_ATTRIBUTES), None)
     attributes: dict[str, Any] = {} if known is None else {"default_fusion": "", **known}
-    for name in _READ_FROM_THE_CLASS:
+    for name in _CLASS_ATTRIBUTES:
         if hasattr(arch, name):
             attributes[name] = getattr(arch, name)
     return type(arch.__name__, (MetaArchitecture,), attributes)

@@ -41,7 +41,7 @@ def classes_of_dataset(cfg: Any) -> DatasetClasses:
     The classes are read from the data set's metadata.
 
     Raises:
-        ConfigError: no data set is named, or its metadata does not say what is a thing.
+        ConfigError: no data set is named, or its metadata has no `isthing`.
     """
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     if not names:

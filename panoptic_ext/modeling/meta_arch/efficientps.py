@@ -17,8 +17,8 @@ __all__ = ["EfficientPS"]
 class EfficientPS(UnifiedPanopticFPN):
     """RPN, RoI heads and a semantic head on one backbone; MODEL.PANOPTIC_FUSION merges them.
 
-    As UnifiedPanopticFPN, with the thresholds of MODEL.PANOPTIC_FUSION and a mask head that must
-    keep logits.
+    As UnifiedPanopticFPN, but the thresholds are those of MODEL.PANOPTIC_FUSION, and the mask head
+    must keep logits.
     """
 
     score_threshold_key: ClassVar[str] = "MODEL.PANOPTIC_FUSION.SCORE_THRESHOLD"
@@ -29,11 +29,12 @@ class EfficientPS(UnifiedPanopticFPN):
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
         ret = super().from_config(cfg)
+        # Unlike Panoptic FPN's, the heads of EfficientPS have batch norms, too.
         for part in ("sem_seg_head", "proposal_generator", "roi_heads"):
             fold_norms(ret[part])
         return ret
 
     @classmethod
     def with_mask_logits(cls, cfg: Any) -> Any:
-        """The config as it is: its own mask heads keep logits, and the error names the others."""
+        """The config as it is. EfficientPS' mask heads keep logits; others are refused later."""
         return cfg

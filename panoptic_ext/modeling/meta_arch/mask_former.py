@@ -1,7 +1,7 @@
 """Mask2Former (Cheng et al., CVPR 2022): backbone, mask-classification head, loss and inference.
 
-Shapes: B images, Q queries, K classes of the data set, H x W an image's output size. Classes are
-contiguous ids outside; an instance-only model may count its things alone, from 0 (`class_ids`).
+Shapes: B images, Q queries, K classes of the data set, H x W an image's output size. Inputs and
+outputs have contiguous class ids. The head of an instance model may have things only (`class_ids`).
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ class PanopticExtMaskFormer(MetaArchitecture, nn.Module):
         """Args (all by keyword):
 
         backbone: image (B, 3, h, w) -> features by name.
-        sem_seg_head: a `PanopticExtMaskFormerHead`, or called and answering as one does.
-        criterion: losses, and in `weight_dict` what each counts.
-        segmentation: converts outputs of the head.
+        sem_seg_head: a `PanopticExtMaskFormerHead`, or a module with the same interface.
+        criterion: losses, and their weights in `weight_dict`.
+        segmentation: converts outputs of the head to segmentations.
         pixel_mean, pixel_std: of each channel, grey levels.
         size_divisibility: batches are padded to a multiple of this many pixels.
         class_ids: the contiguous id of each class of the head.
         num_dataset_classes: K.
-        task: one of `TASKS`, which says what the targets are; see `build_mask_targets`.
+        task: one of `TASKS`, which decides what the targets are; see `build_mask_targets`.
         ignore_value: void in the ground truth "sem_seg".
         deep_supervision: also apply the losses to the predictions before the last layer.
         semantic_classifier: mask_features -> logits of the auxiliary semantic loss
@@ -154,8 +154,8 @@ class PanopticExtMaskFormer(MetaArchitecture, nn.Module):
                 training also the ground truth, see `build_mask_targets`.
 
         Returns:
-            In training a dict of weighted scalar losses; else one dict for each image with, as
-            far as they are on, "panoptic_seg" ((H, W) int32 ids from 1, 0 void; list of segments
+            In training a dict of weighted scalar losses; else one dict for each image with the
+            outputs that are on: "panoptic_seg" ((H, W) int32 ids from 1, 0 void; list of segments
             with contiguous `category_id`, `isthing`, `score`, `area`, `bbox`), "sem_seg" ((K, H, W)
             scores) and "instances" (contiguous `pred_classes`).
         """
@@ -167,27 +167,27 @@ class PanopticExtMaskFormer(MetaArchitecture, nn.Module):
         return self.postprocess(outputs, images, batched_inputs)
 
     def adapt_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
-        """Let weights with and without the classifier of training be loaded; see `AdaptsStateDict`.
+        """Accept weights with and without the auxiliary classifier; see `AdaptsStateDict`.
 
         Inference does not use the classifier, so weights without it lack nothing.
         """
-        of_head = any(name.startswith(f"{prefix}sem_seg_head.") for name in state_dict)
+        has_head = any(name.startswith(f"{prefix}sem_seg_head.") for name in state_dict)
         prefix = f"{prefix}semantic_classifier."
-        own = self.semantic_classifier.state_dict() if self.semantic_classifier is not None else {}
-        for name in [n for n in state_dict if n.startswith(prefix) and n[len(prefix) :] not in own]:
-            del state_dict[name]
-        if of_head:  # else they would hide that nothing of a foreign file fits
-            for name, value in own.items():
+        expected = {} if self.semantic_classifier is None else self.semantic_classifier.state_dict()
+        for name in [n for n in state_dict if n.startswith(prefix)]:
+            if name.removeprefix(prefix) not in expected:
+                del state_dict[name]
+        # In a file without a head, added tensors would hide that nothing in the file fits.
+        if has_head:
+            for name, value in expected.items():
                 state_dict.setdefault(prefix + name, value)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalised images, padded with 0 to one size; on a CPU in channels_last layout.
-
-        Convolutions pass the layout on, and those of 1x1 are several times faster in it there.
-        """
+        """Normalised images, padded with 0 to one size; on a CPU in channels_last layout."""
         images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
         images = [(image - self.pixel_mean) / self.pixel_std for image in images]
         batch = ImageList.from_tensors(images, self.size_divisibility)
+        # Convolutions keep the layout, and 1x1 ones are several times faster in it on a CPU.
         if self.device.type == "cpu":
             batch.tensor = batch.tensor.contiguous(memory_format=torch.channels_last)
         return batch
@@ -211,6 +211,8 @@ class PanopticExtMaskFormer(MetaArchitecture, nn.Module):
     def losses(self, outputs: DecoderOutputs, targets: Sequence[MaskTargets]) -> dict[str, Tensor]:
         """Weighted losses of the head's outputs, by name."""
         losses = self.criterion(outputs, targets)
+        # The classifier has to stay behind the criterion: autograd adds the gradients of
+        # mask_features in the reverse order of its uses; another order changes their last bit.
         if self.semantic_classifier is not None:
             logits = self.semantic_classifier(outputs.mask_features)
             losses["loss_sem_seg"] = semantic_map_loss(logits, targets)

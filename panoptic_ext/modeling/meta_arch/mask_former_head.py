@@ -29,8 +29,8 @@ IN_FEATURE = "multi_scale_pixel_decoder"
 class PanopticExtMaskFormerHead(nn.Module):
     """Backbone features -> class and mask logits of each query."""
 
-    # Written into every checkpoint. The published code takes an older version, or none, for a file
-    # of old names and renames what need not be. Reading, ours goes by the names.
+    # torch writes this version into every checkpoint. If it is older or missing, the published code
+    # renames parameters, also those that have their new names. Our own code goes by the names.
     _version = 2
 
     @configurable
@@ -45,7 +45,7 @@ class PanopticExtMaskFormerHead(nn.Module):
 
         pixel_decoder: features -> (mask_features, multi_scale_features).
         predictor: (multi_scale_features, mask_features) -> `DecoderOutputs`.
-        compile_parts: run both through torch.compile (names in the state dict stay).
+        compile_parts: compile both by torch.compile; names in the state dict do not change.
         """
         super().__init__()
         self.pixel_decoder = pixel_decoder
@@ -109,7 +109,8 @@ def class_ids_of_head(cfg: Any, dataset: DatasetClasses) -> list[int]:
     """Contiguous id of each class of the head: all of the data set's, or its things alone.
 
     Raises:
-        ConfigError: another number of classes, or outputs that need those that the head lacks.
+        ConfigError: the head's number of classes is neither of the two, or an output is on that
+            needs classes which the head does not have.
     """
     count, total = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, dataset.num_classes
     things = dataset.thing_ids

@@ -1,14 +1,14 @@
-"""Panoptic FPN (Kirillov et al., CVPR 2019) on contiguous class ids, with a fusion to choose.
+"""Panoptic FPN (Kirillov et al., CVPR 2019) on contiguous class ids, with a configurable fusion.
 
-Detectron2's PanopticFPN is built for "separated" metadata: things counted from 0 for the box head,
-and one class 0 that stands for all things in the semantic head. Here the outside of the model
-speaks contiguous ids only (0..K-1, things and stuff in one space):
+Detectron2's PanopticFPN is built for "separated" metadata: the box head counts things from 0, and
+the semantic head has one class 0 for all things. Here inputs and outputs of the model have
+contiguous ids only (0..K-1, things and stuff in one space):
 
     ground truth classes -> [contiguous id -> thing index] -> RPN, RoI heads (T classes)
     RoI heads' classes   -> [thing index -> contiguous id] -> instances, segments_info
     semantic head: K channels, one per contiguous id
 
-    training: as PanopticFPN, and the losses of a fusion that has something to learn
+    training: as PanopticFPN, and the losses of the fusion if it has parameters
     inference: detections and semantic logits at output resolution -> fusion -> panoptic map
 
 Shapes: K classes, T of them things, N instances, m x m mask logits in a box, H x W pixels of one
@@ -69,7 +69,7 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         "STUFF_AREA_THRESHOLD": "STUFF_AREA_LIMIT",
     }
     needs_mask_logits: ClassVar[bool] = False
-    """Whether the mask head must keep logits even for a fusion that does with binary masks."""
+    """Whether the mask head must keep logits even for a fusion that needs binary masks only."""
 
     @configurable
     def __init__(
@@ -99,10 +99,10 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
                 "use a model of Detectron2's SemanticSegmentor, or mark things in the JSON "
                 "(isthing 1)"
             )
-        heads = getattr(self.roi_heads, "num_classes", len(thing_ids))
-        if heads != len(thing_ids):
+        count = getattr(self.roi_heads, "num_classes", len(thing_ids))
+        if count != len(thing_ids):
             raise ConfigError(
-                f"MODEL.ROI_HEADS.NUM_CLASSES is {heads}, but the data set has {len(thing_ids)} "
+                f"MODEL.ROI_HEADS.NUM_CLASSES is {count}, but the data set has {len(thing_ids)} "
                 "thing classes; leave the key out and it is derived"
             )
         # Both tables are derived from the data set, so that no checkpoint has to hold them.
@@ -123,7 +123,7 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         self._check_mask_head()
 
     def _check_mask_head(self) -> None:
-        """Raise ConfigError where the mask head does not give what the fusion needs."""
+        """Raise ConfigError if the fusion cannot use what the mask head returns."""
         head = getattr(self.roi_heads, "mask_head", None)
         needs_logits = self.fusion.needs_mask_logits or self.needs_mask_logits
         is_off = head is None and not getattr(self.roi_heads, "mask_on", True)
@@ -147,7 +147,7 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
 
     @classmethod
     def with_mask_logits(cls, cfg: Any) -> Any:
-        """The config with Detectron2's mask head that also keeps logits, of the same weights."""
+        """The config with our mask head in place of Detectron2's: the same weights, logits kept."""
         if cfg.MODEL.ROI_MASK_HEAD.NAME != "MaskRCNNConvUpsampleHead":
             return cfg
         cfg = cfg.clone()
@@ -157,7 +157,7 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
 
     @classmethod
     def build_fusion(cls, cfg: Any, *, thing_ids: Collection[int]) -> PanopticFusion:
-        """The fusion that MODEL.PANOPTIC_FUSION describes; see `combine_keys`.
+        """Build the fusion that MODEL.PANOPTIC_FUSION describes; see `combine_keys`.
 
         Raises:
             ConfigError: an unknown name, or a value that the fusion cannot use.
@@ -172,7 +172,7 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
 
     @classmethod
     def score_threshold_key_for(cls, cfg: Any) -> str:
-        """The key that the chosen fusion reads its score threshold from; upsnet has its own."""
+        """Key of the score threshold of the fusion that is configured; upsnet has its own."""
         name = cfg.MODEL.PANOPTIC_FUSION.NAME or cls.default_fusion
         fusion = look_up(PANOPTIC_FUSION_REGISTRY, "MODEL.PANOPTIC_FUSION.NAME", name)
         key = fusion.rule_keys["score_threshold"]
@@ -189,8 +189,8 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
                 (gt_classes are contiguous ids) and "sem_seg" ((h, w) contiguous ids).
 
         Returns:
-            In training a dict of scalar losses, those of the fusion included where it has any; else
-            one dict per image with "sem_seg" ((K, H, W) logits), "instances" (pred_classes are
+            In training a dict of scalar losses, with those of the fusion if it has any; else one
+            dict per image with "sem_seg" ((K, H, W) logits), "instances" (pred_classes are
             contiguous ids) and "panoptic_seg" ((H, W) int32 ids from 1, 0 void; list of segments
             with contiguous category_id and, as `with_extents` says, area and bbox).
         """
@@ -218,7 +218,7 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         )
 
     def _with_thing_indices(self, instances: Instances) -> Instances:
-        """Ground truth on the model's device, its classes counted among the things."""
+        """Ground truth on the model's device, its classes as thing indices."""
         fields = dict(instances.get_fields())
         index = self.thing_index.to(fields["gt_classes"].device)
         fields["gt_classes"] = index[fields["gt_classes"]]
@@ -227,7 +227,7 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
     def _fusion_losses(
         self, images: ImageList, features: dict[str, Tensor], sem_seg: Tensor
     ) -> dict[str, Tensor]:
-        """Losses of the fusion on what the current weights detect in the training images."""
+        """Losses of the fusion on the detections of the current weights in the training images."""
         detected = self._detect(images, features)
         return self.fusion.training_losses(
             detections=[self._detections(x, x.pred_boxes.tensor) for x in detected],
@@ -237,21 +237,21 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
 
     @torch.no_grad()
     def _detect(self, images: ImageList, features: dict[str, Tensor]) -> list[Instances]:
-        """What the heads detect with their current weights, above the fusion's score threshold."""
+        """Detections of the current weights with a score above the fusion's threshold."""
         least_score = self.fusion.rule.score_threshold
         with _evaluating(self.proposal_generator, self.roi_heads):
             proposals, _ = self.proposal_generator(images, features, None)
             if not isinstance(self.roi_heads, StandardROIHeads):
                 detected, _ = self.roi_heads(images, features, proposals, None)
                 return [x[x.scores > least_score] for x in detected]
-            # Masks come after the selection. They are the costly part, and while the model is new
-            # hardly any detection has a score that the fusion would look at.
+            # Masks are predicted after the selection by score, because they are the costly part,
+            # and early in training hardly any detection reaches the threshold.
             detected = self.roi_heads._forward_box(features, proposals)
             detected = [x[x.scores > least_score] for x in detected]
             return self.roi_heads.forward_with_given_boxes(features, detected)
 
     def _detections(self, instances: Instances, boxes: Tensor) -> Detections:
-        """What the fusion takes, from the RoI heads' output and (N, 4) boxes in its pixels."""
+        """Input of the fusion, from the RoI heads' output and (N, 4) boxes in output pixels."""
         return Detections(
             boxes=boxes,
             scores=instances.scores,
@@ -274,9 +274,6 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
     ) -> dict[str, Any]:
         """Fuse one image's raw outputs at its output resolution.
 
-        Detectron2's `detector_postprocess` makes the other output, "instances". It works on a
-        copy: it scales boxes in place and turns masks into bits, and the fusion is for logits.
-
         Args:
             instances: detections at network resolution, classes as thing indices, with
                 `pred_masks` or `pred_mask_logits` (N, 1, m, m).
@@ -289,12 +286,14 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         boxes = instances.pred_boxes.clone()
         boxes.scale(width / size[1], height / size[0])
         boxes.clip((height, width))
-        # As detector_postprocess will, so that `instance_id` counts what "instances" holds.
+        # detector_postprocess discards empty boxes. Discarding them here, too, makes `instance_id`,
+        # an index of the fusion's detections, an index of "instances".
         nonempty = boxes.nonempty()
         instances = instances[nonempty]
         detections = self._detections(instances, boxes.tensor[nonempty])
         panoptic_seg = self.fusion(sem_seg, detections)
         fields = dict(instances.get_fields())
+        # detector_postprocess gets copies: it scales boxes in place.
         fields.pop("pred_mask_logits", None)
         fields.update(pred_boxes=instances.pred_boxes.clone(), pred_classes=detections.classes)
         return {
@@ -304,15 +303,15 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         }
 
     def adapt_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
-        """Leave out what belongs to another fusion; see `AdaptsStateDict`."""
+        """Remove the parameters of another fusion; see `AdaptsStateDict`."""
         prefix = f"{prefix}fusion."
-        own = {prefix + name for name in self.fusion.state_dict()}
-        for name in [n for n in state_dict if n.startswith(prefix) and n not in own]:
+        expected = {prefix + name for name in self.fusion.state_dict()}
+        for name in [n for n in state_dict if n.startswith(prefix) and n not in expected]:
             logger.info("Ignoring %s of the checkpoint: it belongs to another fusion", name)
             del state_dict[name]
 
     def why_missing(self, missing: Collection[str]) -> str:
-        """That the weights were trained without this fusion, where it has learnt parameters."""
+        """Report weights that were trained without this fusion, if it has parameters."""
         count = sum(name.startswith("fusion.") for name in missing)
         if not count:
             return ""
@@ -324,7 +323,10 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
 
 
 def _mask_logits(instances: Instances) -> Tensor:
-    """(N, m, m) of the predicted class; from probabilities, maybe infinite, of other mask heads."""
+    """(N, m, m) mask logits of the predicted class.
+
+    Other mask heads return probabilities. Their logits are infinite where these are 0 or 1.
+    """
     if instances.has("pred_mask_logits"):
         return instances.pred_mask_logits[:, 0]
     return instances.pred_masks[:, 0].logit()
@@ -333,11 +335,12 @@ def _mask_logits(instances: Instances) -> Tensor:
 @contextmanager
 def _evaluating(*modules: nn.Module) -> Iterator[None]:
     """The modules in evaluation mode, for as long as the context lasts."""
-    before = [(m, m.training) for module in modules for m in module.modules()]
+    # `train()` would set all parts alike, also those that a caller keeps in evaluation mode.
+    training_modes = [(m, m.training) for module in modules for m in module.modules()]
     for module in modules:
         module.eval()
     try:
         yield
     finally:
-        for module, training in before:
+        for module, training in training_modes:
             module.training = training

@@ -1,4 +1,4 @@
-"""Outputs of a transformer decoder -> the segmentations that a Mask2Former gives.
+"""Outputs of a transformer decoder -> the segmentations that a Mask2Former returns.
 
 Shapes: B images. Classes are the head's.
 """
@@ -27,7 +27,7 @@ class MaskSegmentation:
     """Segments, semantic scores and instances from the queries, as published.
 
     Args:
-        wanted: which outputs are given, and how.
+        wanted: which outputs are returned, and their thresholds.
     """
 
     def __init__(self, wanted: MaskOutputs) -> None:
@@ -53,10 +53,10 @@ class MaskSegmentation:
 
 
 class PlacedSegmentation(MaskSegmentation):
-    """Things from queries that are placed on them, stuff and semantic scores from the map.
+    """Things from placed queries, stuff and semantic scores from the semantic map.
 
     Args:
-        wanted: which outputs are given, and how.
+        wanted: which outputs are returned, and their thresholds.
         stuff_area_threshold: see `panoptic_with_stuff`.
     """
 
@@ -67,7 +67,10 @@ class PlacedSegmentation(MaskSegmentation):
     def _segment(self, outputs: DecoderOutputs, sizes: Sequence[Sizes]) -> list[dict[str, Any]]:
         masks, semantic_logits = outputs.dense_masks(), outputs.semantic_logits
         if semantic_logits is None:
-            raise TypeError("the decoder places_queries, but gives no semantic_logits; give both")
+            raise TypeError(
+                "the transformer decoder sets places_queries, but its outputs have no "
+                "`semantic_logits`; return them, see DecoderOutputs"
+            )
         instances_alone = replace(self.wanted, panoptic=False, semantic=False)
         results = mask_inference(outputs.pred_logits, masks, sizes, instances_alone)
         for image, result in enumerate(results):
@@ -88,15 +91,15 @@ class PlacedSegmentation(MaskSegmentation):
 
 
 def build_segmentation(cfg: Any, thing_classes: Collection[int]) -> MaskSegmentation:
-    """The conversion that the decoder and the task of a config ask for.
+    """Build the conversion for the decoder and the task of a config.
 
     Args:
         cfg: a config with the keys of `add_panoptic_ext_config`.
         thing_classes: which classes of the head are things.
     """
     keys = cfg.MODEL.MASK_FORMER.TEST
-    # Semantic scores alone may be summed up before they are resized. Other outputs need the
-    # resized masks, and then the semantic ones are made of these.
+    # If semantic scores are the only output, classes may be summed up before they are resized. The
+    # other outputs need the resized masks, and semantic scores are then computed from these.
     resize_first = keys.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE
     wanted = MaskOutputs(
         panoptic=keys.PANOPTIC_ON,
@@ -108,7 +111,8 @@ def build_segmentation(cfg: Any, thing_classes: Collection[int]) -> MaskSegmenta
         resize_first=resize_first or keys.INSTANCE_ON or keys.PANOPTIC_ON,
         top_k=cfg.TEST.DETECTIONS_PER_IMAGE,
     )
-    # The semantic map of an instance model was never trained on stuff: its queries give all.
+    # The semantic map of an instance model was never trained on stuff: all its outputs come from
+    # the queries.
     if transformer_decoder_class(cfg).places_queries and mask_former_task(cfg) == "panoptic":
         return PlacedSegmentation(wanted, stuff_area_threshold(cfg))
     return MaskSegmentation(wanted)

@@ -1,4 +1,4 @@
-"""Where the names of segments go in a picture: each inside its own segment, or nowhere.
+"""Place the names of segments in a picture, each inside its own segment where it fits.
 
 Lengths are pixels of the image, H x W; the size of a text is the height of its font.
 """
@@ -18,20 +18,20 @@ from PIL import ImageFont
 
 __all__ = ["Label", "Wanted", "font", "place_labels"]
 
-_LINE = 1.25  # height of a line of text, relative to its font
-_FINE = 64  # cells that the longer side of a segment has at least while its room is measured
-_COVER = 3  # a segment must have so many times the area of its text, else the text hides it
+_LINE_HEIGHT = 1.25  # height of a line of text, relative to its font
+_MEASURED_CELLS = 64  # cells at least that the longer side of a segment is measured in
+_AREA_PER_TEXT = 3  # area of a segment over that of its text, at least: the text must not hide it
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The name that a segment would like to have.
+    """The name to place for a segment.
 
     Attributes:
         segment: with "id", "area" and "bbox".
         texts: the first one that fits is taken, such as "car 93%", "car", "2".
         size: the largest font.
-        is_due: place it even if it stands out of the segment.
+        is_due: place the name even where it does not fit into the segment.
     """
 
     segment: dict[str, Any]
@@ -53,7 +53,10 @@ class Label:
     @property
     def box(self) -> tuple[float, float, float, float]:
         """x0, y0, x1, y1."""
-        half_width, half_height = self.size * _aspect(self.text) * _LINE / 2, self.size * _LINE / 2
+        half_width, half_height = (
+            self.size * _aspect(self.text) * _LINE_HEIGHT / 2,
+            self.size * _LINE_HEIGHT / 2,
+        )
         return (
             self.x - half_width,
             self.y - half_height,
@@ -65,10 +68,10 @@ class Label:
 def place_labels(ids: np.ndarray, wanted: Sequence[Wanted], smallest: float) -> list[Label]:
     """Place as many names as can be read.
 
-    A name lies wholly inside its segment, at the place where there is most room, and takes a
-    third of it at most: so names overlap neither each other nor another segment. Fonts shrink to
-    fit, down to `smallest`. A name that `is_due` may stand out, or stand beside its segment, but
-    not over another name.
+    A name lies wholly inside its segment, where there is most room, and covers at most a third of
+    it. Names therefore overlap neither each other nor another segment. Fonts shrink to fit, down to
+    `smallest`. A name that `is_due` may reach out of its segment or lie beside it, but it does not
+    overlap another name.
 
     Args:
         ids: (H, W) segment ids.
@@ -100,15 +103,15 @@ def _label_inside(ids: np.ndarray, entry: Wanted, smallest: float) -> Label | No
     for text in entry.texts:
         aspect = _aspect(text)
         x, y, height = _roomiest(mask, aspect)
-        by_area = (entry.segment["area"] / _COVER / aspect) ** 0.5
-        size = min(entry.size, height / _LINE, by_area / _LINE)
+        by_area = (entry.segment["area"] / _AREA_PER_TEXT / aspect) ** 0.5
+        size = min(entry.size, height / _LINE_HEIGHT, by_area / _LINE_HEIGHT)
         if size >= min(smallest, entry.size):
             return Label(entry.segment, text, x, y, size)
     return None
 
 
 def _labels_outside(ids: np.ndarray, entry: Wanted, smallest: float) -> Iterator[Label]:
-    """Labels on the segment's middle and on each side of that, the first text first."""
+    """Yield labels on the segment's middle and above, below, left and right of it, text by text."""
     for text in entry.texts:
         x, y, _ = _roomiest(_mask(ids, entry.segment), _aspect(text))
         middle = Label(entry.segment, text, x, y, min(entry.size, smallest))
@@ -128,27 +131,51 @@ def _mask(ids: np.ndarray, segment: dict[str, Any]) -> tuple[np.ndarray, int, in
 def _roomiest(mask: tuple[np.ndarray, int, int], aspect: float) -> tuple[float, float, float]:
     """Centre (x, y) and height of the largest box of an aspect (width / height) in a segment.
 
-    With the columns squeezed by the aspect the box is a square, and the distance to the nearest
-    pixel outside, by the larger of both axes, is half the side of the square around a pixel.
+    The height is 0 where no box has room; the centre is then a pixel near the segment's middle.
     """
     inside, left, top = mask
     height, width = inside.shape
-    fine = max(1.0, _FINE / max(height, width / aspect))
-    size = (max(1, round(width / aspect * fine)), max(1, round(height * fine)))
-    squeezed = cv2.resize(inside, size, interpolation=cv2.INTER_NEAREST)
-    if not squeezed.any():  # thinner than a cell
-        squeezed[:] = 1
-    distance = cv2.distanceTransform(np.pad(squeezed, 1), cv2.DIST_C, 3)[1:-1, 1:-1]
-    rows, columns = np.nonzero(distance == distance.max())
-    middle = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
-    x = left + (columns[middle] + 0.5) * width / size[0]
-    y = top + (rows[middle] + 0.5) * height / size[1]
-    cells = 2 * float(distance.max()) - 2  # half a cell of margin on each side, for rounding
-    return float(x), float(y), cells * height / size[1]
+    fine = max(1.0, _MEASURED_CELLS / max(height, width / aspect))
+    rows, columns = max(1, round(height * fine)), max(1, round(width / aspect * fine))
+    # Cells are wider than high by the aspect, so that the box is a square of cells. The distance to
+    # the nearest cell outside, by the larger of both axes, gives the square around a cell.
+    free = np.pad(_free_cells(inside, rows, columns), 1)
+    distance = cv2.distanceTransform(free, cv2.DIST_C, 3)[1:-1, 1:-1]
+    cells = max(0.0, 2 * float(distance.max()) - 1)
+    if not cells:
+        distance, rows, columns = inside, height, width
+    best_rows, best_columns = np.nonzero(distance == distance.max())
+    middle = np.argmin(
+        (best_rows - best_rows.mean()) ** 2 + (best_columns - best_columns.mean()) ** 2
+    )
+    x = left + (best_columns[middle] + 0.5) * width / columns
+    y = top + (best_rows[middle] + 0.5) * height / rows
+    # The aspect of a cell is rounded with the number of columns, so that both sides count. A
+    # millionth less keeps the box inside after the rounding of floats.
+    return float(x), float(y), cells * min(height / rows, width / columns / aspect) * (1 - 1e-6)
+
+
+def _free_cells(inside: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """(rows, columns) uint8 for a grid over a mask: 1 where all pixels that a cell meets are 1.
+
+    Args:
+        inside: (H, W) uint8 of 0 and 1.
+        rows, columns: of the grid; a cell may be smaller or larger than a pixel.
+    """
+    # cv2.resize with INTER_NEAREST samples one pixel for each cell. It missed objects narrower than
+    # a cell, so that names were written over them.
+    (top, bottom), (left, right) = (
+        (np.arange(count) * length // count, -(-np.arange(1, count + 1) * length // count))
+        for count, length in zip((rows, columns), inside.shape, strict=True)
+    )
+    sums = cv2.integral(1 - inside)  # [y, x]: pixels outside the mask in rows < y, columns < x
+    sums_of_columns = sums[:, right] - sums[:, left]
+    pixels_outside = sums_of_columns[bottom] - sums_of_columns[top]
+    return (pixels_outside == 0).astype(np.uint8)
 
 
 def _moved_into(label: Label, width: int, height: int) -> Label:
-    """The label, moved to where the picture holds all of it, or its middle."""
+    """Move a label into the picture; one that is larger than the picture is centred."""
     x0, y0, x1, y1 = label.box
     half_width, half_height = (x1 - x0) / 2, (y1 - y0) / 2
     x = min(max(label.x, half_width), max(width - half_width, width / 2))
@@ -163,7 +190,7 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
 @lru_cache(maxsize=1024)
 def _aspect(text: str) -> float:
     """Width of a line of text relative to its height, a small margin included."""
-    return (font(32).getlength(text) / 32 + 0.3) / _LINE
+    return (font(32).getlength(text) / 32 + 0.3) / _LINE_HEIGHT
 
 
 @lru_cache(maxsize=8)

@@ -10,8 +10,8 @@ VENV_PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 DEMO := output/demo
 PYTEST_ARGS ?=
-# Two processes of one thread each: for two cores. A file's tests stay in one process, and files
-# keep the order of tests/conftest.py.
+# Two processes with one thread each, for two cores. The tests of a file run in one process, and the
+# files in the order of tests/conftest.py.
 PYTEST := OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install demo docs test test-main check format lint clean distclean
@@ -23,13 +23,13 @@ help: ## list the targets
 
 install: $(STAMP) ## create .venv with torch, Detectron2 and this package
 
-# The stamp holds the folder that was installed: a .venv that was copied or moved along with its
-# clone still points to the old place, and is installed anew.
+# The stamp holds the folder of the checkout. A .venv that was copied or moved with its checkout
+# still refers to the old folder, so it is installed again.
 ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 $(shell rm -f $(STAMP))
 endif
 
-# Runs again only when a file that says what to install changes.
+# Runs again only when a file that determines what is installed has changed.
 $(STAMP): setup.py tools/install.sh tools/install_detectron2.py $(wildcard tools/detectron2_patches/*.py)
 	@tools/install.sh $(VENV)
 	@echo $(CURDIR) >$@

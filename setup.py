@@ -1,7 +1,6 @@
 """Package metadata of panoptic_ext.
 
-torch and Detectron2 are not pulled in by name: Detectron2 is not on PyPI (see
-tools/install_detectron2.py), and both are builds that belong to the user's machine.
+Detectron2 is no requirement, because it is not on PyPI (see tools/install_detectron2.py).
 """
 
 import re
@@ -11,7 +10,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
 
-# torch and torchvision have ranges only: an environment that has a pair keeps it.
+# Ranges, not versions, for torch and torchvision, so that an environment keeps the pair it has.
 REQUIREMENTS = [
     "torch>=2.4",
     "torchvision>=0.19",
@@ -54,14 +53,14 @@ EXTRAS["all"] = sorted({item for extra in EXTRAS.values() for item in extra})
 def read_version() -> str:
     """`__version__` of the package, read without importing it."""
     text = (HERE / "panoptic_ext" / "__init__.py").read_text(encoding="utf-8")
-    found = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
-    if found is None:
+    match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if match is None:
         raise RuntimeError('panoptic_ext/__init__.py has no line __version__ = "..."')
-    return found[1]
+    return match[1]
 
 
 def package_data() -> "dict[str, list[str]]":
-    """The YAML files of configs/, in `panoptic_ext.configs`, and the mark of a typed package."""
+    """The YAML files of configs/, as `panoptic_ext.configs`, and `py.typed`: it has type hints."""
     root = HERE / "configs"
     configs = sorted(str(path.relative_to(root)) for path in root.rglob("*.yaml"))
     return {"panoptic_ext": ["py.typed"], "panoptic_ext.configs": configs}
@@ -76,11 +75,12 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    # The program lies outside the package, whose import loads torch (see panoptic_ext_cli.py).
+    # The program is a module outside the package, because importing the package loads torch (see
+    # panoptic_ext_cli.py).
     py_modules=["panoptic_ext_cli"],
     entry_points={"console_scripts": ["panoptic-ext = panoptic_ext_cli:main"]},
     packages=[*find_packages(include=["panoptic_ext", "panoptic_ext.*"]), "panoptic_ext.configs"],
-    # A wheel carries the configs too, as Detectron2's carries its model zoo.
+    # The wheel contains the configs, as Detectron2's contains those of its model zoo.
     package_dir={"panoptic_ext.configs": "configs"},
     package_data=package_data(),
     install_requires=REQUIREMENTS,

@@ -1,15 +1,17 @@
 """panoptic_ext: panoptic segmentation models, data sets and evaluation for Detectron2.
 
-Importing it registers its models and data sets in Detectron2's registries and catalogues and
-changes nothing else, except that whoever registers the name of one of its data sets later gets it.
+Importing the package registers its models and data sets in Detectron2's registries and catalogues.
+It changes nothing else but `DatasetCatalog.register`, which then lets other code register a name of
+these data sets for a data set of its own.
 """
 
 import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-# `python -m panoptic_ext COMMAND` imports this file before __main__, which would be too late for
-# what has to happen before torch loads. While Python looks for a module, sys.argv[0] is "-m".
+# `python -m panoptic_ext COMMAND` imports this file before __main__, and importing this file loads
+# torch. What must happen before that is therefore done here. While Python searches for the module
+# to run, sys.argv[0] is "-m".
 if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)] in ("panoptic_ext", "-mpanoptic_ext"):
     import panoptic_ext_cli
 
@@ -36,15 +38,15 @@ __all__ = [
     "register_panoptic",
 ]
 
-# Imported when they are asked for: training and evaluation, which they need, are not light.
-_LAZY = ("Predictor", "load_run_cfg")
+# Imported at the first use, because they import training and evaluation, which takes time.
+_LAZY_NAMES = ("Predictor", "load_run_cfg")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name not in _LAZY_NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module("panoptic_ext.prediction.predictor"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY_NAMES})

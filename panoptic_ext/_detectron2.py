@@ -1,4 +1,4 @@
-"""What comes before every other import: is there a Detectron2 to plug into, and which one?"""
+"""Check, before every other import, that Detectron2 is installed, and which one it is."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = [
     "require_detectron2",
 ]
 
-MINIMUM = (0, 6)  # the oldest Detectron2 that works: major, minor
+MINIMUM = (0, 6)  # major and minor version of the oldest Detectron2 that works
 
-_HOW = """\
+_INSTALL = """\
 Detectron2 is not on PyPI under its own name. With torch and torchvision installed, run
     python tools/install_detectron2.py
 from a checkout of panoptic_ext (it takes v0.6 from PyPI's sources, nothing is compiled), or install
@@ -34,19 +34,20 @@ def require_detectron2() -> None:
 
     Raises:
         ImportError: Detectron2 is missing, cannot be imported or is older than 0.6; the message
-            says what was found and what to run.
+            gives what was found and the command to run.
     """
     try:
         detectron2 = importlib.import_module("detectron2")
     except ModuleNotFoundError as error:
         if error.name == "detectron2":
             raise ImportError(
-                f"panoptic_ext is a plugin for Detectron2, and Detectron2 is missing.\n{_HOW}",
+                f"panoptic_ext is a plugin for Detectron2, and Detectron2 is missing.\n{_INSTALL}",
                 name="detectron2",
             ) from error
         raise ImportError(
             f"Detectron2 is installed but needs {error.name!r}, which is missing.\n"
-            f"Install it (python -m pip install {error.name}) or install Detectron2 again.\n{_HOW}",
+            f"Install it (python -m pip install {error.name}) or install Detectron2 again.\n"
+            f"{_INSTALL}",
             name=error.name,
         ) from error
     version = str(getattr(detectron2, "__version__", "unknown"))
@@ -54,35 +55,37 @@ def require_detectron2() -> None:
         raise ImportError(
             f"panoptic_ext needs Detectron2 {MINIMUM[0]}.{MINIMUM[1]} or newer; found {version} in "
             f"{getattr(detectron2, '__path__', ['an unknown folder'])[0]}.\nRemove it (python -m "
-            f"pip uninstall detectron2), then:\n{_HOW}",
+            f"pip uninstall detectron2), then:\n{_INSTALL}",
             name="detectron2",
         )
 
 
 def import_quietly() -> None:
-    """Import the modules of Detectron2 and fvcore that torch warns about while it loads them.
+    """Import the modules of Detectron2 and fvcore that call torch.jit.script, without its warning.
 
-    They call torch.jit.script when they are imported, and torch deprecates it with a FutureWarning
-    each, at every start of every program. A Detectron2 that was imported before has warned already.
-    The user's filters of warnings are the same afterwards.
+    torch has deprecated torch.jit.script, so each of these modules would cause a FutureWarning at
+    every start of every program. The user's filters of warnings are the same afterwards.
     """
-    for name in ("torch", "torchvision"):  # outside: they add filters of their own, which stay
+    # Before the filters are saved: torch and torchvision add filters of their own, which must stay.
+    for name in ("torch", "torchvision"):
         importlib.import_module(name)
     with warnings.catch_warnings():
-        # First in the list: `python -W error` would end the import otherwise.
+        # This filter comes before the user's: `python -W error` would otherwise end the import.
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated")
         for name in ("fvcore.nn", "detectron2.modeling"):
             importlib.import_module(name)
 
 
 def detectron2_build() -> dict[str, Any]:
-    """Which Detectron2 this is; v0.6 of 2021 and today's main both call themselves 0.6.
+    """Describe the imported Detectron2.
 
     Returns:
-        "version" as it says itself; "is_main", whether it is newer than v0.6, told by config keys
-        that v0.6 lacks; "imported_from", its folder; "distribution", name and version of the
-        installed distribution that this folder belongs to, or None for a folder on sys.path.
+        "version": its own `__version__`. "is_main": whether it is newer than v0.6.
+        "imported_from": its folder. "distribution": name and version of the installed distribution
+        that the folder belongs to, or None for a folder on sys.path.
     """
+    # v0.6 of 2021 and today's main both have the version 0.6. A config key that main added tells
+    # them apart.
     from detectron2.config import get_cfg
 
     package = importlib.import_module("detectron2")
@@ -93,9 +96,9 @@ def detectron2_build() -> dict[str, Any]:
         "imported_from": folder,
         "distribution": next(
             (
-                f"{found.name} {found.version}"
-                for found in importlib.metadata.distributions(name="detectron2")
-                if folder in _package_folders(found)
+                f"{distribution.name} {distribution.version}"
+                for distribution in importlib.metadata.distributions(name="detectron2")
+                if folder in _package_folders(distribution)
             ),
             None,
         ),
@@ -103,21 +106,21 @@ def detectron2_build() -> dict[str, Any]:
 
 
 def detectron2_version() -> str:
-    """ "0.6" for v0.6, "0.6 (main)" for Detectron2 main."""
+    """The version for messages: "0.6" for v0.6, "0.6 (main)" for Detectron2 main."""
     build = detectron2_build()
     return f"{build['version']} (main)" if build["is_main"] else build["version"]
 
 
-def _package_folders(found: importlib.metadata.Distribution) -> list[str]:
-    """Where the package of a distribution is: installed, or the sources of an editable install."""
-    folders = [str(found.locate_file("detectron2"))]
-    source = json.loads(found.read_text("direct_url.json") or "{}")
+def _package_folders(distribution: importlib.metadata.Distribution) -> list[str]:
+    """Folders in which the package of a distribution may be: installed, or an editable source."""
+    folders = [str(distribution.locate_file("detectron2"))]
+    source = json.loads(distribution.read_text("direct_url.json") or "{}")
     if source.get("dir_info", {}).get("editable"):
         folders.append(os.path.join(unquote(urlsplit(source["url"]).path), "detectron2"))
     return [os.path.realpath(folder) for folder in folders]
 
 
 def _leading_numbers(version: str) -> tuple[int, ...]:
-    """(0, 6) of "0.6", "0.6+cu111" or "0.6.1.dev2"; () where it starts with no number."""
-    found = re.match(r"\d+(\.\d+)?", version)
-    return tuple(int(part) for part in found[0].split(".")) if found else ()
+    """(0, 6) of "0.6", "0.6+cu111" or "0.6.1.dev2"; () if the version starts with no number."""
+    numbers = re.match(r"\d+(\.\d+)?", version)
+    return tuple(int(part) for part in numbers[0].split(".")) if numbers else ()

@@ -1,8 +1,8 @@
-"""Files written aside and renamed, so that a kill leaves the old content or the new, never half.
+"""Write files under a temporary name and rename them: a kill leaves the old content or the new.
 
-Every file that is written aside is a `TemporaryFile` here: `<name>.tmp-<machine>-<process>`, locked
-by its writer for as long as that lives. What a killed process left is therefore told from what
-another one is writing at the moment, and the next process that writes into the folder removes it.
+Every file that is being written is a `TemporaryFile`, `<name>.tmp-<machine>-<process>`, which its
+writer keeps locked. The lock distinguishes the file of a killed process from one that is still
+being written. The next process that writes into the folder removes the former.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ __all__ = ["TemporaryFile", "remove_leftovers", "write_atomic", "write_file"]
 
 # Older versions wrote `<name>.tmp-<process>`.
 _TEMPORARY = re.compile(r".+\.tmp-(?:(?P<machine>[0-9a-f]{8})-)?(?P<process>\d+)(?P<kind>\.\w+)?")
-_ABANDONED = 24 * 3600.0  # seconds without a write, where nothing else tells whether a writer lives
-_MAX_TRIES, _PAUSE = 3000, 0.01  # half a minute and more
-_LONGEST_NAME = 255  # bytes, on all common file systems
-_BINARY = getattr(os, "O_BINARY", 0)  # on Windows
+# Seconds without a write, after which the writer is taken for dead where locks cannot tell.
+_ABANDONED_AFTER = 24 * 3600.0
+_MAX_LOCK_TRIES, _LOCK_PAUSE = 3000, 0.01  # at least half a minute; the pause is in seconds
+_MAX_NAME_BYTES = 255  # on all common file systems
+_BINARY_FLAG = getattr(os, "O_BINARY", 0)  # exists on Windows only
 
 _swept_folders: set[str] = set()
 _sweeping = threading.Lock()
@@ -43,15 +44,16 @@ _sweeping = threading.Lock()
 def write_atomic(path: str, write: Callable[[BinaryIO], object], *, durable: bool = True) -> None:
     """Write a file under a temporary name in the same folder, flush it to disk, rename it.
 
-    The first time a process does so in a folder, it removes what killed processes left there.
+    The first call of a process for a folder removes the temporary files of killed processes there.
 
     Args:
         path: the file; its folder must exist.
         write: called with the open binary stream.
-        durable: also outlives a power failure; without it, many small files are written faster.
+        durable: True flushes to disk, so that the file survives a power failure; False is faster
+            for many small files.
 
     Raises:
-        OSError: the disk is full or the folder not writable; `path` is as before.
+        OSError: the disk is full or the folder is not writable; `path` is unchanged.
     """
     with TemporaryFile(path) as temporary:
         write(temporary.stream)
@@ -70,15 +72,15 @@ def write_file(
     durable: bool = True,
     error: type[PanopticExtError] | None = EvaluationError,
 ) -> None:
-    """Write bytes as `write_atomic`; makes the folder.
+    """Write bytes with `write_atomic`, after making the folder.
 
     Args:
-        path, durable: as `write_atomic`.
-        content: of the file.
+        path, durable: as in `write_atomic`.
+        content: the bytes of the file.
         error: the class to raise; None raises the OSError itself.
 
     Raises:
-        `error`: not writable, or no space left.
+        `error`: the folder is not writable, or no space is left.
     """
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
@@ -93,21 +95,22 @@ def write_file(
 
 
 class TemporaryFile:
-    """A file beside the one that it will become; leaving the block without `commit` removes it.
+    """A locked file beside its target; `commit` renames it, and leaving the block removes it.
 
     Attributes:
-        path: of the temporary file, for libraries that open files themselves.
-        stream: the file, open for writing.
+        path: path of the temporary file, for libraries that open files themselves.
+        stream: the temporary file, open for writing.
 
     Raises:
-        OSError: the disk is full or the folder not writable.
+        OSError: the disk is full or the folder is not writable.
     """
 
     def __init__(self, path: str, *, kind: str = "") -> None:
         """
         Args:
-            path: of the file to be; its folder must exist.
-            kind: ending of the temporary name, as ".mp4", for libraries that go by it.
+            path: path of the target; its folder must exist.
+            kind: ending of the temporary name, such as ".mp4", for libraries that read the format
+                from it.
         """
         _sweep_once(os.path.dirname(path) or ".")
         self.path = _temporary_path(path, f".tmp-{_machine()}-{os.getpid()}{kind}")
@@ -116,11 +119,12 @@ class TemporaryFile:
         self.stream = _open_locked(self.path)
 
     def commit(self) -> None:
-        """Give the file its name, in place of what has it; the stream ends here."""
+        """Rename the file to its target, which it replaces, and close the stream."""
         try:
-            # While it is locked: else another process could take it for a leftover.
+            # Before the stream, and with it the lock, is closed: without the lock another process
+            # could take the file for a leftover and remove it.
             os.replace(self.path, self._target)
-        except PermissionError:  # Windows, and some network folders, do not rename an open file
+        except PermissionError:  # Windows and some network folders cannot rename open files
             self.stream.close()
             os.replace(self.path, self._target)
         self._is_committed = True
@@ -135,7 +139,7 @@ class TemporaryFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with contextlib.suppress(OSError):  # a full disk: what is in the buffer cannot be written
+        with contextlib.suppress(OSError):  # on a full disk the buffer cannot be written
             self.stream.close()
         if not self._is_committed and os.path.exists(self.path):
             os.remove(self.path)
@@ -144,28 +148,29 @@ class TemporaryFile:
 def remove_leftovers(folder: str) -> None:
     """Remove the temporary files of killed processes from `folder`.
 
-    A file stays while its writer may live: one that is locked, and, where locks cannot be seen, one
-    of a running process of this machine or of another machine within the last day.
+    A file whose writer may live is kept: one that is locked and, where locks cannot be seen, one of
+    a running process of this machine, or one that another machine wrote within the last day.
     """
     try:
         with os.scandir(folder) as entries:
             temporary = [e for e in entries if _TEMPORARY.fullmatch(e.name) and e.is_file()]
-    except OSError:  # no such folder, or not readable: nothing to do there
+    except OSError:  # the folder is missing or unreadable, so there is nothing to remove
         return
     for entry in temporary:
         try:
             _remove_if_left(entry.path)
-        except OSError:  # another process removed it, or it is another user's
+        except OSError:  # another process has removed it, or it belongs to another user
             continue
 
 
 def _temporary_path(path: str, suffix: str) -> str:
-    """`path` with the suffix; of a name that leaves no room for it, a hash stands in its place."""
+    """`path` with the suffix; a name that is too long for it is replaced by its hash."""
     folder, name = os.path.split(path)
     encoded = os.fsencode(name)
-    if len(encoded) > _LONGEST_NAME:  # here, where the error can name the file itself
+    # Raised here with the file's own name; the error of open() would have the temporary one.
+    if len(encoded) > _MAX_NAME_BYTES:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
-    if len(encoded + os.fsencode(suffix)) > _LONGEST_NAME:
+    if len(encoded + os.fsencode(suffix)) > _MAX_NAME_BYTES:
         name = hashlib.sha256(encoded).hexdigest()
     return os.path.join(folder, name + suffix)
 
@@ -183,55 +188,57 @@ def _remove_if_left(path: str) -> None:
     name = _TEMPORARY.fullmatch(os.path.basename(path))
     assert name is not None
     if name["kind"] and name["machine"] is None:
-        return  # `notes.tmp-1.txt` is somebody's own
+        return  # a user's own file, such as `notes.tmp-1.txt`
     with open(path, "r+b") as stream:
         lock = _lock(stream)
         idle = time.time() - os.fstat(stream.fileno()).st_mtime
         if lock == "held" or _may_be_written(name, lock, idle):
             return
-        # While it is locked, so that no writer takes it up in between.
+        # Removed while it is locked, so that no writer opens it in between.
         with contextlib.suppress(PermissionError):
             os.remove(path)
             return
-    os.remove(path)  # where an open file cannot be removed
+    os.remove(path)  # on systems that cannot remove an open file
 
 
 def _may_be_written(name: re.Match[str], lock: str, idle: float) -> bool:
     if name["machine"] not in (None, _machine()):
-        return idle < _ABANDONED  # a shared folder may hide the locks of other machines
+        return idle < _ABANDONED_AFTER  # a shared folder may hide the locks of other machines
     if not _is_running(int(name["process"])):
         return False
     if name["machine"] is None:  # older versions did not lock
-        return idle < _ABANDONED
-    return lock != "free"  # else a later process has the number by chance
+        return idle < _ABANDONED_AFTER
+    # If the lock is free, the running process only happens to have the writer's number.
+    return lock != "free"
 
 
 def _open_locked(path: str) -> BinaryIO:
-    """Open an empty file for writing, locked.
+    """Open an empty file for writing and lock it.
 
     Raises:
-        OSError: it cannot be made, or another thread keeps writing it.
+        OSError: the file cannot be made, or another thread does not finish writing it.
     """
-    for _ in range(_MAX_TRIES):
-        stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | _BINARY, 0o666), "wb")
+    for _ in range(_MAX_LOCK_TRIES):
+        stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | _BINARY_FLAG, 0o666), "wb")
         lock = _lock(stream)
+        # A sweep may have removed the file between opening and locking it.
         if lock == "unknown" or (lock == "free" and _is_at(stream, path)):
             stream.truncate()
             return stream
-        stream.close()  # a sweep, or a thread with the same target, has it for a moment
-        time.sleep(_PAUSE)
+        stream.close()  # a sweep, or a thread with the same target, holds the lock
+        time.sleep(_LOCK_PAUSE)
     raise OSError(errno.EBUSY, "another thread is writing the same file", path)
 
 
 def _lock(stream: BinaryIO) -> str:
-    """Lock an open file until it is closed: "free" (now ours), "held" by another, or "unknown"."""
+    """Lock an open file until it is closed; returns "free" (ours now), "held" or "unknown"."""
     if fcntl is None:
         return "unknown"
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return "held"
-    except OSError:  # the file system has no locks
+    except OSError:  # the file system does not support locks
         return "unknown"
     return "free"
 
@@ -245,19 +252,19 @@ def _is_at(stream: BinaryIO, path: str) -> bool:
 
 def _is_running(process: int) -> bool:
     if os.name != "posix":
-        return True  # there, os.kill would end it
+        return True  # on Windows os.kill would end the process
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # a process of another user
         return True
     return True
 
 
 @lru_cache(maxsize=1)
 def _machine() -> str:
-    """Within what process numbers are unique: the machine, and the container of it."""
+    """A hash of the machine and container, within which process numbers are unique."""
     try:
         namespace = os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -268,11 +275,11 @@ def _machine() -> str:
 def _sync_folder(folder: str) -> None:
     try:
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # not every system can open a folder
+    except OSError:  # some systems cannot open a folder
         return
     try:
         os.fsync(handle)
-    except OSError:  # nor sync one
+    except OSError:  # some file systems cannot sync one
         pass
     finally:
         os.close(handle)

@@ -30,21 +30,21 @@ __all__ = [
 ]
 
 NOT_JSON = (ValueError, RecursionError)
-"""What `json.load` raises for a text that is no JSON, is not UTF-8 or is nested too deeply."""
+"""Errors of `json.load` for text that is no JSON, is not UTF-8 or is nested too deeply."""
 
-_MAX_DEPTH = 4
-_MAX_ITEMS = 8
-_MAX_DIGITS = 40
-_LONGEST_LINE = 1500  # three of the longest usual paths, and the words around them
-_LONGEST_NAME = 200
-_MOST_KNOWN = 40  # names that exist, in the message about one that does not
+_MAX_QUOTED_DEPTH = 4
+_MAX_QUOTED_ITEMS = 8
+_MAX_QUOTED_DIGITS = 40
+_MAX_LINE_LENGTH = 1500  # three of the longest usual paths, and the words around them
+_MAX_COMPARED_LENGTH = 200
+_MAX_KNOWN_NAMES = 40  # existing names in the message about an unknown one
 _BRACKETS: dict[type, tuple[str, str]] = {list: ("[", "]"), tuple: ("(", ")"), dict: ("{", "}")}
 
 
 class PanopticExtError(ValueError):
     """Base of every error that a user can mend; command lines print it without a traceback.
 
-    Whatever a message quotes, no line of it is longer than a screen.
+    Each line of the message is cut to a bounded length, whatever it quotes.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -56,7 +56,7 @@ class DatasetError(PanopticExtError):
 
 
 class UnreadableFileError(DatasetError):
-    """An image or label file is missing or damaged; DATALOADER.SKIP_CORRUPT goes on without it."""
+    """An image or label file is missing or damaged; DATALOADER.SKIP_CORRUPT skips it."""
 
 
 class ConfigError(PanopticExtError):
@@ -84,26 +84,27 @@ class NonFiniteLossError(PanopticExtError, FloatingPointError):
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
-    """A hint to append to an error message.
+    """A hint at the most similar name, to append to an error message.
 
     Args:
         name: the unknown name that was found.
         candidates: the names that exist.
 
     Returns:
-        "; did you mean 'x'?" for the candidate most like `name`, or "" if none is like it.
+        "; did you mean 'x'?" for the candidate most similar to `name`; "" if none is similar.
     """
     names = sorted({str(c) for c in candidates})
     lowered: dict[str, str] = {}
     for candidate in names:
         lowered.setdefault(candidate.lower(), candidate)
-    given = str(name)[:_LONGEST_NAME].lower()  # the time it takes grows with the length
-    found = difflib.get_close_matches(given, list(lowered), n=1, cutoff=0.5)
-    return f"; did you mean {lowered[found[0]]!r}?" if found else ""
+    # Only the beginning of a long name is compared, because the time grows with the length.
+    beginning = str(name)[:_MAX_COMPARED_LENGTH].lower()
+    matches = difflib.get_close_matches(beginning, list(lowered), n=1, cutoff=0.5)
+    return f"; did you mean {lowered[matches[0]]!r}?" if matches else ""
 
 
 def unknown(
-    what: str, value: Any, known: Iterable[Any], *, mend: str = "", limit: int = _MOST_KNOWN
+    what: str, value: Any, known: Iterable[Any], *, mend: str = "", limit: int = _MAX_KNOWN_NAMES
 ) -> str:
     """The message about a name that does not exist.
 
@@ -111,12 +112,12 @@ def unknown(
         what: the key or the kind of the name, e.g. "SOLVER.OPTIMIZER" or "image id".
         value: the name that was found.
         known: the names that exist.
-        mend: what else the user can do, to end the message with.
-        limit: of the names in the message; 0 for the nearest alone, where the others do not help.
+        mend: what else the user can do; it ends the message.
+        limit: number of known names in the message; 0 lists none, where they would not help.
 
     Returns:
-        "unknown X 'y'; did you mean 'z'? known: w, z; <mend>"; without the middle if no name is
-        like it.
+        "unknown X 'y'; did you mean 'z'? known: w, z; <mend>", without the question if no name is
+        similar.
     """
     names = [str(name) for name in known]
     hint = nearest(str(value), names)
@@ -130,7 +131,7 @@ def check_known(
     what: str, value: Any, known: Iterable[Any], *, error: type[ValueError] = ConfigError
 ) -> None:
     """Raise `error` with the message of `unknown`, unless `value` is one of `known`."""
-    names = tuple(known)  # also compares what cannot be hashed, such as a list
+    names = tuple(known)  # no set, because `value` may be unhashable, such as a list
     if value not in names:
         raise error(unknown(what, value, names))
 
@@ -139,9 +140,9 @@ def look_up(registry: Registry, key: str, name: str) -> Any:
     """The function or class that a registry holds under a name.
 
     Args:
-        registry: one of Detectron2's or ours.
-        key: the config key that gives the name.
-        name: its value.
+        registry: a registry of Detectron2 or of this package.
+        key: the config key that holds the name.
+        name: the value of that key.
 
     Raises:
         ConfigError: nothing is registered under that name.
@@ -152,20 +153,18 @@ def look_up(registry: Registry, key: str, name: str) -> Any:
 
 
 def quoted(value: Any, most: int = 100) -> str:
-    """`repr` of a user's value for an error message, bounded whatever the value is.
-
-    A value out of a file can be a list nested a thousand deep, text of a megabyte or an integer of
-    thousands of digits, of which `repr` itself fails.
+    """`repr` of a user's value for an error message, of bounded length.
 
     Args:
-        value: of any kind.
-        most: characters of the result.
+        value: any value.
+        most: the largest number of characters of the result.
 
     Returns:
-        The same as `repr` where that is short; else the beginning and end of it, with "..." for
-        what is left out.
+        The same as `repr` if that is short; else its beginning and end, with "..." in between.
     """
-    return shortened(_bounded_repr(value, most, _MAX_DEPTH), most)
+    # `repr` itself fails or takes long for what a file can hold: a list nested a thousand levels
+    # deep, text of a megabyte, an integer of thousands of digits.
+    return shortened(_bounded_repr(value, most, _MAX_QUOTED_DEPTH), most)
 
 
 def listed(
@@ -175,24 +174,24 @@ def listed(
     separator: str = ", ",
     show: Callable[[Any], str] = quoted,
 ) -> str:
-    """The first few values, then how many more: "'a', 'b' and 7 more".
+    """The first few values and the number of the others: "'a', 'b' and 7 more".
 
     Args:
-        values: of any kind.
-        limit: of the values that are shown.
-        separator: between two values, e.g. "; " where they contain commas themselves.
-        show: gives the text of a value.
+        values: any values.
+        limit: how many values are shown.
+        separator: text between two values, e.g. "; " for values that contain commas.
+        show: value -> its text.
     """
     values = list(values)
     text = separator.join(show(value) for value in values[:limit])
     if len(values) <= limit:
         return text
-    last = " " if separator == ", " else separator
-    return f"{text}{last}and {len(values) - limit} more"
+    before_and = " " if separator == ", " else separator
+    return f"{text}{before_and}and {len(values) - limit} more"
 
 
 def shortened(text: str, most: int = 80) -> str:
-    """`text` of at most `most` characters; "..." stands for what its middle loses."""
+    """`text` cut to at most `most` characters, with "..." in place of its middle."""
     if len(text) <= most:
         return text
     head = (most - 3 + 1) // 2
@@ -200,27 +199,27 @@ def shortened(text: str, most: int = 80) -> str:
 
 
 def _within_lines(text: str) -> str:
-    return "\n".join(shortened(line, _LONGEST_LINE) for line in text.split("\n"))
+    return "\n".join(shortened(line, _MAX_LINE_LENGTH) for line in text.split("\n"))
 
 
 def _bounded_repr(value: Any, most: int, depth: int) -> str:
     if isinstance(value, (str, bytes)) and len(value) > 2 * most:
         return repr(value[:most])[:-1] + repr(value[-most:]).lstrip("b")[1:]
-    if type(value) is int and value.bit_length() > 3 * _MAX_DIGITS:
+    if type(value) is int and value.bit_length() > 3 * _MAX_QUOTED_DIGITS:
         return f"<an integer of {value.bit_length()} bits>"
     if type(value) in _BRACKETS:
         opening, closing = _BRACKETS[type(value)]
         if depth == 0 and value:
             return f"{opening}...{closing}"
-        items = itertools.islice(value.items() if type(value) is dict else value, _MAX_ITEMS)
+        items = itertools.islice(value.items() if type(value) is dict else value, _MAX_QUOTED_ITEMS)
         parts = [_bounded_item(item, type(value) is dict, most, depth - 1) for item in items]
-        parts += ["..."] * (len(value) > _MAX_ITEMS)
+        parts += ["..."] * (len(value) > _MAX_QUOTED_ITEMS)
         comma = "," if type(value) is tuple and len(value) == 1 else ""
         return f"{opening}{', '.join(parts)}{comma}{closing}"
     try:
         text = repr(value)
-        return " ".join(text.split()) if "\n" in text else text  # as of arrays and tensors
-    except Exception:  # a repr of another's class can raise anything, and must not hide the error
+        return " ".join(text.split()) if "\n" in text else text  # arrays and tensors have lines
+    except Exception:  # a user's `__repr__` can raise anything, and must not hide the error
         return f"<{type(value).__name__}>"
 
 

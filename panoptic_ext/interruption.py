@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM: what runs comes to a good end, and one line says how to go on.
+"""Stop in good order after Ctrl-C or SIGTERM, with one line about how to go on.
 
-Long work opens `stoppable()` and looks at the request that it gives between two steps. Work within
-work shares the request, so a signal during an evaluation ends the training around it too.
+Long work opens `stoppable()` and checks the request that it yields between two steps. Nested work
+shares the request, so a signal during an evaluation also ends the training around it.
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ STOPPING = "stopping after the current image; a second signal ends at once"
 
 Item = TypeVar("Item")
 
-_DEFAULTS: dict[int, tuple[Any, ...]] = {
+# The handlers that `stoppable` replaces: those that Python or a command has set by default.
+_DEFAULT_HANDLERS: dict[int, tuple[Any, ...]] = {
     signal.SIGINT: (signal.default_int_handler, signal.SIG_DFL),
     signal.SIGTERM: (signal.SIG_DFL,),
 }
 
 
 class Interrupted(KeyboardInterrupt):
-    """Work that ended early, in good order; its message says how to go on.
-
-    A KeyboardInterrupt, so that `except Exception` lets it pass.
+    """Work was stopped by a signal, in good order; the message says how to go on.
 
     Attributes:
-        signum: the signal that asked for it.
-        exit_code: 130 after Ctrl-C, 143 after SIGTERM, as shells have it.
+        signum: the number of the signal.
+        exit_code: 130 after Ctrl-C, 143 after SIGTERM, as in shells.
     """
+
+    # A KeyboardInterrupt, so that no `except Exception` catches it.
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
@@ -54,7 +55,7 @@ class StopRequest:
     """Whether a signal has asked to stop.
 
     Attributes:
-        signum: the first signal that did; None: none has.
+        signum: the number of the first signal, or None.
     """
 
     def __init__(self) -> None:
@@ -64,7 +65,7 @@ class StopRequest:
         return self.signum is not None
 
     def interrupted(self, message: str) -> Interrupted:
-        """The error to end with."""
+        """The error with which the work ends."""
         return Interrupted(self.signum or signal.SIGINT, message)
 
     def check(self, message: str) -> None:
@@ -79,13 +80,13 @@ _in_command = False
 
 @contextmanager
 def signals_of_a_command() -> Iterator[None]:
-    """For a command line: Ctrl-C raises KeyboardInterrupt, and a second signal ends the process.
+    """Within the block, which runs a command, a second signal ends the process at once.
 
-    The second one needs no Python then: it ends what hangs in a library as well.
+    The first Ctrl-C outside of `stoppable` raises KeyboardInterrupt.
     """
     global _in_command
     is_main_thread = threading.current_thread() is threading.main_thread()
-    # Set by the scripts, which want no traceback while they import.
+    # The scripts set SIG_DFL, so that Ctrl-C during their imports prints no traceback.
     if is_main_thread and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     before, _in_command = _in_command, is_main_thread
@@ -99,15 +100,14 @@ def signals_of_a_command() -> Iterator[None]:
 def stoppable(
     announce: str = "", on_signal: Callable[[int], object] | None = None
 ) -> Iterator[StopRequest]:
-    """Take the first SIGINT or SIGTERM as a request to stop, within the block.
+    """Take the first SIGINT or SIGTERM within the block as a request to stop.
 
-    The signal's former handler is back as soon as the first one came, so a second one has its
-    ordinary effect: it ends at once. A handler that someone else has set is left in place, and so
-    is an ignored signal; outside the main thread, where handlers cannot be set, nothing changes.
+    A second signal ends the process at once. A handler that other code has set stays, and so does
+    an ignored signal. Outside the main thread, where handlers cannot be set, nothing changes.
 
     Args:
-        announce: written to stderr, as a line, when the signal comes.
-        on_signal: called with the signal's number then, within the handler.
+        announce: line that is written to stderr when the signal comes.
+        on_signal: called within the handler, with the signal's number.
 
     Yields:
         The request; within another `stoppable` block, that block's.
@@ -120,17 +120,19 @@ def stoppable(
     handlers: dict[int, Any] = {}
 
     def note(signum: int, _frame: FrameType | None) -> None:
+        # From now on the signal has its former effect. In a command it is the system's own: that
+        # needs no Python, and so also ends a process that hangs in a library.
         signal.signal(signum, signal.SIG_DFL if _in_command else handlers[signum])
         if request.signum is None:
             request.signum = signum
-            if announce:  # a print could come in the middle of another
+            if announce:  # print is not reentrant, and the signal may have interrupted one
                 os.write(2, f"\n{announce}\n".encode())
         if on_signal is not None:
             on_signal(signum)
 
     _current = request
     try:
-        for signum, defaults in _DEFAULTS.items():
+        for signum, defaults in _DEFAULT_HANDLERS.items():
             handler = signal.getsignal(signum)
             if handler in defaults:
                 handlers[signum] = handler
@@ -138,17 +140,17 @@ def stoppable(
         yield request
     finally:
         _current = None
-        # Where one has come it is a request no more: what follows may be interrupted as ever.
+        # Restored even after a signal: the work that follows can be interrupted as usual.
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
 
 
 def until_stopped(images: Iterable[Item], message: Callable[[int], str]) -> Iterator[Item]:
-    """The images, one by one, until a signal has asked to stop.
+    """Yield the images one by one, until a signal has asked to stop.
 
     Args:
-        images: or what stands for them.
-        message: number of those that are done -> how to go on.
+        images: images, or files or ids of images.
+        message: number of images that are done -> how to go on.
 
     Raises:
         Interrupted: after Ctrl-C or SIGTERM, before the next image.
@@ -161,12 +163,12 @@ def until_stopped(images: Iterable[Item], message: Callable[[int], str]) -> Iter
 
 
 def outlive_interruption(*_: object) -> None:
-    """In a data loading process: leave the end to the process that it loads for.
+    """Ignore Ctrl-C and SIGTERM in a data loading process, unless its parent sends SIGTERM.
 
-    Ctrl-C in a terminal, and a scheduler's SIGTERM, reach every process of a group. Without its
-    data workers the training could not end its iteration, and each would print a traceback.
-    A SIGTERM of the parent itself ends the worker, and so does the parent's end (torch's watchdog).
+    The worker also ends when its parent does (torch's watchdog).
     """
+    # Ctrl-C in a terminal and a scheduler's SIGTERM reach every process of a group. Without its
+    # data workers the training could not finish its iteration, and each would print a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS, Windows
         return
@@ -176,6 +178,6 @@ def outlive_interruption(*_: object) -> None:
     def end_with_parent() -> None:
         while signal.sigwaitinfo((signal.SIGTERM,)).si_pid != parent:
             pass
-        os._exit(0)  # another code would raise in the parent
+        os._exit(0)  # with any other code the parent raises an error
 
     threading.Thread(target=end_with_parent, daemon=True).start()

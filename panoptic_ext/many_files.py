@@ -1,4 +1,4 @@
-"""Work on many files, of which one that fails does not end the rest."""
+"""Process many files; a file that fails does not stop the others."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 FILE_ERRORS = (*READ_ERRORS, RuntimeError, MemoryError, cv2.error)
-"""What the work on one file may raise for a reason that lies in this file."""
+"""Errors that work on a file raises for reasons that concern this file only."""
 
-_OF_ALL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # would come with every other file too
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # every other file would fail too
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Insufficient memory")
-_LONGEST = 400  # characters of a reason
+_MAX_REASON_LENGTH = 400  # characters
 _STOPPING = "stopping after the current file; a second signal ends at once"
 
 
 class ManyFiles(Generic[Item]):
     """One pass over many files.
 
-    An error that lies in a file is kept with the file's name and the pass goes on. It ends early,
-    after the files that are being worked on, when a signal asks for it; and with the error itself
-    where that would come with every file: a ConfigError, or a full disk.
+    An error that concerns one file is recorded with the file's name, and the pass goes on. A signal
+    ends the pass after the files that are being processed. An error that every file would cause, a
+    ConfigError or a full disk, is raised.
 
     Attributes:
-        failed: name -> reason of the files that failed.
-        done: how many succeeded.
-        total: how many there are.
+        failed: name of a file that failed -> reason.
+        done: number of files that succeeded.
+        total: number of files.
         stop: whether a signal ended the pass early.
     """
 
@@ -48,7 +48,7 @@ class ManyFiles(Generic[Item]):
         """
         Args:
             name_of: file -> its name in messages.
-            num_threads: that work at once; 0: the caller's alone.
+            num_threads: number of threads; 0 works in the caller's thread.
         """
         self.failed: dict[str, str] = {}
         self.done = 0
@@ -59,13 +59,13 @@ class ManyFiles(Generic[Item]):
 
     @property
     def left(self) -> int:
-        """How many files were not reached."""
+        """Number of files that were not reached."""
         return self.total - self.done - len(self.failed)
 
     def results(
         self, items: Sequence[Item], work: Callable[[Item], Result]
     ) -> Iterator[tuple[Item, Result | None]]:
-        """Each file with what `work` makes of it, in order; None where it failed."""
+        """Yield each file with the result of `work`, in order; None for a file that failed."""
         self.total = len(items)
         with stoppable(_STOPPING) as self.stop:
             for item, outcome in self._outcomes(items, work):
@@ -74,7 +74,7 @@ class ManyFiles(Generic[Item]):
                 except Interrupted:
                     return
                 except FILE_ERRORS as error:
-                    if _holds_for_all(error):
+                    if _concerns_all_files(error):
                         raise
                     self.failed[self._name_of(item)] = explain_failure(error)
                     result = None
@@ -85,7 +85,7 @@ class ManyFiles(Generic[Item]):
     def _outcomes(
         self, items: Iterable[Item], work: Callable[[Item], Result]
     ) -> Iterator[tuple[Item, Callable[[], Result]]]:
-        """Each file with a function that gives its result or raises its error."""
+        """Yield each file with a function that returns its result or raises its error."""
         if not self._num_threads:
             for item in items:
                 if self.stop:
@@ -99,6 +99,7 @@ class ManyFiles(Generic[Item]):
                     if self.stop:
                         break
                     waiting.append((item, pool.submit(work, item)))
+                    # Results are taken before all files are submitted, which bounds their memory.
                     if len(waiting) > 4 * self._num_threads:
                         first, future = waiting.popleft()
                         yield first, future.result
@@ -111,17 +112,17 @@ class ManyFiles(Generic[Item]):
                     future.cancel()
 
 
-def _holds_for_all(error: BaseException) -> bool:
+def _concerns_all_files(error: BaseException) -> bool:
     causes = (error, error.__cause__)
-    is_of_disk = any(isinstance(e, OSError) and e.errno in _OF_ALL for e in causes)
+    is_of_disk = any(isinstance(e, OSError) and e.errno in _DISK_ERRORS for e in causes)
     return isinstance(error, ConfigError) or is_of_disk
 
 
 def explain_failure(error: BaseException) -> str:
-    """Why the work on a file failed, in one line of bounded length."""
+    """The reason for the failure of a file, in one line of bounded length."""
     text = " ".join(str(error).split())
     if any(isinstance(e, torch.OutOfMemoryError) for e in (error, error.__cause__)):
-        torch.cuda.empty_cache()  # what the failed image took must not fail the next one
+        torch.cuda.empty_cache()  # else the next image could fail for lack of memory too
     if isinstance(error, MemoryError) or any(part in text for part in _OUT_OF_MEMORY):
         text = f"needs more memory than there is; use a smaller copy of it ({text or 'no details'})"
     elif isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
@@ -132,20 +133,20 @@ def explain_failure(error: BaseException) -> str:
         )
     elif not text:
         text = type(error).__name__
-    return shortened(text, _LONGEST)
+    return shortened(text, _MAX_REASON_LENGTH)
 
 
 def failure_line(name: str, reason: str) -> str:
-    """A file's name and why it failed, without the name twice."""
+    """A file's name and the reason for its failure, without repeating the name."""
     return f"{name}: {reason.removeprefix(f'{name}: ').replace(f' {name}', '', 1)}"
 
 
 def listed_failures(failed: Mapping[str, str], total: int, what: str) -> str:
-    """One message about all files that failed; that of a single one is its reason alone.
+    """One message about all files that failed; for a single file it is the reason alone.
 
     Args:
         failed: name -> reason, not empty.
-        total: how many files there are.
+        total: number of all files.
         what: what could not be done, as in "3 of 50 images `what`".
     """
     if len(failed) == 1:

@@ -1,7 +1,7 @@
-"""Whether a path is a regular file of a sensible size, asked before anything opens it.
+"""Check, before a file is opened, that it is a regular file of a plausible size.
 
-Opening a named pipe waits for ever, /dev/zero never ends, and a sparse file may claim a hundred
-gigabytes: the file system's entry tells all of this without opening the file.
+Opening a named pipe can block for ever, /dev/zero never ends, and a sparse file can have a size of
+hundreds of gigabytes. The file's status shows all of this without opening it.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ __all__ = [
 ]
 
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-"""What Pillow raises for missing, truncated, foreign or absurdly large image files."""
+"""Errors of Pillow for image files that are missing, truncated, of other formats or too large."""
 
 _MIB, _GIB = 1 << 20, 1 << 30
 
 
 @dataclass(frozen=True)
 class FileKind:
-    """A kind of file, as its readers expect it.
+    """A kind of file, and what its readers expect of it.
 
     Attributes:
-        name: what messages call it.
-        most_bytes: more than any real one has.
-        missing: how to mend it where there is no such file.
-        bad: how to mend it where there is something else, or too much.
-        may_be_empty: whether a file of 0 bytes is one.
+        name: its name in messages.
+        most_bytes: the largest size that is accepted.
+        missing: how to mend it if there is no such file.
+        bad: how to mend it if it is no regular file, is empty or is too large.
+        may_be_empty: whether a file of 0 bytes is valid.
     """
 
     name: str
@@ -91,14 +91,14 @@ METRICS = FileKind(
 )
 VIDEO = FileKind("video", 1024 * _GIB)
 
-_OTHER_FILES = (
+_OTHER_FILE_TYPES = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe, which may never end"),
     (stat.S_ISSOCK, "a socket"),
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
-_NO_FILE = {
+_REASONS_OF_NO_FILE = {
     errno.ENOENT: "does not exist",
     errno.ENOTDIR: "does not exist (a folder in its path is a file)",
     errno.ELOOP: "is a link that leads round in a circle",
@@ -114,13 +114,13 @@ def check_regular_file(
     error: type[PanopticExtError] = UnreadableFileError,
     prefix: str = "",
 ) -> int:
-    """Check, without opening it, that a file is there and can be read to its end.
+    """Check, without opening it, that a file exists and can be read to its end.
 
     Args:
-        path: of the file; a link to a regular file is one.
-        kind: what it should be.
+        path: path of the file, or of a link to it.
+        kind: the kind of file that is expected.
         error: the class to raise.
-        prefix: of the message, such as "image id 7: ".
+        prefix: the beginning of the message, such as "image id 7: ".
 
     Returns:
         Its size in bytes.
@@ -135,11 +135,11 @@ def check_regular_file(
 
 
 def file_problem(path: str | os.PathLike, kind: FileKind) -> str:
-    """What hinders reading a file, and how to mend it; "" where nothing does.
+    """Why a file cannot be read, and how to mend it; "" if it can.
 
-    Found are: no such file, a link to none, a folder, a pipe, a socket, a device, no permission,
-    no content, and more than `kind` can have. The text goes on from the file's path:
-    "is empty (0 bytes); copy or make it again".
+    The problems are: the file does not exist, is a dangling link, a folder, a pipe, a socket or a
+    device, may not be read by this user, is empty, or is larger than `kind` allows. The text is
+    meant to follow the file's path: "is empty (0 bytes); copy or make it again".
     """
     try:
         status = os.stat(path)
@@ -147,7 +147,7 @@ def file_problem(path: str | os.PathLike, kind: FileKind) -> str:
         return f"has a null character in its name; {kind.missing}"
     except OSError as error:
         return f"{_why_no_file(path, error)}; {kind.missing}"
-    for is_kind, description in _OTHER_FILES:
+    for is_kind, description in _OTHER_FILE_TYPES:
         if is_kind(status.st_mode):
             return f"is {description}, expected a regular file; {kind.bad}"
     if not os.access(path, os.R_OK):
@@ -163,10 +163,11 @@ def file_problem(path: str | os.PathLike, kind: FileKind) -> str:
 
 
 def readable_size(size: int) -> str:
-    """Bytes in the unit that gives 1 to 1000 of it: "3.2 MB"."""
+    """A number of bytes in the unit in which it is between 1 and 1000: "3.2 MB"."""
     if size < 1000:
         return f"{size} bytes"
     units = ("kB", "MB", "GB", "TB", "PB", "EB")
+    # 999.95 and more would be rounded to "1000.0" of the smaller unit.
     power = next((p for p in range(1, len(units)) if size / 1000**p < 999.95), len(units))
     return f"{size / 1000**power:.1f} {units[power - 1]}"
 
@@ -175,6 +176,6 @@ def _why_no_file(path: str | os.PathLike, error: Exception) -> str:
     if isinstance(error, FileNotFoundError) and os.path.islink(path):
         return "is a link to a file that does not exist"
     number = getattr(error, "errno", None)
-    if number in _NO_FILE:
-        return _NO_FILE[number]
+    if number in _REASONS_OF_NO_FILE:
+        return _REASONS_OF_NO_FILE[number]
     return f"cannot be read ({getattr(error, 'strerror', None) or error})"

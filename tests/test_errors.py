@@ -99,7 +99,12 @@ def test_an_unknown_name_is_said_with_the_nearest_and_the_known_ones(
     assert "?;" not in text and ";;" not in text and "  " not in text
 
 
-@given(st.lists(st.integers()), st.integers(1, 20), st.sampled_from([", ", "; ", "\n  "]))
+# Integers of 64 bits: `quoted` abbreviates those of more than 120.
+@given(
+    st.lists(st.integers(-(2**63), 2**63 - 1)),
+    st.integers(1, 20),
+    st.sampled_from([", ", "; ", "\n  "]),
+)
 def test_the_first_few_are_listed_and_the_others_counted(
     values: list[int], limit: int, separator: str
 ) -> None:

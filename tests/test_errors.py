@@ -147,5 +147,5 @@ def test_names_that_do_not_exist_have_one_wording() -> None:
     assert users == [
         "panoptic_ext/config/yaml_reader.py",
         "panoptic_ext/errors.py",
-        "panoptic_ext/evaluation/panoptic_evaluation.py",
+        "panoptic_ext/evaluation/truth.py",
     ]

@@ -1,8 +1,8 @@
-"""The program `panoptic-ext`: the list of its commands, and what has to happen before torch loads.
+"""The program `panoptic-ext`: the list of its commands, and the settings made before torch loads.
 
-This module lies beside the package and not in it, because to import any module of panoptic_ext is
-to load torch. That takes seconds, which a list of commands need not cost, and some settings are
-read in those seconds.
+This module lies beside the package and not in it, because importing any module of panoptic_ext
+loads torch. That takes seconds, which would delay the list of commands, and torch reads some
+settings when it loads.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ COMMANDS = {
 }
 """What each command does, in the order of `panoptic-ext --help`.
 
-`check-data` is run by `panoptic_ext.commands.check_data`, and so on.
+`panoptic_ext.commands.check_data` runs `check-data`, and so on.
 """
 
 _HELP = ("-h", "--help")
 
-# torch warns at every start of the few functions that fvcore and Detectron2 script. Not in `main`:
-# the processes that a training spawns import this module and call something else.
+# At every start, torch warns of a few functions that fvcore and Detectron2 script. The filter is
+# not set in `main`: the processes that a training spawns import this module without calling it.
 warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
 
 
@@ -66,14 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def prepare(command: str) -> None:
-    """What has to happen before torch loads; each setting that the user has made stays."""
+    """Make the settings that have to come before torch loads; settings of the user stay."""
     if command in ("train", "demo"):
-        # Threads that wait by spinning cost several times the work where the machine has anything
-        # else to do.
+        # Threads that wait by spinning take several times the CPU time on a machine that is busy
+        # with other work.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        # Ctrl-C while torch loads would print a traceback. The command takes the signal back:
-        # panoptic_ext.interruption.signals_of_a_command.
+        # Ctrl-C while torch loads would print a traceback; now it ends the process silently. The
+        # command handles the signal later (panoptic_ext.interruption.signals_of_a_command).
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

@@ -1,4 +1,4 @@
-"""`python -m panoptic_ext`: the same as the program `panoptic-ext`."""
+"""Run `python -m panoptic_ext`, which is the program `panoptic-ext`."""
 
 import sys
 

@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def find_targets(args: argparse.Namespace) -> tuple[list[str | PanopticSource], list[str]]:
-    """What to check, and which registered names must have the same categories."""
+    """The data sets to check, and the registered names that must have the same categories."""
     if args.json or args.image_root or args.png_root:
         if not (args.json and args.image_root and args.png_root):
             raise ConfigError("--json, --image-root and --png-root belong together; give all three")
@@ -90,15 +90,16 @@ def find_targets(args: argparse.Namespace) -> tuple[list[str | PanopticSource], 
 
 
 def report(target: str | PanopticSource, args: argparse.Namespace) -> bool:
-    """Check one data set and print what was found; returns whether it failed."""
+    """Check one data set and print its problems; returns whether there are errors among them."""
     name = target if isinstance(target, str) else target.json
-    stopped = None
+    interruption = None
     try:
         problems = check_panoptic(
             target, pixels=not args.no_pixels, workers=args.workers, progress=sys.stderr.isatty()
         )
-    except CheckInterrupted as interrupted:
-        problems, stopped = interrupted.problems, interrupted
+    except CheckInterrupted as error:
+        # The problems found so far are printed first; the interruption goes on below.
+        problems, interruption = error.problems, error
     limit = args.show or len(problems)
     for problem in problems[:limit]:
         print(problem)
@@ -109,8 +110,8 @@ def report(target: str | PanopticSource, args: argparse.Namespace) -> bool:
         kinds = Counter(problem.kind for problem in problems)
         summary = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         print(f"{name}: {len(problems)} problem{'s' * (len(problems) > 1)}: {summary}")
-    if stopped is not None:
-        raise stopped
+    if interruption is not None:
+        raise interruption
     if not failed:
         print(f"{name}: good, {count_segments(target)}")
     return failed

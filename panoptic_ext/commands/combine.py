@@ -1,7 +1,7 @@
 """Merge the semantic predictions of one model and the instances of another into panoptic results.
 
 The rule is that of Kirillov et al. (CVPR 2019): instances by descending score, each on the pixels
-that better ones left free, then stuff where it is large enough.
+that better ones left free, then the stuff classes that are large enough.
 
 Example:
     panoptic-ext combine --json panoptic_val.json --output combined \\
@@ -94,7 +94,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def find_images(args: argparse.Namespace) -> ImageList:
-    """The data set that the command line names."""
+    """The images and categories of the data set that the command line names."""
     if args.json:
         if args.dataset or args.config_file:
             raise ConfigError("--json names the data set alone; leave --dataset, --config-file out")
@@ -102,22 +102,23 @@ def find_images(args: argparse.Namespace) -> ImageList:
     cfg = load_cfg(args.config_file, args.opts, use_data=False)
     names = [args.dataset] if args.dataset else list(cfg.DATASETS.TEST)
     if len(names) != 1:
-        found = f"DATASETS.TEST names {len(names)} ({', '.join(names)})" if names else "none"
-        raise ConfigError(f"expected one data set, found {found}; give --dataset or --json")
+        names_found = f"DATASETS.TEST names {len(names)} ({', '.join(names)})" if names else "none"
+        raise ConfigError(f"expected one data set, found {names_found}; give --dataset or --json")
     return ImageList.of_dataset(names[0])
 
 
 def report(result: CombinedFiles, semantic: SemanticPredictions) -> None:
-    """Print what was written, and what was missing."""
+    """Print what was written, and the images and files that were left out."""
     print(
         f"{result.images} images, {result.things} things + {result.stuff} stuff: {result.json} and"
         f" {result.png_root}{os.sep}"
     )
-    empty = [i for i in result.without_semantic if i in set(result.without_instances)]
+    without_instances = set(result.without_instances)
+    without_both = [i for i in result.without_semantic if i in without_instances]
     for text, ids in (
         ("images have no instance prediction", result.without_instances),
         ("images have no semantic prediction", result.without_semantic),
-        ("images have neither and are void all over", empty),
+        ("images have neither and are void all over", without_both),
         ("PNGs belong to no image and were not read", semantic.ignored),
     ):
         if ids:

@@ -32,16 +32,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> int:
     """Draw the curves and print their table; returns 0."""
     curves = []
-    for given in args.runs:
-        label, separator, folder = given.partition("=")
+    for word in args.runs:
+        label, separator, folder = word.partition("=")
         if not separator:
-            label, folder = os.path.basename(os.path.normpath(given)), given
+            label, folder = os.path.basename(os.path.normpath(word)), word
         curves.append(read_curve(folder, label, args.metric))
-    name = args.metric.rsplit("/", 1)[-1]
+    metric = args.metric.rsplit("/", 1)[-1]
     try:
-        draw_curves(curves, args.output, title=args.title, metric=name)
-    except ValueError as error:  # matplotlib, of a suffix that it does not know
+        draw_curves(curves, args.output, title=args.title, metric=metric)
+    except ValueError as error:  # matplotlib raises it for an unknown suffix
         raise ConfigError(str(error)) from error
-    print(curve_table(curves, name))
+    print(curve_table(curves, metric))
     print(f"curves: {args.output}")
     return 0

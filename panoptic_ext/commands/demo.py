@@ -1,9 +1,9 @@
-"""Train and evaluate on generated shapes, draw, and say what came out.
+"""Train and evaluate on generated shapes, draw pictures, and print the results.
 
     panoptic-ext demo [--output DIR] [KEY VALUE ...]
 
-What is there from an earlier run is not done again: a finished run is only reported, a stopped one
-goes on from its last checkpoint.
+Finished steps are not repeated. Of a finished demo only the results are printed; a training that was
+stopped continues from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _STOPPED = "stopped; the same command goes on from there"
 
 
 class DemoError(PanopticExtError):
-    """A step failed, or its results are not to be found."""
+    """A step failed, or its results are missing."""
 
 
 def say(message: str) -> None:
@@ -47,7 +47,7 @@ def say(message: str) -> None:
 
 
 def fingerprint(opts: Sequence[str]) -> str:
-    """Identifies what a finished step was made with: the demo's configs and `opts`."""
+    """A hash of what the results of the demo depend on: its configs and `opts`."""
     digest = hashlib.sha256(" ".join(opts).encode())
     for folder in ("common", "shapes"):
         for path in sorted((Path(shipped_configs()) / folder).rglob("*.yaml")):
@@ -60,7 +60,8 @@ def run_to_end(command: Sequence[str]) -> int:
     started: list[subprocess.Popen] = []
 
     def pass_on(_signum: int) -> None:
-        # As SIGTERM: after Ctrl-C, which a terminal sends to both, a SIGINT would be the second.
+        # SIGTERM, because a terminal sends Ctrl-C to both processes: another SIGINT would be the
+        # second one of the step, which ends it at once.
         for process in started:
             process.terminate()
 
@@ -72,24 +73,24 @@ def run_to_end(command: Sequence[str]) -> int:
 
 
 class Steps:
-    """Runs each step of the demo once; a mark in the output folder says that it is finished.
+    """Runs each step of the demo once; a file in the output folder lists the finished ones.
 
     Args:
         output: the folder.
         made_with: the fingerprint of this demo.
-        program: what each step's words are arguments of.
+        program: the command that gets the words of each step as arguments.
     """
 
     def __init__(self, output: Path, made_with: str, program: Sequence[str] = PROGRAM) -> None:
         self._program = program
-        self._marks = output / ".demo.json"
+        self._marks_file = output / ".demo.json"
         self._made_with = made_with
         try:
-            is_file = self._marks.is_file()  # to open a pipe would wait for ever
-            marks = json.loads(self._marks.read_text(encoding="utf-8")) if is_file else {}
+            is_file = self._marks_file.is_file()  # opening a named pipe would wait for ever
+            marks = json.loads(self._marks_file.read_text(encoding="utf-8")) if is_file else {}
         except (OSError, ValueError):
             marks = {}
-        self._done: dict[str, bool] = marks.get("done", {})
+        self._finished: dict[str, bool] = marks.get("done", {})
         if marks and marks.get("made_with") != made_with:
             raise DemoError(
                 f"{output} holds a demo that was made with other configs or options; remove it "
@@ -100,7 +101,7 @@ class Steps:
 
     def is_done(self, name: str) -> bool:
         """Whether an earlier run finished the step `name`."""
-        return bool(self._done.get(name))
+        return bool(self._finished.get(name))
 
     def run(self, name: str, words: Sequence[str]) -> None:
         """Run a command, `words`, unless the step `name` is finished."""
@@ -113,12 +114,12 @@ class Steps:
             raise DemoError(f"{name} was killed by signal {-code}; the same command goes on")
         if code:
             raise DemoError(f"{name} failed with exit code {code}; its own message stands above")
-        self._done[name] = True
+        self._finished[name] = True
         self._write()
 
     def _write(self) -> None:
-        text = json.dumps({"made_with": self._made_with, "done": self._done})
-        write_atomic(str(self._marks), lambda stream: stream.write(text.encode()))
+        text = json.dumps({"made_with": self._made_with, "done": self._finished})
+        write_atomic(str(self._marks_file), lambda stream: stream.write(text.encode()))
 
 
 def validation_images(config: Path) -> list[str]:
@@ -143,16 +144,16 @@ def last_results(metrics: Path) -> dict[str, float]:
 
 
 def report(output: Path, seconds: float) -> None:
-    """Print what the run reached and where its pictures lie."""
+    """Print the quality that the run reached, and the folders of its pictures."""
     metrics = output / "metrics.json"
     results = last_results(metrics) if metrics.is_file() else {}
     if not results:
         raise DemoError(f"{metrics} holds no evaluation; remove {output} and run the demo again")
     for key in ("PQ", "SQ", "RQ", "PQ_th", "PQ_st"):
         say(f"{key:>5} {results[f'panoptic_seg/{key}']:6.2f}")
-    for what, folder in (("ground truth", "ground_truth"), ("predictions", "predictions")):
+    for subject, folder in (("ground truth", "ground_truth"), ("predictions", "predictions")):
         pictures = [p for p in (output / folder).rglob("*") if p.suffix in (".png", ".jpg")]
-        say(f"{what}: {len(pictures)} pictures in {output / folder}")
+        say(f"{subject}: {len(pictures)} pictures in {output / folder}")
     for sheet in sorted(output.rglob("*contact_sheet*.*")):
         say(f"worst and best images: {sheet}")
     say(f"model, log and config: {output}/model_final.pth, log.txt, config.yaml")
@@ -178,6 +179,7 @@ def main(args: argparse.Namespace) -> int:
     steps.run("pictures of the ground truth", [*truth, "--output", str(output / "ground_truth")])
     name = "pictures of predictions"
     predict = ["predict", "--config-file", str(config)]
+    # Listing the images reads the data set: not for a step that is finished.
     if not steps.is_done(name):
         predict += ["--output", str(output / "predictions"), "--input", *validation_images(config)]
     steps.run(name, predict)

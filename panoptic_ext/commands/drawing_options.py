@@ -28,7 +28,7 @@ def add_drawing_options(parser: argparse.ArgumentParser) -> None:
 def take_drawing_options(args: argparse.Namespace) -> dict[str, Any]:
     """The keywords of `draw_panoptic` that differ from its defaults.
 
-    Config values that argparse took for class names are given back to `args.opts`.
+    Side effect: config values that argparse took for class names are moved to `args.opts`.
     """
     if args.classes and hasattr(args, "opts"):
         args.classes, args.opts = split_options(args.classes, args.opts, is_value=lambda _: False)

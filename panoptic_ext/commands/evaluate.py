@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Sequence
 
@@ -47,8 +48,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @command_main(parse_args, output=lambda args: args.output)
 def main(args: argparse.Namespace) -> int:
     """Compare and print; returns 0."""
-    for given in (args.gt, args.pred):
-        if args.output and os.path.realpath(args.output) == os.path.realpath(given):
+    for path in (args.gt, args.pred):
+        if args.output and os.path.realpath(args.output) == os.path.realpath(path):
             raise ConfigError(f"--output {args.output} is an input; choose another file")
     result = evaluate_files(
         args.gt,
@@ -73,6 +74,9 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _content(result: FileResult) -> dict:
-    # An image in which there is nothing to find has no PQ: null.
-    images = [{**r, "pq": r["pq"] if r["pq"] == r["pq"] else None} for r in result.per_image]
+    # An image with no segment to compare has the PQ NaN, which JSON lacks: it becomes null.
+    images = [
+        {**image, "pq": None if math.isnan(image["pq"]) else image["pq"]}
+        for image in result.per_image
+    ]
     return {**named_result(result.summary, result.categories), "per_image": images}

@@ -23,7 +23,7 @@ from torch import nn
 from panoptic_ext.commands.command_line import command_main, command_parser
 from panoptic_ext.engine.run_config import load_cfg
 
-# Where a part of the table begins in a model; of several that fit, the longest counts.
+# Prefix of parameter names -> part of the table. The longest prefix that fits decides.
 PARTS = {
     "backbone": "backbone",
     "backbone.bottom_up": "backbone",
@@ -81,10 +81,10 @@ def list_tensors(model: nn.Module) -> str:
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """Number of parameters of each part of the model, and their "total".
 
-    Frozen norms have buffers in their place, which are not counted. Parts without parameters are
-    left out; what belongs to none of `PARTS` is "other".
+    Buffers, such as those of frozen norms, are not counted. Parts without parameters are left out;
+    parameters with none of the prefixes of `PARTS` count as "other".
     """
-    counts = dict.fromkeys([*PARTS.values(), "other"], 0)
+    counts = dict.fromkeys([*PARTS.values(), "other"], 0)  # in the order of the table's columns
     for name, parameter in model.named_parameters():
         fitting = [prefix for prefix in PARTS if name.startswith(prefix)]
         counts[PARTS[max(fitting, key=len)] if fitting else "other"] += parameter.numel()

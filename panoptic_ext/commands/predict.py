@@ -2,8 +2,9 @@
 
     panoptic-ext predict --config-file output/shapes/panoptic_fpn --input photos --output out
 
-A file that fails is named with its reason and the rest goes on. What an earlier run left in the
-output folder is kept, so a stopped run goes on where it was; it is never taken as input.
+A file that fails is named with the reason, and the others are predicted all the same. Results of an
+earlier run in the output folder are kept, so that a run that was stopped can be continued. They are
+never taken as input.
 
 Exit code: 0 all done, 1 some inputs failed, 2 nothing could be started or the disk is full, 130
 stopped by Ctrl-C, 143 by SIGTERM.
@@ -66,13 +67,13 @@ def main(args: argparse.Namespace) -> int:
     try:
         job.run(search.inputs)
     except OSError:
-        print(job.summary())  # what there is before the error
+        print(job.summary())  # of the files before the error
         raise
     return report(job)
 
 
 def job_options(args: argparse.Namespace) -> JobOptions:
-    """What to make of the inputs; ConfigError if options contradict each other."""
+    """The options of the job; raises ConfigError if those of the command contradict each other."""
     if args.no_pictures and not args.save_panoptic:
         raise ConfigError("--no-pictures leaves nothing to write; add --save-panoptic")
     if args.no_pictures and args.drawing:
@@ -89,6 +90,7 @@ def job_options(args: argparse.Namespace) -> JobOptions:
     )
     if args.confidence_threshold is None:
         return options
+    # Also for a model without a panoptic result, whose instances are drawn by their scores.
     return dataclasses.replace(options, least_score=args.confidence_threshold)
 
 
@@ -101,7 +103,7 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
 
 
 def report(job: PredictionJob) -> int:
-    """Print what was done and where it lies; returns the exit code."""
+    """Print the numbers of files, and the paths of the results; returns the exit code."""
     print(job.summary())
     for name, reason in job.failed.items():
         print(f"failed: {failure_line(name, reason)}", file=sys.stderr)

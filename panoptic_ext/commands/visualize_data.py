@@ -3,7 +3,7 @@
     panoptic-ext visualize-data --config-file my.yaml
     panoptic-ext visualize-data --datasets shapes_panoptic_val --source raw --num 8
 
-An image that cannot be drawn is named with its reason and the rest goes on.
+An image that cannot be drawn is named with the reason, and the others are drawn all the same.
 
 Exit code: 0 all drawn, 2 an error.
 """
@@ -96,7 +96,7 @@ def main(args: argparse.Namespace) -> int:
 def draw_dataset(
     name: str, cfg: CfgNode, args: argparse.Namespace, folder: str
 ) -> ManyFiles[tuple[int, dict[str, Any]]]:
-    """Draw `args.num` records of one data set into `folder`; how many that were, and failed."""
+    """Draw `args.num` records of one data set into `folder`; returns the drawn and failed ones."""
     records, pictures = get_records(name), Pictures(get_metadata(name), args.drawing)
     count = min(args.num or len(records), len(records))
     chosen = np.random.default_rng(args.seed).permutation(len(records))[:count]
@@ -109,6 +109,8 @@ def draw_dataset(
         number, record = numbered
         sample = None
         if args.source == "mapper":
+            # Detectron2's augmentations draw from numpy's global generator. A seed for each image
+            # keeps its picture the same whichever others are drawn.
             np.random.seed((args.seed + number) % 2**32)
             sample = mapper(record)
             if sample is None:
@@ -127,19 +129,20 @@ def draw_dataset(
 
 
 def raw_view(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
-    """RGB image, id map and segments as they lie on disk."""
+    """RGB image, id map and segments as on disk."""
     return (read_image(record["file_name"], "RGB"), *ground_truth_segments(record))
 
 
 def mapped_view(
     sample: dict[str, Any], image_format: str
 ) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
-    """RGB image, id map and segments as the mapper gives them to a model."""
+    """RGB image, id map and segments as a model gets them from the mapper."""
     image = convert_image_to_rgb(sample["image"].permute(1, 2, 0), image_format)
     if "segments" not in sample:
         return (image, *instance_segments(sample["instances"]))
     rows = sample["segments"]
     columns = (rows.gt_classes, rows.gt_isthing, rows.gt_iscrowd)
+    # In the mapper's id map, row i of the table of segments has the id i + 1.
     segments = [
         {"id": i + 1, "category_id": category, "isthing": isthing, "iscrowd": int(iscrowd)}
         for i, (category, isthing, iscrowd) in enumerate(

@@ -2,8 +2,8 @@
 
     panoptic-ext demo [--output DIR] [KEY VALUE ...]
 
-Finished steps are not repeated. Of a finished demo only the results are printed; a training that was
-stopped continues from its last checkpoint.
+Finished steps are not repeated. Of a finished demo only the results are printed; a training that
+was stopped continues from its last checkpoint.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ def case(tmp_path: Path) -> Case:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a data set, in `data`, and what a training run leaves, in `run`."""
+    """A folder with a data set in `data` and the files of a training run in `run`."""
     folder = tmp_path_factory.mktemp("predict")
     finished_run(folder)
     return folder

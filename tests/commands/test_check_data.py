@@ -62,7 +62,7 @@ def test_check_of_files_that_are_not_registered(
     assert "belong together" in capsys.readouterr().err
 
 
-def test_check_stops_printing_and_counts(
+def test_check_prints_at_most_show_problems_and_counts_all(
     tiny: TinyDataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for entry in tiny.info["annotations"][1]["segments_info"]:
@@ -86,7 +86,7 @@ def test_check_compares_the_categories_of_train_and_test(
     assert "do not have the same categories" in capsys.readouterr().err
 
 
-def test_check_of_an_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_of_an_unknown_data_set_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert check_data.main(["--datasets", "shapes_panoptic_trein"]) == 2
     assert "did you mean 'shapes_panoptic_train'" in capsys.readouterr().err
 
@@ -114,7 +114,7 @@ def test_an_image_that_is_missing_is_named(
 
 
 @pytest.mark.parametrize("source", ["raw", "mapper"])
-def test_an_image_that_cannot_be_drawn_does_not_end_the_rest(
+def test_images_after_one_that_cannot_be_drawn_are_drawn(
     tiny: TinyDataset, tmp_path: Path, source: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tiny.images / "1.png").write_bytes(b"no picture")
@@ -134,7 +134,7 @@ def test_a_signal_ends_after_the_current_image(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What was found so far is printed."""
+    """The problems found so far are printed."""
     tiny.segment["area"] = 3
     tiny.save()
     module, results = COMMANDS[name], ManyFiles.results
@@ -177,7 +177,7 @@ def test_pictures(tiny: TinyDataset, tmp_path: Path, source: str) -> None:
 
 
 @pytest.mark.parametrize("source", ["raw", "mapper"])
-def test_pictures_of_instances_alone(
+def test_pictures_of_an_instance_data_set(
     tmp_path: Path, source: str, capsys: pytest.CaptureFixture[str], clean_catalogs: None
 ) -> None:
     data = TinyInstances(tmp_path / "tiny")
@@ -220,19 +220,23 @@ def test_segments_without_a_label_are_counted_at_the_end(
     ("name", "option"),
     [("visualize_data", "--seed"), ("visualize_data", "--num"), ("check_data", "--show")],
 )
-def test_numbers_below_zero(name: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_below_zero_are_refused(
+    name: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         COMMANDS[name].main([option, "-1"])
     assert stopped.value.code == 2
     assert option in capsys.readouterr().err
 
 
-def test_pictures_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_pictures_without_a_data_set_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert visualize_data.main([]) == 2
     assert "no data set to draw" in capsys.readouterr().err
 
 
-def test_names_that_are_not_registered_want_a_config(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_data_set_that_is_not_registered_needs_a_config(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     for name in ("check_data", "visualize_data"):
         assert COMMANDS[name].main(["--datasets", "street_train"]) == 2
         assert "Give the --config-file that describes it under" in capsys.readouterr().err

@@ -40,7 +40,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-def test_as_processes_from_truth_to_100(case: Case) -> None:
+def test_combining_the_truth_as_two_predictions_gives_pq_100(case: Case) -> None:
     combined = run(str(TOOLS / "combine_predictions.py"), *case.save())
     assert combined.returncode == 0, combined.stderr
     assert f"2 images, 3 things + 2 stuff: {case.result} and" in combined.stdout
@@ -75,12 +75,12 @@ def to_contiguous(labels: np.ndarray) -> np.ndarray:
     ],
     ids=["8 bit", "16 bit", "own void", "contiguous, in a sub-folder"],
 )
-def test_label_pngs(case: Case, convert, name, options) -> None:
+def test_semantic_predictions_as_label_pngs(case: Case, convert, name, options) -> None:
     assert combine.main([*case.save_labels(convert, name), *options]) == 0
     assert case.quality()["pq"] == 1.0
 
 
-def test_palette_pngs_and_files_of_others(case: Case, capsys) -> None:
+def test_palette_pngs_are_read_and_other_files_are_ignored(case: Case, capsys) -> None:
     arguments = case.save_labels()
     for path in case.folder.iterdir():
         image = Image.open(path).convert("L")
@@ -92,7 +92,7 @@ def test_palette_pngs_and_files_of_others(case: Case, capsys) -> None:
     assert "1 PNGs belong to no image and were not read: 'legend.png'" in capsys.readouterr().out
 
 
-def test_registered_data_sets_and_configs(case: Case) -> None:
+def test_the_data_set_by_its_registered_name_or_a_config(case: Case) -> None:
     arguments = case.save()[2:]
     register_panoptic("combine_tiny", *case.data.paths())
     try:
@@ -109,14 +109,14 @@ def test_registered_data_sets_and_configs(case: Case) -> None:
         MetadataCatalog.remove("combine_tiny")
 
 
-def test_detectron2s_things_label_is_void(case: Case) -> None:
+def test_the_things_label_of_detectron2_is_void(case: Case) -> None:
     for row in case.semantic:
         row["category_id"] = 0 if row["category_id"] != ROAD_ID else ROAD_ID
     assert combine.main(case.save()) == 0
     assert case.quality()["pq"] == 1.0
 
 
-def test_what_our_evaluators_write(tmp_path: Path) -> None:
+def test_files_of_our_evaluators_are_combined(tmp_path: Path) -> None:
     name = toy.register(tmp_path, "combine_toy")
     try:
         given = {i: {**instances(i), **scores(labels_of(i))} for i in toy.NAMES}
@@ -155,7 +155,7 @@ def test_degraded_predictions(case: Case) -> None:
     assert [s["category_id"] for s in found[1]["segments_info"]] == [PERSON_ID, CAR_ID, ROAD_ID]
 
 
-def test_an_overlap_is_decided_by_the_option(case: Case) -> None:
+def test_overlap_threshold_decides_which_instances_stay(case: Case) -> None:
     person = case.data.maps[1] == CROWD
     half = person.copy()
     half[:, 30:] = True  # 48 more columns' pixels of the 148 are free
@@ -168,7 +168,7 @@ def test_an_overlap_is_decided_by_the_option(case: Case) -> None:
         assert sum(s["category_id"] != ROAD_ID for s in found) == things
 
 
-def test_images_without_predictions(case: Case, capsys) -> None:
+def test_images_without_predictions_are_reported(case: Case, capsys) -> None:
     case.instances = [row for row in case.instances if row["image_id"] == 2]
     case.semantic = [row for row in case.semantic if "/2.jpg" in row["file_name"]]
     assert combine.main(case.save()) == 2
@@ -183,7 +183,7 @@ def test_images_without_predictions(case: Case, capsys) -> None:
     assert found[0]["segments_info"] == [] and len(found[1]["segments_info"]) == 3
 
 
-def test_no_instances_at_all(case: Case) -> None:
+def test_predictions_without_any_instance(case: Case) -> None:
     case.instances = []
     assert combine.main(case.save()) == 0
     found = json.loads(case.result.read_text())["annotations"]

@@ -42,7 +42,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("change", "message"), ERRORS)
-def test_bad_predictions(case: Case, capsys, change, message) -> None:
+def test_bad_predictions_are_refused(case: Case, capsys, change, message) -> None:
     change(case)
     assert combine.main(case.save()) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -70,7 +70,7 @@ def test_results_are_not_written_over_inputs(case: Case, capsys) -> None:
     assert combine.main(same) == 2 and truth.is_file()
 
 
-def test_bad_label_pngs(case: Case, capsys) -> None:
+def test_bad_label_pngs_are_refused(case: Case, capsys) -> None:
     def fails(message: str, *options: str) -> None:
         assert combine.main([*arguments, *options]) == 2
         assert message in capsys.readouterr().err
@@ -97,7 +97,7 @@ def test_bad_label_pngs(case: Case, capsys) -> None:
     fails("has no PNG named like an image")
 
 
-def test_bad_files_and_options(case: Case, capsys) -> None:
+def test_bad_files_and_options_are_refused(case: Case, capsys) -> None:
     arguments = case.save()
 
     def fails(message: str, *options: str) -> None:
@@ -123,7 +123,7 @@ def test_bad_files_and_options(case: Case, capsys) -> None:
     assert "expected one data set, found none" in capsys.readouterr().err
 
 
-def test_bad_lists_of_images(case: Case, capsys) -> None:
+def test_bad_lists_of_images_are_refused(case: Case, capsys) -> None:
     arguments = case.save()
     info = case.data.info
 

@@ -35,7 +35,7 @@ from panoptic_ext.interruption import Interrupted
         ([], ["SEED", "3"], ([], ["SEED", "3"])),
     ],
 )  # fmt: skip
-def test_config_values_after_many_values(
+def test_config_values_after_an_option_of_many_values(
     values: list[str], opts: list[str], expected: tuple
 ) -> None:
     assert split_options(values, opts, is_value=lambda word: word == "IMAGE.JPG") == expected
@@ -55,7 +55,7 @@ def test_the_file_of_an_error_is_named(error: OSError, text: str) -> None:
     assert explain_os_error(error, "out").startswith(text)
 
 
-def test_exit_codes_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_exit_codes_and_messages_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
     def ends_with(error: BaseException, **decoration: Any) -> int:
         @command_main(parse_args, stopped=lambda args: "nothing was done", **decoration)
         def main(args: argparse.Namespace) -> int:
@@ -96,7 +96,7 @@ def test_exit_codes_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
         *((fraction, text, "number from 0 to 1") for text in ("-0.1", "1.1", "nan", "x")),
     ],
 )
-def test_numbers_on_a_command_line(kind: Callable[[str], float], text: str, value: object) -> None:
+def test_types_of_number_options(kind: Callable[[str], float], text: str, value: object) -> None:
     if isinstance(value, str):
         with pytest.raises(argparse.ArgumentTypeError, match=value):
             kind(text)

@@ -60,7 +60,7 @@ def trained(tmp_path_factory, cache):
 
 @pytest.fixture(scope="module")
 def compared(trained, cache, tmp_path_factory):
-    """What comparing the run with itself printed, and the sheet that it drew."""
+    """The output of comparing the run with itself, and the sheet that was drawn."""
     sheet = tmp_path_factory.mktemp("sheet") / "sheet.png"
     command = ["tools/compare_fusions.py", "--runs", str(trained), str(trained)]
     return run(cache, *command, "--sheet", str(sheet), "--images", "2"), sheet
@@ -94,8 +94,10 @@ def evaluate(trained, cache, folder, fusion):
     return quality, [entry["segments_info"] for entry in predicted["annotations"]]
 
 
-def test_an_option_changes_the_fusion_of_trained_weights(trained, compared, cache, tmp_path):
-    """Other segments, and the numbers of the comparison, by train_net.py --eval-only alone."""
+def test_eval_only_with_another_fusion_gives_the_numbers_of_the_table(
+    trained, compared, cache, tmp_path
+):
+    """The two fusions give different segments."""
     found = {
         name: evaluate(trained, cache, tmp_path / name, name) for name in ("hadamard", "upsnet")
     }
@@ -107,13 +109,13 @@ def test_an_option_changes_the_fusion_of_trained_weights(trained, compared, cach
         assert table[name] == [f"{v:.2f} ({v:.1f} to {v:.1f})" for v in values]
 
 
-def test_errors(trained, capsys):
+def test_an_unknown_fusion_is_an_error(trained, capsys):
     assert compare_fusions.main(["--runs", str(trained), "--fusions", "hadamar"]) == 2
     error = capsys.readouterr().err
     assert "hadamard" in error and "Traceback" not in error
 
 
-def test_table_of_seeds():
+def test_the_table_of_several_seeds_has_means_and_ranges():
     one = dict.fromkeys(("PQ", "PQ_th", "PQ_st", "SQ", "RQ"), 10.0)
     other = dict.fromkeys(one, 14.0)
     table = fusion_table([{"a": one, "b": one}, {"a": other}])

@@ -1,4 +1,4 @@
-"""The command demo: from nothing to a report, once; what is there is not done again."""
+"""The command demo: all steps up to the report; finished steps are not repeated."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def times(folder: Path) -> dict[Path, int]:
 
 
 @pytest.mark.slow
-def test_end_to_end_and_once_only(tmp_path: Path) -> None:
+def test_end_to_end_and_a_second_demo_repeats_no_step(tmp_path: Path) -> None:
     output, cache = tmp_path / "demo", ("DATASETS.SHAPES.CACHE", str(tmp_path / "cache"))
     first = run(output, *cache)
     assert first.returncode == 0, first.stderr[-3000:]
@@ -69,7 +69,7 @@ def test_end_to_end_and_once_only(tmp_path: Path) -> None:
     assert times(output) == written
 
 
-def test_a_step_that_fails_is_done_again(tmp_path: Path) -> None:
+def test_a_failed_step_is_repeated(tmp_path: Path) -> None:
     steps = demo.Steps(tmp_path / "out", "a", PYTHON)
     with pytest.raises(demo.DemoError, match=r"^draw failed with exit code 3; its own message"):
         steps.run("draw", ["-c", "raise SystemExit(3)"])
@@ -83,7 +83,7 @@ def test_a_step_that_fails_is_done_again(tmp_path: Path) -> None:
     assert not demo.Steps(tmp_path / "out", "b", PYTHON).is_done("draw")
 
 
-def test_what_a_demo_was_made_with() -> None:
+def test_the_fingerprint_depends_on_the_options() -> None:
     assert demo.fingerprint(["SEED", "1"]) == demo.fingerprint(["SEED", "1"])
     assert len({demo.fingerprint(o) for o in ([], ["SEED", "1"], ["SEED", "2"])}) == 3
 
@@ -107,7 +107,7 @@ def test_the_report_takes_the_newest_evaluation(
 def test_a_signal_reaches_the_step_and_ends_the_demo(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The step ends by itself, and only then the demo."""
+    """The demo ends after the step has ended by itself."""
     marks = [tmp_path / name for name in ("ready", "ended")]
     step = (
         "import pathlib, signal, sys, time\n"

@@ -65,7 +65,7 @@ def test_the_anchors_are_eight_times_the_stride_in_three_shapes():
         assert (height / width).tolist() == pytest.approx([0.5, 1.0, 2.0], rel=1e-4)
 
 
-def test_the_tool_prints_a_row_for_each_config(capsys):
+def test_the_command_prints_a_row_for_each_config(capsys):
     path = "configs/shapes/efficientps/efficientps_R18_shapes.yaml"
     other = "configs/shapes/panoptic_fpn/panoptic_fpn_R18_shapes.yaml"
     assert parameter_table.main([path, other]) == 0
@@ -73,7 +73,7 @@ def test_the_tool_prints_a_row_for_each_config(capsys):
     assert "FPN" in lines[0] and "efficientps_R18_shapes" in lines[2] and len(lines) == 4
 
 
-def test_the_tensors_of_the_published_model_key_for_key(capsys):
+def test_tensors_equal_those_of_the_published_model(capsys):
     path = "configs/coco/mask2former/mask2former_R50_bs16_50ep.yaml"
     assert parameter_table.main(["--tensors", path]) == 0
     lines = capsys.readouterr().out.splitlines()

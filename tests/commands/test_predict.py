@@ -138,14 +138,14 @@ def test_coco_panoptic_results(base, full_run):
             assert (x + width, y + height) == (columns.max() + 1, rows.max() + 1)
 
 
-def test_a_second_run_skips_what_is_there(base, full_run):
+def test_a_second_run_skips_finished_inputs(base, full_run):
     _, second, stamps = full_run
     assert second.returncode == 1, second.stderr
     assert "0 predicted, 9 were there already, 6 failed" in second.stdout
     assert stamps and all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
 
 
-def test_results_are_what_the_evaluation_tool_reads(base, tmp_path):
+def test_the_command_evaluate_reads_the_results(base, tmp_path):
     tool = ROOT / "tools" / "evaluate_panoptic.py"
     run, images = str(base / "run"), str(base / "data" / "images")
     arguments = ["--config-file", run, "--input", images, "--output", str(tmp_path / "out")]
@@ -203,7 +203,7 @@ def test_batches_give_the_same_results_and_options_reach_the_pictures(base, tmp_
         ("SemanticSegmentor", None),
     ],
 )
-def test_the_threshold_is_the_models_own(architecture, key):
+def test_confidence_threshold_sets_the_key_of_the_model(architecture, key):
     cfg = load_cfg("")
     cfg.defrost()
     cfg.MODEL.META_ARCHITECTURE = architecture
@@ -218,17 +218,17 @@ def test_the_threshold_is_the_models_own(architecture, key):
     assert node == 0.25
 
 
-def test_the_threshold_of_a_mask_former_that_another_package_registered():
+def test_confidence_threshold_sets_the_key_of_another_packages_model():
     META_ARCH_REGISTRY._do_register("MaskFormer", type("MaskFormer", (nn.Module,), {}))
     key = "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD"
     try:
-        test_the_threshold_is_the_models_own("MaskFormer", key)
+        test_confidence_threshold_sets_the_key_of_the_model("MaskFormer", key)
     finally:
         del META_ARCH_REGISTRY._obj_map["MaskFormer"]
 
 
 def test_a_run_is_found_from_any_folder(base, tmp_path, monkeypatch):
-    """What the training called its output folder counts no more."""
+    """Also after it was moved from the OUTPUT_DIR of its config."""
     text = (base / "run" / "config.yaml").read_text()
     moved = tmp_path / "moved"
     shutil.copytree(base / "run", moved)
@@ -244,7 +244,7 @@ def test_a_run_is_found_from_any_folder(base, tmp_path, monkeypatch):
         Predictor(load_run_cfg("moved"))
 
 
-def test_predictor_takes_bgr_and_gives_the_image_size(base):
+def test_predictor_takes_bgr_and_its_output_has_the_size_of_the_image(base):
     predictor = Predictor(load_run_cfg(str(base / "run")))
     assert predictor.weights.endswith("model_final.pth") and not predictor.model.training
     image = np.asarray(picture(3, 50, 70))[:, :, ::-1]

@@ -1,4 +1,4 @@
-"""What predict refuses, and files that fail while the rest goes on."""
+"""Errors of predict: wrong options, results of other models, and files that fail."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
         ({"MODEL.DEVICES": "cpu"}, "MODEL.DEVICE"),
     ],
 )
-def test_usage_errors(base, tmp_path, capsys, monkeypatch, changed, message):
+def test_wrong_options_are_one_error(base, tmp_path, capsys, monkeypatch, changed, message):
     monkeypatch.chdir(tmp_path)
     given = {
         "--config-file": str(base / "run"),
@@ -73,7 +73,7 @@ def test_a_model_without_a_panoptic_result(base, tmp_path, capsys, monkeypatch):
     assert (tmp_path / "out" / "a" / "same.jpg").is_file()
 
 
-def test_inputs_are_never_written_over(base, tmp_path, capsys):
+def test_inputs_are_never_overwritten(base, tmp_path, capsys):
     picture().save(tmp_path / "a.png")
     before = (tmp_path / "a.png").read_bytes()
     arguments = ["--input", str(tmp_path / "a.png"), "--output", str(tmp_path)]
@@ -90,8 +90,8 @@ def _three_images(folder):
     return folder
 
 
-def test_one_file_fails_and_the_rest_goes_on(base, tmp_path, capsys, monkeypatch):
-    """A name too long, memory, results within the input, links."""
+def test_files_after_a_failed_one_are_predicted(base, tmp_path, capsys, monkeypatch):
+    """Out of memory, a name that is too long, results inside the input folder, links."""
     images = _three_images(tmp_path / "images")
     call, calls = Predictor.__call__, []
 
@@ -118,7 +118,7 @@ def test_one_file_fails_and_the_rest_goes_on(base, tmp_path, capsys, monkeypatch
 
 
 def test_a_signal_ends_after_the_current_file(base, tmp_path, capsys, monkeypatch):
-    """One line says how to go on, and it does."""
+    """The message names the same command, which then predicts the other file."""
     call = Predictor.__call__
 
     def interrupted(self, image):

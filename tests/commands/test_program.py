@@ -1,4 +1,4 @@
-"""The program panoptic-ext, `python -m panoptic_ext`, and the scripts that stand for commands."""
+"""The program panoptic-ext, `python -m panoptic_ext`, and the scripts that run one command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from panoptic_ext.commands.command_line import program_name
 from panoptic_ext_cli import COMMANDS
 from tests import PATIENCE, ROOT
 
-DOORS = {
+SCRIPTS = {
     "train": "train_net.py",
     "evaluate": "tools/evaluate_panoptic.py",
     "combine": "tools/combine_predictions.py",
@@ -28,7 +28,7 @@ DOORS = {
         if name not in ("train", "evaluate", "combine")
     },
 }
-"""The script of a checkout that stands for each command."""
+"""The script of a checkout that runs each command."""
 
 MODULES = [path.stem for path in (ROOT / "panoptic_ext" / "commands").glob("[a-z]*.py")]
 HELPERS = {"command_line", "drawing_options"}
@@ -47,14 +47,14 @@ def fake_torch(folder: Path, text: str) -> Path:
     return folder
 
 
-def test_every_command_has_a_module_and_a_door() -> None:
+def test_every_command_has_a_module_and_a_script() -> None:
     assert sorted(name.replace("-", "_") for name in COMMANDS) == sorted(set(MODULES) - HELPERS)
-    assert sorted(DOORS) == sorted(COMMANDS)
+    assert sorted(SCRIPTS) == sorted(COMMANDS)
     for name in COMMANDS:
         module = importlib.import_module(f"panoptic_ext.commands.{name.replace('-', '_')}")
         assert module.main.__annotations__["return"] == "int", name
     scripts = {f"tools/{path.name}" for path in (ROOT / "tools").glob("*.py")} | {"train_net.py"}
-    assert scripts - set(DOORS.values()) == {"tools/__init__.py", "tools/install_detectron2.py"}
+    assert scripts - set(SCRIPTS.values()) == {"tools/__init__.py", "tools/install_detectron2.py"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -84,22 +84,22 @@ def test_the_list_of_commands_loads_neither_torch_nor_the_package(tmp_path: Path
     assert nothing.returncode == 2 and nothing.stderr.endswith("error: no command given\n")
 
 
-def test_underscores_are_understood(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_with_underscores_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
     assert panoptic_ext_cli.main(["check_data"]) == 2
     assert "did you mean 'check-data'?" in capsys.readouterr().err
 
 
-def test_as_a_module_of_python() -> None:
+def test_python_m_runs_the_program() -> None:
     done = run("-m", "panoptic_ext", "compare-runs", "--output", "x.svg", "a=nowhere")
     assert done.returncode == 2 and done.stderr.startswith("error: "), done.stderr
     assert run("-m", "panoptic_ext", "--help").stdout.startswith("usage: panoptic-ext COMMAND")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_door_runs_its_command_in_a_checkout_that_is_not_installed(
+def test_a_script_runs_its_command_in_a_checkout_that_is_not_installed(
     name: str, tmp_path: Path
 ) -> None:
-    """From any folder, whatever other packages are called; a fake package shows what was asked."""
+    """From any folder, beside another package `tools`; a fake package prints its arguments."""
     for part in ("tools", "checkout"):
         (tmp_path / part).mkdir()
     (tmp_path / "tools" / "__init__.py").write_text("raise SystemExit('tools of someone else')")
@@ -112,19 +112,19 @@ def test_a_door_runs_its_command_in_a_checkout_that_is_not_installed(
         (package / f"{name.replace('-', '_')}.py").write_text(
             f"def main(argv):\n    print({words!r}, argv)\n    return 7\n"
         )
-    for file in ("panoptic_ext_cli.py", DOORS[name]):
+    for file in ("panoptic_ext_cli.py", SCRIPTS[name]):
         (checkout / file).parent.mkdir(exist_ok=True)
         (checkout / file).write_text((ROOT / file).read_text())
     path = f"{tmp_path}{os.pathsep}{other}"
-    done = run(str(checkout / DOORS[name]), "--a", "B", path=Path(path), cwd=tmp_path)
+    done = run(str(checkout / SCRIPTS[name]), "--a", "B", path=Path(path), cwd=tmp_path)
     assert (done.returncode, done.stdout) == (7, "of the checkout ['--a', 'B']\n"), done.stderr
 
 
-@pytest.mark.parametrize("door", sorted(DOORS.values()))
-def test_ctrl_c_while_a_command_loads_prints_nothing(door: str, tmp_path: Path) -> None:
-    """Torch takes seconds to load, and a stopped import is a traceback."""
+@pytest.mark.parametrize("script", sorted(SCRIPTS.values()))
+def test_ctrl_c_while_a_command_loads_prints_nothing(script: str, tmp_path: Path) -> None:
+    """Torch takes seconds to load, and interrupting an import prints a traceback."""
     text = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit('there')\n"
-    done = run(str(ROOT / door), path=fake_torch(tmp_path, text))
+    done = run(str(ROOT / script), path=fake_torch(tmp_path, text))
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
@@ -135,8 +135,10 @@ def test_ctrl_c_while_python_m_loads_prints_nothing(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
-def test_a_training_waits_without_spinning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read when torch loads; what the user has set stays."""
+def test_threads_of_a_training_wait_without_spinning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch reads OMP_WAIT_POLICY when it loads; a value of the user stays."""
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     text = "import os, sys\nsys.exit(os.environ.get('OMP_WAIT_POLICY', 'not set'))"
     path = fake_torch(tmp_path, text)
@@ -156,7 +158,7 @@ def test_a_training_waits_without_spinning(tmp_path: Path, monkeypatch: pytest.M
         ("/checkout/tools/predict.py", "predict.py"),
     ],
 )
-def test_usage_says_how_a_command_was_started(
+def test_the_usage_line_shows_how_a_command_was_started(
     monkeypatch: pytest.MonkeyPatch, script: str, name: str
 ) -> None:
     monkeypatch.setattr(sys, "argv", [script])

@@ -1,4 +1,4 @@
-"""Batches for work that goes through files one by one: the same results, each error its own."""
+"""PredictAhead: the results of single files, and an error in the call of its own file only."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_each_file_has_its_own_result_or_error(files, batch_size):
     assert [len(batch) for batch in model.batches] == expected[batch_size]
 
 
-def test_a_batch_that_fails_is_done_file_by_file(files):
+def test_files_of_a_failed_batch_are_predicted_alone(files):
     class OneBad(FakeModel):
         def one(self, image):
             if (image.permute(1, 2, 0).numpy() == bad).all():
@@ -60,7 +60,7 @@ def test_a_batch_that_fails_is_done_file_by_file(files):
     assert failed == [files[1]]
 
 
-def test_files_may_be_left_out(files):
+def test_skipped_files_need_not_be_asked_for(files):
     ahead = PredictAhead(predictor(), files, ids_of, batch_size=2)
     ahead(files[0])
     image, _ = ahead(files[5])

@@ -17,7 +17,7 @@ from tests.tiny.model_inputs import fake_input, fake_metadata
 
 
 class CountsPixels:
-    """An evaluator that gives the share of pixels in a segment for every quality."""
+    """An evaluator whose every metric is the share of pixels that are in a segment."""
 
     def __init__(self) -> None:
         self.maps: list[torch.Tensor] = []

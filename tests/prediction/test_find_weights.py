@@ -1,4 +1,4 @@
-"""One order of precedence of weights, for the commands and for Predictor(load_run_cfg(...))."""
+"""The order of precedence of weights, for the commands and for Predictor(load_run_cfg(...))."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def config(folder: Path, weights: str) -> CfgNode:
     return load_cfg("", ["OUTPUT_DIR", str(folder), "MODEL.WEIGHTS", weights])
 
 
-def test_the_last_checkpoint_comes_before_what_the_training_began_with(tmp_path: Path) -> None:
+def test_the_last_checkpoint_comes_before_the_initial_weights(tmp_path: Path) -> None:
     cfg = config(tmp_path / "run", "pretrained.pkl")
     assert find_weights(cfg) == "pretrained.pkl"
     checkpoint(tmp_path / "run")
@@ -34,7 +34,7 @@ def test_the_last_checkpoint_comes_before_what_the_training_began_with(tmp_path:
     assert find_weights(cfg, opts=["MODEL.DEVICE", "cpu"]) == last
 
 
-def test_weights_among_the_options_come_first(tmp_path: Path) -> None:
+def test_weights_in_the_options_come_first(tmp_path: Path) -> None:
     checkpoint(tmp_path / "run")
     opts = ["MODEL.WEIGHTS", "mine.pth"]
     assert find_weights(config(tmp_path / "run", "mine.pth"), opts=opts) == "mine.pth"
@@ -42,13 +42,15 @@ def test_weights_among_the_options_come_first(tmp_path: Path) -> None:
     assert find_weights(config(tmp_path / "run", "a.pth"), opts=value).endswith("9.pth")
 
 
-def test_there_may_be_none(tmp_path: Path) -> None:
+def test_no_weights_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run' has no checkpoint and MODEL\.WEIGHTS is empty"):
         find_weights(config(tmp_path / "run", ""))
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "my.yaml"])
-def test_checkpoints_beside_the_config_are_those_of_its_run(name: str, tmp_path: Path) -> None:
+def test_a_checkpoint_beside_the_config_makes_its_folder_the_output_folder(
+    name: str, tmp_path: Path
+) -> None:
     """Also where metadata.json is missing, as in runs of older versions and in copied folders."""
     last = checkpoint(tmp_path / "run")
     path = tmp_path / "run" / name

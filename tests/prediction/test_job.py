@@ -1,4 +1,4 @@
-"""What the command predict does, from Python, with a model that needs no weights."""
+"""PredictionJob with a model that needs no weights: results, repeats, refusals and signals."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_signal_ends_the_job_after_the_current_file(
     assert run(fake, photos, tmp_path / "out").summary().startswith("2 predicted, 1 were there")
 
 
-def test_inputs_that_cannot_be_used(tmp_path: Path) -> None:
+def test_inputs_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing to predict.*nothing matches"):
         check_inputs(search_inputs([str(tmp_path / "*.png")]).inputs, "out")
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")

@@ -31,7 +31,7 @@ GREY = np.repeat(BGR[:, :, :1], 3, axis=2)
 
 
 class FakeModel(torch.nn.Module):
-    """Its map says which of its pixels are above the image's mean; it notes its batches."""
+    """Marks the pixels above the image's mean; records its batches."""
 
     def __init__(self, most: int = 100) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def test_images_of_any_kind_are_taken(image, expected):
     assert taken.dtype in (np.uint8, np.float32) and (taken == expected).all()
 
 
-def test_pillow_modes_and_paths_are_turned_as_exif_says(tmp_path: Path):
+def test_pil_images_and_paths_are_turned_upright_by_their_exif_tag(tmp_path: Path):
     exif = Image.Exif()
     exif[274] = 6
     path = tmp_path / "a.png"
@@ -129,7 +129,7 @@ def test_pillow_modes_and_paths_are_turned_as_exif_says(tmp_path: Path):
         (np.full((2, 2), np.inf), "has 4 values that are NaN"),
     ],
 )
-def test_what_cannot_be_taken_is_one_line(image, message):
+def test_an_image_that_is_refused_gets_a_one_line_error(image, message):
     with pytest.raises(ImageError, match=message) as caught:
         as_bgr_image(image)
     assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
@@ -142,7 +142,7 @@ def test_what_cannot_be_taken_is_one_line(image, message):
     st.sampled_from([-1, 0, 1, 255, 256]),
     st.booleans(),
 )
-def test_any_array_is_an_image_or_one_of_our_errors(shape, kind, value, is_tensor):
+def test_any_array_is_predicted_or_raises_an_image_error(shape, kind, value, is_tensor):
     try:
         array = np.full(shape, value).astype(kind)
     except OverflowError:  # numpy 2 refuses -1 as uint8
@@ -158,14 +158,14 @@ def test_any_array_is_an_image_or_one_of_our_errors(shape, kind, value, is_tenso
 
 
 @pytest.mark.parametrize("input_format", ["RGB", "BGR"])
-def test_the_model_gets_its_own_channel_order_and_the_caller_a_plain_output(input_format):
+def test_the_model_gets_the_channel_order_of_input_format(input_format):
     output = predictor(input_format=input_format)(BGR)
     expected = RGB if input_format == "RGB" else BGR
     assert (output["image"].permute(1, 2, 0).numpy() == expected).all()
     assert output["image"].dtype == torch.float32 and output["panoptic_seg"][0].shape == (7, 5)
 
 
-def test_a_model_of_others_gets_area_and_box_too():
+def test_area_and_box_are_added_to_segments_of_other_packages_models():
     """Detectron2's own merging gives area to stuff alone."""
     panoptic_seg, (segment,) = predictor()(BGR)["panoptic_seg"]
     assert segment["area"] == int((panoptic_seg == 1).sum()) and len(segment["bbox"]) == 4
@@ -173,7 +173,7 @@ def test_a_model_of_others_gets_area_and_box_too():
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 10])
 @pytest.mark.parametrize("kind", [list, tuple, iter])
-def test_a_list_gives_what_one_by_one_gives_in_batches_of_one_size(batch_size, kind):
+def test_a_list_gives_the_outputs_of_single_images_in_batches_of_one_size(batch_size, kind):
     wide, images = np.repeat(BGR, 2, axis=1), [BGR, BGR[::-1], GREY, BGR]
     images = [*images, wide, wide[:, ::-1], BGR]
     model = FakeModel()
@@ -188,7 +188,7 @@ def test_a_list_gives_what_one_by_one_gives_in_batches_of_one_size(batch_size, k
     assert len(model.batches) == expected[batch_size]
 
 
-def test_no_image_at_all_and_what_is_wrong_in_a_list():
+def test_an_empty_list_and_the_number_of_a_bad_image_in_a_list():
     assert predictor()([]) == []
     with pytest.raises(ImageError, match="image 1 of the list is None"):
         predictor()([BGR, None])
@@ -200,21 +200,21 @@ def test_no_image_at_all_and_what_is_wrong_in_a_list():
         predictor()([BGR], batch_size=0)
 
 
-def test_outputs_are_made_while_they_are_asked_for():
+def test_outputs_are_yielded_batch_by_batch():
     model = FakeModel()
     outputs = predictor(model).predict_each((BGR for _ in range(5)), batch_size=2)
     next(outputs)
     assert len(model.batches) == 1
 
 
-def test_a_batch_that_does_not_fit_into_memory_is_taken_apart():
+def test_images_of_a_batch_that_does_not_fit_into_memory_are_predicted_alone():
     model = FakeModel(most=1)
     assert len(predictor(model)([BGR] * 3, batch_size=3)) == 3 and len(model.batches) == 3
     with pytest.raises(MemoryNeededError, match="7 x 5"):
         predictor(FakeModel(most=0))(BGR)
 
 
-def test_a_batch_is_taken_apart_without_what_it_had_taken():
+def test_the_memory_of_a_failed_batch_is_freed_before_its_images_are_predicted_alone():
     """The memory that the failed batch holds is what the smaller ones need."""
 
     class Buffer:

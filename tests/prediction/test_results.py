@@ -1,4 +1,4 @@
-"""Which files are predicted, under which names, and how results are kept."""
+"""Inputs of predict and their names, image ids, and the results that a run leaves."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _names(inputs):
     return [item.name for item in inputs if not item.problem]
 
 
-def test_a_folder_a_file_and_several(tree):
+def test_inputs_of_a_folder_of_a_file_and_of_several(tree):
     assert _names(find_inputs([str(tree / "x")])) == ["a.jpg", "b/a.jpg"]
     assert _names(find_inputs([str(tree / "x" / "notes.txt")])) == ["notes.txt"]
     several = find_inputs([str(tree / "x"), str(tree / "y"), str(tree / "x" / "a.jpg")])
@@ -53,13 +53,13 @@ def test_a_folder_a_file_and_several(tree):
     assert several[-1].picture_name == "y/clip.avi.mp4"
 
 
-def test_globs(tree):
+def test_inputs_of_globs(tree):
     assert _names(find_inputs([str(tree / "*" / "a.jpg")])) == ["x/a.jpg", "y/a.jpg"]
     assert _names(find_inputs([str(tree / "**" / "*.jpg")])) == ["x/a.jpg", "x/b/a.jpg", "y/a.jpg"]
     assert _names(find_inputs([str(tree / "*")])) == _names(find_inputs([str(tree)]))
 
 
-def test_what_is_not_there_is_said(tree):
+def test_patterns_without_a_file_have_a_problem(tree):
     (tree / "empty").mkdir()
     found = find_inputs([str(tree / n) for n in ("gone.jpg", "*.png", "empty", "x")])
     problems = [item.problem for item in found if item.problem]
@@ -71,7 +71,7 @@ def test_what_is_not_there_is_said(tree):
     assert len(_names(found)) == 2
 
 
-def test_dangling_links_and_pipes_are_listed_to_be_named_as_failed(tree):
+def test_dangling_links_and_pipes_are_inputs_so_that_they_are_reported(tree):
     (tree / "y" / "gone.jpg").symlink_to(tree / "nowhere.jpg")
     os.mkfifo(tree / "y" / "pipe.jpg")
     found = find_inputs([str(tree / "y")])
@@ -106,7 +106,7 @@ def _instances():
     return instances
 
 
-def test_what_is_drawn_without_a_panoptic_result():
+def test_instances_or_classes_are_drawn_without_a_panoptic_result():
     ids, segments = segments_to_draw({"instances": _instances(), "sem_seg": torch.zeros(2, 2, 3)})
     assert ids.tolist() == [[1, 1, 1], [3, 0, 0]]
     assert [(s["id"], s["category_id"]) for s in segments] == [(3, 0), (1, 1)]
@@ -132,7 +132,7 @@ def _results_in(folder, *names):
 
 
 def test_results_of_earlier_runs_are_no_inputs(tree):
-    """The output of another run, a glob, both folders in one."""
+    """In the folder of another run, and through a glob."""
     _results_in(tree / "x" / "out", "a.jpg", "panoptic/a.jpg.png")
     _results_in(tree / "x" / "other", "a.jpg")
     search = search_inputs([str(tree / "x")], exclude=str(tree / "x" / "out"))
@@ -147,7 +147,7 @@ def test_results_of_earlier_runs_are_no_inputs(tree):
     assert _names(named) == ["a.jpg"]  # as asked for
 
 
-def test_an_output_that_is_the_input_too(tree):
+def test_a_folder_that_is_output_and_input_at_once(tree):
     (tree / "y" / "sub").mkdir()
     for name in ("b.tif", "sub/c.tif", "d.tif.png"):
         (tree / "y" / name).touch()
@@ -159,8 +159,8 @@ def test_an_output_that_is_the_input_too(tree):
     assert set(search.left_out["results of this tool"]) == left_out
 
 
-def test_each_name_is_an_input_and_the_rest_is_counted(tree):
-    """Links to other files of the folder have their results."""
+def test_links_to_files_are_inputs_and_other_files_are_counted(tree):
+    """Links to files are predicted like files; linked folders are not entered."""
     (tree / "x" / "link.jpg").symlink_to("a.jpg")
     (tree / "x" / "folder").symlink_to(tree / "y")
     search = search_inputs([str(tree / "x"), str(tree / "x" / "link.jpg")])
@@ -171,7 +171,7 @@ def test_each_name_is_an_input_and_the_rest_is_counted(tree):
     ]
 
 
-def test_a_file_and_not_the_link_to_it_has_the_known_id(tree):
+def test_a_file_gets_the_known_id_and_a_link_to_it_does_not(tree):
     (tree / "a_link.jpg").symlink_to(tree / "x" / "a.jpg")
     paths = {"a_link.jpg": str(tree / "a_link.jpg"), "x.jpg": str(tree / "x" / "a.jpg")}
     known = {str(tree / "x" / "a.jpg"): 17, "elsewhere.jpg": 18}
@@ -179,14 +179,14 @@ def test_a_file_and_not_the_link_to_it_has_the_known_id(tree):
     assert ids_of_files({"a_link.jpg": paths["a_link.jpg"]}, known) == {"a_link.jpg": 17}
 
 
-def test_pictures_that_would_be_one_file(tree):
+def test_inputs_whose_pictures_would_have_one_name_have_a_problem(tree):
     (tree / "y" / "b.tif").touch()
     (tree / "y" / "b.tif.png").touch()
     found = {item.name: item.problem for item in find_inputs([str(tree / "y")])}
     assert "b.tif.png" in found["b.tif"] and found["b.tif.png"] and not found["a.jpg"]
 
 
-def test_segments_in_coco_terms():
+def test_segments_are_converted_to_coco():
     ids = torch.zeros(4, 6, dtype=torch.int32)
     ids[1:3, 1:5] = 9
     ids[3, 5] = 9
@@ -216,7 +216,7 @@ def test_segments_in_coco_terms():
     assert coco_segments(np.zeros((2, 2), int), [], [30])[1] == []
 
 
-def test_results_go_on_after_a_kill(tmp_path):
+def test_results_continue_after_a_kill(tmp_path):
     results = PanopticResults(str(tmp_path), METADATA)
     ids, segments = np.full((2, 3), 5), [{"id": 5, "category_id": 1}]
     results.add("a/ü.jpg", ids, segments, image_id=3, file_name="a/ü.jpg")
@@ -238,7 +238,7 @@ def test_results_go_on_after_a_kill(tmp_path):
 
 @pytest.mark.parametrize("line", ["[" * 100_000, "{", "[1]", "{}"], ids=range(4))
 def test_a_damaged_line_of_the_progress_log_is_named(tmp_path, line):
-    """Tracebacks before."""
+    """Each of these lines once ended in a traceback."""
     log = tmp_path / "panoptic_progress.jsonl"
     log.write_text(f'{{"key": "a.jpg"}}\n{line}\n')
     with pytest.raises(PanopticExtError, match=r"progress\.jsonl:2 is not a line .*remove this"):

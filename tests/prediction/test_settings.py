@@ -1,4 +1,4 @@
-"""Predictions of two models do not share a folder, and the message says what differs."""
+"""Predictions of two models do not share a folder; the message lists what differs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from panoptic_ext.prediction.settings import (
 from tests.tiny.training import tiny_cfg
 
 
-def test_what_differs_is_named_with_both_values(tmp_path: Path) -> None:
+def test_settings_that_differ_are_listed_with_both_values(tmp_path: Path) -> None:
     output = tmp_path / "out"
     first, second = tmp_path / "first.pth", tmp_path / "second.pth"
     first.write_bytes(b"1")

@@ -1,4 +1,4 @@
-"""Videos: frames in, frames out, and a file that is whole or not there."""
+"""Videos: frames are read as they were written, and a file is complete or missing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZE = (48, 64)
 
 
 def frame(level: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """A frame of one colour, of which blue alone tells the number."""
+    """A frame of one colour, whose blue channel is the level."""
     return np.full((*size, 3), (level, 90, 200), np.uint8)
 
 
@@ -27,7 +27,7 @@ def write(path: Path, levels: list[int], fps: float = 10.0) -> Path:
     return path
 
 
-def test_what_is_written_is_read_in_order_and_in_bgr(tmp_path: Path) -> None:
+def test_written_frames_are_read_in_order_and_in_bgr(tmp_path: Path) -> None:
     path = write(tmp_path / "new folder" / "a.mp4", [20, 120, 220], fps=12.5)
     reader = VideoReader(str(path))
     assert reader.num_frames == 3 and reader.fps == pytest.approx(12.5)
@@ -38,7 +38,9 @@ def test_what_is_written_is_read_in_order_and_in_bgr(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["a.mp4"]
 
 
-def test_without_commit_nothing_is_left_and_the_old_video_stays(tmp_path: Path) -> None:
+def test_without_commit_the_temporary_file_is_removed_and_the_old_video_stays(
+    tmp_path: Path,
+) -> None:
     path = write(tmp_path / "a.mp4", [20])
     before = path.read_bytes()
     with pytest.raises(ZeroDivisionError), VideoWriter(str(path), 10.0) as writer:
@@ -49,7 +51,7 @@ def test_without_commit_nothing_is_left_and_the_old_video_stays(tmp_path: Path) 
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
 
 
-def test_frames_of_another_size_are_brought_to_that_of_the_first(tmp_path: Path) -> None:
+def test_frames_are_resized_to_the_size_of_the_first(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     with VideoWriter(str(path), 10.0) as writer:
         for size in (SIZE, (24, 32), (96, 128)):
@@ -111,7 +113,7 @@ def test_damaged_videos(
     assert capture.released
 
 
-def test_what_is_no_video(tmp_path: Path) -> None:
+def test_a_file_that_is_no_video_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_text("<html>")
     with pytest.raises(PanopticExtError, match=r"a\.mp4 is not a video that OpenCV can read"):
         VideoReader(str(tmp_path / "a.mp4"))
@@ -119,7 +121,7 @@ def test_what_is_no_video(tmp_path: Path) -> None:
         VideoReader(str(tmp_path / "b.mp4"))
 
 
-def test_an_encoder_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_encoder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Closed:
         def isOpened(self) -> bool:
             return False

@@ -9,21 +9,24 @@ import numpy as np
 import pycocotools.mask as mask_util
 from PIL import Image
 
-from panoptic_ext.evaluation import (
-    evaluate_files,
-)
+from panoptic_ext.evaluation import evaluate_files
 from tests.tiny.panoptic_dataset import CATEGORIES, HEIGHT, WIDTH, TinyDataset
 
 ROAD_ID, CAR_ID, PERSON_ID = (c["id"] for c in CATEGORIES)
 
 
 def rle(mask: np.ndarray) -> dict:
-    found = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {**found, "counts": found["counts"].decode()}
+    """COCO's compressed run lengths of a (H, W) mask, as JSON holds them."""
+    encoded = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {**encoded, "counts": encoded["counts"].decode()}
 
 
 class Case:
-    """A tiny data set, and predictions made of its own truth."""
+    """A tiny data set, and predictions of two models made of its own truth.
+
+    `instances` and `semantic` are the rows of the two JSONs, `label_maps` the semantic predictions
+    as arrays; tests change them and then call `save` or `save_labels`.
+    """
 
     def __init__(self, root: Path):
         self.data = TinyDataset(root / "data")

@@ -1,4 +1,4 @@
-"""What a training run leaves, with a tiny model of random weights and its data set."""
+"""The folder of a training run: a tiny model of random weights, its config and its data set."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ DATASETS:
 
 
 def finished_run(base):
-    """Fill the folder `base`: a data set, in `data`, and what a training run leaves, in `run`."""
+    """Fill the folder `base`: a data set in `data`, and the files of a training run in `run`."""
     _write_data(base / "data")
     (base / "leaf.yaml").write_text(
         CONFIG + f"  PANOPTIC:\n    {NAME}:\n      JSON: {base}/data/val.json\n"

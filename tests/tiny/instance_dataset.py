@@ -1,4 +1,4 @@
-"""A tiny data set of instances alone, whose masks overlap, that tests spoil on purpose."""
+"""A tiny instance data set with overlapping masks, which tests change to make it wrong."""
 
 from __future__ import annotations
 

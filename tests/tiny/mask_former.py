@@ -73,6 +73,7 @@ def mapped(size=(64, 96), num=3, seed=0):
 
 
 def train(model, inputs):
+    """Losses of one forward and backward pass, by name; no optimizer step."""
     model.train()
     model.zero_grad()
     losses = model(inputs)

@@ -1,4 +1,4 @@
-"""Tiny stand-ins shared by the tests: a data set's metadata, inputs and a small model."""
+"""Tiny metadata of a data set, and inputs of models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ IS_THING = (False, True, True, False, True, False)
 
 
 def fake_metadata(name: str, isthing: tuple[bool, ...] = IS_THING) -> None:
-    """Register metadata in which things and stuff alternate, so that offsets show up."""
+    """Register metadata in which things and stuff alternate: a wrong offset changes results."""
     metadata = MetadataCatalog.get(name)
     classes = [f"{'thing' if t else 'stuff'}{i}" for i, t in enumerate(isthing)]
     metadata.set(isthing=isthing, thing_classes=classes, stuff_classes=classes, ignore_label=255)
@@ -21,7 +21,7 @@ def fake_metadata(name: str, isthing: tuple[bool, ...] = IS_THING) -> None:
 def fake_input(
     num: int = 4, size: tuple[int, int] = (96, 128), seed: int = 0, void: bool = False
 ) -> dict[str, Any]:
-    """One mapped training image with `num` rectangles as things, unified ids."""
+    """One mapped training image with `num` rectangles as things, with contiguous ids."""
     generator = torch.Generator().manual_seed(seed)
     height, width = size
     masks = torch.zeros(num, height, width, dtype=torch.bool)

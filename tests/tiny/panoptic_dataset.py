@@ -1,4 +1,4 @@
-"""A tiny panoptic data set on disk that tests spoil on purpose."""
+"""A tiny panoptic data set on disk, which tests change to make it wrong."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def unregister(name: str) -> None:
 
 
 def inputs(name: str) -> list[dict]:
-    """What the loader gives, without images."""
+    """The inputs of an evaluator, as the loader makes them, without images."""
     return [{k: r[k] for k in ("image_id", "file_name")} for r in DatasetCatalog.get(name)]
 
 
@@ -76,7 +76,7 @@ def prediction(ids: np.ndarray, segments: list[dict]) -> dict[str, Any]:
 
 
 def perfect() -> dict[str, dict[str, Any]]:
-    """The truth as predictions, by image id; no crowds, which are no prediction's."""
+    """The truth as predictions, by image id; crowds become ordinary segments."""
     return {i: prediction(*truth(i)) for i in NAMES}
 
 
@@ -94,9 +94,9 @@ def imperfect() -> dict[str, dict[str, Any]]:
 def run(evaluator: DatasetEvaluator, name: str, outputs: dict[str, dict]) -> Any:
     """Evaluate the outputs, in batches of two."""
     evaluator.reset()
-    given = [i for i in inputs(name) if i["image_id"] in outputs]
-    for first in range(0, len(given), 2):
-        batch = given[first : first + 2]
+    chosen = [i for i in inputs(name) if i["image_id"] in outputs]
+    for first in range(0, len(chosen), 2):
+        batch = chosen[first : first + 2]
         evaluator.process(batch, [outputs[i["image_id"]] for i in batch])
     return evaluator.evaluate()
 

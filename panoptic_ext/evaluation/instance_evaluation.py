@@ -24,6 +24,7 @@ from panoptic_ext.atomic import write_file
 from panoptic_ext.data.coco.panoptic_files import Annotation
 from panoptic_ext.data.coco.runs import Runs, runs_from_ids
 from panoptic_ext.errors import NOT_JSON, EvaluationError, quoted
+from panoptic_ext.evaluation.once_per_image import OncePerImage
 from panoptic_ext.evaluation.truth import Truth
 from panoptic_ext.regular_files import RESULTS_JSON, file_problem
 
@@ -51,7 +52,7 @@ def masks_as_arrays(instances: Instances) -> Instances:
     return Instances(instances.image_size, **fields)
 
 
-class PanopticInstanceEvaluator(COCOEvaluator):
+class PanopticInstanceEvaluator(OncePerImage, COCOEvaluator):
     """COCOEvaluator whose truth, the things, is derived from the panoptic label maps.
 
     Predicted classes are contiguous ids of things and stuff together. The truth is written once
@@ -104,11 +105,6 @@ class PanopticInstanceEvaluator(COCOEvaluator):
         self._has_truth = False
         self.reset()
 
-    def reset(self) -> None:
-        """Forget all predictions."""
-        super().reset()
-        self._seen: set[Any] = set()
-
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Take predictions.
 
@@ -120,12 +116,8 @@ class PanopticInstanceEvaluator(COCOEvaluator):
         Raises:
             EvaluationError: an unknown image, a class that is no thing, or another size.
         """
-        for given, output in zip(inputs, outputs, strict=True):
-            annotation = self.truth.find(given["image_id"], given.get("file_name"))
+        for _, annotation, output in self.first_time(inputs, outputs):
             image_id = annotation.image_id
-            if image_id in self._seen:
-                continue
-            self._seen.add(image_id)
             instances = output["instances"].to(self._cpu_device)
             _check_size(instances, annotation, self.truth.files.size_in_json(annotation))
             instances.pred_classes = self._to_things(instances.pred_classes, image_id)

@@ -10,7 +10,6 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from panoptic_ext.atomic import write_file
 from panoptic_ext.data.coco.panoptic_files import Annotation
 from panoptic_ext.data.datasets.metadata import dataset_ids
 from panoptic_ext.errors import EvaluationError, quoted
+from panoptic_ext.evaluation.once_per_image import OncePerImage
 from panoptic_ext.evaluation.truth import Truth
 
 __all__ = ["PanopticSemSegEvaluator", "semantic_scores", "semantic_table"]
@@ -64,7 +64,7 @@ def _mean(values: np.ndarray) -> float:
     return float(there.mean()) if there.size else math.nan
 
 
-class PanopticSemSegEvaluator(SemSegEvaluator):
+class PanopticSemSegEvaluator(OncePerImage, SemSegEvaluator):
     """SemSegEvaluator whose truth is derived from the panoptic label maps.
 
     Classes are the contiguous ids of things and stuff together. Void, and ids that segments_info
@@ -104,11 +104,6 @@ class PanopticSemSegEvaluator(SemSegEvaluator):
         self._write = write_predictions
         self.reset()
 
-    def reset(self) -> None:
-        """Forget all predictions."""
-        super().reset()
-        self._seen: set[Any] = set()
-
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Count the pixels of each pair of classes.
 
@@ -120,11 +115,7 @@ class PanopticSemSegEvaluator(SemSegEvaluator):
             EvaluationError: an unknown image, another number of classes, or another size.
         """
         size = self._num_classes + 1
-        for given, output in zip(inputs, outputs, strict=True):
-            annotation = self.truth.find(given["image_id"], given.get("file_name"))
-            if annotation.image_id in self._seen:
-                continue
-            self._seen.add(annotation.image_id)
+        for given, annotation, output in self.first_time(inputs, outputs):
             scores = output["sem_seg"]
             truth = self._semantic_truth(annotation)
             if tuple(scores.shape) != (self._num_classes, *truth.shape):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 from panoptic_ext.host_copies import to_device
 from panoptic_ext.postprocessing.mask_outputs import (
     InstancePixels,
+    MaskOutputs,
     PanopticPixels,
     Pixels,
     SemanticPixels,
@@ -32,8 +33,10 @@ from panoptic_ext.postprocessing.mask_outputs import (
 from panoptic_ext.postprocessing.query_segments import KeptQuery, segments_of_queries
 from panoptic_ext.postprocessing.tiled_resize import Size
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # of typing from Python 3.11 on
+
 __all__ = [
-    "MaskOutputs",
     "Sizes",
     "instance_inference",
     "mask_inference",
@@ -48,28 +51,6 @@ class Sizes(TypedDict):
     image_size: Size
     padded_size: Size
     output_size: Size
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskOutputs:
-    """The outputs that `mask_inference` computes, and their settings.
-
-    Attributes:
-        panoptic, semantic, instances: whether to compute this output.
-        thing_ids: the thing classes, or a bool table (K,); None if all classes are things.
-        object_mask_threshold, overlap_threshold: see `panoptic_inference`.
-        resize_first: see `semantic_inference`.
-        top_k: see `instance_inference`.
-    """
-
-    panoptic: bool = False
-    semantic: bool = False
-    instances: bool = False
-    thing_ids: Collection[int] | Tensor | None = None
-    object_mask_threshold: float = 0.8
-    overlap_threshold: float = 0.8
-    resize_first: bool = True
-    top_k: int = 100
 
 
 @torch.no_grad()
@@ -121,12 +102,10 @@ def panoptic_inference(
     mask_cls: Tensor,
     mask_pred: Tensor,
     *,
-    image_size: Size,
-    padded_size: Size,
-    output_size: Size,
     thing_ids: Collection[int] | Tensor,
     object_mask_threshold: float,
     overlap_threshold: float,
+    **sizes: Unpack[Sizes],
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Give each pixel to the kept query with the largest class score x sigmoid(mask logit).
 
@@ -136,6 +115,7 @@ def panoptic_inference(
         thing_ids: the thing classes, or a bool table (K,).
         object_mask_threshold: queries whose class score is not above it are ignored.
         overlap_threshold: a query that wins less than this share of its own mask is discarded.
+        **sizes: see `Sizes`.
 
     Returns:
         (H, W) int32 map of segment ids, 0 for void, and for each segment a dict of `id` (from 1),
@@ -148,7 +128,6 @@ def panoptic_inference(
         object_mask_threshold=object_mask_threshold,
         overlap_threshold=overlap_threshold,
     )
-    sizes = Sizes(image_size=image_size, padded_size=padded_size, output_size=output_size)
     return mask_inference(mask_cls[None], mask_pred[None], [sizes], wanted)[0]["panoptic_seg"]
 
 
@@ -156,10 +135,8 @@ def semantic_inference(
     mask_cls: Tensor,
     mask_pred: Tensor,
     *,
-    image_size: Size,
-    padded_size: Size,
-    output_size: Size,
     resize_first: bool = True,
+    **sizes: Unpack[Sizes],
 ) -> Tensor:
     """Compute class scores: the sum over queries of p(class) x sigmoid(mask logit).
 
@@ -168,12 +145,12 @@ def semantic_inference(
         mask_pred: (Q, h, w) logits.
         resize_first: whether masks are resized to the output before scores are computed. Otherwise
             scores are computed at the input's size and then resized.
+        **sizes: see `Sizes`.
 
     Returns:
         (K, H, W) float32; on a CPU in channels_last memory layout.
     """
     wanted = MaskOutputs(semantic=True, resize_first=resize_first)
-    sizes = Sizes(image_size=image_size, padded_size=padded_size, output_size=output_size)
     return mask_inference(mask_cls[None], mask_pred[None], [sizes], wanted)[0]["sem_seg"]
 
 
@@ -181,11 +158,9 @@ def instance_inference(
     mask_cls: Tensor,
     mask_pred: Tensor,
     *,
-    image_size: Size,
-    padded_size: Size,
-    output_size: Size,
     top_k: int,
     thing_ids: Collection[int] | Tensor | None = None,
+    **sizes: Unpack[Sizes],
 ) -> Instances:
     """Turn the best pairs of query and class into instances.
 
@@ -194,6 +169,7 @@ def instance_inference(
         mask_pred: (Q, h, w) logits.
         top_k: number of pairs with the highest class scores to take.
         thing_ids: if given, those of the `top_k` pairs that have another class are discarded.
+        **sizes: see `Sizes`.
 
     Returns:
         Instances of the output size, by descending class score: `pred_masks` (N, H, W) bool (logit
@@ -201,7 +177,6 @@ def instance_inference(
         mask probability inside the mask), `pred_classes`.
     """
     wanted = MaskOutputs(instances=True, thing_ids=thing_ids, top_k=top_k)
-    sizes = Sizes(image_size=image_size, padded_size=padded_size, output_size=output_size)
     return mask_inference(mask_cls[None], mask_pred[None], [sizes], wanted)[0]["instances"]
 
 

@@ -1,4 +1,4 @@
-"""Outputs that are computed from resized masks, tile by tile: panoptic codes, scores, instances.
+"""The outputs of mask classification: which are wanted, and their pixels, computed tile by tile.
 
 Shapes: Q masks, m of them resized, n of them for one output, T tiles of r x c pixels, K classes,
 H x W output.
@@ -6,7 +6,8 @@ H x W output.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +17,30 @@ from torch import Tensor
 from panoptic_ext.host_copies import to_device
 from panoptic_ext.postprocessing.tiled_resize import Size, Tile, TiledResize
 
-__all__ = ["InstancePixels", "PanopticPixels", "Pixels", "SemanticPixels", "collect"]
+__all__ = ["InstancePixels", "MaskOutputs", "PanopticPixels", "Pixels", "SemanticPixels", "collect"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskOutputs:
+    """The outputs that `mask_inference` computes, and their settings.
+
+    Attributes:
+        panoptic, semantic, instances: whether to compute this output.
+        thing_ids: the thing classes, or a bool table (K,); None if all classes are things.
+        object_mask_threshold, overlap_threshold: see `panoptic_inference`.
+        resize_first: see `semantic_inference`.
+        top_k: see `instance_inference`.
+    """
+
+    panoptic: bool = False
+    semantic: bool = False
+    instances: bool = False
+    thing_ids: Collection[int] | Tensor | None = None
+    object_mask_threshold: float = 0.8
+    overlap_threshold: float = 0.8
+    resize_first: bool = True
+    top_k: int = 100
+
 
 _NO_QUERIES = np.zeros(0, dtype=np.int64)
 

@@ -8,14 +8,17 @@ Shapes: Q queries, K classes, S stuff classes, h x w logits, H x W output. Sizes
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from panoptic_ext.postprocessing.best_class import best_class, stuff_ids_of
-from panoptic_ext.postprocessing.mask_inference import panoptic_inference
+from panoptic_ext.postprocessing.mask_inference import Sizes, panoptic_inference
 from panoptic_ext.postprocessing.tiled_resize import Size, TiledResize
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # of typing from Python 3.11 on
 
 __all__ = ["fill_with_stuff", "panoptic_with_stuff", "semantic_scores", "stuff_as_queries"]
 
@@ -54,13 +57,11 @@ def panoptic_with_stuff(
     mask_pred: Tensor,
     semantic_logits: Tensor,
     *,
-    image_size: Size,
-    padded_size: Size,
-    output_size: Size,
     thing_ids: Collection[int],
     object_mask_threshold: float,
     overlap_threshold: float,
     stuff_area_threshold: float,
+    **sizes: Unpack[Sizes],
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Find things as `panoptic_inference` does, and fill the remaining pixels with stuff.
 
@@ -72,11 +73,11 @@ def panoptic_with_stuff(
         semantic_logits: (K, h, w).
         thing_ids, object_mask_threshold, overlap_threshold: see `panoptic_inference`.
         stuff_area_threshold: see `fill_with_stuff`.
+        **sizes: see `Sizes`.
 
     Returns:
         See `fill_with_stuff`.
     """
-    sizes = {"image_size": image_size, "padded_size": padded_size, "output_size": output_size}
     stuff_ids = stuff_ids_of(len(semantic_logits), thing_ids)
     stuff_cls, stuff_pred = stuff_as_queries(semantic_logits.float(), stuff_ids)
     panoptic, segments = panoptic_inference(

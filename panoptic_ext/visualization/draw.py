@@ -199,13 +199,11 @@ def check_drawing_options(
     metadata: Any,
     *,
     alpha: float = 0.5,
-    labels: bool = True,
     font_size: float | None = None,
-    boxes: bool = False,
     classes: Sequence[str] | None = None,
-    legend: bool = False,
+    **_switches: Any,
 ) -> None:
-    """Look at the options of `draw_panoptic` before there is an image.
+    """Check the options of `draw_panoptic` before there is an image.
 
     Raises:
         ConfigError: an option is out of its range, or a class is unknown.

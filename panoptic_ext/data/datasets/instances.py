@@ -243,9 +243,8 @@ def _check_images(images: Sequence[Any], path: str, image_root: str) -> list[Pro
         ids.add(entry["id"])
         sides = [entry.get("height"), entry.get("width")]
         if not all(is_int(side) and side > 0 for side in sides):
-            problems.append(
-                Problem("bad-size", where, "no height and width", "write its size in pixels")
-            )
+            fix = "write its size in pixels"
+            problems.append(Problem("bad-size", where, "no height and width", fix))
         if not safe_name(entry.get("file_name")):
             problems.append(
                 Problem(

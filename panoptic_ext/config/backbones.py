@@ -9,18 +9,20 @@ __all__ = ["add_backbone_keys"]
 
 def add_backbone_keys(cfg: CN) -> None:
     """Add MODEL.TIMM to `cfg`, in place."""
-    # What MODEL.BACKBONE.NAME build_timm_backbone and build_timm_two_way_fpn_backbone read.
+    # Backbones of timm. MODEL.BACKBONE.NAME build_timm_backbone and build_timm_two_way_fpn_backbone
+    # read these keys.
     cfg.MODEL.TIMM = CN()
-    # Model of timm (PyTorch Image Models) that gives feature maps, such as "convnext_tiny".
+    # Model of timm (PyTorch Image Models) that returns feature maps, such as "convnext_tiny".
     cfg.MODEL.TIMM.NAME = ""
-    # Fetch timm's own weights. MODEL.WEIGHTS, where given, is loaded after them.
+    # Download timm's own weights. MODEL.WEIGHTS, if it is given, is loaded after them.
     cfg.MODEL.TIMM.PRETRAINED = False
-    # Features wanted, named by stride: res2 is stride 4, res5 is 32. Empty: all from stride 4.
+    # Features that the backbone returns, named by stride: res2 has stride 4, res5 has 32. Empty:
+    # all from stride 4.
     cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     # Indices of the model's feature maps to choose from. Empty: all.
     cfg.MODEL.TIMM.OUT_INDICES = []
-    # What takes the place of batch norm: "" keeps it, "BN", "SyncBN", "FrozenBN" (for pretrained
-    # weights) or "GN" (from scratch). Activations stay.
+    # Normalisation that replaces batch norm: "" (the model stays as it is), "BN", "SyncBN",
+    # "FrozenBN" (for pretrained weights) or "GN" (from scratch). Activations do not change.
     cfg.MODEL.TIMM.NORM = ""
     # "" for timm's model as it is, or "paper": EfficientNet as in EfficientPS (Mohan and Valada,
     # IJCV 2021), without squeeze and excitation, with leaky ReLU and the convolution in front of

@@ -1,4 +1,4 @@
-"""Config keys of EfficientPS and its parts (Mohan and Valada, IJCV 2021), its fusion's apart."""
+"""Config keys of EfficientPS (Mohan and Valada, IJCV 2021), without those of its fusion."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def add_efficientps_keys(cfg: CN) -> None:
     # "BN", "SyncBN", "FrozenBN", "GN", or "" for none. An ACTIVATION is "leaky_relu" (slope 0.01,
     # as in the paper), "relu", "silu", or "" for none.
     cfg.MODEL.TWO_WAY_FPN = CN()
-    # Builder of the backbone below it, where MODEL.BACKBONE.NAME is build_two_way_fpn_backbone.
+    # Builder of the backbone below the FPN, if MODEL.BACKBONE.NAME is build_two_way_fpn_backbone.
     cfg.MODEL.TWO_WAY_FPN.BOTTOM_UP = "build_resnet_backbone"
-    # Features of that backbone. Empty: all that it gives.
+    # Features of that backbone that the FPN takes. Empty: all.
     cfg.MODEL.TWO_WAY_FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
     # Channels of each level (paper: 256).
     cfg.MODEL.TWO_WAY_FPN.OUT_CHANNELS = 256
@@ -26,18 +26,20 @@ def add_efficientps_keys(cfg: CN) -> None:
     # Output convolutions are separable (True, the paper) or full (False, the published code).
     cfg.MODEL.TWO_WAY_FPN.SEPARABLE = True
 
-    # Of the semantic head, MODEL.SEM_SEG_HEAD.NAME EfficientPSSemSegHead: channels within its dense
-    # prediction cells. MODEL.SEM_SEG_HEAD.CONVS_DIM are the channels outside of them.
+    # EfficientPSSemSegHead: channels in its dense prediction cells. MODEL.SEM_SEG_HEAD.CONVS_DIM is
+    # the number of channels outside of these cells.
     cfg.MODEL.SEM_SEG_HEAD.DPC_DIM = 256
-    # Of the semantic head: activation, as above.
+    # EfficientPSSemSegHead: activation, one of those of MODEL.TWO_WAY_FPN.ACTIVATION.
     cfg.MODEL.SEM_SEG_HEAD.ACTIVATION = "leaky_relu"
-    # Of the semantic head's loss: share, 0 to 1, of the labelled pixels of an image that counts,
+    # EfficientPSSemSegHead: share, 0 to 1, of an image's labelled pixels that count in the loss,
     # those with the largest loss (section 3.3 of the paper: a quarter).
     cfg.MODEL.SEM_SEG_HEAD.HARD_PIXEL_FRACTION = 0.25
 
-    # Of MODEL.RPN.HEAD_NAME SeparableRPNHead: normalisation, as above.
+    # MODEL.RPN.HEAD_NAME SeparableRPNHead: normalisation, one of those of MODEL.TWO_WAY_FPN.NORM.
     cfg.MODEL.RPN.NORM = ""
-    # Of MODEL.RPN.HEAD_NAME SeparableRPNHead: activation, as above.
+    # MODEL.RPN.HEAD_NAME SeparableRPNHead: activation, one of those of
+    # MODEL.TWO_WAY_FPN.ACTIVATION.
     cfg.MODEL.RPN.ACTIVATION = "leaky_relu"
-    # Of MODEL.ROI_MASK_HEAD.NAME SeparableMaskHead: activation, as above.
+    # MODEL.ROI_MASK_HEAD.NAME SeparableMaskHead: activation, one of those of
+    # MODEL.TWO_WAY_FPN.ACTIVATION.
     cfg.MODEL.ROI_MASK_HEAD.ACTIVATION = "leaky_relu"

@@ -1,4 +1,4 @@
-"""Which models read MODEL.PANOPTIC_FUSION, and what the others say of it."""
+"""Check that keys of MODEL.PANOPTIC_FUSION are set only for models that read them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from panoptic_ext.errors import ConfigError
 __all__ = ["check_fusion_keys"]
 
 BLOCK = "MODEL.PANOPTIC_FUSION"
-_IN_DUMPS_ALONE = "GLOBAL.HACK"  # a key of Detectron2's that nobody writes, but that dumps have
+# A key of Detectron2 that nobody writes by hand: a file that has it is a dump of a whole config.
+_KEY_OF_DUMPS = "GLOBAL.HACK"
+# Dumps without this key were written before Panoptic FPN took a fusion.
+_KEY_OF_NEW_DUMPS = "INPUT.KEEP_EMPTY_SEGMENTS"
 
 
 def check_fusion_keys(
@@ -26,23 +29,24 @@ def check_fusion_keys(
     """Refuse keys of MODEL.PANOPTIC_FUSION that the model does not read.
 
     The `config.yaml` of a run from before Panoptic FPN took a fusion has the whole block, which
-    EfficientPS alone read then. It is set back, in place, for the other models.
+    only EfficientPS read then. For the other models the block is reset, in place, to its defaults.
 
     Args:
         cfg: unfrozen.
-        given: where each key was given.
+        given: key -> source of every key that was given, such as "file:line".
         default_fusion, combine_keys: attributes of the model, see
             panoptic_ext.modeling.meta_arch.base.MetaArchitecture.
 
     Raises:
-        ConfigError: names each key, its value and what is read instead.
+        ConfigError: names each key that is not read, its value, and the key that is read instead.
     """
     if default_fusion is None or (default_fusion and not combine_keys):
         return
     model = cfg.MODEL.META_ARCHITECTURE
     keys, defaults = cfg.MODEL.PANOPTIC_FUSION, _defaults()
-    dump = _file_of(given.get(_IN_DUMPS_ALONE, ""))
-    if dump and "INPUT.KEEP_EMPTY_SEGMENTS" not in given:
+    dump = _file_of(given.get(_KEY_OF_DUMPS, ""))
+    if dump and _KEY_OF_NEW_DUMPS not in given:
+        # Only values from the dump are reset: those of the command line are the user's.
         for name, value in _items(defaults):
             if _file_of(given.get(f"{BLOCK}.{name}", "")) == dump:
                 _set(keys, name, value)
@@ -55,8 +59,8 @@ def check_fusion_keys(
         _refuse(changed, f"{model} takes no fusion; leave the key out")
         return
     for name, key in combine_keys.items():
-        of_key = {k: v for k, v in changed.items() if k == f"{BLOCK}.{name}"}
-        _refuse(of_key, f"{model} reads MODEL.PANOPTIC_FPN.COMBINE.{key}; set that instead")
+        setting = {k: v for k, v in changed.items() if k == f"{BLOCK}.{name}"}
+        _refuse(setting, f"{model} reads MODEL.PANOPTIC_FPN.COMBINE.{key}; set that instead")
 
 
 def _file_of(source: str) -> str:

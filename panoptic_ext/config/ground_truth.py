@@ -1,4 +1,4 @@
-"""Which ground truth the mapper of the data derives for the model of a config."""
+"""Choose the ground truth that the data mapper derives for the model of a config."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from detectron2.modeling import META_ARCH_REGISTRY
 __all__ = ["PANOPTIC_TARGETS", "panoptic_targets"]
 
 PANOPTIC_TARGETS = ("instances", "sem_seg")
-"""What the mapper can derive from the id map, and what Detectron2's models learn from."""
+"""Ground truth that the mapper can derive from the id map; Detectron2's models learn from it."""
 
 
 def panoptic_targets(cfg: Any) -> tuple[str, ...]:
-    """INPUT.PANOPTIC_TARGETS, or where this is None what the model learns from.
+    """Return INPUT.PANOPTIC_TARGETS, or if this is None the ground truth that the model needs.
 
-    A meta-architecture says so by its attribute `mapper_targets`, see `MetaArchitecture`. One
-    without the attribute, such as Detectron2's, gets all that there is.
+    A meta-architecture names it in its attribute `mapper_targets`, see `MetaArchitecture`. For one
+    without the attribute, such as those of Detectron2, the mapper derives everything.
     """
     if cfg.INPUT.PANOPTIC_TARGETS is not None:
         return tuple(cfg.INPUT.PANOPTIC_TARGETS)

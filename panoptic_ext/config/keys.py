@@ -1,6 +1,6 @@
-"""Where config keys are born: every key that panoptic_ext adds to a Detectron2 config.
+"""Every key that panoptic_ext adds to a Detectron2 config.
 
-Detectron2's own keys keep their meaning and default, so its own models build as before.
+Detectron2's own keys keep their meaning and default, so that its own models are built as before.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def add_panoptic_ext_config(cfg: CN) -> None:
     """Add the keys of panoptic_ext to `cfg`, in place.
 
     Args:
-        cfg: a config from `detectron2.config.get_cfg()`. Calling it twice changes nothing.
+        cfg: a config from `detectron2.config.get_cfg()`. A second call changes nothing.
     """
     if "PANOPTIC" in cfg.DATASETS:
         return
@@ -36,10 +36,11 @@ def add_panoptic_ext_config(cfg: CN) -> None:
 
 def _add_dataset_keys(cfg: CN) -> None:
     # Folders in which relative paths of DATASETS.PANOPTIC are looked up, in this order and after
-    # $DETECTRON2_DATASETS; relative ones are tried from the current folder and the project's.
+    # $DETECTRON2_DATASETS. A relative folder is looked up in the current folder and in the
+    # project's.
     cfg.DATASETS.SEARCH_PATH = ["datasets"]
 
-    # Data sets in COCO panoptic format, registered before the run: one block per name,
+    # Data sets in COCO panoptic format, which are registered before the run. Each has a block:
     #   DATASETS.PANOPTIC.<name>.JSON        COCO panoptic JSON (required)
     #   DATASETS.PANOPTIC.<name>.IMAGE_ROOT  folder of the images (required)
     #   DATASETS.PANOPTIC.<name>.PNG_ROOT    folder of the PNG label maps (required)
@@ -47,7 +48,7 @@ def _add_dataset_keys(cfg: CN) -> None:
     #   DATASETS.PANOPTIC.<name>.LABEL_DIVISOR, .IGNORE_LABEL, .EVALUATOR_TYPE  as register_panoptic
     cfg.DATASETS.PANOPTIC = CN(new_allowed=True)
 
-    # Data sets of instances alone, for instance models; masks are polygons or run lengths:
+    # Data sets of instances alone, for instance models. Masks are polygons or run lengths. Keys:
     #   DATASETS.INSTANCES.<name>.JSON        COCO instances JSON (required)
     #   DATASETS.INSTANCES.<name>.IMAGE_ROOT  folder of the images (required)
     cfg.DATASETS.INSTANCES = CN(new_allowed=True)
@@ -62,20 +63,22 @@ def _add_dataset_keys(cfg: CN) -> None:
     cfg.DATASETS.SHAPES.NUM_VAL = 60
     # Largest number of countable shapes in an image.
     cfg.DATASETS.SHAPES.MAX_OBJECTS = 8
-    # The same seed and sizes give the same bytes.
+    # Seed of the generated images. The same seed and sizes give the same bytes.
     cfg.DATASETS.SHAPES.SEED = 0
-    # Folder that it is generated in. "": $PANOPTIC_EXT_CACHE, or else ~/.cache/panoptic_ext.
+    # Folder that the data set is generated in. "": $PANOPTIC_EXT_CACHE, or else
+    # ~/.cache/panoptic_ext.
     cfg.DATASETS.SHAPES.CACHE = ""
 
 
 def _add_input_keys(cfg: CN) -> None:
-    # Which ground truth the mapper derives from the id map: a list of "instances" and "sem_seg".
-    # None: what the model learns from, both for most, none for a Mask2Former, which reads the id
-    # map and its table (MODEL.MASK_FORMER.TASK chooses what it learns).
+    # Ground truth that the mapper derives from the id map: a list of "instances" and "sem_seg".
+    # None: what the model needs. Most models need both. Mask2Former needs neither, because it reads
+    # the id map and its table (MODEL.MASK_FORMER.TASK chooses what it learns).
     cfg.INPUT.PANOPTIC_TARGETS = None
 
-    # "shortest_edge": MIN_SIZE_TRAIN / MAX_SIZE_TRAIN, then INPUT.CROP where enabled.
-    # "lsj": large-scale jitter (Ghiasi et al., CVPR 2021), then a crop of fixed size.
+    # Scaling and cropping in training. "shortest_edge": INPUT.MIN_SIZE_TRAIN and MAX_SIZE_TRAIN,
+    # then INPUT.CROP if it is enabled. "lsj": large-scale jitter (Ghiasi et al., CVPR 2021), then a
+    # crop of fixed size.
     cfg.INPUT.AUGMENTATION = "shortest_edge"
     # lsj: side of the square crop, pixels.
     cfg.INPUT.IMAGE_SIZE = 1024
@@ -89,17 +92,19 @@ def _add_input_keys(cfg: CN) -> None:
     # Change brightness, contrast, saturation and hue at random, as SSD does (Liu et al., ECCV
     # 2016).
     cfg.INPUT.COLOR_AUG_SSD = False
-    # Pad image (grey, 128) and ground truth (void) to a multiple of this, pixels; 0 leaves them.
-    # Unlike the published Mask2Former, nothing of a larger image is cut off: INPUT.CROP is for
+    # Pad image (grey, 128) and ground truth (void) to a multiple of this many pixels; 0: no
+    # padding. Unlike in the published Mask2Former, larger images are not cropped: INPUT.CROP does
     # that.
     cfg.INPUT.SIZE_DIVISIBILITY = 0
 
-    # Keep segments that a crop leaves without a pixel, as targets with empty masks: most published
-    # mappers of Mask2Former do (docs/mask2former.md). None: no, or as INPUT.DATASET_MAPPER_NAME.
+    # Keep segments that have no pixel after a crop, as targets with empty masks. Most published
+    # mappers of Mask2Former do so (docs/mask2former.md). None: as INPUT.DATASET_MAPPER_NAME, or if
+    # that is "", no.
     cfg.INPUT.KEEP_EMPTY_SEGMENTS = None
 
-    # In training, go on when an image or label file is missing or damaged; each is named once and
-    # counted at the end. Files that can be read but are wrong stay errors. Evaluation never skips.
+    # In training, skip images whose image or label file is missing or damaged. Each file is
+    # reported once, and all are counted at the end. A file that can be read but has wrong content
+    # is still an error. Evaluation never skips images.
     cfg.DATALOADER.SKIP_CORRUPT = False
     # Share of the images that SAMPLER_TRAIN "RandomSubsetTrainingSampler" takes, 0 to 1. Detectron2
     # reads this key and does not declare it.
@@ -109,32 +114,34 @@ def _add_input_keys(cfg: CN) -> None:
 def _add_run_keys(cfg: CN) -> None:
     # Optimizer: "SGD" or "ADAMW".
     cfg.SOLVER.OPTIMIZER = "SGD"
-    # Number of periodic checkpoints that stay (model_final.pth always does); 0 keeps all of them.
+    # Number of periodic checkpoints that are kept; 0: all. model_final.pth is always kept.
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0
     # Learning rate of the parameters backbone.*, relative to BASE_LR.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     # Weight decay of nn.Embedding. None: as SOLVER.WEIGHT_DECAY.
     cfg.SOLVER.WEIGHT_DECAY_EMBED = None
 
-    # Of SOLVER.AMP.ENABLED: "float16" (CUDA alone, with a gradient scaler; Detectron2's) or
-    # "bfloat16" (CUDA and CPU; measure first, old processors are slower in it).
+    # Half type if SOLVER.AMP.ENABLED: "float16" (CUDA only, with a gradient scaler, as in
+    # Detectron2) or "bfloat16" (CUDA and CPU; measure the time first, because old processors are
+    # slower in it).
     cfg.SOLVER.AMP.DTYPE = "float16"
 
-    # Evaluation and prediction under autocast in "float16" (CUDA alone) or "bfloat16"; "": full
-    # precision, whatever SOLVER.AMP is, as Detectron2's trainers evaluate.
+    # Half type of evaluation and prediction under autocast: "float16" (CUDA only) or "bfloat16".
+    # "": full precision, whatever SOLVER.AMP is, as Detectron2's trainers evaluate.
     cfg.TEST.AMP_DTYPE = ""
-    # What is evaluated where the model gives it: "panoptic" (PQ), "semantic" (mIoU) and
-    # "instance" (AP of boxes and masks).
+    # Outputs of the model that are evaluated, if it has them: "panoptic" (PQ), "semantic" (mIoU)
+    # and "instance" (AP of boxes and masks).
     cfg.TEST.EVALUATORS = ["panoptic", "semantic", "instance"]
     # Also write predictions as COCO panoptic JSON and PNG files.
     cfg.TEST.WRITE_PREDICTIONS = False
-    # Number of images of the worst and of the best PQ in the contact sheet; 0: no sheet.
+    # The contact sheet shows this many images of the worst PQ, and as many of the best; 0: no
+    # sheet.
     cfg.TEST.CONTACT_SHEET = 4
 
-    # The model is small enough to train on a CPU: where there is no CUDA, MODEL.DEVICE cuda falls
-    # back to the CPU without a warning.
+    # True if the model is small enough to train on a CPU: without CUDA, MODEL.DEVICE cuda then
+    # falls back to the CPU without a warning.
     cfg.MODEL.MADE_FOR_CPU = False
 
-    # Unpickle checkpoints that hold more than tensors, arrays and plain values. Such a file can
-    # run any code when it is read: only for files whose author you trust.
+    # Unpickle checkpoints that hold more than tensors, arrays and plain values. Reading such a file
+    # can run any code: set this only for files whose author you trust.
     cfg.MODEL.ALLOW_PICKLE = False

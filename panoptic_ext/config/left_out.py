@@ -8,7 +8,7 @@ COCO's 133 classes too. `add_panoptic_ext_config` therefore marks these keys as 
   DefaultTrainer or DefaultPredictor) calls `complete_config`, which sets them in a copy.
 
 Only `panoptic_ext.data` can register and read data sets, and models do not import it. It therefore
-hands its function over, by `derive_with`.
+registers its function here, by `derive_with`.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ _DEFAULTS = "__panoptic_ext_defaults__"  # in a node's __dict__, as the flags of
 
 
 class Architecture(Protocol):
-    """What deriving asks of a meta-architecture; see `MetaArchitecture`."""
+    """The part of `MetaArchitecture` that is needed to derive numbers of classes."""
 
     has_contiguous_classes: bool
 
     def head_classes(self, cfg: Any, num_classes: int, num_things: int) -> int:
-        """What MODEL.SEM_SEG_HEAD.NUM_CLASSES is for a data set."""
+        """Derive MODEL.SEM_SEG_HEAD.NUM_CLASSES from the classes of a data set."""
         ...
 
 
 Derive = Callable[[CN, Any], None]
-_derive: list[Derive] = []
+_derive_functions: list[Derive] = []  # of panoptic_ext.data, if it has been imported
 
 
 class _EqualToPlainNodes(type):
-    """Makes a class of nodes equal to Detectron2's CfgNode.
+    """Metaclass that makes a class of nodes equal to Detectron2's CfgNode.
 
-    yacs merges a block of a file, which is a CfgNode, only into one of an equal class.
+    yacs merges a block of a file, which is a CfgNode, only into a block of an equal class.
     """
 
     def __eq__(cls, other: object) -> bool:
@@ -70,9 +70,9 @@ class _EqualToPlainNodes(type):
 class _NodeWithDerivedKeys(CN, metaclass=_EqualToPlainNodes):
     """A block of keys of which some are left out until they are set.
 
-    What is left out is stored as None. So copies, pickles and dumped files keep it apart from a
-    number that somebody gave, even from the same one as the default. Code that reads the key gets
-    Detectron2's default: Detectron2's own models, which derive nothing, are built as ever.
+    A key that is left out is stored as None. Copies, pickles and dumped files therefore distinguish
+    it from a number that somebody gave, even if that is the default. Code that reads the key gets
+    Detectron2's default: Detectron2's own models, which derive nothing, are built as before.
     """
 
     def __getitem__(self, name: str) -> Any:
@@ -80,19 +80,19 @@ class _NodeWithDerivedKeys(CN, metaclass=_EqualToPlainNodes):
         return self.__dict__.get(_DEFAULTS, {}).get(name) if value is None else value
 
     def get(self, name: str, default: Any = None) -> Any:
-        """As `dict.get`, which does not ask `__getitem__`."""
+        """As `dict.get`, but by `__getitem__`, which `dict.get` does not call."""
         try:
             return self[name]
         except KeyError:
             return default
 
     def stored(self, name: str) -> Any:
-        """The value as it is stored: None where it is left out."""
+        """The value as it is stored: None if it is left out."""
         return super().__getitem__(name)
 
 
 def mark_left_out(cfg: CN) -> None:
-    """Mark, in place, the DERIVED_KEYS that have Detectron2's default as left out."""
+    """Mark the DERIVED_KEYS as left out, in place; they keep Detectron2's defaults for readers."""
     for block in ("SEM_SEG_HEAD", "ROI_HEADS"):
         plain = cfg.MODEL[block]
         node = _NodeWithDerivedKeys()
@@ -126,7 +126,7 @@ def set_key(cfg: CN, key: str, value: Any) -> None:
 
 
 def settle(cfg: CN) -> None:
-    """Give, in place, what is still left out Detectron2's default, so that a dump shows it."""
+    """Set keys that are still left out to Detectron2's default, in place: a dump then shows it."""
     for key in DERIVED_KEYS:
         if is_left_out(cfg, key):
             node, name = _node_of(cfg, key)
@@ -138,15 +138,15 @@ def derive_with(derive: Derive) -> None:
 
     Args:
         derive: called with an unfrozen config, which it completes in place, and the
-            meta-architecture that is built from it.
+            meta-architecture that is built from this config.
     """
-    _derive[:] = [derive]
+    _derive_functions[:] = [derive]
 
 
 def complete_config(cfg: CN, arch: Any) -> CN:
-    """A config from which a model can be built, whoever read it.
+    """Complete a config, so that a model can be built from it, whichever code has read it.
 
-    A meta-architecture calls it first in its `from_config`. Numbers of classes and the value of
+    A meta-architecture calls this first in its `from_config`. Numbers of classes and the value of
     void that nobody gave are taken from the data set. Data sets that the config describes
     (DATASETS.PANOPTIC, DATASETS.INSTANCES) are registered. Published names are resolved.
 
@@ -164,10 +164,11 @@ def complete_config(cfg: CN, arch: Any) -> CN:
     copy = cfg.clone()
     copy.defrost()
     if any(is_left_out(cfg, key) for key in DERIVED_KEYS):
-        # A config of load_cfg has its names resolved; doing it again would undo what a user set
-        # since. One whose numbers are all given was written by a run, or is left to its author.
+        # load_cfg has resolved the names of its configs already, and a second time would undo what
+        # a user has set since. A config whose numbers are all given is one of load_cfg or of a run,
+        # or its author is responsible for it.
         resolve_published_names(copy)
-    for derive in _derive:
+    for derive in _derive_functions:
         derive(copy, arch)
     return copy
 

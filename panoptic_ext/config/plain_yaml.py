@@ -26,7 +26,7 @@ _SCALAR_ERRORS = (ValueError, TypeError, KeyError, AttributeError, OverflowError
 
 
 def load_plain_yaml(text: str | IO[str]) -> Any:
-    """The one document in `text`, None if there is none.
+    """Read the one document in `text`, None if there is none.
 
     Raises:
         yaml.YAMLError: invalid or refused; `problem_mark` has the line.
@@ -39,7 +39,7 @@ def load_plain_yaml(text: str | IO[str]) -> Any:
 
 
 class PlainLoader(yaml.SafeLoader):
-    """`yaml.SafeLoader` with bounds; every error of its own is a `yaml.YAMLError`."""
+    """`yaml.SafeLoader` with bounds; every error that it raises is a `yaml.YAMLError`."""
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
@@ -56,6 +56,8 @@ class PlainLoader(yaml.SafeLoader):
         self._depth += 1
         node = super().compose_node(parent, index)
         self._depth -= 1
+        # PyYAML shares the node between an alias and its anchor. Converting the document to plain
+        # values may visit it once for each alias, so that its values count every time.
         if is_alias:
             if id(node) not in self._size_of:
                 raise _refused("an alias stands inside what it is an alias of", start)
@@ -92,7 +94,7 @@ _SIZES = re.compile(
 
 
 def _sizes_of_expression(loader: PlainLoader, node: yaml.Node) -> list[int]:
-    """The one Python expression that is read, as text and without running it."""
+    """Compute the one Python expression that is accepted, from its text and without running it."""
     items = node.value if isinstance(node, yaml.SequenceNode) else []
     match = _SIZES.fullmatch(str(items[0].value)) if len(items) == 1 else None
     if match is None:

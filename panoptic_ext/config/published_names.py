@@ -1,7 +1,8 @@
-"""Names in configs written for the published Mask2Former, and what they are called here.
+"""Names in configs of the published Mask2Former, and the names of the same things here.
 
-Ours are registered under names of our own, so that an installed Mask2Former can register its own
-beside them in the same process. Where a published name is free, a config that uses it means ours.
+Our classes are registered under names of their own, so that an installed Mask2Former can register
+its classes in the same process. Where no other package has registered a published name, a config
+that uses it gets our class.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ MAPPERS: dict[str, tuple[str, str, bool]] = {
 }
 
 # Panoptic and semantic models are trained from the panoptic ground truth of a data set. Instance
-# data sets (coco_2017_train, cityscapes_fine_instance_seg_train, ade20k_instance_train) are read as
-# they are, for their truth is another: overlapping masks, and objects that the panoptic one lacks.
+# data sets (coco_2017_train, cityscapes_fine_instance_seg_train, ade20k_instance_train) keep their
+# names, because their ground truth differs: masks overlap, and some objects are in it alone.
 DATASETS = {
     **{
         f"coco_2017_{split}{suffix}": f"coco_panoptic_{split}"
@@ -58,20 +59,20 @@ _OUTPUTS = {"panoptic": "PANOPTIC_ON", "semantic": "SEMANTIC_ON", "instance": "I
 
 
 def resolve_published_names(cfg: Any) -> None:
-    """Rewrite, in place, what a config for the published Mask2Former says into this project's keys.
+    """Translate a config of the published Mask2Former, in place, to this project's names and keys.
 
-    A config of another model is left as it is, and so is one whose MODEL.META_ARCHITECTURE is
-    registered by somebody else under the published name. What changes otherwise: the names of
-    model, head and backbone; data sets; INPUT.DATASET_MAPPER_NAME becomes INPUT.AUGMENTATION,
-    MODEL.MASK_FORMER.TASK and, where it is None, INPUT.KEEP_EMPTY_SEGMENTS; TEST.EVALUATORS loses
-    outputs that are off; embeddings get no weight decay unless SOLVER.WEIGHT_DECAY_EMBED says so.
+    A config of another model does not change. Neither does one whose MODEL.META_ARCHITECTURE
+    another package has registered under the published name. Otherwise these change: the names of
+    model, head, backbone and data sets; INPUT.DATASET_MAPPER_NAME sets INPUT.AUGMENTATION,
+    MODEL.MASK_FORMER.TASK and, if that is None, INPUT.KEEP_EMPTY_SEGMENTS; TEST.EVALUATORS loses
+    outputs that are off; embeddings get no weight decay unless SOLVER.WEIGHT_DECAY_EMBED is set.
 
     Args:
-        cfg: unfrozen, with the keys of `add_panoptic_ext_config`. Doing it twice changes nothing.
+        cfg: unfrozen, with the keys of `add_panoptic_ext_config`. A second call changes nothing.
 
     Raises:
-        ConfigError: unknown mapper, one of another task than a given one, or a ResNet variant that
-            the backbone does not have.
+        ConfigError: the mapper is unknown or of another task than MODEL.MASK_FORMER.TASK, or the
+            backbone does not have the variant of ResNet.
     """
     model = cfg.MODEL
     if model.META_ARCHITECTURE in META_ARCH and model.META_ARCHITECTURE in META_ARCH_REGISTRY:
@@ -97,7 +98,7 @@ def resolve_published_names(cfg: Any) -> None:
 
 
 def _warn_of_others(cfg: Any) -> None:
-    """Whose model the published name means, and which keys would mean more with ours."""
+    """Warn that the model is another package's, and name the keys that only ours would read."""
     name = cfg.MODEL.META_ARCHITECTURE
     ours = cfg.clone()
     ours.MODEL.META_ARCHITECTURE = META_ARCH[name]
@@ -128,13 +129,13 @@ def _flat(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _check_resnet(model: Any) -> None:
-    """Published files set two keys of Detectron2's DeepLab that its plain ResNet does not read."""
+    """Refuse values of two DeepLab keys in published files that the plain ResNet does not read."""
     keys = model.RESNETS
     for key, only in (("STEM_TYPE", "basic"), ("RES5_MULTI_GRID", [1, 1, 1])):
-        found = keys[key]
-        if model.BACKBONE.NAME == "build_resnet_backbone" and found != only:
+        value = keys[key]
+        if model.BACKBONE.NAME == "build_resnet_backbone" and value != only:
             raise ConfigError(
-                f"MODEL.RESNETS.{key} is {found!r}, but build_resnet_backbone has {only!r} only; "
+                f"MODEL.RESNETS.{key} is {value!r}, but build_resnet_backbone has {only!r} only; "
                 "set it to that, or take build_resnet_deeplab_backbone of "
                 "detectron2.projects.deeplab"
             )
@@ -154,7 +155,8 @@ def _resolve_mapper(keys: Any, model: Any) -> None:
             )
         )
     keys.AUGMENTATION, task, keep_empty = MAPPERS[name]
-    # "panoptic" is the default, and nobody says of a config whether it was given.
+    # "panoptic" is the default, and a config does not record whether somebody gave it. It is
+    # therefore never taken for a contradiction.
     if model.TASK not in ("panoptic", task):
         raise ConfigError(
             f"MODEL.MASK_FORMER.TASK is {model.TASK!r}, but INPUT.DATASET_MAPPER_NAME {name} is of "

@@ -1,6 +1,6 @@
-"""The YAML files that come with panoptic_ext: where they lie, and how a name finds one of them.
+"""Find the YAML files that come with panoptic_ext.
 
-A checkout has them in configs/ beside the package, a wheel within it.
+A checkout has them in configs/ beside the package, a wheel has them in the package.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ def shipped_configs() -> str:
 
 
 def find_config(path: str) -> str:
-    """The file that a config's name means: one of the user's, else one that comes with the package.
+    """Find a config file: one of the user's, or else one that comes with the package.
 
     Args:
-        path: of a YAML file; relative ones are looked up in the current folder, then among the
-            shipped ones, with "configs/" in front of them or without it.
+        path: of a YAML file. A relative path is looked up in the current folder, then among the
+            shipped files, with or without "configs/" in front.
 
     Returns:
-        `path` itself where there is such a file or folder, or an absolute path.
+        `path` itself if there is such a file or folder; otherwise the shipped file's absolute path.
 
     Raises:
-        ConfigError: there is none; it lists the places.
+        ConfigError: there is no such file; the message lists the places.
     """
     path = os.path.expanduser(path)
-    # lexists: what is wrong with a dangling link is said where the file is read.
+    # lexists, not exists: a dangling link gets its own error where the file is read.
     if os.path.lexists(path) or os.path.isabs(path):
         return path
     configs = os.path.abspath(shipped_configs())
     name = os.path.normpath(path)
-    found = os.path.join(configs, name.removeprefix(f"configs{os.sep}"))
-    if os.path.isfile(found):
-        return found
+    shipped = os.path.join(configs, name.removeprefix(f"configs{os.sep}"))
+    if os.path.isfile(shipped):
+        return shipped
     raise ConfigError(
         f"config file {shortened(path, 300)} does not exist; looked for {os.path.abspath(path)} and"
-        f" {found}. Check the path; `ls {configs}` lists the configs that come with panoptic_ext"
+        f" {shipped}. Check the path; `ls {configs}` lists the configs that come with panoptic_ext"
     )

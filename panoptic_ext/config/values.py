@@ -1,4 +1,4 @@
-"""What a config value means: text that is a Python literal, and the type that its key has."""
+"""Convert config values: text that is a Python literal, and values to the type of their key."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from panoptic_ext.errors import ConfigError, quoted
 __all__ = ["Setting", "coerce", "decode"]
 
 MAX_LITERAL = 10_000  # characters; Python's parser may exhaust the stack on much longer ones
-# Lists of names whose default is empty, so that it does not tell what is in them.
+# Lists of names whose default is empty, so that the default does not show the type of the items.
 _NAMES = ("DATASETS.TRAIN", "DATASETS.TEST", "MODEL.FPN.IN_FEATURES")
-# Keys whose default is None and that do not hold numbers otherwise.
+# Keys whose default is None and whose other values are not numbers.
 _OPTIONAL_SWITCHES = ("INPUT.KEEP_EMPTY_SEGMENTS",)
 _OPTIONAL_NAMES = ("INPUT.PANOPTIC_TARGETS",)
 
@@ -36,7 +36,8 @@ def decode(value: Any) -> Any:
     try:
         literal = literal_eval(value)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-        # Also nested too deeply for Python's parser, an integer too long for it, `{[]: 1}`.
+        # No literal; or one that Python's parser cannot build: it is nested too deeply, has an
+        # integer that is too long, or a dict's key that has no hash (`{[]: 1}`).
         return value
     return literal if _is_bounded(literal) else value
 
@@ -51,11 +52,11 @@ def _is_bounded(literal: Any) -> bool:
 
 
 def coerce(value: Any, default: Any, setting: Setting) -> Any:
-    """`value` in the type of its key.
+    """Convert `value` to the type of its key.
 
     Args:
         value: decoded.
-        default: what the key holds now; of one that holds None, see `_optional`.
+        default: the current value of the key; if it is None, see `_optional`.
         setting: where the value comes from, for messages.
 
     Raises:

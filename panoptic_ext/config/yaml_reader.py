@@ -1,8 +1,9 @@
 """Config files and `KEY VALUE` pairs, read as data and never run.
 
-Detectron2's own reader falls back to `yaml.unsafe_load`, which executes `!!python` tags. This one
-refuses every tag that is not plain YAML (`plain_yaml` reads the one expression that published files
-have), knows the file and line of each key, and names the nearest known key where one is unknown.
+Detectron2's own reader falls back to `yaml.unsafe_load`, which executes `!!python` tags. This
+reader refuses every tag that is not plain YAML (`plain_yaml` accepts the one expression that
+published files have). It records the file and line of each key. An error for an unknown key names
+the nearest known one.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ logger = logging.getLogger(__name__)
 
 BASE_KEY = "_BASE_"
 COMMAND_LINE = "the command line"
-MAX_BASES = 50  # files in one chain
+MAX_BASES = 50  # files in one chain of _BASE_
 
 
 def read_file(path: str) -> list[Setting]:
-    """Settings of a YAML file and of the files its `_BASE_` names, in the order they apply.
+    """Read the settings of a YAML file and of the files that its `_BASE_` names.
+
+    Returns them in the order in which they apply: later settings override earlier ones.
 
     Args:
         path: a YAML file, as `find_config` finds it; `_BASE_` in it is one path or a list of
@@ -46,7 +49,7 @@ def read_file(path: str) -> list[Setting]:
 
 
 def read_opts(opts: Sequence[str]) -> list[Setting]:
-    """Settings from the `KEY VALUE ...` end of a command line.
+    """Read settings from the `KEY VALUE ...` end of a command line.
 
     Raises:
         ConfigError: a key without a value, or an option among the pairs.
@@ -92,9 +95,10 @@ def merge_settings(cfg: CN, settings: Sequence[Setting]) -> dict[str, str]:
 
 
 def _without_main_keys(cfg: CN, settings: Sequence[Setting]) -> list[Setting]:
-    """Leave out what Detectron2 main's configs have and v0.6's lack, where it changes nothing."""
+    """Leave out keys that only Detectron2 main has, if v0.6 behaves the same without them."""
     main_keys = {s.key: s for s in settings if lacks(cfg, s.key)}
-    for setting in main_keys.values():  # the last of each key, which wins
+    # Of a key that is given several times, only the last value counts: `main_keys` holds that one.
+    for setting in main_keys.values():
         check_main_default(setting.key, decode(setting.value), setting.source)
     if main_keys:
         logger.warning(
@@ -105,29 +109,30 @@ def _without_main_keys(cfg: CN, settings: Sequence[Setting]) -> list[Setting]:
     return [setting for setting in settings if setting.key not in main_keys]
 
 
-def _read_chain(path: str, above: tuple[str, ...]) -> list[Setting]:
+def _read_chain(path: str, named_by: tuple[str, ...]) -> list[Setting]:
+    """Settings of a file behind those of its bases; `named_by` is the chain of files above it."""
     real = os.path.realpath(path)
-    if real in above:
-        chain = " -> ".join((*above[above.index(real) :], real))
+    if real in named_by:
+        chain = " -> ".join((*named_by[named_by.index(real) :], real))
         raise ConfigError(f"{BASE_KEY} runs in a circle: {chain}; remove one of these {BASE_KEY}")
-    if len(above) >= MAX_BASES:
+    if len(named_by) >= MAX_BASES:
         raise ConfigError(f"{path}: more than {MAX_BASES} files name each other by {BASE_KEY}")
-    content, lines = _load_yaml(path, above)
+    content, lines = _load_yaml(path, named_by)
     settings: list[Setting] = []
     bases = content.pop(BASE_KEY, None)
     for base in bases if isinstance(bases, list) else [bases] * (bases is not None):
         if not isinstance(base, str):
             raise ConfigError(f"{path}: {BASE_KEY} must name a file, found {quoted(base)}")
         base = os.path.join(os.path.dirname(path), os.path.expanduser(base))
-        settings.extend(_read_chain(base, (*above, real)))
-    in_base = bool(above)
+        settings.extend(_read_chain(base, (*named_by, real)))
+    in_base = bool(named_by)
     settings.extend(s._replace(in_base=in_base) for s in _flatten(content, "", path, lines))
     return settings
 
 
-def _load_yaml(path: str, above: tuple[str, ...]) -> tuple[dict, dict[str, str]]:
+def _load_yaml(path: str, named_by: tuple[str, ...]) -> tuple[dict, dict[str, str]]:
     """Content of a file, and "file:line" of each full key."""
-    by = f", named by {BASE_KEY} of {above[-1]}," if above else ""
+    by = f", named by {BASE_KEY} of {named_by[-1]}," if named_by else ""
     problem = file_problem(path, CONFIG_FILE)
     if problem:
         raise ConfigError(f"config file {shortened(path, 300)}{by} {problem}")
@@ -152,7 +157,8 @@ def _construct(loader: PlainLoader, path: str) -> tuple[dict, dict[str, str]]:
     root = loader.get_single_node()
     if root is None:
         return {}, {}
-    # Before construct_document, which mixes the keys of `<<` with those beside them.
+    # Duplicates are checked before construct_document merges the keys of `<<` into a block, after
+    # which they could not be distinguished from the block's own.
     _check_duplicates(loader, root, "", path, set())
     content = loader.construct_document(root)
     if content is None:
@@ -180,7 +186,7 @@ def _yaml_message(path: str, error: yaml.YAMLError) -> str:
 def _check_duplicates(
     loader: PlainLoader, node: yaml.Node, prefix: str, path: str, visited: set[int]
 ) -> None:
-    """Warn of a key that a block gives twice with one value; refuse it where the values differ."""
+    """Warn of a key that a block gives twice with the same value, and refuse differing values."""
     if id(node) in visited or isinstance(node, yaml.ScalarNode):
         return
     visited.add(id(node))
@@ -191,7 +197,7 @@ def _check_duplicates(
     first: dict[str, tuple[yaml.Node, yaml.Node]] = {}
     for key_node, value_node in node.value:
         if not isinstance(key_node, yaml.ScalarNode):
-            continue  # constructing it is an error of its own
+            continue  # construct_document raises its own error for such a key
         key = f"{prefix}{key_node.value}"
         _check_duplicates(loader, value_node, f"{key}.", path, visited)
         if key_node.value in first and key_node.value != "<<":

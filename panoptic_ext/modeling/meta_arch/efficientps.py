@@ -29,7 +29,7 @@ class EfficientPS(UnifiedPanopticFPN):
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
         ret = super().from_config(cfg)
-        # Unlike Panoptic FPN's, the heads of EfficientPS have batch norms, too.
+        # EfficientPS has batch norms in its heads, too, not only in its backbone.
         for part in ("sem_seg_head", "proposal_generator", "roi_heads"):
             fold_norms(ret[part])
         return ret

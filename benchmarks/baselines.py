@@ -1,9 +1,9 @@
-"""PQ of a trained model beside what costs nothing: an untrained model, and one class everywhere.
+"""PQ of a trained model, of an untrained one, and of one class predicted everywhere.
 
     python benchmarks/baselines.py --config-file CONFIG [--weights FILE] KEY VALUE ...
 
-The constant prediction is one stuff segment over the whole image, of the stuff class that covers
-most pixels of the training set. Weights default to the last checkpoint of OUTPUT_DIR.
+The constant prediction is one stuff segment over the whole image. Its class is the stuff class that
+covers most pixels of the training set. Weights default to the last checkpoint of OUTPUT_DIR.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from panoptic_ext.errors import CheckpointError, PanopticExtError
 
 
 class ConstantPrediction(torch.nn.Module):
-    """One stuff segment over every image."""
+    """A model that predicts one stuff segment over the whole of every image."""
 
     def __init__(self, category_id: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class ConstantPrediction(torch.nn.Module):
 
 
 def commonest_stuff(dataset_name: str) -> int:
-    """Unified id of the stuff class with most pixels."""
+    """Contiguous id of the stuff class with the most pixels."""
     pixels: Counter[int] = Counter()
     for record in get_records(dataset_name):
         for segment in record["segments_info"]:

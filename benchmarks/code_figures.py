@@ -1,12 +1,12 @@
-"""Figures of the code: sizes, documentation, long functions, duplicates; trees side by side.
+"""Figures of the code of several trees: sizes, documentation, long functions, duplicates.
 
     python benchmarks/code_figures.py TREE [TREE ...] [--list]
 
-A tree is a checkout; panoptic_ext/ and tests/ in it are counted. Lines are all lines of a file. A
-line is a comment's if a comment stands on it, alone or behind code; the share of comments that
-stand alone is given too. A function's lines are those from `def` to its end without its docstring,
-with those of functions within it. Duplicates are those of the command `duplicates`, where it is on
-PATH. --list names the files, functions and pairs that are counted.
+A tree is a checkout, of which panoptic_ext/ and tests/ are counted. All lines of a file count. The
+comment share counts lines with a comment, alone or after code; comments alone on their line are
+counted separately too. The lines of a function run from `def` to its end, without its docstring and
+with the functions inside it. Duplicates are those of the command `duplicates`, if it is on PATH.
+--list names the files, functions and pairs that are counted.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class FolderFigures:
 
     Attributes:
         files: path -> lines.
-        docstring, comment, comment_alone: lines of docstrings, with a comment, with nothing else.
+        docstring: lines of docstrings.
+        comment: lines with a comment.
+        comment_alone: lines with nothing but a comment.
         functions: of all files.
     """
 
@@ -88,12 +90,12 @@ def read_folder(tree: Path, name: str) -> FolderFigures:
 
 def comment_lines(text: str) -> dict[int, bool]:
     """Line with a comment -> whether nothing else is on it."""
-    found = {}
+    is_alone = {}
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             line, column = token.start
-            found[line] = not token.line[:column].strip()
-    return found
+            is_alone[line] = not token.line[:column].strip()
+    return is_alone
 
 
 def docstring_lines(node: ast.AST) -> int:
@@ -106,16 +108,16 @@ def docstring_lines(node: ast.AST) -> int:
 
 def function_figures(node: Function, place: str) -> FunctionFigures:
     """Figures of a function; decorators do not count."""
-    given = node.args
-    names = [a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
-    names += [a.arg for a in (given.vararg, given.kwarg) if a is not None]
+    signature = node.args
+    names = [a.arg for a in (*signature.posonlyargs, *signature.args, *signature.kwonlyargs)]
+    names += [a.arg for a in (signature.vararg, signature.kwarg) if a is not None]
     arguments = [name for name in names if name not in ("self", "cls")]
     lines = node.end_lineno - node.lineno + 1 - docstring_lines(node)
     return FunctionFigures(f"{place}:{node.lineno} {node.name}", lines, len(arguments))
 
 
 def duplicate_pairs(tree: Path) -> list[str] | None:
-    """The rows of `duplicates` for panoptic_ext; None where the command is missing."""
+    """The rows of `duplicates` for panoptic_ext; None if the command is missing."""
     command = shutil.which("duplicates")
     if command is None:
         return None

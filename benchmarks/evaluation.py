@@ -1,13 +1,15 @@
 #!/usr/bin/env python
-"""Speed of panoptic evaluation: ours, Detectron2's route over PNGs, torchmetrics, and the floor.
+"""Speed of panoptic evaluation: ours, Detectron2's with PNGs, torchmetrics, and a lower bound.
 
-All routes get the same predictions, maps in memory, and the same truth, PNGs on disk, in one
-process; a round runs each of them once, and the table has medians over rounds, of ratios too. The
-wall clock suffers from other work on the machine; CPU time does not, but shows no gain by threads.
+All routes get the same predictions, as maps in memory, and the same truth, as PNGs on disk, in one
+process. A round runs each of them once, and the table has medians over rounds, of ratios too. The
+wall clock depends on other work on the machine. CPU time does not, but does not show the gain of
+threads.
 - PNG route: Detectron2's COCOPanopticEvaluator.process (id2rgb, PNG encoding), its writing of the
   PNGs, and cityscapesscripts' matching, which is panopticapi's, on one core (PNG decoding).
-- torchmetrics: its PanopticQuality with other rules (no crowds), on maps in memory: no PNG at all.
-- floor: inflating the truth's PNGs (zlib), without which nobody knows the truth.
+- torchmetrics: its PanopticQuality, which has other rules (no crowds), on maps in memory, without
+  any PNG.
+- floor: decompressing the truth's PNGs (zlib), which every route from files must do.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ NAME = "benchmark_panoptic"
 
 
 def regions(rng: np.random.Generator, height: int, width: int, num: int, wobble: float) -> Any:
-    """(prediction and truth) maps of `num` regions with ragged borders; 0 is a void frame."""
+    """A prediction and a truth: maps of `num` regions with ragged borders; 0 is void, a frame."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     seeds = rng.random((num, 2)) * (height, width)
     weights = rng.random(num) * 0.03 * height * width
@@ -170,8 +172,8 @@ def ours(data: Data, threads: int) -> Callable[[], float]:
     def run() -> float:
         evaluator = PanopticEvaluator(NAME, num_threads=threads)
         evaluator.reset()
-        for given, output in zip(data.inputs, data.outputs, strict=True):
-            evaluator.process([given], [output])
+        for sample, output in zip(data.inputs, data.outputs, strict=True):
+            evaluator.process([sample], [output])
         return evaluator.evaluate()["panoptic_seg"]["PQ"]
 
     return run
@@ -184,13 +186,13 @@ def png_route(data: Data) -> Callable[[], float]:
     categories = {c["id"]: c for c in data.content["categories"]}
 
     def id2rgb(ids: np.ndarray) -> np.ndarray:
-        rest, rgb = ids.copy(), np.zeros((*ids.shape, 3), np.uint8)
+        quotient, rgb = ids.copy(), np.zeros((*ids.shape, 3), np.uint8)
         for channel in range(3):
-            rgb[..., channel] = rest % 256
-            rest //= 256
+            rgb[..., channel] = quotient % 256
+            quotient //= 256
         return rgb
 
-    # All that COCOPanopticEvaluator.process takes from panopticapi, which is not on PyPI.
+    # `id2rgb` is all that COCOPanopticEvaluator.process uses of panopticapi, which is not on PyPI.
     package, utils = types.ModuleType("panopticapi"), types.ModuleType("panopticapi.utils")
     utils.id2rgb = id2rgb  # type: ignore[attr-defined]
     sys.modules.update({"panopticapi": package, "panopticapi.utils": utils})
@@ -198,8 +200,8 @@ def png_route(data: Data) -> Callable[[], float]:
     def run() -> float:
         evaluator = COCOPanopticEvaluator(NAME)
         evaluator.reset()
-        for given, output in zip(data.inputs, data.copies(), strict=True):
-            evaluator.process([given], [output])
+        for sample, output in zip(data.inputs, data.copies(), strict=True):
+            evaluator.process([sample], [output])
         with tempfile.TemporaryDirectory() as folder:
             for prediction in evaluator._predictions:
                 path = os.path.join(folder, prediction["file_name"])
@@ -214,7 +216,7 @@ def png_route(data: Data) -> Callable[[], float]:
 
 
 def torchmetrics_route(data: Data, number: int) -> Callable[[], float] | None:
-    """torchmetrics on the first images only: it is slow."""
+    """torchmetrics on the first images only, because it is slow."""
     try:
         from torchmetrics.detection import PanopticQuality
     except ImportError:
@@ -233,7 +235,7 @@ def torchmetrics_route(data: Data, number: int) -> Callable[[], float] | None:
 
 
 def inflated(data: Data) -> Callable[[], int]:
-    """Inflating the truth's PNGs."""
+    """Decompress the pixels of the truth's PNGs, and do nothing else."""
     streams = []
     for path in sorted(data.root.glob("*.png")):
         content, at, stream = path.read_bytes(), 8, b""
@@ -285,11 +287,11 @@ def measure(size: str, share: float, rounds: int) -> list[str]:
 def _row(size: str, name: str, times: dict[str, list[tuple[float, float]]]) -> str:
     cells = []
     for kind in range(2):  # wall clock, CPU
-        own = [t[kind] for t in times[name]]
+        route_times = [t[kind] for t in times[name]]
         # torchmetrics ran in the first round only.
-        ratios = [a[kind] / b for a, b in zip(times["PNG route"], own, strict=False)]
+        ratios = [a[kind] / b for a, b in zip(times["PNG route"], route_times, strict=False)]
         ratio = f"{statistics.median(ratios):.{1 if ratios[0] >= 1 else 3}f}"
-        cells += [f"{1000 * statistics.median(own):.2f}", "" if name[0] == "-" else ratio]
+        cells += [f"{1000 * statistics.median(route_times):.2f}", "" if name[0] == "-" else ratio]
     return f"| {size} | {name} | {' | '.join(cells)} |"
 
 

@@ -4,23 +4,22 @@
         [--only hadamard combine growth memory]
 
 hadamard: ours against the paper's steps on N x H x W stacks (only the channel of the predicted
-    class), from upsampled semantic logits, 28 x 28 mask logits and boxes. The dense side is given
-    once with `argmax` over the stack and once with `max`, which is faster on a CPU. The upsampling
-    of the semantic logits from 256 x 512 is the floor of both and timed apart.
+    class), from upsampled semantic logits, 28 x 28 mask logits and boxes. The dense side runs once
+    with `argmax` over the stack and once with `max`, which is faster on a CPU. The upsampling of
+    the semantic logits from 256 x 512, which both sides need, is timed separately.
 combine: Detectron2's `combine_semantic_and_instance_outputs` against ours from the same pasted
     masks and labels; and the whole route from logits (argmax, pasting, combining).
-growth: ours as instances grow.
-memory: the peak above what was held before the call, each in a process of its own.
+growth: ours for a growing number of instances.
+memory: the peak above what was held before the call, each in a separate process.
 
-All sides run in turn in one process, so that a busy machine slows all; printed are medians. With
---cpu-time it is the processor time of one thread. The results are compared as well.
+All sides take turns in one process, so that other work on the machine slows all of them. Medians
+are printed; with --cpu-time they are of the processor time of one thread. The results of the sides
+are compared as well.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import os
 import platform
@@ -38,6 +37,7 @@ import torch.nn.functional as F
 from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
 from detectron2.structures import Instances
+from peak_memory import peak_growth
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -121,7 +121,7 @@ def dense_pasted(scene: Scene) -> tuple[list[int], Tensor, Tensor]:
 
 
 def dense_kept(masks: Tensor) -> list[int]:
-    """Places of the instances that overlap the union of better ones little enough."""
+    """Indices of the instances that overlap the union of better kept ones little enough."""
     union = torch.zeros_like(masks[0])
     kept = []
     for place, mask in enumerate(masks):
@@ -179,10 +179,10 @@ def pasted_masks(scene: Scene) -> Tensor:
 
 def detectron2_combine(scene: Scene, masks: Tensor, labels: Tensor) -> PanopticMap:
     """`labels` have 0 for things, as Detectron2's "separated" metadata."""
-    found = Instances(SIZE, pred_masks=masks)
-    found.scores, found.pred_classes = (scene.instances[n] for n in ("scores", "classes"))
+    instances = Instances(SIZE, pred_masks=masks)
+    instances.scores, instances.pred_classes = (scene.instances[n] for n in ("scores", "classes"))
     return combine_semantic_and_instance_outputs(
-        found, labels, *(OPTIONS[n + "_threshold"] for n in ("overlap", "stuff_area", "score"))
+        instances, labels, *(OPTIONS[n + "_threshold"] for n in ("overlap", "stuff_area", "score"))
     )
 
 
@@ -314,14 +314,6 @@ def ours_sides(scene: Scene) -> dict[str, Call]:
     }
 
 
-def resident(field: str) -> float:
-    """VmRSS or VmHWM of this process, MiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
-    return float("nan")
-
-
 def measure_memory(side: str, count: int, device: str) -> float:
     """MiB by which one call raises the peak above its inputs."""
     scene = Scene(count, device)
@@ -330,18 +322,9 @@ def measure_memory(side: str, count: int, device: str) -> float:
         "dense hadamard": hadamard_sides(scene)["dense_max"],
         "Detectron2": route_sides(scene)["dense"],
     }
-    gc.collect()
     if device != "cpu":
-        sides[side]()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        sides[side]()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # or freed memory would hide new use
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
-    sides[side]()
-    return resident("VmHWM") - before
+        sides[side]()  # the first call also allocates what CUDA libraries keep
+    return peak_growth(sides[side], device)
 
 
 def print_memory(options: argparse.Namespace) -> None:

@@ -1,14 +1,14 @@
-"""The mapper and the targets of the loss: one id map against one mask per segment.
+"""Time of the mapper and of the targets of the loss: one id map against one mask per segment.
 
     OMP_NUM_THREADS=1 python benchmarks/mapper.py [--rounds 30] [--segments 14 60] [--cpu-time]
         [--profile]
 
-A JPEG of 480 x 640 and its label PNG, large-scale jitter to 1024 x 1024 (0.1 to 2.0), mirroring at
-random. Both sides run in turn at the same scales; printed are medians. The naive side is the usual
-route: the colours of the label map are augmented like an image, and each segment gets a boolean
-mask, its box, and a place in the (N, 1024, 1024) float targets of the loss. "bytes" is what a data
-worker hands to the main process, pickled. Data worker (mapper) and main process (targets) are
-timed apart.
+The input is a JPEG of 480 x 640 and its label PNG; the augmentation is large-scale jitter to 1024 x
+1024 (0.1 to 2.0) and random mirroring. Both sides take turns at the same scales; medians are
+printed. The naive side does what is usual: the colours of the label map are augmented like an
+image, and each segment gets a boolean mask, its box, and a plane of the (N, 1024, 1024) float
+targets of the loss. "MB" is the pickled size of what a data worker sends to the main process. The
+data worker (mapper) and the main process (targets) are timed separately.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from panoptic_ext import add_panoptic_ext_config
+from panoptic_ext.data import write_id_map
 from panoptic_ext.data.augmentation import build_augmentations
-from panoptic_ext.data.coco.id_map import write_id_map
 from panoptic_ext.data.dataset_mapper import PanopticDatasetMapper
 from panoptic_ext.modeling.mask_classification.targets import build_mask_targets
 
 HEIGHT, WIDTH, SIDE, CLASSES = 480, 640, 1024, 133
-TARGETS = {14: 4.0, 60: 12.0}  # ratios of spec/performance.md, by number of segments
+TARGET_RATIOS = {14: 4.0, 60: 12.0}  # wanted ratios by number of segments
 Record = dict[str, Any]
 
 
@@ -168,7 +168,7 @@ def compare(count: int, options: argparse.Namespace, folder: Path) -> None:
     ms = {key: statistics.median(values) for key, values in times.items()}
     cells = [f"{ms[0, part]:.1f} | {ms[1, part]:.1f}" for part in ("worker", "main", "both")]
     bytes_ = " | ".join(f"{statistics.median(sizes[i]) / 1e6:.1f}" for i in (0, 1))
-    goal = f"{TARGETS[count]}x" if count in TARGETS else ""
+    goal = f"{TARGET_RATIOS[count]}x" if count in TARGET_RATIOS else ""
     print(
         f"| {count} | {' | '.join(cells)} | {ms[0, 'both'] / ms[1, 'both']:.1f}x | {goal} "
         f"| {bytes_} |",
@@ -177,7 +177,7 @@ def compare(count: int, options: argparse.Namespace, folder: Path) -> None:
 
 
 def profile(run: Callable[[], None]) -> None:
-    """Where the time of our side goes, function by function."""
+    """Print the functions in which a call spends most time."""
     profiler = cProfile.Profile()
     profiler.runcall(run)
     pstats.Stats(profiler).sort_stats("tottime").print_stats(14)
@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--segments", type=int, nargs="+", default=[14, 60])
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", 1)))
     parser.add_argument("--cpu-time", action="store_true", help="processor time")
-    parser.add_argument("--profile", action="store_true", help="also where our time goes")
+    parser.add_argument("--profile", action="store_true", help="also profile our side")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(options.threads)
@@ -212,7 +212,7 @@ def main() -> None:
     )
     print(
         "| segments | worker: naive | ours | main process: naive | ours | both: naive | ours "
-        "| ratio | target | MB between them: naive | ours |"
+        "| ratio | target | MB sent: naive | ours |"
     )
     print("|---:" * 11 + "|")
     with tempfile.TemporaryDirectory() as folder:

@@ -5,24 +5,24 @@
         [--cpu-time] [--published FOLDER] [--outputs all]
 
 The peer is transformers' model; with --published it is that of a checkout of the published code,
-whose attention then runs in pure PyTorch. 133 classes, 100 queries, random weights; the class head
-is biased so that about 30 queries are kept, the same on both sides. fp16 and bf16 are autocast;
-fp16 needs CUDA. Both sides run in turn in one process, so that a busy machine slows both; printed
-are medians. With --cpu-time it is the processor time of all threads, for a busy machine (set
-OMP_WAIT_POLICY=passive, or waiting counts as work). Memory is the peak above the loaded model, each
-side in a process of its own. Inference goes from the uint8 image to the panoptic map, each side
-with its own post-processing, at an overlap threshold of 0.02, since random masks overlap much; with
---outputs all, which needs --published, also to instances and semantic scores. transformers takes a
-short cut: it resizes masks to 384 x 384 and their probabilities to the output; the published steps
-on the peer's logits are timed apart, and their map is compared with ours. The training step is
+whose attention then runs in pure PyTorch. The models have 133 classes, 100 queries and random
+weights. The class head is biased so that about 30 queries are kept, the same on both sides. fp16
+and bf16 are autocast; fp16 needs CUDA. Both sides take turns in one process, so that other work on
+the machine slows both. Medians are printed. With --cpu-time they are of the processor time of all
+threads, for a busy machine (set OMP_WAIT_POLICY=passive, or waiting counts as work). Memory is the
+peak above the loaded model, each side in a separate process.
+
+Inference runs from the uint8 image to the panoptic map, each side with its own post-processing. The
+overlap threshold is 0.02, because random masks overlap much. With --outputs all, which needs
+--published, instances and semantic scores are computed too. transformers takes a short cut: it
+resizes masks to 384 x 384 and their probabilities to the output. The published steps on the peer's
+logits are therefore timed separately, and their map is compared with ours. The training step is
 forward, losses, backward and AdamW, on 15 segments, with fixed batch norms on both sides.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import logging
 import os
 import platform
@@ -36,6 +36,7 @@ from typing import Any
 import torch
 import transformers
 from mask2former_sides import CLASSES, OVERLAP, THINGS, Ours, Size, clock_of, make_sides
+from peak_memory import peak_growth
 
 from tests.postprocessing import naive_mask_inference as naive
 
@@ -112,13 +113,13 @@ def time_work(work: str, size: Size, dtype: str, options: argparse.Namespace) ->
 
 
 def print_agreement(peer: Any, ours: Ours, size: Size, autocast: Callable[[], Any]) -> None:
-    """Say how far apart the outputs are, and time the published steps on the peer's logits."""
+    """Print how much the outputs differ, and time the published steps on the peer's logits."""
     peer.model.eval()
     ours.model.eval()
     with torch.inference_mode(), autocast():
         logits, masks = (output.float() for output in peer.outputs())
         features = ours.model.backbone(ours.model.preprocess_image(ours.inputs).tensor)
-        found = ours.model.sem_seg_head(features, aux=False)
+        our_outputs = ours.model.sem_seg_head(features, aux=False)
         panoptic, segments = ours.infer()[0]["panoptic_seg"]
     start = peer.watch.now()
     resized = naive.resize(masks[0].cpu(), size, size, size)
@@ -128,7 +129,7 @@ def print_agreement(peer: Any, ours: Ours, size: Size, autocast: Callable[[], An
     kept = int(((labels < CLASSES) & (scores > THRESHOLDS["object_mask_threshold"])).sum())
     gaps = [
         ((a.float() - b).abs().max() / b.abs().max()).item()
-        for a, b in ((found.pred_logits, logits), (found.dense_masks(), masks))
+        for a, b in ((our_outputs.pred_logits, logits), (our_outputs.dense_masks(), masks))
     ]
     print(
         f"\n{kept} of {len(scores)} queries kept, {len(segments)} segments; largest difference "
@@ -138,16 +139,8 @@ def print_agreement(peer: Any, ours: Ours, size: Size, autocast: Callable[[], An
     )
 
 
-def resident(field: str) -> float:
-    """VmRSS or VmHWM of this process, MiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
-    return float("nan")
-
-
 def measure_memory(which: str, work: str, size: Size, options: argparse.Namespace) -> float:
-    """MiB by which one call raises the peak above the loaded model; training steps after one."""
+    """MiB by which one call raises the peak above the loaded model; a second step of training."""
     dtype, device = options.dtype[0], options.device
     choice = {"published": options.published, "outputs": options.outputs}
     peer, ours = make_sides(size, options.batch, device, time.perf_counter, **choice)
@@ -155,19 +148,10 @@ def measure_memory(which: str, work: str, size: Size, options: argparse.Namespac
     del peer, ours
     autocast = autocast_of(dtype, device)
     if work == "training":
-        RUNS[work](side, autocast)  # the optimizer's state belongs to the model, gradients do not
-        side.optimizer.zero_grad()
-    gc.collect()
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        # The first step makes the optimizer's state, which counts as part of the loaded model.
         RUNS[work](side, autocast)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # or freed memory would hide new use
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
-    RUNS[work](side, autocast)
-    return resident("VmHWM") - before
+        side.optimizer.zero_grad()
+    return peak_growth(lambda: RUNS[work](side, autocast), device)
 
 
 def print_memory(work: str, size: Size, dtype: str, options: argparse.Namespace) -> None:

@@ -1,8 +1,7 @@
 """The published Mask2Former, from a checkout, as the peer of benchmarks/mask2former.py.
 
-Its compiled operator is not needed: an empty module takes the place of the extension, and its
-attention then falls back to the same sum written with `grid_sample`, as it does on every CPU. Its
-package is imported without its `__init__`, which would register data sets.
+The compiled operator is not needed. An empty module replaces the extension, so the attention falls
+back to the same sum written with `grid_sample`, as it does on every CPU.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ __all__ = ["Published"]
 
 NAME = "benchmark_published_mask2former"
 CONFIG = "configs/coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
-# The pixel decoder is called by a method of its own, which no hook of the module sees.
+# The pixel decoder is called by its `forward_features`, for which torch runs no hooks.
 PARTS = {part: name for part, name in OUR_PARTS.items() if part != "pixel decoder"}
 
 
@@ -48,6 +47,7 @@ def import_published(folder: Path) -> None:
     if not (folder / "mask2former").is_dir():
         raise SystemExit(f"{folder} has no folder mask2former; give a checkout of Mask2Former")
     sys.modules.setdefault("MultiScaleDeformableAttention", types.ModuleType("no_extension"))
+    # An empty package instead of its `__init__`, which would register data sets.
     package = types.ModuleType("mask2former")
     package.__path__ = [str(folder / "mask2former")]
     sys.modules["mask2former"] = package
@@ -56,7 +56,7 @@ def import_published(folder: Path) -> None:
 
 
 def make_published(folder: Path, ours: nn.Module, outputs: str) -> nn.Module:
-    """Their model as their config describes it, with the weights of ours."""
+    """Build the published model of its config, with the weights of ours."""
     import_published(folder)
     things = {i: i for i in range(THINGS)}
     MetadataCatalog.get(NAME).thing_dataset_id_to_contiguous_id = things
@@ -73,7 +73,8 @@ def make_published(folder: Path, ours: nn.Module, outputs: str) -> nn.Module:
     model = build_model(cfg).eval()
     weights = ours.state_dict()
     for part in ("sem_seg_head", "sem_seg_head.predictor"):
-        weights._metadata[part]["version"] = 2  # or their head renames what has the right name
+        # Otherwise the published head renames weights that already have the right names.
+        weights._metadata[part]["version"] = 2
     model.load_state_dict(weights)
     return model
 
@@ -124,8 +125,8 @@ class Published:
     def outputs(self) -> tuple[Tensor, Tensor]:
         """(B, Q, K + 1) class and (B, Q, h, w) mask logits."""
         images = [(x["image"] - self.model.pixel_mean) / self.model.pixel_std for x in self.inputs]
-        found = self.model.sem_seg_head(self.model.backbone(torch.stack(images)))
-        return found["pred_logits"], found["pred_masks"]
+        outputs = self.model.sem_seg_head(self.model.backbone(torch.stack(images)))
+        return outputs["pred_logits"], outputs["pred_masks"]
 
     def loss(self) -> Tensor:
         self.model.train()

@@ -1,7 +1,7 @@
-"""The sides of benchmarks/mask2former.py, of equal weights: transformers' Mask2Former and ours.
+"""The two models of benchmarks/mask2former.py: transformers' and ours, with equal weights.
 
-133 classes, 100 queries, random weights; the class head is biased so that about 30 queries of the
-first image are kept. Shapes: H x W is the image.
+They have 133 classes, 100 queries and random weights. The class head is biased so that about 30
+queries of the first image are kept. Shapes: H x W is the image.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = [
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES, THINGS, KEPT, SEGMENTS = 133, 80, 30, 15
-OVERLAP = 0.02  # least share of its mask that a segment keeps
+OVERLAP = 0.02  # overlap threshold: the smallest share of its mask that a segment may keep
 NAME = "benchmark_mask2former"
 STUFF = set(range(THINGS, CLASSES))
 PEER_PARTS = {
@@ -69,7 +69,7 @@ Clock = Callable[[], float]
 
 
 class Stopwatch:
-    """Milliseconds of a call and of the modules that run in it."""
+    """Record the milliseconds of a call and of the modules that run in it."""
 
     def __init__(self, model: nn.Module, parts: dict[str, str], clock: Clock) -> None:
         self.now = clock
@@ -97,7 +97,7 @@ def clock_of(device: str, cpu_time: bool) -> Clock:
 
 
 def make_image(size: Size, number: int = 0) -> Tensor:
-    """(3, H, W) uint8: smooth blobs with a little noise; each number another image."""
+    """(3, H, W) uint8: smooth blobs with a little noise; each `number` gives another image."""
     generator = torch.Generator().manual_seed(1 + number)
     coarse = torch.rand(1, 3, size[0] // 32, size[1] // 32, generator=generator) * 255
     image = nn.functional.interpolate(coarse, size, mode="bicubic")[0]
@@ -105,7 +105,7 @@ def make_image(size: Size, number: int = 0) -> Tensor:
 
 
 def make_truth(size: Size) -> tuple[Tensor, Tensor]:
-    """(H, W) int32 ids 1 to 15 of which each owns a cell of a grid, and their classes."""
+    """(H, W) int32 ids 1 to 15, one for each cell of a grid, and their classes."""
     rows = torch.arange(size[0]) * 3 // size[0]
     columns = torch.arange(size[1]) * (SEGMENTS // 3) // size[1]
     ids = rows[:, None] * (SEGMENTS // 3) + columns + 1
@@ -114,7 +114,7 @@ def make_truth(size: Size) -> tuple[Tensor, Tensor]:
 
 
 def make_peer(size: Size) -> nn.Module:
-    """Their model with random weights; fixed batch norms, as in ours."""
+    """Build transformers' model with random weights, and with fixed batch norms like ours."""
     torch.manual_seed(0)
     stages = [f"stage{i}" for i in range(1, 5)]
     config = transformers.Mask2FormerConfig(
@@ -131,7 +131,7 @@ def make_peer(size: Size) -> nn.Module:
 
 @torch.no_grad()
 def bias_class_head(peer: nn.Module, size: Size) -> None:
-    """Sharp classes, and "no object" as likely as makes KEPT queries something else."""
+    """Make the class scores sharp, and bias "no object" so that it loses for KEPT queries."""
     peer.class_predictor.weight.normal_(0, 1)
     peer.class_predictor.bias.zero_()
     pixels = (make_image(size).float() - 110) / 57
@@ -188,8 +188,8 @@ class Peer:
 
     def outputs(self) -> tuple[Tensor, Tensor]:
         """(B, Q, K + 1) class and (B, Q, h, w) mask logits."""
-        found = self.model(pixel_values=self.pixels())
-        return found.class_queries_logits, found.masks_queries_logits
+        outputs = self.model(pixel_values=self.pixels())
+        return outputs.class_queries_logits, outputs.masks_queries_logits
 
     def infer(self) -> Any:
         outputs = self.model(pixel_values=self.pixels())
@@ -261,7 +261,7 @@ def make_sides(
     published: Path | None = None,
     outputs: str = "panoptic",
 ) -> tuple[Any, Ours]:
-    """The peer, transformers' model or that of the `published` checkout, and ours."""
+    """The peer (transformers' model, or that of the `published` checkout) and ours."""
     peer = make_peer(size)
     ours = make_ours(peer, outputs)
     if published is not None:

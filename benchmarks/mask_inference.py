@@ -3,14 +3,13 @@
     python benchmarks/mask_inference.py [--threads 2] [--repeats 5] [--cpu-time]
 
 100 queries of 256 x 256 become a map of 1024 x 1024. "noise" is the worst case, in which all kept
-queries compete for every pixel; "objects" has one compact mask a query, as trained models give.
+queries compete for every pixel. "objects" has one compact mask per query, as trained models do.
 Ratios are of medians from one run; memory is the peak above what was held before the call.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import statistics
 import sys
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peak_memory import peak_growth
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -73,26 +73,6 @@ def milliseconds(call: Callable[[], Any], repeats: int, clock: Callable[[], floa
     return 1000 * statistics.median(times)
 
 
-def resident(field: str) -> float:
-    """VmRSS or VmHWM of this process, MiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
-    return float("nan")
-
-
-def peak_mib(call: Callable[[], Any]) -> float:
-    """Peak of resident memory above the start of the call, MiB; NaN where Linux's /proc lacks."""
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # or freed memory would hide new use
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return float("nan")
-    before = resident("VmRSS")
-    call()
-    return resident("VmHWM") - before
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=2)
@@ -111,9 +91,9 @@ def main() -> None:
     for kind in ("noise", "objects"):
         for kept in (5, 30, 80):
             inputs = make_inputs(kept, kind)
-            ours_peak = peak_mib(lambda: run_ours(*inputs))  # noqa: B023
+            ours_peak = peak_growth(lambda: run_ours(*inputs))  # noqa: B023
             ours = milliseconds(lambda: run_ours(*inputs), arguments.repeats, clock)  # noqa: B023
-            naive_peak = peak_mib(lambda: run_naive(*inputs))  # noqa: B023
+            naive_peak = peak_growth(lambda: run_naive(*inputs))  # noqa: B023
             slow = milliseconds(lambda: run_naive(*inputs), arguments.repeats, clock)  # noqa: B023
             differ = (run_naive(*inputs)[0] != run_ours(*inputs)[0]).sum().item()
             print(

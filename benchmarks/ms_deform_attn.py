@@ -3,24 +3,24 @@
     OMP_NUM_THREADS=2 python benchmarks/ms_deform_attn.py [--size 1024] [--batch 1] [--repeats 7]
         [--dtype fp32] [--device cpu]
 
-Setting: encoder self-attention over strides 8, 16 and 32, 8 heads of 32 channels, 4 points. All
-run in turn, so that a busy machine slows all; printed are medians and minima, the growth of the
-peak of resident memory (Linux) or of allocated memory (CUDA), and the share of the memory bandwidth
-that a plain copy reaches in the same run: what must be read and written at least once, divided by
-the time. Values and weights are of `--dtype`; locations are float32, as models compute them.
+The setting is encoder self-attention over strides 8, 16 and 32 with 8 heads of 32 channels and 4
+points. All implementations take turns, so that other work on the machine slows all of them. Printed
+are medians and minima, the growth of the peak of resident memory (Linux) or of allocated memory
+(CUDA), and the memory bandwidth as a share of that of a plain copy in the same run. The bandwidth
+is the number of bytes that must be read and written at least once, divided by the time. Values and
+weights are of `--dtype`; locations are float32, as models compute them.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import transformers
+from peak_memory import peak_growth
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.mask2former import modeling_mask2former
@@ -62,10 +62,10 @@ CORES = {
 def make_inputs(
     size: int, batch: int, dtype: torch.dtype, device: str
 ) -> tuple[Tensor, list, Tensor, Tensor]:
-    """Every position asks, and samples some pixels of each level around its own place."""
+    """Inputs in which every position is a query that samples pixels around itself in each level."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(size // stride, size // stride) for stride in (32, 16, 8)]
-    own = [
+    centres = [
         torch.stack(
             torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")[
                 ::-1
@@ -74,7 +74,7 @@ def make_inputs(
         ).view(-1, 2)
         for h, w in shapes
     ]
-    places = torch.cat(own)[None, :, None, None, None]
+    places = torch.cat(centres)[None, :, None, None, None]
     positions = places.shape[1]
     spread = torch.randn(batch, positions, HEADS, 3, POINTS, 2, generator=generator) * 2
     extent = torch.tensor([[w, h] for h, w in shapes]).view(1, 1, 1, 3, 1, 2)
@@ -114,35 +114,14 @@ def in_turn(runs: list[Callable[[], None]], repeats: int, device: str) -> list[l
     """Milliseconds of each run, taken alternately."""
     times: list[list[float]] = [[] for _ in runs]
     for repeat in range(repeats + 1):
-        for run, kept in zip(runs, times, strict=True):
+        for run, milliseconds in zip(runs, times, strict=True):
             start = time.perf_counter()
             run()
             if device != "cpu":
                 torch.cuda.synchronize()
             if repeat:
-                kept.append((time.perf_counter() - start) * 1e3)
+                milliseconds.append((time.perf_counter() - start) * 1e3)
     return times
-
-
-def peak_growth(run: Callable[[], None], device: str) -> float:
-    """MiB by which one more run raises the peak over what is held before it."""
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    if not reset.exists():
-        return float("nan")
-    reset.write_text("5", encoding="ascii")
-    before = _high_water(status)
-    run()
-    return _high_water(status) - before
-
-
-def _high_water(status: Path) -> float:
-    found = re.search(r"VmHWM:\s+(\d+)", status.read_text(encoding="ascii"))
-    return int(found[1]) / 1024 if found else float("nan")
 
 
 def copy_bandwidth(device: str) -> float:
@@ -191,14 +170,14 @@ def main() -> None:
     for (title, make), traffic in zip(works, least_traffic(inputs), strict=True):
         runs = [make(run, inputs) for run in CORES.values()]
         times = dict(zip(CORES, in_turn(runs, options.repeats, options.device), strict=True))
-        # The leanest first: resident memory that is once touched stays.
+        # The one with the smallest peak first, because memory once touched may stay resident.
         memory = [peak_growth(run, options.device) for run in reversed(runs)][::-1]
-        for (core, kept), grown in zip(times.items(), memory, strict=True):
-            median = statistics.median(kept)
+        for (core, milliseconds), grown in zip(times.items(), memory, strict=True):
+            median = statistics.median(milliseconds)
             share = traffic / (median / 1e3) / bandwidth
             ratio = median / statistics.median(times["ours"])
             print(
-                f"{title:18} {core:12} median {median:7.1f} ms, least {min(kept):7.1f} ms, "
+                f"{title:18} {core:12} median {median:7.1f} ms, least {min(milliseconds):7.1f} ms, "
                 f"+{grown:.0f} MiB, {share:.1%} of a copy's bandwidth"
                 + ("" if core == "ours" else f"; ours {ratio:.1f}x as fast")
             )

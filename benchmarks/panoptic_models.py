@@ -3,19 +3,17 @@
     OMP_NUM_THREADS=2 python benchmarks/panoptic_models.py [--size 512x1024] [--rounds 5]
         [--instances 60] [--device cpu] [--cpu-time]
 
-ResNet-50, 19 classes of which 8 are things, random weights, batch 1; from the uint8 image to the
-panoptic map. The three models run in turn in one process, so that a busy machine slows all of them;
-printed are medians. Scores of random weights mean nothing, so thresholds are 0 and each model keeps
-the same number of detections, anchors as they are. "the rest" is what the modules do not account
-for: normalization, resizing, masks pasted and merged. Memory is the peak above the loaded model,
-each model in a process of its own.
+The models have a ResNet-50, 19 classes of which 8 are things, and random weights; they run from the
+uint8 image to the panoptic map, at batch 1. The three take turns in one process, so that other work
+on the machine slows all of them; medians are printed. Scores of random weights mean nothing, so
+thresholds are 0 and each model keeps the same number of detections, whose boxes are unchanged
+anchors. "the rest" is the time outside the listed modules: normalization, resizing, pasting and
+merging masks. Memory is the peak above the loaded model, each model in a separate process.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import logging
 import os
 import platform
@@ -29,8 +27,9 @@ from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
-from mask2former import parse_size, resident
+from mask2former import parse_size
 from mask2former_sides import Stopwatch, clock_of, make_image
+from peak_memory import peak_growth
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -80,7 +79,9 @@ def make_model(name: str, instances: int) -> nn.Module:
     cfg.TEST.DETECTIONS_PER_IMAGE = instances
     torch.manual_seed(0)
     model = build_model(cfg).eval()
-    with torch.no_grad():  # boxes of random weights would fill the image and suppress each other
+    # Boxes are unchanged anchors: those of random weights would fill the image and suppress each
+    # other.
+    with torch.no_grad():
         model.proposal_generator.rpn_head.anchor_deltas.weight.zero_()
         model.roi_heads.box_predictor.bbox_pred.weight.zero_()
     return model
@@ -120,9 +121,9 @@ class Side:
         return result
 
     def medians(self) -> dict[str, float]:
-        found = self.watch.medians()
-        parts = {part: found[part] for part in PARTS}
-        return {**parts, "the rest": found["total"] - sum(parts.values()), "total": found["total"]}
+        times = self.watch.medians()
+        parts = {part: times[part] for part in PARTS}
+        return {**parts, "the rest": times["total"] - sum(parts.values()), "total": times["total"]}
 
 
 def print_times(options: argparse.Namespace) -> None:
@@ -130,9 +131,9 @@ def print_times(options: argparse.Namespace) -> None:
     backbone = calibrated_backbone(options)
     sides = {name: Side(name, backbone, options) for name in MODELS}
     for name, side in sides.items():
-        found = side.run()["instances"]
+        detections = side.run()["instances"]
         parameters = sum(p.numel() for p in side.model.parameters()) / 1e6
-        print(f"- {name}: {len(found)} detections, {parameters:.1f} M parameters")
+        print(f"- {name}: {len(detections)} detections, {parameters:.1f} M parameters")
     for number in range(options.rounds):
         for side in sides.values():
             if not number:
@@ -144,28 +145,18 @@ def print_times(options: argparse.Namespace) -> None:
     for part in (*PARTS, "the rest", "total"):
         print(f"| {part} | {' | '.join(f'{medians[name][part]:.0f}' for name in sides)} |")
     peer = next(iter(medians.values()))["total"]
-    ratios = " | ".join(f"{peer / found['total']:.2f}x" for found in medians.values())
+    ratios = " | ".join(f"{peer / times['total']:.2f}x" for times in medians.values())
     print(f"| Detectron2's time by it | {ratios} |", flush=True)
 
 
 def measure_memory(options: argparse.Namespace) -> float:
     """MiB by which one inference raises the peak above the loaded model."""
     side = Side(options.measure, calibrated_backbone(options), options)
-    gc.collect()
-    if options.device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        side.run()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # or freed memory would hide new use
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
-    side.run()
-    return resident("VmHWM") - before
+    return peak_growth(side.run, options.device)
 
 
 def print_memory(options: argparse.Namespace) -> None:
-    """One row, each model measured in a process of its own."""
+    """Print one row; each model is measured in a separate process."""
     peaks = []
     for name in MODELS:
         command = [sys.executable, __file__, *sys.argv[1:], "--measure", name]

@@ -1,13 +1,16 @@
-"""Why a Mask2Former misses objects: are their masks missing, or only their classes?
+"""Count whether a Mask2Former misses objects by their masks or only by their classes.
 
     python benchmarks/query_coverage.py --config-file CONFIG [--weights FILE] [--batches 8]
         [KEY VALUE ...]
 
-For each class of the ground truth, over batches of the training pipeline on DATASETS.TEST: how many
-segments there are and how large (median share of the image, and how many of TRAIN_NUM_POINTS
-uniform points fall on one), how many of them some query's mask covers with an IoU above 0.5, how
-many the query that the matcher assigns to them covers, and how often that query's class is right.
-Placed queries are for things alone, so that stuff is left out there. Weights default to the last
+The batches come from the training pipeline on DATASETS.TEST. For each class of the ground truth,
+the table has
+- the number of segments and their median size, as a share of the image and as the number of
+  TRAIN_NUM_POINTS uniform points that fall on one,
+- how many of them the mask of any query covers with an IoU above 0.5,
+- how many of them the query that is matched to them covers,
+- how often the class of that query is right.
+Placed queries predict things only, so stuff is left out for them. Weights default to the last
 checkpoint of OUTPUT_DIR.
 """
 
@@ -35,55 +38,58 @@ from panoptic_ext.errors import ConfigError, PanopticExtError
 from panoptic_ext.modeling.mask_classification.targets import MaskTargets
 from panoptic_ext.modeling.meta_arch.mask_former import PanopticExtMaskFormer
 
-COVERED = 0.5  # IoU from which panoptic quality counts a segment as found
+COVERED_IOU = 0.5  # panoptic quality matches segments with an IoU above this
 
 
-def planes_of(target: MaskTargets, size: tuple[int, int]) -> Tensor:
-    """(N, h * w) bool: the targets at the centres of a grid."""
+def masks_on_grid(target: MaskTargets, size: tuple[int, int]) -> Tensor:
+    """(N, h * w) bool: the masks of the targets at the centres of a grid's cells."""
     y, x = ((torch.arange(n) + 0.5) / n for n in size)
     centres = torch.stack((x.expand(size[0], -1), y[:, None].expand(-1, size[1])), dim=-1)
     return target.sample(centres.view(-1, 2).to(target.labels.device)) >= 0.5
 
 
-def iou_of(masks: Tensor, planes: Tensor) -> Tensor:
+def iou_of(masks: Tensor, target_masks: Tensor) -> Tensor:
     """(Q, P) and (N, P) bool -> (Q, N); 0 where both are empty."""
-    masks, planes = masks.float(), planes.float()
-    both = masks @ planes.t()
-    either = masks.sum(1)[:, None] + planes.sum(1) - both
+    masks, target_masks = masks.float(), target_masks.float()
+    both = masks @ target_masks.t()
+    either = masks.sum(1)[:, None] + target_masks.sum(1) - both
     return both / either.clamp(min=1)
 
 
 @torch.no_grad()
-def look_at(model: PanopticExtMaskFormer, batch: list[dict[str, Any]]) -> list[tuple[Tensor, ...]]:
-    """Of each image: labels, area shares, best IoU, the matched query's IoU and whether its class
-    is right, for the targets that are matched; (M,) each."""
+def coverage_of(
+    model: PanopticExtMaskFormer, batch: list[dict[str, Any]]
+) -> list[tuple[Tensor, ...]]:
+    """For each image, five (M,) tensors about its matched targets: class, area as a share of the
+    image, best IoU of any query, IoU of the matched query, and whether that query's class is right.
+    """
     images = model.preprocess_image(batch)
     outputs = model.sem_seg_head(model.backbone(images.tensor), aux=False)
     targets = model.criterion.query_targets(model.mask_targets(images, batch))
     all_masks = outputs.dense_masks()
-    found = []
+    columns = []
     for image, (queries, rows) in enumerate(model.criterion.match(outputs, targets)[0]):
         masks, target = all_masks[image], targets[image]
-        planes = planes_of(target, (masks.shape[-2], masks.shape[-1]))[rows]
-        iou = iou_of(masks.flatten(1) >= 0, planes)
+        target_masks = masks_on_grid(target, (masks.shape[-2], masks.shape[-1]))[rows]
+        iou = iou_of(masks.flatten(1) >= 0, target_masks)
         labels = target.labels[rows]
         right = outputs.pred_logits[image, queries].argmax(-1) == labels
         matched = iou[queries, torch.arange(len(rows))]
-        found.append((labels, planes.float().mean(1), iou.amax(0), matched, right))
-    return found
+        columns.append((labels, target_masks.float().mean(1), iou.amax(0), matched, right))
+    return columns
 
 
-def table_of(found: list[tuple[Tensor, ...]], names: list[str], num_points: int) -> str:
-    """A row a class, and one for all."""
-    every = [torch.cat(column) for column in zip(*found, strict=True)]
+def table_of(images: list[tuple[Tensor, ...]], names: list[str], num_points: int) -> str:
+    """A Markdown table with a row for each class and one for all."""
+    columns = [torch.cat(column) for column in zip(*images, strict=True)]
     rows: dict[str, list[Tensor]] = defaultdict(list)
-    for index in every[0].unique().tolist():
-        rows[names[index]] = [column[every[0] == index] for column in every[1:]]
-    rows["all"] = every[1:]
+    for index in columns[0].unique().tolist():
+        rows[names[index]] = [column[columns[0] == index] for column in columns[1:]]
+    rows["all"] = columns[1:]
     lines = []
     for name, (share, best, matched, right) in rows.items():
         median = share.median().item()
-        counts = [(best > COVERED).sum(), (matched > COVERED).sum(), right.sum()]
+        counts = [(best > COVERED_IOU).sum(), (matched > COVERED_IOU).sum(), right.sum()]
         lines.append([name, len(share), f"{median:.2%}", round(median * num_points)])
         lines[-1] += [f"{int(n)} ({int(n) / len(share):.0%})" for n in counts]
     head = ["class", "segments", "median area", "points", "some query", "its query", "class"]
@@ -100,11 +106,13 @@ def run(args: argparse.Namespace) -> None:
     if not isinstance(model, PanopticExtMaskFormer):
         raise ConfigError(f"the model is {type(model).__name__}, expected a Mask2Former")
     loader = islice(iter(Trainer.build_train_loader(cfg)), args.batches)
-    found = [row for batch in tqdm(loader, total=args.batches) for row in look_at(model, batch)]
+    images = [
+        image for batch in tqdm(loader, total=args.batches) for image in coverage_of(model, batch)
+    ]
     names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).stuff_classes
     names = [names[i] for i in model.class_ids.tolist()]
-    print(f"\n{len(found)} images of {cfg.DATASETS.TEST[0]}, IoU above {COVERED}\n")
-    print(table_of(found, names, cfg.MODEL.MASK_FORMER.TRAIN_NUM_POINTS))
+    print(f"\n{len(images)} images of {cfg.DATASETS.TEST[0]}, IoU above {COVERED_IOU}\n")
+    print(table_of(images, names, cfg.MODEL.MASK_FORMER.TRAIN_NUM_POINTS))
 
 
 def main() -> int:

@@ -1,19 +1,22 @@
-"""Whether a change of the code keeps results bit for bit: record before, compare after.
+"""Check that a change of the code keeps results bit for bit: record before, compare after.
 
     PYTHONPATH=OLD_TREE OMP_NUM_THREADS=1 python benchmarks/same_results.py record FOLDER
     PYTHONPATH=NEW_TREE OMP_NUM_THREADS=1 python benchmarks/same_results.py compare FOLDER
         [--only losses maps/efficientps ...] [--workers 2] [--allow KEY ...]
 
-Parts: "losses" of 20 iterations of each model; "maps", all outputs of each model and fusion on
-photographs and micrographs; "pq", the evaluators' results on the recorded maps; "configs", all
-that are shipped; "state", tensors with their first values. `record` first makes "weights" by short
-trainings, which FOLDER keeps for every comparison. panoptic_ext, its configs and its tools are
-those of PYTHONPATH, or else of this repository. The data are in $PANOPTIC_EXT_SHARED, or in
-../shared/data beside it.
+The parts are
+- "losses": the losses of 20 iterations of each model,
+- "maps": all outputs of each model and fusion on photographs and micrographs,
+- "pq": the evaluators' results on the recorded maps,
+- "configs": all shipped configs,
+- "state": the tensors of each model with their initial values.
+`record` first makes "weights" by short trainings, which FOLDER keeps for every comparison.
+panoptic_ext, its configs and its tools are those of PYTHONPATH, or else of this repository. The
+data are in $PANOPTIC_EXT_SHARED, or in the folder shared/data beside the repository.
 
-Exit code of `compare`: 0 all equal, 1 a difference. Keys of the config that were added or removed
-are listed and are no difference, nor are other values of the keys of --allow. Numbers depend on the
-processor and on torch: compare on the machine that recorded.
+The exit code of `compare` is 0 if all is equal, else 1. Config keys that were added or removed are
+listed, but are no difference; nor are other values of the keys of --allow. Numbers depend on the
+processor and on torch, so compare on the machine that recorded.
 """
 
 from __future__ import annotations
@@ -55,16 +58,16 @@ PARTS: dict[str, Any] = {
     "configs": (jobs.record_configs, {name: name for name in CONFIGS}),
     "state": (jobs.record_state, {name: name for name in STATE}),
 }
-"""Part -> the function that makes a record, and its argument for each item; in this order."""
+"""Part -> the function that makes a record, and its argument for each item. Run in this order."""
 
 
 class Job(NamedTuple):
     """One item to record.
 
     Attributes:
-        part, name: of the item.
-        recorded: folder that is read.
-        output: folder that the record is written into.
+        part, name: the item.
+        recorded: folder of the records that the item reads.
+        output: folder into which its record is written.
         data: folder of the data sets.
     """
 
@@ -76,7 +79,7 @@ class Job(NamedTuple):
 
 
 class Done(NamedTuple):
-    """How a job ended: `error` is "" or a traceback."""
+    """A job that has ended, and its traceback or ""."""
 
     job: Job
     seconds: float
@@ -84,7 +87,7 @@ class Done(NamedTuple):
 
 
 def run_job(job: Job) -> Done:
-    """Record one item; it runs in a process of its own."""
+    """Record one item, in a separate process."""
     started = time.perf_counter()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -123,8 +126,8 @@ def run_jobs(
 
 def link_data(folder: Path) -> Path:
     """A folder for DETECTRON2_DATASETS: photographs, micrographs, and data sets without images."""
-    given = os.environ.get("PANOPTIC_EXT_SHARED")
-    shared = Path(given) if given else ROOT.parent / "shared" / "data"
+    setting = os.environ.get("PANOPTIC_EXT_SHARED")
+    shared = Path(setting) if setting else ROOT.parent / "shared" / "data"
     for name in ("facade", "nuclei"):
         if not (shared / name).is_dir():
             sys.exit(f"error: {shared / name} is missing; set PANOPTIC_EXT_SHARED to its folder")
@@ -136,18 +139,18 @@ def link_data(folder: Path) -> Path:
 
 
 def chosen(args: argparse.Namespace) -> list[tuple[str, str]]:
-    """Parts and names of the items of --only, without weights that are there."""
+    """Parts and names of the items of --only, without weights that have been made already."""
     wanted = tuple(args.only) or ("",)
     names = [(part, name) for part, (_, items) in PARTS.items() for name in items]
     names = [pair for pair in names if "/".join(pair).startswith(wanted)]
     if args.command == "compare":
         return [pair for pair in names if pair[0] != "weights"]
-    there = {path.stem for path in (args.folder / "weights").glob("*.pth")}
-    return [pair for pair in names if pair[0] != "weights" or pair[1] not in there]
+    made = {path.stem for path in (args.folder / "weights").glob("*.pth")}
+    return [pair for pair in names if pair[0] != "weights" or pair[1] not in made]
 
 
 def record_all(args: argparse.Namespace) -> int:
-    """Write records into the folder; 1 where one failed."""
+    """Write the records into the folder; the exit code is 1 if one failed."""
     args.folder.mkdir(parents=True, exist_ok=True)
     failed = 0
     for done in run_jobs(chosen(args), args, args.folder):
@@ -159,9 +162,9 @@ def record_all(args: argparse.Namespace) -> int:
 
 
 def compare_all(args: argparse.Namespace) -> int:
-    """Record anew and print a table; 1 where something differs."""
-    there = args.folder / "machine.json"
-    before = json.loads(there.read_text()) if there.is_file() else {}
+    """Record again and print a table of differences; the exit code is 1 if there are any."""
+    machine_file = args.folder / "machine.json"
+    before = json.loads(machine_file.read_text()) if machine_file.is_file() else {}
     for key, value in machine().items():
         if before.get(key) != value:
             print(f"Recorded with {key} {before.get(key)}, compared with {value}")
@@ -182,7 +185,7 @@ def compare_all(args: argparse.Namespace) -> int:
 
 
 def compare_one(done: Done, args: argparse.Namespace, notes: Counter[str]) -> tuple[bool, str]:
-    """Whether an item is equal, and its cell of the table; what is noted goes into `notes`."""
+    """Whether an item is equal, and its cell of the table; adds its notes to `notes`."""
     name = f"{done.job.part}/{done.job.name}"
     recorded = jobs.record_file(done.job.part, done.job.name, args.folder)
     if done.error:
@@ -191,15 +194,15 @@ def compare_one(done: Done, args: argparse.Namespace, notes: Counter[str]) -> tu
     if not recorded.is_file():
         return False, f"not recorded in {args.folder}"
     today: Record = load(jobs.record_file(done.job.part, done.job.name, done.job.output))
-    found = compare(load(recorded), today, args.allow)
-    notes.update(found.notes)
-    for line in found.differences[: args.most]:
+    comparison = compare(load(recorded), today, args.allow)
+    notes.update(comparison.notes)
+    for line in comparison.differences[: args.most]:
         print(f"{name}: {line}", file=sys.stderr)
-    return not found.differences, found.text()
+    return not comparison.differences, comparison.text()
 
 
 def machine() -> dict[str, str]:
-    """What numbers depend on beside the code."""
+    """Properties of the machine on which the numbers depend."""
     return {
         "torch": torch.__version__,
         "numpy": np.__version__,

@@ -1,6 +1,7 @@
-"""What same_results.py records: configs with the keys that differ from the shipped files.
+"""The items that same_results.py records: shipped configs, with other values of some keys.
 
-Keys that a version does not have are left out there. Images are small, so that all takes minutes.
+Keys that a version of the code does not have are left out. Images are small, so that all items
+together take minutes.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from typing import Any, NamedTuple
 
 
 class Item(NamedTuple):
-    """A config and what differs from it.
+    """A config, with the keys that get other values.
 
     Attributes:
-        config: below the folder `configs` of the tree.
+        config: path below the folder `configs` of the tree.
         changes: full key -> value.
-        weights: of WEIGHTS; "" for none.
+        weights: key of WEIGHTS; "" for none.
     """
 
     config: str
@@ -70,7 +71,7 @@ def _weights() -> dict[str, Item]:
 
 
 WEIGHTS = _weights()
-"""Short trainings; each has the learned fusion where the model takes one, which others ignore."""
+"""Short trainings; models with a fusion train the learned one, which the other fusions ignore."""
 
 _SHAPES = {
     "DATASETS.SHAPES.NUM_TRAIN": 40,
@@ -89,7 +90,7 @@ _SHORT = {
     "SOLVER.MAX_ITER": 20,
     "SOLVER.WARMUP_ITERS": 5,
 }
-_LEARNED_QUERIES = {  # what the published configs have where the small ones differ
+_LEARNED_QUERIES = {  # the published configs' values, where the small configs differ
     "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "MultiScaleMaskedTransformerDecoder",
     "MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT": 0.0,
     "MODEL.MASK_FORMER.BOX_SAMPLE_RATIO": 0.0,
@@ -126,7 +127,7 @@ LOSSES = {
 }
 
 FUSIONS = ("hadamard", "heuristic", "heuristic_detectron2", "upsnet", "spatial_ranking")
-# So short a training is not sure of anything.
+# Low thresholds, because so short a training gives low scores.
 _EFFICIENTPS = {
     **_SMALL,
     "MODEL.PANOPTIC_FUSION.SCORE_THRESHOLD": 0.3,

@@ -1,7 +1,7 @@
-"""The work of same_results.py: each function makes the record of one item.
+"""Functions of same_results.py that each make the record of one item.
 
-Only interfaces that stay are used: configs, the names imported below from panoptic_ext and from
-Detectron2, tools/evaluate_panoptic.py, and COCO panoptic JSON and PNG.
+They use only interfaces that do not change: configs, the names imported below from panoptic_ext and
+from Detectron2, tools/evaluate_panoptic.py, and COCO panoptic JSON and PNG.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from panoptic_ext.engine import Checkpointer, Trainer, build_test_loader, load_c
 
 TREE = Path(panoptic_ext.__file__).resolve().parents[1]
 SUBSET = "same_results_val"  # the data set of the images that are predicted
-_ALL_FREE = ("DATASETS.PANOPTIC.",)  # below it any key is known
+_FREE_SECTIONS = ("DATASETS.PANOPTIC.",)  # any key is valid in them
 _PATHS = ("evaluation.json",)  # files of an evaluation that repeat the config
 
 
 class Places(NamedTuple):
-    """Folders.
+    """The folders of a job.
 
     Attributes:
-        recorded: weights and predictions that are kept.
-        scratch: of one item alone.
+        recorded: weights and predictions of `record`.
+        scratch: temporary files of this item only.
         data: the data sets.
-        left_out: keys that this version does not have are added to it.
+        left_out: list to which keys are added that this version of the code does not have.
     """
 
     recorded: Path
@@ -56,7 +56,7 @@ class Places(NamedTuple):
 
 
 def make_weights(name: str, places: Places) -> Record:
-    """Train a model shortly, on the images that are predicted, and keep its weights."""
+    """Train a model for a short time, on the images that it will predict, and save its weights."""
     blocks = subset_of(WEIGHTS[name], places)
     cfg = read_config(WEIGHTS[name], places, {**blocks, **TRAINING, "DATASETS.TRAIN": [SUBSET]})
     trainer, record = train(cfg)
@@ -94,7 +94,7 @@ def record_maps(item: Item, places: Places) -> Record:
 
 
 def record_pq(name: str, places: Places) -> Record:
-    """Live evaluators and file evaluator on recorded predictions."""
+    """Results of the evaluators within a run and of the file evaluator, on recorded predictions."""
     predictions = nested(load(places.recorded / "maps" / f"{name}.npz"))
     item = MAPS[name]
     changes = subset_of(item, places)
@@ -160,7 +160,7 @@ def read_config(item: Item, places: Places, more: dict[str, Any], output: bool =
 
 def is_known(cfg: CfgNode, key: str) -> bool:
     """Whether a version has a key."""
-    if key.startswith(_ALL_FREE):
+    if key.startswith(_FREE_SECTIONS):
         return True
     node: Any = cfg
     for name in key.split("."):
@@ -228,10 +228,10 @@ def subset_of(item: Item, places: Places) -> dict[str, Any]:
 
 
 def record_of_output(output: dict[str, Any], image_id: str) -> Record:
-    """All that a model gave for one image.
+    """All outputs of a model for one image.
 
-    Of "sem_seg" these are the best classes, a checksum of the scores, and some scores, for the size
-    of a difference.
+    "sem_seg" is recorded as the best classes, a checksum of the scores, and some of the scores,
+    which show the size of a difference.
     """
     result: dict[str, Any] = {}
     if output.get("panoptic_seg") is not None:
@@ -262,7 +262,7 @@ def of_field(value: Any) -> Any:
 
 
 class Replay(nn.Module):
-    """A model that gives recorded predictions."""
+    """A model that returns recorded predictions."""
 
     def __init__(self, predictions: dict[str, Any]) -> None:
         super().__init__()
@@ -332,7 +332,7 @@ def record_of_files(folder: Path, prefix: str, places: Places) -> Record:
 def evaluate_files(
     predictions: dict[str, Any], truth: Path, png_root: str, places: Places
 ) -> dict[str, Any]:
-    """The result of tools/evaluate_panoptic.py on the predictions, written here."""
+    """Write the predictions as files; the result of tools/evaluate_panoptic.py on them."""
     categories = {c["name"]: c["id"] for c in json.loads(truth.read_text())["categories"]}
     names = MetadataCatalog.get(SUBSET).stuff_classes
     folder = places.scratch / "predictions"
@@ -362,7 +362,7 @@ def evaluate_files(
 
 
 def write_stub_data_sets(root: Path) -> None:
-    """JSONs with classes alone, for configs of data sets that are not here."""
+    """Write JSONs without images, for configs of data sets that are not on this machine."""
     for template, splits, classes, things in (
         ("ADEChallengeData2016/ade20k_panoptic_{}.json", ("train", "val"), 150, 100),
         ("ADEChallengeData2016/ade20k_instance_{}.json", ("train", "val"), 100, 100),

@@ -1,4 +1,4 @@
-"""Records of same_results.py: flat, kept in one file each, compared bit for bit.
+"""Records of same_results.py: make them flat, save them in one file each, compare them.
 
 A record maps a path such as "12/segments_info/3/score" to an array, or to what JSON can hold.
 """
@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 Record = dict[str, Any]
-CFG = "cfg/"  # keys below it may be added and removed
-_VALUES = "values"  # the entry of a file that holds all but the arrays
+CFG = "cfg/"  # the beginning of paths that may be added and removed
+_VALUES = "values"  # the entry of a file that holds everything but the arrays
 _MISSING = object()
 
 
@@ -78,13 +78,13 @@ def load(path: Path) -> Record:
 
 @dataclass
 class Comparison:
-    """What two records of one item differ in.
+    """The differences of two records of one item.
 
     Attributes:
         differences: a line for each path that differs.
-        notes: the same of keys of cfg that one of them alone has, or whose values may differ.
-        largest: the largest relative difference of their numbers.
-        size: paths compared.
+        notes: a line for each config key that only one of the records has or that may differ.
+        largest: the largest relative difference of the numbers.
+        size: number of paths that were compared.
     """
 
     differences: list[str] = field(default_factory=list)
@@ -105,28 +105,28 @@ def compare(before: Record, after: Record, allowed: Sequence[str] = ()) -> Compa
     """Compare two records of one item.
 
     Args:
-        before: the recorded one.
-        after: the one of today.
-        allowed: keys of cfg whose values may differ.
+        before: the record of the earlier code.
+        after: the record of today's code.
+        allowed: config keys whose values may differ.
     """
-    found = Comparison()
+    comparison = Comparison()
     for path in {**before, **after}:
-        found.size += 1
+        comparison.size += 1
         old, new = before.get(path, _MISSING), after.get(path, _MISSING)
         one_sided = old is _MISSING or new is _MISSING
         if one_sided:
             text = "removed" if new is _MISSING else "added"
         else:
             text, relative = _difference(old, new)
-            found.largest = max(found.largest, relative)
+            comparison.largest = max(comparison.largest, relative)
         if not text:
             continue
         noted = path.startswith(CFG) and (one_sided or path.rpartition("/")[2] in allowed)
         if noted:
-            found.notes.append(f"{path.rpartition('/')[2]}: {text}")
+            comparison.notes.append(f"{path.rpartition('/')[2]}: {text}")
         else:
-            found.differences.append(f"{path}: {text}")
-    return found
+            comparison.differences.append(f"{path}: {text}")
+    return comparison
 
 
 def _difference(old: Any, new: Any) -> tuple[str, float]:
@@ -164,7 +164,7 @@ def _relative(old: float, new: float) -> float:
 
 
 def _plain(value: Any, path: str) -> Any:
-    """What a record can hold."""
+    """The value as a record can hold it."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, (np.ndarray, np.generic)):

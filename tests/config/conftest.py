@@ -1,4 +1,4 @@
-"""Data sets that hold no more than what shipped configs ask of them."""
+"""Data sets that hold only what shipped configs need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A config that notes which of its keys are read."""
+"""A config that records which of its keys are read."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def with_main_keys(text: str, **values: object) -> dict:
 
 
 def write_run(folder: Path, **values: object) -> str:
-    """A run's config.yaml as main leaves it; its path."""
+    """The path of a run's config.yaml as main writes it."""
     content = with_main_keys(without_main_keys().dump(), **values)
     content["SOLVER"]["MAX_ITER"] = 7
     path = folder / "config.yaml"

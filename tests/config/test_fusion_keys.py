@@ -1,4 +1,4 @@
-"""MODEL.PANOPTIC_FUSION: who reads it, who refuses it, and runs from before."""
+"""MODEL.PANOPTIC_FUSION: models that read it, models that refuse it, and configs of older runs."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def numbers(cfg: CfgNode) -> dict[str, Any]:
 
 
 def num_classes(model: torch.nn.Module) -> int:
-    """Of the queries (without "no object"), or of the semantic head."""
+    """Number of classes of the queries (without "no object"), or of the semantic head."""
     if hasattr(model, "criterion"):
         return model.criterion.num_classes
     return model.sem_seg_head.predictor.out_channels

@@ -119,7 +119,7 @@ BOMB = "a: &a {x: 1}\n" + "".join(
 def test_hostile_yaml_is_one_short_error(
     tmp_path: Path, text: str, message: str, in_base: bool
 ) -> None:
-    """These were tracebacks, or gigabytes of memory."""
+    """These texts once ended in tracebacks, or took gigabytes of memory."""
     path = write(tmp_path, "a.yaml", text)
     if in_base:
         path = write(tmp_path, "b.yaml", "_BASE_: a.yaml\n")
@@ -150,7 +150,7 @@ def test_a_key_of_a_thousand_parts_is_unknown() -> None:
 def test_a_key_given_twice_with_one_value_is_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The published COCO panoptic files do so."""
+    """The published COCO panoptic files give a key twice with the same value."""
     text = "SOLVER:\n  STEPS: [3, 4]\n  MAX_ITER: 9\n  STEPS: [3, 4]\n"
     assert merged(write(tmp_path, "a.yaml", text)).SOLVER.STEPS == (3, 4)
     (line,) = caplog.messages

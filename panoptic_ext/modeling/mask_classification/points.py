@@ -67,7 +67,7 @@ def common_points(target: MaskTargets, num_points: int, box_ratio: float, draws:
     if not num_in_boxes:
         return anywhere
     rounds = -(-num_in_boxes // len(target))
-    # Round by round, one point for each box: what is cut off is points of the last round only.
+    # Ordered by rounds of one point in each box, so that only points of the last round are cut off.
     in_boxes = points_in_boxes(target.boxes(), draws * rounds).transpose(0, 1)
     in_boxes = in_boxes.reshape(draws, -1, 2)[:, :num_in_boxes]
     return torch.cat((anywhere, in_boxes), dim=1)

@@ -1,4 +1,4 @@
-"""Targets of mask classification: mapped training images -> what the queries have to find.
+"""Targets of mask classification: mapped training images -> masks that queries have to find.
 
 Shapes: H x W the padded batch, h x w one image in it or the cells of a smaller map, K classes of
 the data set, N targets, M chosen ones, P points. Points are (x, y) in [0, 1] of the padded batch;

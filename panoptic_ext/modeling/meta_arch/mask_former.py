@@ -76,7 +76,7 @@ class PanopticExtMaskFormer(MetaArchitecture, nn.Module):
         size_divisibility: batches are padded to a multiple of this many pixels.
         class_ids: the contiguous id of each class of the head.
         num_dataset_classes: K.
-        task: one of `TASKS`, which decides what the targets are; see `build_mask_targets`.
+        task: one of `TASKS`, which chooses the targets; see `build_mask_targets`.
         ignore_value: void in the ground truth "sem_seg".
         deep_supervision: also apply the losses to the predictions before the last layer.
         semantic_classifier: mask_features -> logits of the auxiliary semantic loss

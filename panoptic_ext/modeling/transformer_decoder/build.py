@@ -71,7 +71,7 @@ def transformer_decoder_class(cfg: Any) -> type[TransformerDecoder]:
     """The class that MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME names.
 
     Raises:
-        ConfigError: unknown name, or what is registered is no `TransformerDecoder`.
+        ConfigError: the name is unknown, or it is registered for no `TransformerDecoder`.
     """
     name = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
     key = "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME"

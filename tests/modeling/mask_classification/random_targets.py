@@ -1,4 +1,4 @@
-"""Targets at random, in both of their forms."""
+"""Random targets, in both of their forms."""
 
 from __future__ import annotations
 

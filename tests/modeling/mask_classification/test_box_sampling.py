@@ -40,7 +40,7 @@ def test_points_lie_in_the_enlarged_box_and_in_the_image():
 
 @pytest.mark.parametrize("ratio", [0.5, 1.0])
 def test_a_perfect_mask_of_the_whole_image_costs_no_more_than_published(ratio):
-    """Points on the very border would: sampling halves both mask and target there."""
+    """No point lies on the image's border, where sampling would halve both mask and target."""
     target = IdMapTargets(torch.tensor([0]), torch.ones(64, 64, dtype=torch.int32))
     logits = torch.tensor([[[9.0] + [-9.0] * CLASSES]])
     outputs = DecoderOutputs(logits, torch.full((1, 1, 16, 16), 8.0))
@@ -88,7 +88,8 @@ def test_losses_train_with_points_in_boxes(ratio, counts):
 
 
 def test_a_small_target_that_nothing_covers_costs_its_full_dice():
-    """With points anywhere the smoothing forgives it: hardly one of 256 meets its four pixels."""
+    """With points drawn anywhere, hardly one of 256 falls on the four pixels of the target, and the
+    smoothing of Dice hides the wrong mask."""
     target = small_and_large()
     logits = torch.full((1, 2, CLASSES + 1), -9.0)
     logits[0, [0, 1], [0, 1]] = 9.0

@@ -71,7 +71,7 @@ def test_no_ground_truth_trains():
 
 @pytest.mark.parametrize("overlapping", [False, True])
 def test_losses_equal_the_naive_ones(monkeypatch, overlapping):
-    """Points at all pixel centres, so that chance is out of the game."""
+    """Points at all pixel centres, so that nothing is random."""
     rows, columns = torch.meshgrid(torch.arange(8), torch.arange(10), indexing="ij")
     points = torch.stack(((columns + 0.5) / 10, (rows + 0.5) / 8), -1).reshape(1, -1, 2)
     monkeypatch.setattr(

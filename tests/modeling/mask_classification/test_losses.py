@@ -98,7 +98,7 @@ def test_no_mask_gives_zero_with_a_gradient():
 
 @pytest.mark.parametrize("objects", [0, 1])
 def test_class_loss_without_a_weight_of_no_object(objects):
-    """Without an object too the weights sum to 0: 0 with a gradient of 0, not NaN."""
+    """Without an object the weights sum to 0: the loss is 0 with a gradient of 0, not NaN."""
     logits = torch.tensor([[[2.0, 1.0, -1.0], [0.5, 3.0, 60.0]]], requires_grad=True)
     classes = torch.tensor([[0 if objects else 2, 2]])
     loss = classification_loss(logits, classes, empty_class_weight(2, 0.0))

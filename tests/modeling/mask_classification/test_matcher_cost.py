@@ -26,7 +26,7 @@ UNEQUAL = {"class_weight": 3.0, "mask_weight": 0.5, "dice_weight": 7.0}
 
 
 class ValuesAtPoints(PlaneTargets):
-    """Targets known at the points alone, where they may have any value from 0 to 1."""
+    """Targets that are defined at the points alone, with any value from 0 to 1."""
 
     def __init__(self, labels, values):
         super().__init__(labels, values[:, None] > 0.5, "points")
@@ -67,7 +67,7 @@ def shared_centres(_, count, __, draws=1):
 
 @pytest.fixture
 def fixed_points(monkeypatch):
-    """Matcher and criterion look at the pixel centres instead of random points."""
+    """Matcher and criterion compare masks at the pixel centres instead of random points."""
     monkeypatch.setattr(matcher_module, "common_points", shared_centres)
     monkeypatch.setattr(
         criterion_module,

@@ -1,4 +1,4 @@
-"""How much the losses ask of a GPU, where it waited for 2082 small operations a step."""
+"""Number of GPU operations of the losses; a step once launched 2082 small ones."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def make_criterion(**matching: bool) -> SetCriterion:
 
 
 def count(outputs: int, images: int, **matching: bool) -> tuple[OperationCounts, OperationCounts]:
-    """Of the losses and of their gradients."""
+    """Count the operations of the losses and of their gradients."""
     predictions, targets, _ = make(outputs, images)
     with OperationCounts() as forward:
         losses = make_criterion(**matching)(predictions, targets)
@@ -97,7 +97,7 @@ def test_placed_queries_make_the_host_wait_no_more_often():
 
 @pytest.mark.parametrize("shared_points", [False, True])
 def test_outputs_one_by_one_or_together_have_the_same_losses(monkeypatch, shared_points):
-    """At points that are the same for each mask, as the order of the draws differs."""
+    """All masks use the same points, because the order of the draws differs."""
     monkeypatch.setattr(torch, "rand", lambda *shape, **_: _spread(shape))
     results = []
     for values in (1, 2**30):

@@ -1,4 +1,4 @@
-"""What placed queries learn from: the map of centres, its loss, and who may be matched to whom."""
+"""Targets of placed queries: the map of centres, its loss, and which pairs may be matched."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def as_masks(target):
 
 
 def matched(outputs, target, places):
-    """Query of each target."""
+    """The query that each target is matched to."""
     avoided = [outside_target(places, target)]
     queries, targets = HungarianMatcher(num_points=500)([outputs], [target], avoided)[0][0]
     return dict(zip(targets.tolist(), queries.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""Masks computed where the loss looks, against masks computed everywhere."""
+"""Masks computed only where the loss reads them equal masks computed everywhere."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_matched_masks():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision(dtype):
-    """Products in the type of the embeddings, all that follows in float32."""
+    """Masks are products in the dtype of the embeddings; everything after them is float32."""
     both = make(1, 4, (5, 5), 1, 0, dtype=dtype)
     targets = make_targets(1, (20, 20), 3, 0)
     (dense, wanted), (lazy, found) = (loss_and_gradients(*side, targets, 1) for side in both)
@@ -137,7 +137,7 @@ def test_low_precision(dtype):
 
 @pytest.mark.parametrize("rows", [[2, 0], []])
 def test_features_and_embeddings_of_different_types(rows):
-    """A pixel decoder of a user's may stay in float32 under autocast."""
+    """A user's pixel decoder may stay in float32 under autocast."""
     features = torch.randn(1, CHANNELS, 4, 4, requires_grad=True)
     embed = torch.randn(1, 3, CHANNELS, dtype=torch.bfloat16, requires_grad=True)
     outputs = [Predictions(torch.zeros(1, 3, CLASSES + 1), QueryMasks(embed, features))]

@@ -1,4 +1,4 @@
-"""What architectures say of themselves: panoptic_ext's, Detectron2's and third parties'."""
+"""Attributes of meta-architectures: panoptic_ext's, Detectron2's and third parties'."""
 
 from __future__ import annotations
 

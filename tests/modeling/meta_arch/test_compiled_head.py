@@ -42,7 +42,7 @@ def check_inductor(device, tolerance):
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    """What an earlier run compiled would be found, and nothing be tested."""
+    """Without an empty cache, the code of an earlier run would be used, and nothing be tested."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

@@ -1,4 +1,4 @@
-"""A model that trains learns one batch by heart: a wrong loss hides behind a falling curve."""
+"""A model overfits one batch. This finds wrong losses, which a falling curve does not show."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def test_a_checkpoint_says_version_2_of_head_and_predictor(model):
 @pytest.mark.parametrize("version", [None, 1, 2])
 @pytest.mark.parametrize("has_old_names", [False, True])
 def test_names_and_not_the_version_tell_old_checkpoints(model, version, has_old_names):
-    """Ours said version 1 with today's names."""
+    """Older checkpoints of panoptic_ext have version 1 with today's names."""
     head = model.sem_seg_head
     weights, versions = OrderedDict(head.state_dict()), {"": {}, "predictor": {}}
     if version is not None:

@@ -249,7 +249,7 @@ def test_padding_is_to_the_largest_of_the_batch(model):
 
 
 class PlainDecoder(masked_transformer_decoder.MultiScaleMaskedTransformerDecoder):
-    """As a user may have written it: it gives masks, not what computes them."""
+    """A user's decoder that returns dense masks instead of `QueryMasks`."""
 
     def forward(self, multi_scale_features, mask_features, *, aux):
         outputs = super().forward(multi_scale_features, mask_features, aux=aux)
@@ -258,7 +258,7 @@ class PlainDecoder(masked_transformer_decoder.MultiScaleMaskedTransformerDecoder
 
 
 class PublishedDecoder(PlainDecoder):
-    """One that returns a dict, as the published code does."""
+    """A decoder that returns a dict, as the published code does."""
 
     def forward(self, multi_scale_features, mask_features, *, aux):
         outputs = super().forward(multi_scale_features, mask_features, aux=aux)

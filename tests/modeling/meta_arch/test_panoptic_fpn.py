@@ -1,4 +1,4 @@
-"""UnifiedPanopticFPN: contiguous ids outside, Detectron2's model and merging inside."""
+"""UnifiedPanopticFPN: contiguous ids in inputs and outputs; model and merging are Detectron2's."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ DIM, HEADS = 12, 3
 
 
 def naive_attention(layer, query, key, value, allowed):
-    """One image: lists of vectors; `allowed[q]` is the set of keys that query q may look at."""
+    """One image: lists of vectors; `allowed[q]` is the set of keys that query q may attend to."""
     size = DIM // HEADS
     weight, bias = layer.in_proj_weight.double(), layer.in_proj_bias.double()
     rows = []

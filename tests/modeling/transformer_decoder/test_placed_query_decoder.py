@@ -1,4 +1,4 @@
-"""PlacedQueryTransformerDecoder: its windows, places, parameters, and that it tells twins apart."""
+"""PlacedQueryTransformerDecoder: windows, places, parameters, and separation of equal objects."""
 
 from __future__ import annotations
 

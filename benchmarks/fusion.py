@@ -335,8 +335,8 @@ def print_memory(options: argparse.Namespace) -> None:
             if side == "dense hadamard" and count > 100:
                 cells.append("")  # tens of GiB
                 continue
-            given = json.dumps([side, count, options.device, options.threads])
-            command = [sys.executable, __file__, "--measure", given]
+            arguments = json.dumps([side, count, options.device, options.threads])
+            command = [sys.executable, __file__, "--measure", arguments]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             cells.append(f"{float(done.stdout.split()[-1]):.0f}")
         print(f"| {side} | {' | '.join(cells)} |", flush=True)

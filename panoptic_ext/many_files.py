@@ -122,7 +122,7 @@ def explain_failure(error: BaseException) -> str:
     """The reason for the failure of a file, in one line of bounded length."""
     text = " ".join(str(error).split())
     if any(isinstance(e, torch.OutOfMemoryError) for e in (error, error.__cause__)):
-        torch.cuda.empty_cache()  # else the next image could fail for lack of memory too
+        torch.cuda.empty_cache()  # frees what the failed image used, for the next one
     if isinstance(error, MemoryError) or any(part in text for part in _OUT_OF_MEMORY):
         text = f"needs more memory than there is; use a smaller copy of it ({text or 'no details'})"
     elif isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:

@@ -1,4 +1,4 @@
-"""Files written aside: what a killed process left is removed, what a live one writes is not."""
+"""Temporary files: those of a killed process are removed, those of a live one are not."""
 
 from __future__ import annotations
 

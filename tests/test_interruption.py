@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: noted once, and handlers of others are left alone."""
+"""Ctrl-C and SIGTERM: the first one is a request; handlers of other code stay."""
 
 from __future__ import annotations
 

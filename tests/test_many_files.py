@@ -1,4 +1,4 @@
-"""One of many files fails, the rest goes on."""
+"""A file that fails does not stop the others."""
 
 from __future__ import annotations
 

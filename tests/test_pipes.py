@@ -1,4 +1,4 @@
-"""No reader waits for a named pipe that stands in a file's place."""
+"""No reader waits for a named pipe at the path of a file."""
 
 from __future__ import annotations
 

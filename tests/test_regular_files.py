@@ -1,4 +1,4 @@
-"""Files are looked at before they are opened."""
+"""Files are checked before they are opened."""
 
 from __future__ import annotations
 

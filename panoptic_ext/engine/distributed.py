@@ -38,10 +38,10 @@ def under_torchrun() -> bool:
     Raises:
         ConfigError: one of these variables cannot be used; the message names it.
     """
-    given = [name for name in ("RANK", "WORLD_SIZE") if name in os.environ]
-    if given:
-        _check_variables(complete=len(given) == 2)
-    return len(given) == 2
+    present = [name for name in ("RANK", "WORLD_SIZE") if name in os.environ]
+    if present:
+        _check_variables(complete=len(present) == 2)
+    return len(present) == 2
 
 
 def check_workers(cfg: CfgNode, world_size: int) -> None:

@@ -1,4 +1,4 @@
-"""Training with a gradient scaler (SOLVER.AMP), on the CPU's."""
+"""Training with a gradient scaler (SOLVER.AMP), on the CPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REAL = torch.amp.GradScaler
 
 @pytest.fixture
 def cpu_scaler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every scaler is the CPU's, small enough to change within a few steps."""
+    """Every gradient scaler is one for the CPU, with a scale that changes within a few steps."""
     monkeypatch.setattr(
         torch.amp,
         "GradScaler",
@@ -71,7 +71,7 @@ def test_a_checkpoint_without_scale_starts_one(tmp_path: Path) -> None:
 
 
 class Overflow(nn.Module):
-    """Its loss is finite, its scaled gradient is not."""
+    """A model whose loss is finite and whose scaled gradient is not."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Evaluation: what a config asks for and evaluation does not do is said once."""
+"""Evaluation: one warning for test-time augmentation; earlier results are kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run will take is said early, and bfloat16 that is slower here is named."""
+"""The duration of a run is logged early, and a warning names bfloat16 if it is slow here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images that do not fit into memory: what they need and what would do."""
+"""Errors about images that do not fit into memory: what they need and how to mend it."""
 
 from __future__ import annotations
 

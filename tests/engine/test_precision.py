@@ -38,7 +38,7 @@ def amp_cfg(folder: Path, dtype: str = "bfloat16", test: str = "", **solver: Any
 
 
 class Spy(nn.Module):
-    """Keeps the dtype of autocast, None outside of it, at each call."""
+    """Records the dtype of autocast at each call; None outside of autocast."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -203,11 +203,11 @@ MODELS = {
 
 
 class Interrupted(Exception):
-    """Stands for the end of a process."""
+    """Replaces the end of a process."""
 
 
 class Run(Trainer):
-    """Keeps the losses of each step, and dies where it is told to."""
+    """Records the losses of each step, and dies after a given one."""
 
     def __init__(self, cfg: CfgNode, die_after: int = -1) -> None:
         super().__init__(cfg)

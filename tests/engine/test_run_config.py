@@ -1,4 +1,4 @@
-"""From config to a checked run: classes from the data, and what cannot work said early."""
+"""From config to a checked run: classes from the data, early errors for what cannot work."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_data_set_chosen_over_a_base_file_wins_over_its_number_of_classes(
 def test_a_wrong_number_beside_its_data_set_in_a_base_is_an_error_that_can_be_mended(
     opts: list[str], tmp_path: Path
 ) -> None:
-    """The key cannot be left out of a `_BASE_`, so it is set over it."""
+    """A key cannot be left out of a `_BASE_`, so the data set's number replaces it."""
     names = "DATASETS: {TRAIN: [engine_a], TEST: [engine_a]}\n"
     (tmp_path / "base.yaml").write_text(f"MODEL: {{SEM_SEG_HEAD: {{NUM_CLASSES: 9}}}}\n{names}")
     (tmp_path / "mine.yaml").write_text("_BASE_: base.yaml\nSEED: 1\n")

@@ -53,7 +53,7 @@ def test_other_value_errors_of_the_model_pass_through() -> None:
 
 
 class Diverged(nn.Module):
-    """A model that calls something with its weight, which is NaN unless told otherwise."""
+    """A model that calls a function with its weight, which is NaN by default."""
 
     def __init__(self, call: Any, weight: float = float("nan")) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ RPN = "Predicted boxes or scores contain Inf/NaN. Training has diverged."
     ],
 )
 def test_numbers_that_are_not_finite_in_the_forward_pass_are_named(call: Any, message: str) -> None:
-    """The error has iteration and images, whoever finds the numbers first."""
+    """The error has iteration and images, whichever code finds the numbers first."""
     model = Diverged(call)
     batch = [{"image_id": 5, "file_name": "a.jpg"}]
     step = TrainStep(model, [batch], torch.optim.SGD(model.parameters(), lr=0.1))

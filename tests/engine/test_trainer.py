@@ -25,7 +25,7 @@ from tests.tiny.training import TinyTrainer, tiny_cfg, tiny_mapper, tiny_records
 
 
 class Killed(BaseException):
-    """Stands for kill -9: nothing of the trainer runs after it."""
+    """Replaces kill -9: no code of the trainer handles it."""
 
 
 def trainer_of(cfg: CfgNode, *, resume: bool = False, kill_at: int | None = None) -> TinyTrainer:
@@ -279,7 +279,7 @@ def _two_workers(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_infinite_loss_of_one_worker_stops_both(tmp_path: Path) -> None:
-    """A worker without a loss does not leave the other one waiting."""
+    """A worker that cannot compute a loss does not leave the other one waiting."""
     multiprocessing.spawn(_two_workers, args=(str(tmp_path),), nprocs=2)
     for kind, message in (
         (BadTrainer, "at iteration 1, on worker 0: loss_a = inf with images 4 (4.jpg), 6 (6.jpg)"),
@@ -307,7 +307,7 @@ def test_metrics_of_iterations_to_come_are_dropped(tmp_path: Path) -> None:
 def test_several_workers_on_a_cpu_cannot_synchronise_norms(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torch's own error comes in the first step, without a word of the config."""
+    """torch's own error comes in the first step and does not name a config key."""
 
     class Synchronised(TinyTrainer):
         @classmethod

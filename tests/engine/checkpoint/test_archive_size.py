@@ -1,4 +1,4 @@
-"""Archives that unpack to far more than they are, refused before they are unpacked."""
+"""Archives that decompress to far more than their size are refused before that happens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights of a backbone alone: published Swin files in every form, Caffe2's, and what fits not."""
+"""Weights of a backbone alone: published Swin files in every form, Caffe2's, and misfits."""
 
 from __future__ import annotations
 

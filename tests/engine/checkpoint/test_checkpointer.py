@@ -1,4 +1,4 @@
-"""Checkpoints: atomic, found again after a kill, read without running them, fitted or refused."""
+"""Checkpoints: written atomically, found after a kill, read safely, loaded or refused."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def save_two(model: nn.Module, folder: Path) -> Checkpointer:
 
 
 def test_versions_of_modules_are_in_the_file(tmp_path: Path) -> None:
-    """Other code that reads the file goes by them."""
+    """Other code that reads the file relies on these versions."""
 
     class Versioned(nn.Linear):
         _version = 2
@@ -157,7 +157,7 @@ def test_kill_while_an_earlier_run_is_set_aside(
 
 
 class Renamer(nn.Module):
-    """A part that had other names once."""
+    """A module whose parameters had other names in earlier versions."""
 
     def __init__(self) -> None:
         super().__init__()

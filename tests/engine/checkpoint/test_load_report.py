@@ -1,4 +1,4 @@
-"""What a weight file lacks is summed up by module, not name by name."""
+"""The names that a weight file lacks are summed up by module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""--resume where a part of the checkpoint is damaged says which part, and what to do."""
+"""--resume from a checkpoint with a damaged part names the part and the ways to go on."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def register_instance_source(name: str, source: InstanceSource) -> None:
     """Register `source` under `name`; the same data set again changes nothing."""
     old = MetadataCatalog.get(name) if name in MetadataCatalog else None
     check_name(name, old, InstanceMetadata)
-    if name in DatasetCatalog:
+    if name in DatasetCatalog and old is not None:  # always, by `check_name`
         differences = source_differences(old.source, source)
         if differences:
             raise other_content(name, differences)

@@ -81,7 +81,7 @@ def register_source(name: str, source: PanopticSource, *, replace: bool = False)
     old = MetadataCatalog.get(name) if name in MetadataCatalog else None
     check_name(name, old, PanopticMetadata)
     ours = isinstance(old, PanopticMetadata)
-    if name in DatasetCatalog:
+    if name in DatasetCatalog and old is not None:  # always, by `check_name`
         differences = source_differences(old.source, source)
         if not differences:
             return

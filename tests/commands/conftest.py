@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from tests.tiny.combine_case import Case
-from tests.tiny.finished_run import finished_run
+from tests.tiny.finished_run import NAME, finished_run
 
 
 @pytest.fixture
@@ -16,8 +18,12 @@ def case(tmp_path: Path) -> Case:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a data set in `data` and the files of a training run in `run`."""
     folder = tmp_path_factory.mktemp("predict")
     finished_run(folder)
-    return folder
+    yield folder
+    # Another file's tests register a folder of their own under the same name.
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        if NAME in catalog.list():
+            catalog.remove(NAME)

@@ -1,8 +1,8 @@
 """Normalization with fixed statistics, folded into the convolution in front of it.
 
-conv(x, W) * s + b = conv(x, s W) + b: a pass over each feature map is saved, and with weights in
-channels_last layout the convolutions of a CPU run on blocks of channels. Names in the state dict,
-parameters and gradients stay as they are.
+conv(x, W) * s + b = conv(x, s W) + b. This saves a pass over each feature map, and with weights in
+channels_last layout the convolutions of a CPU process blocks of channels. Names in the state dict,
+parameters and gradients do not change.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ def fold_norms(module: nn.Module) -> nn.Module:
     """Make every Detectron2 convolution in `module` fold its norm wherever that is exact.
 
     Args:
-        module: changed in place; layers whose norm is no batch norm are left alone.
+        module: changed in place; layers whose norm is not a batch norm stay as they are.
 
     Returns:
         `module`.
     """
     for layer in module.modules():
+        # Not `isinstance`: a subclass of Conv2d may compute something else. Assigning the class
+        # keeps parameters, hooks and names.
         if type(layer) is Conv2d and isinstance(layer.norm, _FOLDABLE):
             layer.__class__ = FoldedConv2d
             layer.folded = layer.frozen = None
@@ -38,22 +40,24 @@ def fold_norms(module: nn.Module) -> nn.Module:
 class FoldedConv2d(Conv2d):
     """Detectron2's Conv2d for a norm that multiplies and adds constants.
 
-    A frozen norm is folded always; a batch norm in evaluation, where no gradient is asked for.
-    There the folded weights are kept until a parameter or a statistic changes, a state dict is
-    loaded, or `train()` or `eval()` is called, of this layer or of the model around it. In training
-    what a frozen norm multiplies and adds is kept as long: a step then costs one product a layer.
+    A frozen norm is always folded; a batch norm is folded in evaluation without gradients.
 
-    Call `model.eval()` after writing through `.data`, as codes that average weights do
-    (`parameter.data.copy_(average)`): torch counts no version there, so that nothing shows the
-    change. Writes to the parameter itself (`with torch.no_grad(): parameter.copy_(average)`) are
-    seen without it. Inference tensors have no version at all: they are folded in every call.
+    Without gradients, the folded weights are cached until a parameter or a statistic changes, a
+    state dict is loaded, or `train()` or `eval()` is called on this layer or on a model around it.
+    In training, the scale and shift of a frozen norm are cached in the same way, so that a step
+    costs one product per layer.
+
+    Call `model.eval()` after writing through `.data`, as weight-averaging code does
+    (`parameter.data.copy_(average)`): such writes do not change the tensor's version, so that the
+    cache cannot detect them. It does detect writes to the parameter itself (`with torch.no_grad():
+    parameter.copy_(average)`). Inference tensors have no version: they are folded in every call.
     """
 
     folded: tuple[tuple[Any, ...], Tensor, Tensor] | None
     frozen: tuple[tuple[Any, ...], Tensor, Tensor] | None
 
     def train(self, mode: bool = True) -> FoldedConv2d:
-        """As `nn.Module.train`, and so `eval`; forgets the folded weights."""
+        """As `nn.Module.train`, which `eval` calls, too; empties the cache."""
         self.folded = self.frozen = None
         return super().train(mode)
 
@@ -65,7 +69,7 @@ class FoldedConv2d(Conv2d):
         """As Detectron2's Conv2d: (B, C, H, W) -> convolution, norm, activation."""
         frozen = isinstance(self.norm, FrozenBatchNorm2d)
         if not torch.is_grad_enabled() and (frozen or not self.norm.training):
-            weight, bias = self._kept(x)
+            weight, bias = self._cached_weights(x)
         elif frozen:
             weight, bias = self._fold()
         else:
@@ -74,6 +78,7 @@ class FoldedConv2d(Conv2d):
         return x if self.activation is None else self.activation(x)
 
     def _fold(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the convolution with its norm; gradients flow through both."""
         norm = self.norm
         if self.bias is None and isinstance(norm, FrozenBatchNorm2d):
             scale, bias = self._frozen_terms()
@@ -86,19 +91,20 @@ class FoldedConv2d(Conv2d):
         return self.weight * scale[:, None, None, None], bias
 
     def _frozen_terms(self) -> tuple[Tensor, Tensor]:
-        """What the frozen norm multiplies (O, 1, 1, 1) and adds (O,)."""
+        """The scale (O, 1, 1, 1) and the shift (O,) of the frozen norm, cached."""
         norm = self.norm
         tensors = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
         if not any(t.is_inference() for t in tensors):
             state = tuple((t.data_ptr(), t._version, t.dtype) for t in tensors)
             if self.frozen is None or self.frozen[0] != state:
+                # Inference tensors in the cache could not take part in a later training step.
                 with torch.inference_mode(False), torch.no_grad():
-                    self.frozen = (state, *_terms(norm))
+                    self.frozen = (state, *_scale_and_shift(norm))
             return self.frozen[1:]
-        return _terms(norm)
+        return _scale_and_shift(norm)
 
-    def _kept(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Folded weights in the type in which they are used."""
+    def _cached_weights(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Folded weights in the type that the convolution computes in."""
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         sources = [self.weight, self.bias, *self.norm.parameters(), *self.norm.buffers()]
@@ -111,12 +117,13 @@ class FoldedConv2d(Conv2d):
         return self.folded[1:]
 
     def _in_layout(self, dtype: torch.dtype, kind: str) -> tuple[Tensor, Tensor]:
-        """Folded weights of a type, channels_last; `kind` is the type of the device."""
+        """Folded weights of a dtype in channels_last layout; `kind` is the type of the device."""
+        # Folded in the type of the parameters, then converted, so that it is rounded once.
         with torch.autocast(kind, enabled=False):
             weight, bias = (t.detach().to(dtype) for t in self._fold())
         return weight.contiguous(memory_format=torch.channels_last), bias
 
 
-def _terms(norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
+def _scale_and_shift(norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
     scale = (norm.running_var + norm.eps).rsqrt() * norm.weight
     return scale[:, None, None, None], torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)

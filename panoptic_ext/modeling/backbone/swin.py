@@ -45,7 +45,7 @@ class WindowAttention(nn.Module):
         window: side of a window in patches.
         heads: M.
         qkv_bias: whether queries, keys and values have a bias.
-        qk_scale: factor of the products; None is head dimension ** -0.5.
+        qk_scale: factor of query-key products; None for head dimension ** -0.5.
         attn_drop, proj_drop: dropout of attention weights and of the output.
         """
         super().__init__()
@@ -60,7 +60,7 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Windows (B, G, N, C) -> (B, G, N, C).
 
-        `mask` (G, 1, N, N) is added to the products: -100 where a patch is not to be seen, else 0.
+        `mask` (G, 1, N, N) is added to the query-key products: -100 to hide a patch, else 0.
         """
         batch, windows, patches, channels = x.shape
         qkv = self.qkv(x).view(batch * windows, patches, 3, self.heads, -1)
@@ -77,7 +77,7 @@ class WindowAttention(nn.Module):
         return F.dropout(x, self.proj_drop, self.training)
 
     def _bias(self, mask: Tensor | None, batch: int) -> Tensor:
-        """Bias of the positions (1, M, N, N), with a mask (B * G, M, N, N)."""
+        """Bias of the relative positions (1, M, N, N); with a mask added, (B * G, M, N, N)."""
         bias = self.relative_position_bias_table[self.relative_position_index]  # (N, N, M)
         bias = bias.permute(2, 0, 1)[None]
         return bias if mask is None else (bias + mask).repeat(batch, 1, 1, 1)
@@ -85,15 +85,19 @@ class WindowAttention(nn.Module):
 
 def _relative_positions(window: int) -> Tensor:
     """(N, N) int64: row of the bias table for each pair of patches of a window."""
-    place = torch.cartesian_prod(torch.arange(window), torch.arange(window))
-    step = place[:, None] - place[None, :] + window - 1
-    return step[..., 0] * (2 * window - 1) + step[..., 1]
+    position = torch.cartesian_prod(torch.arange(window), torch.arange(window))
+    # Differences from -(window - 1) to window - 1 are shifted to begin at 0.
+    difference = position[:, None] - position[None, :] + window - 1
+    return difference[..., 0] * (2 * window - 1) + difference[..., 1]
 
 
 @lru_cache(maxsize=32)
 def _shift_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """(G, 1, N, N): -100 between patches that only rolling the map has brought together, else 0."""
+    """(G, 1, N, N): -100 between patches of a window that are not neighbours in the map, else 0."""
+    # Cached for all later steps. A tensor made in inference mode could not be used in training.
     with torch.inference_mode(False), torch.no_grad():
+        # Rolling the map puts its first rows below its last ones. Patches belong together only if
+        # they are in the same of the three regions along both axes.
         region_y, region_x = (
             (torch.arange(side, device=device) >= side - window).long()
             + (torch.arange(side, device=device) >= side - shift).long()
@@ -101,8 +105,8 @@ def _shift_mask(height: int, width: int, window: int, shift: int, device: torch.
         )
         region = (region_y[:, None] * 3 + region_x)[None, :, :, None]
         region = _to_windows(region, window)[0, :, :, 0]
-        apart = region[:, None, :, None] != region[:, None, None, :]
-        return torch.zeros(apart.shape, device=device).masked_fill_(apart, -100.0)
+        separate = region[:, None, :, None] != region[:, None, None, :]
+        return torch.zeros(separate.shape, device=device).masked_fill_(separate, -100.0)
 
 
 def _to_windows(x: Tensor, window: int) -> Tensor:
@@ -132,7 +136,7 @@ class _MLP(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Window attention and an MLP, each on normalised features and added to them."""
+    """Window attention and an MLP, both with a norm in front and a residual connection."""
 
     def __init__(
         self,
@@ -147,10 +151,10 @@ class SwinBlock(nn.Module):
     ) -> None:
         """Args:
         channels: C.
-        window, shift: side of a window and by how far windows are moved, in patches.
+        window, shift: side of a window, and the offset of the windows; both in patches.
         heads: M.
         mlp_ratio: width of the MLP relative to C.
-        drop_path: probability of leaving out a branch for an image, in training.
+        drop_path: probability of skipping a residual branch for an image, in training.
         attention: further arguments of `WindowAttention`.
         """
         super().__init__()
@@ -168,9 +172,10 @@ class SwinBlock(nn.Module):
 
     def _attend(self, x: Tensor) -> Tensor:
         _, height, width, _ = x.shape
-        below, right = -height % self.window, -width % self.window
-        if below or right:
-            x = F.pad(x, (0, 0, 0, right, 0, below))
+        # The padding is not masked, as in the published model: it takes part in the attention.
+        bottom, right = -height % self.window, -width % self.window
+        if bottom or right:
+            x = F.pad(x, (0, 0, 0, right, 0, bottom))
         padded, mask = x.shape[1:3], None
         if self.shift:
             x = x.roll((-self.shift, -self.shift), dims=(1, 2))
@@ -189,7 +194,7 @@ class SwinBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Four neighbouring patches become one of twice the channels."""
+    """Merge four neighbouring patches into one with twice the channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -200,12 +205,13 @@ class PatchMerging(nn.Module):
         """(B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), 2 C)."""
         if x.shape[1] % 2 or x.shape[2] % 2:
             x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+        # The published order: rows change faster than columns. `reduction` depends on it.
         corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         return self.reduction(self.norm(torch.cat(corners, dim=-1)))
 
 
 class PatchEmbed(nn.Module):
-    """Patches of the image -> channels."""
+    """Embed the patches of the image."""
 
     def __init__(self, patch: int, channels: int, norm: bool) -> None:
         super().__init__()
@@ -215,9 +221,9 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, 3, h, w) -> (B, ceil(h / patch), ceil(w / patch), C)."""
-        below, right = -x.shape[2] % self.patch, -x.shape[3] % self.patch
-        if below or right:
-            x = F.pad(x, (0, right, 0, below))
+        bottom, right = -x.shape[2] % self.patch, -x.shape[3] % self.patch
+        if bottom or right:
+            x = F.pad(x, (0, right, 0, bottom))
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
@@ -273,18 +279,18 @@ class SwinTransformer(Backbone):
     ) -> None:
         """Args (all by keyword):
 
-        pretrain_img_size: pixels; decides the grid of the absolute position embedding.
+        pretrain_img_size: pixels; sets the grid of the absolute position embedding.
         patch_size: pixels.
-        embed_dim: channels of the first stage; each further one has twice as many.
+        embed_dim: channels of the first stage; the number doubles with each stage.
         depths, num_heads: blocks and heads of each stage.
         window_size: patches.
         mlp_ratio, qkv_bias, qk_scale: of each block.
         drop_rate, attn_drop_rate: dropout of features and of attention weights.
-        drop_path_rate: of the last block; grows linearly from 0 in the first.
-        ape: add a learnt embedding of the absolute position, resized to the image.
-        patch_norm: normalise the embedded patches.
-        out_features: the stages wanted, "res2" being the first; each has a norm of its own.
-        use_checkpoint: compute blocks again in the backward pass instead of keeping activations.
+        drop_path_rate: of the last block; it grows linearly from 0 in the first block.
+        ape: whether to add a learnt embedding of the absolute position, resized to the image.
+        patch_norm: whether to normalise the embedded patches.
+        out_features: the stages to return, "res2" being the first; each has its own norm.
+        use_checkpoint: whether to recompute blocks in the backward pass, to save memory.
         """
         super().__init__()
         names = [f"res{i + 2}" for i in range(len(depths))]
@@ -323,7 +329,7 @@ class SwinTransformer(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """Any size works; multiples of this need no padding inside."""
+        """Images of any size work; this is the stride of the last stage of the usual models."""
         return 32
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

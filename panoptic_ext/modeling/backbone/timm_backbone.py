@@ -1,4 +1,4 @@
-"""Any backbone of timm (PyTorch Image Models) that gives feature maps, by its name."""
+"""Any timm (PyTorch Image Models) model with feature maps as a backbone, by its name."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["TimmBackbone", "build_timm_backbone"]
 
 _PRESETS = ("", "paper")
 
-# What timm raises for models that cannot give feature maps, or weights that cannot be had.
-_REFUSALS = (RuntimeError, AttributeError, AssertionError, TypeError, ValueError, OSError)
+# The errors that timm raises for models without feature maps and for weights that are missing.
+_TIMM_ERRORS = (RuntimeError, AttributeError, AssertionError, TypeError, ValueError, OSError)
 
 
 class TimmBackbone(Backbone):
@@ -42,24 +42,25 @@ class TimmBackbone(Backbone):
     ) -> None:
         """Args:
         name: of a timm model.
-        pretrained: fetch timm's weights.
-        out_features: names of the features wanted, by stride; None or empty: those of the
-            indices, or all from stride 4.
-        out_indices: which of the model's feature maps; None or empty: found from `out_features`.
-        norm: what takes the place of batch norm, as `convert_norms`.
+        pretrained: whether to download timm's weights.
+        out_features: names of the features to return; None or empty for those of `out_indices`,
+            or, without these, all from stride 4 on.
+        out_indices: indices of the model's feature maps; None or empty to derive them from
+            `out_features`.
+        norm: the norm that replaces batch norm; see `convert_norms`.
         preset: "" for timm's model as it is; "paper" for EfficientPS' EfficientNet: no squeeze and
             excitation, leaky ReLU of slope 0.01, and the last feature map is that of the
             convolution in front of the classifier (2048 channels in B5).
 
         Raises:
-            ConfigError: timm is missing; it has no such model; the model gives no feature maps, or
-                not those wanted; its weights cannot be had; the norm or the preset is unknown or
+            ConfigError: timm is missing or has no such model; the model has no feature maps, or not
+                the requested ones; its weights are missing; the norm or the preset is unknown or
                 does not fit the model.
         """
         super().__init__()
         timm = _import_timm(name)
-        strides, any_size = _look_at(timm, name)
-        wanted = _chosen(name, strides, out_features or [], out_indices or [])
+        strides, any_size = _strides_and_size_arguments(timm, name)
+        wanted = _index_of_features(name, strides, out_features or [], out_indices or [])
         arguments = {"pretrained": pretrained, "out_indices": list(wanted.values()), **any_size}
         if preset:
             head, head_channels = _head_of_preset(timm, name, preset, pretrained)
@@ -127,7 +128,7 @@ def _create(timm: ModuleType, name: str, **arguments: Any) -> Any:
     pretrained = arguments.get("pretrained", False)
     try:
         return timm.create_model(name, features_only=True, **arguments)
-    except _REFUSALS as error:
+    except _TIMM_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         hint = (
             "MODEL.TIMM.PRETRAINED needs weights that exist and a network; set it to False and "
@@ -141,7 +142,9 @@ def _create(timm: ModuleType, name: str, **arguments: Any) -> Any:
 def _head_of_preset(
     timm: ModuleType, name: str, preset: str, pretrained: bool
 ) -> tuple[nn.Module, int]:
-    """Convolution and norm behind the last feature map, which `features_only` leaves out."""
+    """The convolution and norm behind the last feature map, and their number of channels."""
+    # timm's `features_only` leaves them out: they are taken from the whole model, which is built
+    # without memory for its weights.
     check_known("MODEL.TIMM.PRESET", preset, _PRESETS)
     if pretrained:
         raise ConfigError(
@@ -168,25 +171,22 @@ def _remove_squeeze_and_excitation(net: nn.Module) -> None:
             module.se = nn.Identity()
 
 
-def _look_at(timm: ModuleType, name: str) -> tuple[list[int], dict[str, bool]]:
-    """Stride of each feature map, and the arguments with which the model takes any image size.
-
-    Looks at a model without memory for its weights.
-    """
-    with torch.device("meta"):
+def _strides_and_size_arguments(timm: ModuleType, name: str) -> tuple[list[int], dict[str, bool]]:
+    """The stride of each feature map, and the arguments that make the model accept any size."""
+    with torch.device("meta"):  # no memory for weights
         for any_size in ({"strict_img_size": False}, {"dynamic_img_size": True}):
-            # Only families whose size is fixed have such an argument; the plain call below
-            # reports what else is wrong.
-            with suppress(*_REFUSALS):
+            # Only families of models with a fixed image size have one of these arguments. Other
+            # errors occur again in the plain call below, which reports them.
+            with suppress(*_TIMM_ERRORS):
                 net = timm.create_model(name, features_only=True, **any_size)
                 return list(net.feature_info.reduction()), any_size
         return list(_create(timm, name).feature_info.reduction()), {}
 
 
-def _chosen(
+def _index_of_features(
     name: str, strides: list[int], out_features: list[str], out_indices: list[int]
 ) -> dict[str, int]:
-    """Name -> index of each feature map wanted, fine to coarse."""
+    """Name -> index of each feature map to return, fine to coarse."""
     for index in out_indices:
         if not 0 <= index < len(strides):
             raise ConfigError(
@@ -195,8 +195,9 @@ def _chosen(
             )
     by_name: dict[str, int] = {}
     for index in sorted(out_indices) or range(len(strides)):
+        # Only powers of 2 have a name: res2 is stride 4.
         if strides[index] & (strides[index] - 1) == 0:
-            # Of several maps at one stride the last has seen most of the network.
+            # Of several maps with one stride, the last is used: it is the deepest.
             by_name[f"res{strides[index].bit_length() - 1}"] = index
     wanted = out_features or [n for n in by_name if out_indices or strides[by_name[n]] >= 4]
     for feature in wanted:

@@ -1,7 +1,7 @@
-"""Norms of a timm model converted in a way that keeps its activations.
+"""Convert the norms of a timm model and keep its activations.
 
-timm's BatchNormAct2d is a batch norm that holds the activation behind it: the converters of torch
-and of Detectron2 put a plain norm in its place, which calls no activation, without a word.
+timm's BatchNormAct2d is a batch norm that also applies the activation behind it. The converters of
+torch and of Detectron2 silently replace it by a plain norm without the activation.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from panoptic_ext.errors import check_known
 
 __all__ = ["TIMM_NORMS", "convert_norms"]
 
-_GROUPS = 32
+_MAX_GROUPS = 32
 
 
 def convert_norms(net: nn.Module, norm: str) -> nn.Module:
@@ -24,13 +24,13 @@ def convert_norms(net: nn.Module, norm: str) -> nn.Module:
 
     Args:
         net: a model of timm; changed in place.
-        norm: "" leaves it; "BN" checks nothing either, as timm's models have batch norm; "SyncBN"
-            takes statistics over all workers; "FrozenBN" fixes statistics and weights, which is
-            for pretrained ones; "GN" is a group norm with 32 groups, or fewer where 32 does not
-            divide the channels, from fresh weights 1 and biases 0.
+        norm: "" and "BN" leave the batch norm of timm's models as it is; "SyncBN" computes
+            statistics over all workers; "FrozenBN" fixes statistics and weights, for pretrained
+            models; "GN" is a group norm with 32 groups, or fewer where 32 does not divide the
+            channels, with new weights 1 and biases 0.
 
     Returns:
-        `net`, or what replaces it if it is itself a norm.
+        `net`, or its replacement if it is itself a norm.
 
     Raises:
         ConfigError: unknown norm.
@@ -39,7 +39,7 @@ def convert_norms(net: nn.Module, norm: str) -> nn.Module:
     return TIMM_NORMS[norm](net)
 
 
-def _kept(net: nn.Module) -> nn.Module:
+def _unchanged(net: nn.Module) -> nn.Module:
     return net
 
 
@@ -68,15 +68,15 @@ def _group_norm_like(norm: Any) -> nn.Module:
 
     channels = norm.num_features
     make = partial(nn.GroupNorm if not hasattr(norm, "act") else GroupNormAct, eps=norm.eps)
-    new = make(num_channels=channels, num_groups=math.gcd(channels, _GROUPS))
+    new = make(num_channels=channels, num_groups=math.gcd(channels, _MAX_GROUPS))
     if hasattr(norm, "act"):
         new.act, new.drop = norm.act, norm.drop
     return new.to(norm.weight.device).train(norm.training)
 
 
 TIMM_NORMS = {
-    "": _kept,
-    "BN": _kept,
+    "": _unchanged,
+    "BN": _unchanged,
     "SyncBN": _synchronized,
     "FrozenBN": _frozen,
     "GN": _grouped,

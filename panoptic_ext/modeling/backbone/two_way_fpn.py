@@ -1,8 +1,8 @@
 """Two-way feature pyramid of EfficientPS (Mohan and Valada, IJCV 2021, section 3.2).
 
-Two feature pyramids with lateral convolutions of their own see the same backbone features: one is
-added up from coarse to fine, the other from fine to coarse. Their sum goes through one output
-convolution per level.
+Two feature pyramids, each with its own lateral convolutions, get the same backbone features. One
+sums them from coarse to fine, the other from fine to coarse. One output convolution per level
+processes the sum of both pyramids.
 
 Shapes: B images, C channels; level i has stride 2^i and is called p<i>.
 """
@@ -43,12 +43,13 @@ class TwoWayFPN(Backbone):
         separable: bool = True,
     ) -> None:
         """Args:
-        bottom_up: gives the features.
-        in_features: names of its outputs to use; empty: all of them.
+        bottom_up: the backbone that computes the features.
+        in_features: names of its outputs to use; empty for all of them.
         out_channels: C of every output.
         norm: as `detectron2.layers.get_norm`; "" for none.
-        activation: behind every convolution, as `make_activation`.
-        separable: output convolutions depthwise separable (paper) or full (published code).
+        activation: of every convolution, as `make_activation`.
+        separable: whether output convolutions are depthwise separable (paper) or full (published
+            code).
 
         Raises:
             ConfigError: a feature that `bottom_up` does not have, or two of the same stride.
@@ -77,12 +78,12 @@ class TwoWayFPN(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """What the input's sides must divide by, in pixels."""
+        """The number of pixels that the input's sides must be multiples of."""
         return max(self.bottom_up.size_divisibility, *self._out_feature_strides.values())
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """The bottom-up backbone's, where Detectron2 has such."""
+        """Those of the bottom-up backbone; empty in Detectron2 v0.6, which has none."""
         return getattr(self.bottom_up, "padding_constraints", {})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -90,18 +91,17 @@ class TwoWayFPN(Backbone):
         features = self.bottom_up(x)
         inputs = [features[name] for name in self.in_features]
         names = self._out_features
-        finer = _pyramid([self.bottom_to_top[n](f) for n, f in zip(names, inputs, strict=True)])
-        coarser = _pyramid([self.top_down[n](f) for n, f in zip(names, inputs, strict=True)][::-1])[
-            ::-1
-        ]
+        from_fine = _pyramid([self.bottom_to_top[n](f) for n, f in zip(names, inputs, strict=True)])
+        laterals = [self.top_down[n](f) for n, f in zip(names, inputs, strict=True)]
+        from_coarse = _pyramid(laterals[::-1])[::-1]
         return {
             name: self.output[name](up + down)
-            for name, up, down in zip(names, finer, coarser, strict=True)
+            for name, up, down in zip(names, from_fine, from_coarse, strict=True)
         }
 
 
 def _pyramid(laterals: list[Tensor]) -> list[Tensor]:
-    """Each level plus the sum of those before it, resized to its size by nearest neighbour."""
+    """Add to each level the sum of the levels before it, resized by nearest neighbour."""
     sums = laterals[:1]
     for lateral in laterals[1:]:
         sums.append(lateral + F.interpolate(sums[-1], size=lateral.shape[-2:], mode="nearest"))
@@ -109,7 +109,7 @@ def _pyramid(laterals: list[Tensor]) -> list[Tensor]:
 
 
 def _chosen_shapes(available: dict[str, ShapeSpec], in_features: list[str]) -> dict[str, ShapeSpec]:
-    """Name -> shape of the features used, fine to coarse."""
+    """Name -> shape of the features to use, fine to coarse."""
     for name in in_features:
         check_known("feature in MODEL.TWO_WAY_FPN.IN_FEATURES", name, available)
     names = sorted(in_features or available, key=lambda name: available[name].stride)

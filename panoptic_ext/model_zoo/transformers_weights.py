@@ -217,21 +217,21 @@ def load_from_transformers(model: nn.Module, source: str | nn.Module | Mapping[s
     if isinstance(source, str):
         source = _pretrained(source)
     given = source.state_dict() if isinstance(source, nn.Module) else source
-    found = from_transformers(given)
+    converted = from_transformers(given)
     wanted = model.state_dict()
     wrong = [
-        f"{name} is {tuple(found[name].shape)}, expected {tuple(wanted[name].shape)}"
-        for name in found
-        if name in wanted and found[name].shape != wanted[name].shape
+        f"{name} is {tuple(converted[name].shape)}, expected {tuple(wanted[name].shape)}"
+        for name in converted
+        if name in wanted and converted[name].shape != wanted[name].shape
     ]
     missing = [
         n
         for n in wanted
-        if n not in found
+        if n not in converted
         and n.rpartition(".")[2] not in _MADE_HERE
         and not n.startswith("semantic_classifier.")  # of training alone
     ]
-    unexpected = [name for name in found if name not in wanted]
+    unexpected = [name for name in converted if name not in wanted]
     if wrong or missing or unexpected:
         kinds = {"of another shape": wrong, "missing": missing, "not in this model": unexpected}
         report = "; ".join(
@@ -243,7 +243,7 @@ def load_from_transformers(model: nn.Module, source: str | nn.Module | Mapping[s
             f"the weights from transformers do not fit this model: {report}. Give the config the "
             "same backbone, widths, layers, queries and number of classes"
         )
-    model.load_state_dict(found, strict=False)
+    model.load_state_dict(converted, strict=False)
 
 
 def _pretrained(name: str) -> nn.Module:

@@ -1,9 +1,10 @@
-"""Linear layers by the faster of two libraries.
+"""Linear layers that use the faster of two libraries.
 
-On a CPU, torch gives matrix products to its BLAS and convolutions to oneDNN. The BLAS of its usual
-builds, MKL, uses half of the vector width on processors that are not Intel's: a 1x1 convolution
-over the rows is the same product and took 0.44 of the time there (2 threads of an AMD EPYC, forward
-and backward); on the others they are equal. With one thread torch keeps small convolutions to BLAS.
+On a CPU, torch computes matrix products with its BLAS and convolutions with oneDNN. MKL, the BLAS
+of its usual builds, uses half of the vector width on processors that are not Intel's. A 1x1
+convolution over the rows is the same product. It took 0.44 of the time on 2 threads of an AMD EPYC
+(forward and backward); on Intel's processors both are equally fast. With one thread, torch computes
+small convolutions with BLAS, too.
 
 Shapes: R rows (all leading dimensions), I inputs, O outputs.
 """
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 __all__ = ["Linear", "linear"]
 
-_LEAST_ROWS = 64  # below, preparing the convolution costs what it saves
+_LEAST_ROWS = 64  # with fewer rows, preparing the convolution costs what it saves
 
 
 class Linear(nn.Linear):
@@ -28,13 +29,13 @@ class Linear(nn.Linear):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    """As `torch.nn.functional.linear`, the sums in another order.
+    """As `torch.nn.functional.linear`, but maybe with sums in another order.
 
     Args:
         x: (..., I).
         weight: (O, I).
         bias: (O,).
-        relu: set negative results to 0, in place.
+        relu: whether to set negative results to 0.
 
     Returns:
         (..., O).

@@ -44,13 +44,13 @@ def ms_deform_attn(
         sampling_locations: (B, Lq, M, L, P, 2) float, (x, y) in [0, 1] from the left upper to the
             right lower border of the level; anything outside is allowed.
         attention_weights: (B, Lq, M, L, P) float.
-        backend: "auto" (by device and type), "reference" (grid_sample), "cpu" (one gather,
-            gradients of its own) or "triton" (CUDA kernels with float32 sums; falls back with one
-            logged line where it cannot run, and for float64 values).
+        backend: "auto" (chosen by device and type), "reference" (grid_sample), "cpu" (one gather,
+            with its own backward) or "triton" (CUDA kernels with float32 sums). Where "triton"
+            cannot run, and for float64 values, another backend is used and one line is logged.
 
     Returns:
         (B, Lq, M * D) in the type of `value`. Half types are accumulated in float32. A location
-        that is no number makes its query's head NaN.
+        that is NaN makes its query's head NaN.
 
     Raises:
         ConfigError: unknown backend, or "cpu" for tensors elsewhere.
@@ -81,7 +81,10 @@ def ms_deform_attn_reference(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """The definition, level by level with grid_sample; arguments as `ms_deform_attn`, one type."""
+    """The definition, level by level with grid_sample.
+
+    Arguments are those of `ms_deform_attn`, all of one type.
+    """
     batch, _, heads, channels = value.shape
     queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
     per_level = value.split([h * w for h, w in spatial_shapes], dim=1)
@@ -143,7 +146,7 @@ def _choose_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
 
 
 def _why_no_triton(device_type: str, dtype: torch.dtype) -> str | None:
-    """None where the kernels can run: on CUDA, or anywhere under Triton's interpreter."""
+    """The reason why the kernels cannot run; None on CUDA, or under Triton's interpreter."""
     if dtype == torch.float64:
         return "Triton kernels compute in float32, values are float64"
     if not _triton_installed():
@@ -155,7 +158,8 @@ def _why_no_triton(device_type: str, dtype: torch.dtype) -> str | None:
     return f"Triton kernels need a CUDA device, tensors are on {device_type!r}"
 
 
-# That of torch 2.6. 3.0, of torch 2.4, cannot run the kernels even in its interpreter.
+# Triton 3.2 comes with torch 2.6. Triton 3.0, of torch 2.4, cannot run the kernels, not even in its
+# interpreter.
 _LEAST_TRITON = "3.2"
 
 

@@ -1,8 +1,8 @@
 """Multi-scale deformable attention on CPU: one weighted gather a head, with its own backward.
 
 A query's output is a weighted sum of 4 * L * P rows of `value` (four corners a sample).
-`embedding_bag` does such sums in one kernel; what is left is to find rows and weights. Both are
-made part by part in buffers that are used again, so memory does not grow with the queries:
+`embedding_bag` computes such sums in one kernel. This module computes the rows and weights, part by
+part in buffers that are reused, so that memory does not grow with the queries:
 
 - the left upper corner is clamped to [0, size - 2], so that both corners of an axis always exist;
 - a corner's weight on an axis is the hat function max(0, 1 - |distance|), which is the bilinear
@@ -31,11 +31,11 @@ __all__ = ["ms_deform_attn_cpu"]
 Shapes = tuple[tuple[int, int], ...]
 
 # Queries of one head that share a gather or a product: at 12 samples a query, buffers of 19 MB in
-# forward and 52 MB in backward. Fewer blocks are fewer calls that wait for all threads.
+# forward and 52 MB in backward. Each call synchronises all threads, so that few blocks are better.
 _BLOCK = 24576
-# Elements of an elementwise operation, below torch's grain for threads: the many small operations
-# then need no barrier, which on a busy machine costs more than the second core gives, and their
-# operands stay in the cache. Gathers and products, few and large, do use all threads.
+# Elements of an elementwise operation, just below torch's threshold for multithreading. On a busy
+# machine, synchronising the threads of these many small operations costs more than a second core
+# gains, and their operands stay in the cache. The few large gathers and products use all threads.
 _ELEMENTS = 32766
 
 
@@ -48,7 +48,7 @@ def ms_deform_attn_cpu(
 
 
 class _Levels:
-    """What the levels' sizes mean for the L * P samples of a query, as rows to broadcast."""
+    """Constants of the levels' sizes for each of the L * P samples of a query, to broadcast."""
 
     def __init__(self, shapes: Shapes, points: int, dtype: torch.dtype) -> None:
         def row(values: list, dtype: torch.dtype) -> Tensor:
@@ -331,7 +331,7 @@ def _row_products(corners: _Corners, grad: Tensor, table: Tensor) -> Tensor:
 
 @cache
 def _silence_beta_notice() -> None:
-    """Let torch say once, unheard, that CSR tensors are in beta."""
+    """Trigger torch's warning that CSR tensors are in beta, which comes once, and suppress it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1), check_invariants=False)

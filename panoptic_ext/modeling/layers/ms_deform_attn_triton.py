@@ -1,6 +1,6 @@
 """Multi-scale deformable attention as Triton kernels: fp32, fp16 or bf16 values, fp32 sums.
 
-float64 values are not for these kernels: `ms_deform_attn` sends them to another backend.
+The kernels do not support float64 values: `ms_deform_attn` uses another backend for them.
 
 One program works on ROWS (query, head) pairs and all D channels of a head: for each of the L * P
 samples it reads four rows of `value`. Nothing of size Lq x L x P x D is written. Backward reads the
@@ -118,7 +118,7 @@ def _launch(value: Tensor, locations: Tensor) -> tuple[tuple[int], dict[str, int
 def _axis(place, size):
     """Of samples at `place` in [0, 1]: first corner's index and the share of the second corner."""
     # Samples a pixel or more outside read nothing; the clamp keeps their index representable.
-    # A place that is no number lies outside too, but its share is none and spoils the sum.
+    # A location that is NaN lies outside, too, but its share stays NaN and so does the sum.
     known = place == place
     pixel = tl.where(known, place * size - 0.5, -2.0)
     pixel = tl.minimum(tl.maximum(pixel, -2.0), size + 1.0)

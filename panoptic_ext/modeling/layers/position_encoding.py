@@ -17,7 +17,7 @@ EPSILON = 1e-6
 def sine_position_embedding(
     height: int, width: int, channels: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Embedding of each position of a `height` x `width` map: half the channels for y, half for x.
+    """Embed each position of a `height` x `width` map: half of the channels for y, half for x.
 
     A position counts from 1 and is scaled so that the last one of an axis is 2 pi. Channel pairs
     (2i, 2i + 1) of an axis are sine and cosine of position / 10000 ** (2i / (channels / 2)).
@@ -25,7 +25,7 @@ def sine_position_embedding(
     Args:
         height, width: size of the map in positions.
         channels: of the result; a multiple of 4.
-        device: where the result is wanted. The last maps asked for are kept there.
+        device: of the result. The embeddings of the last sizes are cached there.
 
     Returns:
         (1, channels, height, width) float32. Shared with other callers: do not write to it.
@@ -37,11 +37,11 @@ def sine_position_embedding(
         raise ValueError(f"a sine embedding needs a multiple of 4 channels, got {channels}")
     if torch.compiler.is_compiling():
         return _embedding(height, width, channels, torch.device(device))
-    return _kept_embedding(height, width, channels, torch.device(device))
+    return _cached_embedding(height, width, channels, torch.device(device))
 
 
 @lru_cache(maxsize=32)
-def _kept_embedding(height: int, width: int, channels: int, device: torch.device) -> Tensor:
+def _cached_embedding(height: int, width: int, channels: int, device: torch.device) -> Tensor:
     # A tensor made in inference mode could not take part in a later training step.
     with torch.inference_mode(False), torch.no_grad():
         return _embedding(height, width, channels, device)

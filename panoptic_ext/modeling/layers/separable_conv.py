@@ -60,8 +60,8 @@ def make_conv(
 class SeparableConv2d(nn.Module):
     """A 3x3 convolution of each channel, then a 1x1 convolution with norm and activation.
 
-    Unlike Detectron2's DepthwiseSeparableConv2d the depthwise part has neither norm nor bias: what
-    a bias adds there, the norm behind the 1x1 convolution takes away.
+    Unlike in Detectron2's DepthwiseSeparableConv2d, the depthwise part has neither norm nor bias:
+    the norm behind the 1x1 convolution would remove the effect of a bias.
     """
 
     def __init__(

@@ -37,7 +37,7 @@ def build_pixel_decoder(cfg: Any, input_shape: dict[str, ShapeSpec]) -> nn.Modul
 def checked_features(
     input_shape: dict[str, ShapeSpec], names: list[str], key: str
 ) -> dict[str, ShapeSpec]:
-    """The features that `key` of the config names, fine to coarse.
+    """Return the features that the config key `key` names, fine to coarse.
 
     Raises:
         ConfigError: a name that the backbone does not give.

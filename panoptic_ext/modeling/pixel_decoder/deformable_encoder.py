@@ -1,7 +1,8 @@
 """Transformer encoder with multi-scale deformable attention (Zhu et al., ICLR 2021).
 
 Shapes: B batch, S positions of all levels together (coarse to fine, row-major), C channels,
-M heads, L levels, P points. Sizes of levels are Python integers: nothing waits for a GPU.
+M heads, L levels, P points. Sizes of levels are Python integers, so that the host never waits for a
+GPU.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ __all__ = ["DeformableEncoder", "DeformableEncoderLayer", "MSDeformAttn"]
 
 Shapes = Sequence[tuple[int, int]]
 
-# Rows of a feed-forward layer computed at once in evaluation on CPU: their hidden activations stay
-# in the cache, and no S x width tensor is touched for the first time.
-_ROWS = 1024
+# Rows of a feed-forward layer that are computed at once in evaluation on a CPU. Their hidden
+# activations stay in the cache, and no S x width tensor has to be allocated.
+_FEED_FORWARD_ROWS = 1024
 
 
 class MSDeformAttn(nn.Module):
@@ -49,7 +50,7 @@ class MSDeformAttn(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Heads look in directions of a circle, points go outwards by a pixel each."""
+        """Initialise offsets: heads point in directions of a circle, points move out by a pixel."""
         angle = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
         direction = torch.stack((angle.cos(), angle.sin()), dim=-1)
         direction = direction / direction.abs().amax(dim=-1, keepdim=True)
@@ -85,11 +86,9 @@ class MSDeformAttn(nn.Module):
         return self.output_proj(attended)
 
     def _locations(self, query: Tensor, shapes: tuple[tuple[int, int], ...]) -> Tensor:
-        """(B, S, M, L * P * 2) float32: the position's own centre plus offsets in pixels.
-
-        The division of the offsets by the levels' sizes is done in the projection's weights, which
-        are much smaller. In float32 also under autocast: half types cannot tell pixels apart.
-        """
+        """(B, S, M, L * P * 2) float32 in 0..1: the position's own centre plus offsets."""
+        # Offsets in pixels are divided by the levels' sizes in the projection's weights, which are
+        # much smaller. In float32 also under autocast, because half types cannot resolve pixels.
         centres, scale = _geometry(shapes, self.points, query.device)
         with torch.autocast(query.device.type, enabled=False):
             scale = scale.repeat(self.heads)
@@ -103,10 +102,9 @@ class MSDeformAttn(nn.Module):
 
 
 def _softmax(x: Tensor) -> Tensor:
-    """Softmax of the last dimension.
-
-    On a CPU, rows that fill no vector take nine times as long: they are padded with -inf.
-    """
+    """Softmax of the last dimension."""
+    # On a CPU, rows that do not fill the vector registers take nine times as long, so that they are
+    # padded with -inf, whose softmax is 0.
     width = x.shape[-1]
     if x.device.type != "cpu" or torch.compiler.is_compiling() or width % 16 == 0:
         return x.softmax(-1)
@@ -119,13 +117,14 @@ def _geometry(
     """Centres (S, 1, L * P * 2), the same for every sample, and 1 / size (L * P * 2,) of a head."""
     if torch.compiler.is_compiling():
         return _make_geometry(shapes, points, device)
-    return _kept_geometry(shapes, points, device)
+    return _cached_geometry(shapes, points, device)
 
 
 @lru_cache(maxsize=32)
-def _kept_geometry(
+def _cached_geometry(
     shapes: tuple[tuple[int, int], ...], points: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
+    # A tensor made in inference mode could not be used in a later training step.
     with torch.inference_mode(False), torch.no_grad():
         return _make_geometry(shapes, points, device)
 
@@ -138,14 +137,14 @@ def _make_geometry(
         y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
         x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
         centres.append(torch.stack((x.expand(height, -1), y[:, None].expand(-1, width)), dim=-1))
-    every = torch.cat([c.flatten(0, 1) for c in centres])
+    all_centres = torch.cat([c.flatten(0, 1) for c in centres])
     scale = torch.tensor([[1 / w, 1 / h] for h, w in shapes], dtype=torch.float32, device=device)
     samples = len(shapes) * points
-    return every.repeat(1, samples)[:, None], scale.repeat_interleave(points, dim=0).flatten()
+    return all_centres.repeat(1, samples)[:, None], scale.repeat_interleave(points, dim=0).flatten()
 
 
 class DeformableEncoderLayer(nn.Module):
-    """Deformable self-attention and a feed-forward layer, each added and then normalised."""
+    """Deformable self-attention and a feed-forward layer, both residual with the norm behind."""
 
     def __init__(
         self,
@@ -176,7 +175,7 @@ class DeformableEncoderLayer(nn.Module):
     def _feed_forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
             return self.linear2(self._drop(self._hidden(x)))
-        rows = x.flatten(0, 1).split(_ROWS)
+        rows = x.flatten(0, 1).split(_FEED_FORWARD_ROWS)
         return torch.cat([self.linear2(self._hidden(part)) for part in rows]).view_as(x)
 
     def _hidden(self, x: Tensor) -> Tensor:
@@ -210,7 +209,7 @@ class DeformableEncoder(nn.Module):
         width: of the feed-forward layers.
         layers: their number.
         levels, heads, points: L, M, P of the attention.
-        dropout: probability, of what is added to the features and in the feed-forward layers.
+        dropout: probability, on residual branches and inside the feed-forward layers.
         backend: see `ms_deform_attn`.
         """
         super().__init__()
@@ -222,9 +221,9 @@ class DeformableEncoder(nn.Module):
         self.level_embed = nn.Parameter(torch.randn(levels, channels))
 
     def forward(self, maps: Sequence[Tensor], positions: Sequence[Tensor]) -> list[Tensor]:
-        """Maps (B, C, h, w) and their embeddings (1, C, h, w), level by level -> maps as given.
+        """Maps (B, C, h, w) and their embeddings (1, C, h, w), level by level -> maps (B, C, h, w).
 
-        The results are views in channels_last layout, which is how they lie in memory.
+        The results are views of one tensor, in channels_last layout.
         """
         shapes = [(m.shape[-2], m.shape[-1]) for m in maps]
         x = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)

@@ -1,4 +1,4 @@
-"""Top-down paths: the FPN pixel decoder, and the one that ends the deformable one.
+"""The FPN pixel decoder, and the convolutions that it shares with the deformable pixel decoder.
 
 Shapes: B batch, C the decoder's channels; features are (B, C_i, H / stride, W / stride).
 """
@@ -18,7 +18,7 @@ from panoptic_ext.modeling.pixel_decoder.build import PIXEL_DECODER_REGISTRY, ch
 
 __all__ = ["NUM_SCALES", "BasePixelDecoder", "lateral_conv", "output_conv"]
 
-NUM_SCALES = 3  # maps given to the transformer decoder
+NUM_SCALES = 3  # number of maps that the transformer decoder takes
 
 
 def lateral_conv(in_channels: int, channels: int, norm: str | Callable[[int], nn.Module]) -> Conv2d:

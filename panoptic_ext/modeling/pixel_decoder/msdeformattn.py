@@ -21,7 +21,7 @@ __all__ = ["MSDeformAttnPixelDecoder"]
 
 
 class MSDeformAttnPixelDecoder(nn.Module):
-    """Deformable attention among coarse features; finer ones are added by an FPN.
+    """Deformable attention among the coarse features; an FPN then adds the finer features.
 
     In the state dict `input_proj.i` belongs to the i-th coarsest feature of the encoder, and
     `adapter_i`, `layer_i` to the i-th finest feature, from 1.
@@ -47,14 +47,14 @@ class MSDeformAttnPixelDecoder(nn.Module):
     ) -> None:
         """Args:
         input_shape: the features to use, by name, with channels and stride.
-        encoder_in_features: those of them that enter the encoder; the coarsest ones.
+        encoder_in_features: the coarsest of these features, which enter the encoder.
         conv_dim: channels C of encoder and FPN, a multiple of 32 and of `heads`.
         mask_dim: channels of mask_features.
         norm: of the FPN's convolutions, as Detectron2's `get_norm`.
         encoder_layers, heads, points, width, dropout, backend: see `DeformableEncoder`.
-        common_stride: stride of mask_features; features from here up to the encoder's finest one
-            are added by the FPN.
-        full_precision: stay in float32 under autocast, as the published decoder does.
+        common_stride: stride of mask_features. The FPN adds the features from this stride up to the
+            encoder's finest one.
+        full_precision: whether to compute in float32 under autocast, as the published decoder does.
         """
         super().__init__()
         self.full_precision = full_precision
@@ -145,19 +145,22 @@ class MSDeformAttnPixelDecoder(nn.Module):
             sine_position_embedding(m.shape[-2], m.shape[-1], m.shape[1], m.device) for m in maps
         ]
         levels = self.transformer(maps, positions)
-        above = levels[-1]
-        if above.device.type != "cpu":  # in the layout of the backbone's, whose maps are added
-            above = above.contiguous()
+        top_down = levels[-1]
+        if top_down.device.type != "cpu":
+            # The layout of the backbone's maps, which are added to it below.
+            top_down = top_down.contiguous()
         for i in range(len(self.fpn_features), 0, -1):
             lateral = self.get_submodule(f"adapter_{i}")(features[self.fpn_features[i - 1]])
-            above = F.interpolate(
-                above, size=lateral.shape[-2:], mode="bilinear", align_corners=False
+            top_down = F.interpolate(
+                top_down, size=lateral.shape[-2:], mode="bilinear", align_corners=False
             )
-            # Into the fresh map where the types agree: these are the largest maps of all.
-            above = above.add_(lateral) if above.dtype == lateral.dtype else above + lateral
+            # In place if the types agree, and `lateral` is freed early: these maps are the largest.
+            top_down = (
+                top_down.add_(lateral) if top_down.dtype == lateral.dtype else top_down + lateral
+            )
             del lateral
-            above = self.get_submodule(f"layer_{i}")(above)
-            levels.append(above)
+            top_down = self.get_submodule(f"layer_{i}")(top_down)
+            levels.append(top_down)
         return self.mask_features(levels[-1]), levels[:NUM_SCALES]
 
 

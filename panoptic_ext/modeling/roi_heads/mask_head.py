@@ -1,4 +1,4 @@
-"""Mask heads that hand on the logits of the predicted class, not only their sigmoid.
+"""Mask heads that return the logits of the predicted class, not only their sigmoid.
 
 Shapes: N detections of all images, T thing classes, M = 28 cells a side of a mask.
 """
@@ -25,10 +25,10 @@ __all__ = ["KeepsMaskLogits", "MaskLogitsConvUpsampleHead", "SeparableMaskHead"]
 
 
 class KeepsMaskLogits(BaseMaskRCNNHead):
-    """To be a base in front of another mask head: detections get the field `pred_mask_logits`.
+    """A base class in front of another mask head: adds `pred_mask_logits` to the detections.
 
-    The logits are those of the predicted class, (n, 1, M, M) in each image, beside Detectron2's
-    own `pred_masks`, their sigmoid.
+    The logits are those of the predicted class, (n, 1, M, M) in each image. Detectron2's own
+    `pred_masks`, their sigmoid, stays.
     """
 
     def forward(self, x: Tensor, instances: list[Instances]) -> Any:
@@ -38,12 +38,11 @@ class KeepsMaskLogits(BaseMaskRCNNHead):
         logits = self.layers(x)
         mask_rcnn_inference(logits, instances)
         if logits.shape[1] > 1:
-            classes = torch.cat([found.pred_classes for found in instances])
+            classes = torch.cat([detections.pred_classes for detections in instances])
             logits = logits[torch.arange(len(logits), device=logits.device), classes][:, None]
-        for found, of_image in zip(
-            instances, logits.split([len(found) for found in instances]), strict=True
-        ):
-            found.pred_mask_logits = of_image
+        counts = [len(detections) for detections in instances]
+        for detections, image_logits in zip(instances, logits.split(counts), strict=True):
+            detections.pred_mask_logits = image_logits
         return instances
 
 

@@ -92,7 +92,7 @@ class EfficientPSSemSegHead(nn.Module):
         context_channels: within DPC (paper: 256).
         norm, activation: of every convolution but the last.
         loss_weight: factor of the loss.
-        hard_fraction: share of an image's labelled pixels that the loss looks at, the worst ones.
+        hard_fraction: share of an image's labelled pixels that the loss uses, the worst ones.
         ignore_value: target of pixels without a label.
 
         Raises:
@@ -101,10 +101,10 @@ class EfficientPSSemSegHead(nn.Module):
         super().__init__()
         by_stride = {shape.stride: name for name, shape in input_shape.items()}
         if sorted(by_stride) != [4, 8, 16, 32] or len(input_shape) != 4:
-            found = ", ".join(f"{name} {shape.stride}" for name, shape in input_shape.items())
+            strides = ", ".join(f"{name} {shape.stride}" for name, shape in input_shape.items())
             raise ConfigError(
                 "EfficientPSSemSegHead needs one feature of each stride 4, 8, 16 and 32, but "
-                f"MODEL.SEM_SEG_HEAD.IN_FEATURES chooses {found or 'none'}"
+                f"MODEL.SEM_SEG_HEAD.IN_FEATURES chooses {strides or 'none'}"
             )
         if not 0 < hard_fraction <= 1:
             raise ConfigError(

@@ -40,5 +40,5 @@ def hard_pixel_cross_entropy(
         for worst, count in zip(losses, labelled, strict=True)
         if count
     ]
-    # The sum that is 0 keeps the graph where no pixel is labelled.
+    # The term of 0 connects the loss with the logits even if no pixel is labelled.
     return sum(means, losses.sum() * 0) / max(len(labelled), 1)

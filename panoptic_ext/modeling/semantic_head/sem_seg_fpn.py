@@ -14,8 +14,8 @@ __all__ = ["VoidSafeSemSegFPNHead"]
 class VoidSafeSemSegFPNHead(SemSegFPNHead):
     """Detectron2's SemSegFPNHead, with a loss of 0 instead of NaN where a batch is all void.
 
-    A crop of sparsely labelled data can hold no labelled pixel at all; the mean over none of them
-    would end the training.
+    A crop of sparsely labelled data can have no labelled pixel at all. The mean over an empty set
+    is NaN, which would end the training.
     """
 
     def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:

@@ -16,11 +16,14 @@ def class_metadata(metadata: Any) -> Metadata:
     """Names, colours and kinds of all classes, complete.
 
     Args:
-        metadata: as `draw_panoptic`; what is missing of colours is made up.
+        metadata: as `draw_panoptic`; missing colours are taken from Detectron2's colormap.
 
     Returns:
         A new Metadata with thing_classes, stuff_classes (K names), thing_colors, stuff_colors
         (K times (R, G, B), 0-255) and isthing (K bools).
+
+    Raises:
+        DatasetError: the metadata has no class names.
     """
     things = list(getattr(metadata, "thing_classes", None) or ())
     stuff = list(getattr(metadata, "stuff_classes", None) or ()) or things
@@ -30,8 +33,9 @@ def class_metadata(metadata: Any) -> Metadata:
             "no class names to draw with: the metadata has neither thing_classes nor"
             " stuff_classes; register the data set with register_panoptic first"
         )
-    made_up = [tuple(int(v) for v in row) for row in colormap(rgb=True, maximum=255)]
-    spare = [made_up[i % len(made_up)] for i in range(max(len(things), len(stuff)))]
+    colormap_colors = [tuple(int(v) for v in row) for row in colormap(rgb=True, maximum=255)]
+    count = max(len(things), len(stuff))
+    spare = [colormap_colors[i % len(colormap_colors)] for i in range(count)]
     isthing = getattr(metadata, "isthing", None)
     if isthing is None:
         ids = set(getattr(metadata, "thing_dataset_id_to_contiguous_id", {}).values())

@@ -10,14 +10,17 @@ __all__ = ["BOX_OPACITY", "Color", "edge_color", "luminance", "shade", "text_col
 Color = tuple[float, float, float]
 
 BOX_OPACITY = 0.8  # of the black box below a name
-_CONTRAST = 7.0  # of small text, to WCAG 2 (success criterion 1.4.6)
-_GOLDEN = 0.618033988749895  # its multiples spread evenly over [0, 1) for any number of instances
+_TEXT_CONTRAST = 7.0  # of small text, by WCAG 2 (success criterion 1.4.6)
+# Multiples of the golden ratio, modulo 1, spread evenly over [0, 1) for any number of instances.
+_GOLDEN_RATIO = 0.618033988749895
 
 
 def shade(color: Sequence[float], number: int) -> Color:
-    """A shade of a class's colour for its instance `number`; that of 0 is the colour's own."""
-    first = (0.5 + number * _GOLDEN) % 1.0  # 0.5: the color itself
-    second = (1.0 - number * _GOLDEN * _GOLDEN) % 1.0 or 1.0
+    """A shade of a class's colour for its instance `number`; number 0 keeps hue and saturation."""
+    # Hue and value follow one sequence, saturation another, so that neighbouring numbers differ in
+    # all three. A first of 0.5 and a second of 1 leave hue and saturation as they are.
+    first = (0.5 + number * _GOLDEN_RATIO) % 1.0
+    second = (1.0 - number * _GOLDEN_RATIO * _GOLDEN_RATIO) % 1.0 or 1.0
     hue, saturation, value = colorsys.rgb_to_hsv(*color)
     return colorsys.hsv_to_rgb(
         (hue + 0.16 * (first - 0.5)) % 1.0,
@@ -27,25 +30,28 @@ def shade(color: Sequence[float], number: int) -> Color:
 
 
 def edge_color(color: Sequence[float]) -> Color:
-    """The colour of a segment's edge, a little lighter than its filling.
+    """The colour of a segment's edge: the class's colour with 15% white.
 
-    The filling lets the image through, so the edge is lighter than it on a dark image and darker on
-    a light one.
+    The edge is opaque and the filling is not. The edge therefore looks lighter than the filling on
+    a dark image, and darker on a light one.
     """
     red, green, blue = color
     return _mixed((red, green, blue), (1.0, 1.0, 1.0), 0.15)
 
 
 def text_color(color: Sequence[float]) -> Color:
-    """`color`, as light as a name on its black box must be to be legible; its hue stays.
+    """Lighten a colour until it is legible on the black box below a name.
 
-    The contrast is 7 to 1 or more, even where the box lies on white.
+    The contrast is 7 to 1 or more, even where the box lies on white. The hue is kept as long as
+    that is possible.
     """
-    through = luminance((1 - BOX_OPACITY,) * 3)  # white, seen through the box
-    least = _CONTRAST * (through + 0.05) - 0.05
+    white_through_box = luminance((1 - BOX_OPACITY,) * 3)
+    # WCAG 2: contrast = (lighter luminance + 0.05) / (darker luminance + 0.05).
+    least = _TEXT_CONTRAST * (white_through_box + 0.05) - 0.05
     red, green, blue = color
     strongest = max(color)
     pure = (red / strongest, green / strongest, blue / strongest) if strongest else (1.0,) * 3
+    # First as bright as the hue allows, then towards white, which costs saturation.
     for start, end in (((red, green, blue), pure), (pure, (1.0, 1.0, 1.0))):
         for step in range(33):
             lifted = _mixed(start, end, step / 32)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["SheetRow", "contact_sheet", "ground_truth_segments", "pq_contact_sheet", "save_picture"]
 
 _GAP = 8  # pixels between cells
-_CAPTION = 22  # pixels, height of a line of text
+_LINE_HEIGHT = 22  # pixels, of a line of text in the font size 14
 _COLUMNS = ("image", "truth", "prediction")
 
 
@@ -63,14 +63,14 @@ def contact_sheet(
 ) -> str:
     """Write the sheet: a row per image with the columns image, truth, prediction and others.
 
-    Below the title are the classes that the sheet shows, with their colours and numbers; a segment
-    that has no room for its class's name gets the number. What has no room for that is counted
-    below its picture.
+    The legend below the title lists the classes that the sheet shows, with their colours and
+    numbers. A segment without room for its class's name gets the number. Segments without room for
+    the number are counted below their picture.
 
     Args:
         rows: drawn from top to bottom; images may be of different sizes.
         metadata: as `draw_panoptic`.
-        path: of the picture, .png or .jpg; its folder is made. Written aside, then renamed.
+        path: of the picture, .png or .jpg; its folder is made. See `save_picture`.
         title: the first line.
         cell_width: the most pixels that a picture gets in width and in height.
         columns: their names, one for each picture of a row.
@@ -153,7 +153,7 @@ def ground_truth_segments(record: dict[str, Any]) -> tuple[np.ndarray, list[dict
 
 
 def save_picture(path: str, picture: np.ndarray) -> None:
-    """Write an RGB picture aside and rename it, so that no half-written file is ever seen.
+    """Write an RGB picture to a temporary file and rename it: it appears whole or not at all.
 
     Args:
         path: ending in .png, .jpg or .jpeg; its folder is made.
@@ -181,12 +181,13 @@ def _drawings(row: SheetRow, metadata: Any, cell_width: int) -> list[Drawing | N
 
 
 def _shrunk(image: np.ndarray, ids: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image and ids with at most `most` pixels in width and height."""
+    """Shrink image and ids to at most `most` pixels in width and height."""
     factor = most / max(image.shape[:2])
-    if factor >= 1 or ids.shape != image.shape[:2]:  # of other sizes: drawing says so
+    if factor >= 1 or ids.shape != image.shape[:2]:  # draw_segments refuses other sizes
         return image, ids
     height, width = (max(1, round(n * factor)) for n in image.shape[:2])
     small = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
+    # Ids must not be interpolated: each pixel takes the id at its centre.
     rows = ((np.arange(height) + 0.5) * image.shape[0] / height).astype(int)
     columns = ((np.arange(width) + 0.5) * image.shape[1] / width).astype(int)
     return np.asarray(small), ids[rows[:, None], columns]
@@ -243,7 +244,7 @@ def _text_block(
     cell_width: int = 0,
 ) -> np.ndarray:
     """A white strip with one line of text, or with one word above each column."""
-    canvas = Image.new("RGB", (width, _CAPTION + (size - 14)), "white")
+    canvas = Image.new("RGB", (width, _LINE_HEIGHT + (size - 14)), "white")
     draw = ImageDraw.Draw(canvas)
     draw.text((_GAP, 3), _shortened(text, width - 2 * _GAP, size), fill="black", font=font(size))
     for column, name in enumerate(columns):
@@ -252,7 +253,7 @@ def _text_block(
 
 
 def _shortened(text: str, width: int, size: int) -> str:
-    """`text`, its middle left out where it is wider than `width` pixels."""
+    """Replace the middle of a text by "…" where it is wider than `width` pixels."""
     if font(size).getlength(text) <= width:
         return text
     keep = len(text) - 1

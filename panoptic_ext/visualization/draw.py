@@ -33,10 +33,10 @@ __all__ = [
     "readable_scale",
 ]
 
-_MIN_LONG_SIDE = 480  # pixels: smaller pictures have no room for labels
+_MIN_LONG_SIDE = 480  # pixels; smaller pictures have no room for labels
 _MAX_SCALE = 8.0
-_THING_FONT = 0.7  # relative to the font that stuff is named in
-_SMALLEST_FONT = 8.0  # pixels of the picture that can still be read
+_THING_FONT_SIZE = 0.7  # relative to the font of names of stuff
+_SMALLEST_FONT_SIZE = 8.0  # pixels of the picture; smaller text cannot be read
 _PIXELS_PER_POINT = 100 / 72  # matplotlib's default dpi
 
 
@@ -69,9 +69,9 @@ def draw_panoptic(
 ) -> np.ndarray:
     """Draw segments over an image; pixels of no segment (void) stay as they are.
 
-    A name lies inside its segment, in a smaller font where it must. Segments that it would hide
-    stay without text, apart from the largest of each category. The same input gives the same
-    picture, and no random state is touched.
+    A name lies inside its segment, in a smaller font where the segment is small. Segments that
+    their name would hide stay without one, apart from the largest of each category. The same input
+    gives the same picture, and no random state is used.
 
     Args:
         image_rgb: (H, W, 3) uint8 (or 0-255 of another type) in RGB order.
@@ -89,12 +89,11 @@ def draw_panoptic(
             smaller than stuff, and smaller where a segment is small.
         boxes: draw the boxes of things.
         classes: names; segments of all others are left out. None: all are drawn.
-        legend: add the drawn classes, their colours and numbers below. A segment that has no room
-            for its class's name gets the number; how many have no room for that is said below.
+        legend: add the drawn classes, their colours and numbers below. A segment without room for
+            its class's name gets the number. A last line counts the segments without either.
 
     Returns:
-        (s * H, s * W, 3) uint8 array in RGB order, with a legend higher than that. Inputs are left
-        as they are.
+        (s * H, s * W, 3) uint8 array in RGB order; a legend adds rows. Inputs are not changed.
 
     Raises:
         DatasetError: sizes differ or a category is not one of the data set's.
@@ -135,7 +134,7 @@ class Drawing:
 
     @property
     def unlabelled_line(self) -> str:
-        """How many segments have no room for a name; "" where all have one."""
+        """A line with the number of segments without a name; "" if all have one."""
         if not self.num_unlabelled:
             return ""
         return f"{self.num_unlabelled} of {self.num_segments} segments without a label: too small"
@@ -151,7 +150,7 @@ def draw_segments(
     scale: float | None = None,
     **options: Any,
 ) -> Drawing:
-    """As `draw_panoptic`, and says what the picture shows.
+    """As `draw_panoptic`, but return the picture with what it shows.
 
     Args:
         keys: a short text for each class name, written where the name does not fit.
@@ -203,7 +202,7 @@ def check_drawing_options(
     classes: Sequence[str] | None = None,
     **_switches: Any,
 ) -> None:
-    """Check the options of `draw_panoptic` before there is an image.
+    """Check the options of `draw_panoptic` before the first image is predicted.
 
     Raises:
         ConfigError: an option is out of its range, or a class is unknown.
@@ -231,7 +230,7 @@ def _check_sizes(image: np.ndarray, ids: torch.Tensor) -> None:
 def _complete_segments(
     segments: Sequence[dict[str, Any]], classes: Metadata
 ) -> list[dict[str, Any]]:
-    """Copies of the segments that all have isthing, and all or none of the things a score."""
+    """Copy the segments; all get isthing, and scores are kept only if all things have one."""
     complete = []
     for segment in segments:
         category = int(segment["category_id"])
@@ -249,16 +248,14 @@ def _complete_segments(
 
 
 class _PanopticVisualizer(Visualizer):
-    """Detectron2's Visualizer with masks that all look alike, and labels that fit."""
+    """Detectron2's Visualizer with masks of one style, and labels that fit."""
 
     def draw_masks(
         self, ids: torch.Tensor, segments: Sequence[dict[str, Any]], *, alpha: float
     ) -> None:
-        """All segments without names: things in shades of their class's colour, with an edge.
-
-        Detectron2 outlines masks in white where they have no holes, so that one class has an
-        outline in one picture and none in the next; among many objects it is all that is seen.
-        """
+        """Fill all segments: stuff in its class's colour, things in shades of it with an edge."""
+        # Detectron2 outlines masks in white if they have no holes. One class then has an outline in
+        # one picture and none in the next, and among many objects the outlines hide the rest.
         colors, number = [], 0
         for segment in segments:
             colors.append(class_color(segment, self.metadata))
@@ -278,7 +275,7 @@ class _PanopticVisualizer(Visualizer):
         self.output.reset_image(painted)
 
     def draw_boxes(self, segments: Sequence[dict[str, Any]]) -> None:
-        """The boxes of things, in the colour of their class."""
+        """Draw the boxes of things in the colour of their class."""
         for segment in segments:
             if segment["isthing"]:
                 x, y, width, height = segment.get("full_bbox", segment["bbox"])
@@ -300,15 +297,19 @@ class _PanopticVisualizer(Visualizer):
         """
         scale = self.output.scale
         default = float(self._default_font_size) * _PIXELS_PER_POINT
+        # The largest segment of each class gets its name even where it does not fit, so that no
+        # class is without one.
         named: set[str] = set()
         wanted = []
         for segment in sorted(segments, key=lambda s: -s["area"]):
             name, isthing = class_name(segment, self.metadata), segment["isthing"]
-            size = font_size / scale if font_size else default * (_THING_FONT if isthing else 1)
+            size = (
+                font_size / scale if font_size else default * (_THING_FONT_SIZE if isthing else 1)
+            )
             texts = self._texts(segment, keys)
             wanted.append(Wanted(segment, texts, size, is_due=name not in named))
             named.add(name)
-        smallest = font_size or _SMALLEST_FONT
+        smallest = font_size or _SMALLEST_FONT_SIZE
         labels = place_labels(ids.numpy(), wanted, smallest / scale)
         for label in labels:
             self._write(label)
@@ -322,7 +323,8 @@ class _PanopticVisualizer(Visualizer):
         return texts
 
     def _write(self, label: Label) -> None:
-        """One label, its dollar signs no formulas, in a light shade of its class's colour."""
+        """Write a label in a light shade of its class's colour."""
+        # matplotlib would typeset what lies between two dollar signs as a formula.
         self.output.ax.text(
             label.x,
             label.y,

@@ -1,4 +1,4 @@
-"""Masks that may overlap, as the one map of segments that pictures are drawn of.
+"""Convert masks, which may overlap, into the one map of segments that pictures are drawn from.
 
 Shapes: N masks of an image of H x W pixels.
 """
@@ -20,22 +20,23 @@ Segments = tuple[np.ndarray, list[dict[str, Any]]]
 
 
 def stack_masks(masks: np.ndarray) -> np.ndarray:
-    """The masks laid on one another, the largest at the bottom, so that no small one is lost.
+    """Merge masks into one map; where they overlap, the smaller mask covers the larger.
 
     Args:
         masks: (N, H, W) bool.
 
     Returns:
-        (H, W) int32: 1 + the place of the uppermost mask, 0 where there is none.
+        (H, W) int32: 1 + the index of the uppermost mask, 0 where there is none.
     """
     ids: np.ndarray = np.zeros(masks.shape[1:], np.int32)
-    for place in np.argsort(-masks.sum(axis=(1, 2)), kind="stable").tolist():
-        ids[masks[place]] = place + 1
+    # From the largest to the smallest, so that none of the small masks is lost.
+    for index in np.argsort(-masks.sum(axis=(1, 2)), kind="stable").tolist():
+        ids[masks[index]] = index + 1
     return ids
 
 
 def instance_segments(instances: Instances) -> Segments:
-    """Instances as the mapper gives them to a model, for `draw_panoptic`.
+    """Convert the mapper's instances for `draw_panoptic`.
 
     Args:
         instances: with gt_masks (BitMasks), gt_classes and gt_boxes.
@@ -48,7 +49,7 @@ def instance_segments(instances: Instances) -> Segments:
 
 
 def annotated_segments(record: dict[str, Any]) -> Segments:
-    """Annotations as they lie on disk, crowds too, for `draw_panoptic`.
+    """Convert the annotations of a record, crowds included, for `draw_panoptic`.
 
     Args:
         record: Detectron2's of an instances JSON, with height and width; left unchanged.
@@ -60,6 +61,7 @@ def annotated_segments(record: dict[str, Any]) -> Segments:
         DatasetError: an annotation without a mask, or with one of another size.
     """
     size = record["height"], record["width"]
+    # Training skips crowds. A picture shows them, so they are passed on as ordinary objects.
     instances = instances_of_annotations(
         [{**annotation, "iscrowd": 0} for annotation in record["annotations"]],
         TransformList([]),
@@ -77,8 +79,8 @@ def annotated_segments(record: dict[str, Any]) -> Segments:
 
 def _segments(instances: Instances, boxes: Sequence[Sequence[float] | None]) -> Segments:
     segments: list[dict[str, Any]] = [
-        {"id": place + 1, "category_id": category, "isthing": True}
-        for place, category in enumerate(instances.gt_classes.tolist())
+        {"id": index + 1, "category_id": category, "isthing": True}
+        for index, category in enumerate(instances.gt_classes.tolist())
     ]
     for segment, box in zip(segments, boxes, strict=True):
         if box is not None:

@@ -1,7 +1,8 @@
-"""Learning curves of several runs, from the metrics.json that each of them writes.
+"""Learning curves of several runs, from their metrics.json.
 
-A curve's x is the iteration, or the minutes of training up to it: seconds per iteration summed up,
-without evaluations and pauses, so that a resumed run counts like one that was never stopped.
+The x of a curve is the iteration, or the minutes of training up to it. These are the sum of the
+seconds per iteration. Evaluations and pauses do not count, so that a resumed run has the same
+minutes as one that was never stopped.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from panoptic_ext.regular_files import METRICS, check_regular_file
 
 __all__ = ["Curve", "curve_table", "draw_curves", "read_curve"]
 
-_MOST_KEYS = 10  # that a message lists
+_MOST_LISTED_KEYS = 10  # in a message
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,15 @@ def read_curve(run: str, label: str, metric: str = "panoptic_seg/PQ") -> Curve:
     """
     path = os.path.join(run, "metrics.json") if os.path.isdir(run) else run
     rows = _rows(path)
-    seconds, last = 0.0, -1
+    seconds, last_iteration = 0.0, -1
     iterations, minutes, values = [], [], []
     for iteration in sorted(rows):
         row = rows[iteration]
         if "time" in row:
-            seconds += row["time"] * (iteration - last)
-            last = iteration
+            seconds += row["time"] * (iteration - last_iteration)
+            last_iteration = iteration
         if metric in row:
-            # The evaluation after the last step is logged under the number of a step more.
+            # The evaluation after the last step is logged under the next step's number.
             after_the_end = "time" not in row and "time" in rows.get(iteration - 1, {})
             iterations.append(iteration if after_the_end else iteration + 1)
             minutes.append(seconds / 60)
@@ -76,11 +77,11 @@ def _nearest_keys(metric: str, keys: Collection[str]) -> str:
         return max(SequenceMatcher(None, metric.lower(), name).ratio() for name in names)
 
     ordered = sorted(sorted(keys), key=likeness, reverse=True)
-    return listed(ordered, _MOST_KEYS, show=str)
+    return listed(ordered, _MOST_LISTED_KEYS, show=str)
 
 
 def _rows(path: str) -> dict[int, dict[str, Any]]:
-    """What is known of each iteration; of one that ran twice (a resumed run) the later one."""
+    """The metrics of each iteration; those of a resumed run override earlier ones."""
     rows: dict[int, dict[str, Any]] = {}
     check_regular_file(path, METRICS, error=PanopticExtError)
     try:
@@ -104,7 +105,7 @@ def _groups(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
 
 
 def curve_table(curves: Sequence[Curve], metric: str = "PQ") -> str:
-    """A Markdown table: of each label the runs, iterations, minutes, last and best value.
+    """A Markdown table with runs, iterations, minutes, last and best value of each label.
 
     With several runs the last value is the mean, followed by the least and the largest.
     """
@@ -113,13 +114,13 @@ def curve_table(curves: Sequence[Curve], metric: str = "PQ") -> str:
         "|---|---:|---:|---:|---:|---:|",
     ]
     for label, group in _groups(curves).items():
-        last = [curve.values[-1] for curve in group]
-        spread = f" ({min(last):.1f} to {max(last):.1f})" if len(last) > 1 else ""
+        last_values = [curve.values[-1] for curve in group]
+        spread = f" ({min(last_values):.1f} to {max(last_values):.1f})" if len(group) > 1 else ""
         minutes = statistics.mean(curve.minutes[-1] for curve in group)
         best = statistics.mean(max(curve.values) for curve in group)
         lines.append(
             f"| {label} | {len(group)} | {max(c.iterations[-1] for c in group)} | {minutes:.0f} "
-            f"| {statistics.mean(last):.1f}{spread} | {best:.1f} |"
+            f"| {statistics.mean(last_values):.1f}{spread} | {best:.1f} |"
         )
     return "\n".join(lines)
 

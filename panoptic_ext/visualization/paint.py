@@ -1,4 +1,4 @@
-"""Segments painted over an image: every class alike, whatever the shape of its segments.
+"""Paint segments over an image.
 
 Shapes: H x W the image, h x w the picture, N segments.
 """
@@ -14,7 +14,7 @@ from panoptic_ext.visualization.colors import Color, edge_color
 
 __all__ = ["paint_segments"]
 
-_LINE = 900  # pixels of the picture's longer side that make an edge one pixel wider
+_PIXELS_PER_EDGE_PIXEL = 900  # of the picture's longer side, for each further pixel of an edge
 
 
 def paint_segments(
@@ -27,16 +27,16 @@ def paint_segments(
     alpha: float,
     size: tuple[int, int],
 ) -> np.ndarray:
-    """Fill segments, and draw thin edges inside of those that have one.
+    """Fill segments, and draw a thin edge inside those with `has_edge`.
 
     Args:
         image: (H, W, 3) uint8.
         ids: (H, W) integers; pixels of no segment stay as they are.
         segment_ids: N distinct ones.
         colors: N, of the fillings; an edge is a little lighter.
-        has_edge: N; where False, a segment ends without a line.
+        has_edge: N bools.
         alpha: opacity of the filling, 0 to 1.
-        size: (h, w), to which the nearest pixels are taken.
+        size: (h, w); image and ids are resized by nearest neighbour.
 
     Returns:
         (h, w, 3) uint8.
@@ -50,14 +50,17 @@ def paint_segments(
     table = 255 * np.array([(0, 0, 0), *colors], np.float32)
     filled = places > 0
     picture[filled] = _blend(picture[filled], table[places[filled]], alpha)
-    edges = _edges(places, 1 + max(size) // _LINE) & np.array([False, *has_edge])[places]
+    edges = (
+        _edges(places, 1 + max(size) // _PIXELS_PER_EDGE_PIXEL)
+        & np.array([False, *has_edge])[places]
+    )
     table = 255 * np.array([(0, 0, 0), *map(edge_color, colors)], np.float32)
     picture[edges] = table[places[edges]].round().astype(np.uint8)
     return picture
 
 
 def _places(ids: np.ndarray, segment_ids: Sequence[int]) -> np.ndarray:
-    """(H, W) int32: 1 + the place in `segment_ids` of each pixel's id, 0 where it is not there."""
+    """(H, W) int32: 1 + the position of each pixel's id in `segment_ids`, 0 for other ids."""
     values, inverse = np.unique(ids, return_inverse=True)
     place_of = {value: number + 1 for number, value in enumerate(segment_ids)}
     places = np.array([place_of.get(value, 0) for value in values.tolist()], np.int32)
@@ -65,9 +68,10 @@ def _places(ids: np.ndarray, segment_ids: Sequence[int]) -> np.ndarray:
 
 
 def _edges(places: np.ndarray, width: int) -> np.ndarray:
-    """(h, w) bool: pixels of which a neighbour, up to `width` pixels away, is another segment's."""
+    """(h, w) bool: pixels with another segment's pixel at most `width` pixels away."""
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * width + 1, 2 * width + 1))
-    as_float = places.astype(np.float32)  # exact, for no image has 2^24 segments
+    # OpenCV dilates no int32. float32 is exact, because no image has 2^24 segments.
+    as_float = places.astype(np.float32)
     return np.asarray(cv2.dilate(as_float, kernel) != cv2.erode(as_float, kernel))
 
 

@@ -1,4 +1,4 @@
-"""Pictures of one data set, drawn one after the other with the same options."""
+"""Draw the pictures of one data set with the same options."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Pictures:
         segments_info: Sequence[dict[str, Any]] | None,
         **options: Any,
     ) -> np.ndarray:
-        """As `draw_panoptic`; `options` go before those of all pictures."""
+        """As `draw_panoptic`; `options` override those of the constructor."""
         drawing = draw_segments(
             image_rgb, panoptic_seg, segments_info, self._metadata, **{**self._options, **options}
         )
@@ -44,7 +44,7 @@ class Pictures:
         return drawing.picture
 
     def unlabelled_line(self) -> str:
-        """How many segments of all pictures have no name, and what to do; "" where all have one."""
+        """A line with the number of segments without a name, and what to do; "" if it is 0."""
         if not self._num_unlabelled:
             return ""
         counts = f"{self._num_unlabelled} of {self._num_segments}"

@@ -6,6 +6,6 @@ from tests import ROOT
 from tests.conftest import LONGEST
 
 
-def test_the_longest_files_are_there():
+def test_files_that_start_first_exist():
     assert [name for name in LONGEST if not (ROOT / "tests" / name).is_file()] == []
     assert len(set(LONGEST)) == len(LONGEST)

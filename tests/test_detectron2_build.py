@@ -50,7 +50,7 @@ def test_the_distribution_is_the_one_that_the_folder_belongs_to(
         assert found == expected
 
 
-def test_v06_and_main_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_v06_and_main_are_distinguished(monkeypatch: pytest.MonkeyPatch) -> None:
     for keys, version in (({}, "0.6"), ({"FLOAT32_PRECISION": ""}, "0.6 (main)")):
         monkeypatch.setattr(config, "get_cfg", lambda keys=keys: keys)
         assert detectron2_version() == version

@@ -83,7 +83,7 @@ NAMES = st.lists(st.text("abcxyz_", min_size=1, max_size=6), unique=True, max_si
 
 
 @given(NAMES, st.text("abcxyz_", min_size=1, max_size=6), st.integers(0, 5), st.booleans())
-def test_an_unknown_name_is_said_with_the_nearest_and_the_known_ones(
+def test_an_unknown_name_is_reported_with_the_nearest_and_the_known_ones(
     known: list[str], value: str, limit: int, mends: bool
 ) -> None:
     mend = "leave it out" if mends else ""

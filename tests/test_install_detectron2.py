@@ -204,7 +204,9 @@ def test_broken_is_an_error(bare: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert "installed but cannot be imported: ImportError: _C.so" in fails(capsys)
 
 
-def test_probe_tells_missing_from_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probe_distinguishes_missing_from_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_tree(tmp_path, {"torch.py": "import gone", "torchvision.py": "__version__ = '0.1'"})
     make_tree(tmp_path, {"detectron2/__init__.py": "__version__ = '0.6'"})
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -327,7 +329,7 @@ class NewPip:
         return finished()
 
 
-def test_too_new_pip_is_gone_around(
+def test_a_pip_that_is_too_new_is_replaced_by_an_older_one_for_the_download(
     bare: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pip = NewPip(SOURCES)

@@ -29,7 +29,7 @@ def work(number: int) -> int:
 
 
 @pytest.mark.parametrize("num_threads", [0, 1, 3])
-def test_failures_are_named_and_the_rest_goes_on(num_threads: int) -> None:
+def test_failures_are_named_and_the_other_files_are_done(num_threads: int) -> None:
     files = ManyFiles[int](lambda n: f"{n}.png", num_threads=num_threads)
     results = list(files.results(range(40), work))
     assert results == [(n, None if n in ERRORS else n * n) for n in range(40)]
@@ -43,7 +43,9 @@ def test_failures_are_named_and_the_rest_goes_on(num_threads: int) -> None:
 
 @pytest.mark.parametrize("num_threads", [0, 2])
 @pytest.mark.parametrize("error", [ConfigError("no such key"), OSError(errno.ENOSPC, "full")])
-def test_what_would_fail_for_every_file_ends_the_pass(num_threads: int, error: Exception) -> None:
+def test_an_error_that_every_file_would_have_ends_the_loop(
+    num_threads: int, error: Exception
+) -> None:
     def fail(number: int) -> None:
         if number == 1:
             raise error

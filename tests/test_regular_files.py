@@ -76,7 +76,7 @@ def test_a_sparse_file_of_100_gigabytes_is_refused_with_its_size(tmp_path: Path)
         check_regular_file(path, LABEL_MAP, error=CheckpointError, prefix="image 7: ")
 
 
-def test_a_file_that_may_not_be_read_is_told_apart(
+def test_a_file_without_read_permission_has_its_own_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a"

@@ -207,7 +207,9 @@ def recorded(read: Callable[[CfgNode], object]) -> set[str]:
         (lambda cfg: (str(cfg), cfg.dump(), cfg.freeze(), cfg == cfg.clone()), set()),
     ],
 )  # fmt: skip
-def test_what_reads_a_key(read: Callable[[CfgNode], object], keys: set[str]) -> None:
+def test_every_way_to_read_a_key_is_recorded(
+    read: Callable[[CfgNode], object], keys: set[str]
+) -> None:
     assert recorded(read) == keys
 
 

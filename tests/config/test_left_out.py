@@ -147,7 +147,9 @@ def copies(cfg: CfgNode, folder: Path) -> list[CfgNode]:
 
 
 @pytest.mark.parametrize("given", [{}, {HEAD: 54}, {BOXES: 80, VOID: 255}])
-def test_what_is_left_out_stays_so_in_every_copy(tmp_path: Path, given: dict[str, int]) -> None:
+def test_keys_that_are_left_out_stay_left_out_in_every_copy(
+    tmp_path: Path, given: dict[str, int]
+) -> None:
     cfg = user_cfg(SHAPES, **given)
     cfg.freeze()
     for other in copies(cfg, tmp_path):

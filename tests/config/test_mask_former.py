@@ -72,7 +72,7 @@ def test_targets_that_chose_a_task_choose_no_other_one_silently(task, targets, m
         mask_former_task(cfg)
 
 
-def test_an_old_run_loads_with_the_task_it_had_or_says_what_to_set(tmp_path):
+def test_an_old_run_loads_with_its_task_or_gets_an_error_that_names_the_key(tmp_path):
     old = tmp_path / "config.yaml"
     model = "MODEL: {META_ARCHITECTURE: PanopticExtMaskFormer, WEIGHTS: ''}\n"
     old.write_text(f"{model}INPUT: {{PANOPTIC_TARGETS: [instances]}}\n", encoding="utf-8")

@@ -333,7 +333,7 @@ def published_files() -> list[Path]:
 
 
 @pytest.mark.skipif(not CHECKOUT, reason="PANOPTIC_EXT_PUBLISHED_CONFIGS names no checkout")
-def test_the_table_is_what_the_published_files_say():
+def test_the_table_equals_the_published_files():
     """Every published file has its row, and every key that it gives is in the row."""
     assert len(published_files()) == 47
     renamed = {"INPUT.DATASET_MAPPER_NAME", "TEST.AUG.MIN_SIZES", "TEST.AUG.MAX_SIZE"}
@@ -369,7 +369,7 @@ def kind_of_published(path: Path) -> tuple[str, str, str]:
         ),
     ],
 )
-def test_a_published_file_means_what_ours_means(published, leaf):
+def test_a_published_file_loads_as_the_config_of_ours(published, leaf):
     theirs = load(PUBLISHED / f"{published}.yaml")
     ours = load(ROOT / "configs" / f"{leaf}.yaml")
     allowed = DIFFERENT | (VISTAS_DIFFERENT if "vistas" in leaf else {})

@@ -21,14 +21,14 @@ def test_a_truncated_image_is_refused(tiny: TinyDataset) -> None:
         mapper()(record)
 
 
-def test_an_image_that_is_gone_is_named(tiny: TinyDataset) -> None:
+def test_a_missing_image_is_named(tiny: TinyDataset) -> None:
     record = tiny.load()[0]
     os.remove(record["file_name"])
     with pytest.raises(DatasetError, match=r"image id 1: image .*1\.png does not exist"):
         mapper()(record)
 
 
-def test_a_label_map_that_is_gone_is_named(tiny: TinyDataset) -> None:
+def test_a_missing_label_map_is_named(tiny: TinyDataset) -> None:
     record = tiny.load()[0]
     os.remove(record["pan_seg_file_name"])
     with pytest.raises(DatasetError, match=r"image id 1: label map .*1\.png does not exist"):

@@ -58,7 +58,7 @@ def warnings_of(cfg: CfgNode, caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.parametrize("enabled", [False, True])
-def test_augmentation_that_is_not_done_is_said_once(
+def test_test_time_augmentation_that_is_not_done_is_logged_once(
     tmp_path: Path,
     enabled: bool,
     caplog: pytest.LogCaptureFixture,

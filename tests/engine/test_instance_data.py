@@ -40,7 +40,7 @@ def config(tmp_path: Path, clean_catalogs: None) -> Path:
     return path
 
 
-def test_an_instance_model_learns_from_them(config: Path, tmp_path: Path) -> None:
+def test_an_instance_model_trains_on_instance_data(config: Path, tmp_path: Path) -> None:
     cfg = load_cfg(str(config), TINY)
     assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 2
     model = build_model(cfg)

@@ -117,7 +117,7 @@ def test_float16_alone_has_a_scaler(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("cuda", "bfloat16", ["running on the CPU instead, much slower"]),
     ],
 )
-def test_what_falls_back_says_so_once(
+def test_a_fallback_to_another_precision_is_one_warning(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

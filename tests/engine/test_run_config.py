@@ -141,7 +141,9 @@ def test_train_and_test_must_agree(opts: list[str], tmp_path: Path) -> None:
         (["MODEL.DEVICE", "gpu"], r"MODEL.DEVICE = 'gpu', expected 'cuda'"),
     ],
 )  # fmt: skip
-def test_what_cannot_work_is_said(opts: list[str], extra: list[str], message: str) -> None:
+def test_settings_that_cannot_work_are_refused(
+    opts: list[str], extra: list[str], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         load_cfg("", [*opts, *extra])
 
@@ -311,7 +313,7 @@ def test_git_state_is_of_the_repository_that_tracks_the_file(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("iterations", "warns"), [(500, True), (1000, True), (1001, False)])
-def test_a_warmup_that_never_ends_is_said(caplog, iterations: int, warns: bool) -> None:
+def test_a_warmup_that_never_ends_gets_a_warning(caplog, iterations: int, warns: bool) -> None:
     cfg = get_cfg()
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS = iterations, 1000
     with caplog.at_level("WARNING", "panoptic_ext"):

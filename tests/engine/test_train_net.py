@@ -78,7 +78,7 @@ def results(out: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def test_a_run_leaves_what_it_should(whole: Path) -> None:
+def test_a_run_leaves_all_its_files(whole: Path) -> None:
     for name in ("config.yaml", "run_info.json", "environment.txt", "metadata.json", "log.txt"):
         assert (whole / name).stat().st_size
     assert (whole / "last_checkpoint").read_text() == "model_final.pth"

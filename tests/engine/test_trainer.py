@@ -163,7 +163,9 @@ def test_checkpoints_are_safe_to_read_and_named_by_their_last_iteration(tmp_path
     assert content["iteration"] == 7
 
 
-def test_resume_says_what_differs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_resume_names_the_settings_that_differ(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     trainer_of(tiny_cfg(tmp_path)).train()
     logging.getLogger("panoptic_ext").propagate = True
     trainer_of(tiny_cfg(tmp_path, GAMMA=0.5, MAX_ITER=14), resume=True)
@@ -171,7 +173,7 @@ def test_resume_says_what_differs(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert "SOLVER.MAX_ITER: 12 in the checkpoint, 14 now" in caplog.text
 
 
-def test_resume_of_what_cannot_work(tmp_path: Path) -> None:
+def test_resume_from_a_checkpoint_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
     trainer_of(tiny_cfg(tmp_path)).train()
     with pytest.raises(CheckpointError, match="optimizer does not fit"):
         trainer_of(tiny_cfg(tmp_path, BACKBONE_MULTIPLIER=0.1), resume=True)

@@ -262,7 +262,7 @@ def test_build_all(name, tmp_path):
     assert (tmp_path / "out" / "panoptic_predictions.json").is_file()
 
 
-def test_what_the_model_does_not_give_is_skipped(name, tmp_path, caplog):
+def test_evaluators_of_missing_outputs_are_skipped(name, tmp_path, caplog):
     evaluators = build_evaluator(config("panoptic", "semantic", "instance"), name, str(tmp_path))
     with caplog.at_level(logging.INFO):
         results = toy.run(evaluators, name, toy.perfect())

@@ -268,7 +268,7 @@ def test_a_rule_is_checked_where_it_is_made(changed: dict[str, Any], message: st
         FusionRule(**{"thing_ids": (1, 4), "num_classes": 6, **changed})
 
 
-def test_a_rule_knows_things_and_stuff() -> None:
+def test_the_rule_of_a_fusion_has_things_and_stuff() -> None:
     rule = FusionRule([4, 1, 4], 6)
     assert (rule.thing_ids, rule.stuff_ids) == ((1, 4), [0, 2, 3, 5])
     assert rule == FusionRule((1, 4), 6) and hash(rule) == hash(FusionRule((1, 4), 6))

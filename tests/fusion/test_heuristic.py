@@ -136,7 +136,7 @@ def test_by_hand(fusion) -> None:
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_what_is_wholly_covered_is_not_listed(fusion) -> None:
+def test_an_instance_that_is_covered_wholly_is_not_listed(fusion) -> None:
     case = make_case(1, 2, stuff_area_threshold=0, overlap_threshold=1.0)
     case.boxes = torch.tensor([[-2.0, -2, 30, 30], [3, 3, 9, 9]])
     case.scores, case.mask_logits = torch.tensor([0.9, 0.8]), torch.full((2, 28, 28), 9.0)
@@ -210,7 +210,7 @@ def test_nothing_is_written_to_the_arguments(fusion) -> None:
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_what_is_refused(fusion) -> None:
+def test_an_unknown_void_policy_and_instances_of_stuff_are_refused(fusion) -> None:
     case = make_case(0, 1, void_policy="ignore")
     with pytest.raises(ValueError, match="unknown void_policy 'ignore'; known: "):
         case.fuse(fusion)

@@ -188,7 +188,7 @@ def test_same_outputs(pair):
     assert segments > 1 and ties <= 10
 
 
-def test_there_and_back(pair):
+def test_weights_survive_the_round_trip(pair):
     theirs, model = pair
     state = theirs.state_dict()
     back = to_transformers(model.state_dict(), state)

@@ -32,7 +32,7 @@ def test_rows_are_split_within_blocks(monkeypatch):
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([2, 40, 300_000]), st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_runs_count_what_pixels_count(seed: int, num_ids: int, noisy: bool):
+def test_counts_of_runs_equal_counts_of_pixels(seed: int, num_ids: int, noisy: bool):
     rng = np.random.default_rng(seed)
     shape = (int(rng.integers(1, 40)), int(rng.integers(1, 40)))
     maps = []

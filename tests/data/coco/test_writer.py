@@ -29,7 +29,7 @@ SEGMENTS = [{"id": 70000, "category_id": 30, "score": 0.25}, {"id": 4, "category
 
 
 @pytest.mark.parametrize("encode", [lambda ids: ids, runs_from_ids], ids=["map", "runs"])
-def test_what_is_written_is_read_back(tmp_path: Path, encode) -> None:
+def test_written_results_are_read_back(tmp_path: Path, encode) -> None:
     writer = PanopticWriter.of_predictions(str(tmp_path / "out"))
     second = writer.add("b", "sub/b.png", encode(label_map()), [])
     first = writer.add("a", "sub/a.png", encode(label_map()), SEGMENTS)
@@ -51,7 +51,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, encode) -> None:
     ]
 
 
-def test_what_cannot_be_written_is_one_error_or_the_systems(tmp_path: Path) -> None:
+def test_a_failed_write_is_the_given_error_or_an_os_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for error, kind in ((EvaluationError, EvaluationError), (None, OSError)):
         writer = PanopticWriter("unused.json", str(tmp_path / "file" / "pngs"), error=error)

@@ -180,7 +180,7 @@ SPOILED = [
 
 
 @pytest.mark.parametrize(("kind", "spoil"), SPOILED)
-def test_what_is_wrong_is_named_by_loader_and_check(
+def test_loader_and_check_name_the_kind_of_each_mistake(
     kind: str, spoil: Callable[[TinyInstances], Any], tiny_instances: TinyInstances
 ) -> None:
     spoil(tiny_instances)

@@ -104,7 +104,7 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     assert fingerprint(alone) == fingerprint(small(tmp_path).folder("train"))
 
 
-def test_what_killed_runs_left_is_removed(tmp_path: Path) -> None:
+def test_leftovers_of_killed_runs_are_removed(tmp_path: Path) -> None:
     name = os.path.basename(small(tmp_path).folder("train"))
     stale, fresh, locked = (tmp_path / f"{name}.{end}" for end in ("stale", "fresh", "locked"))
     others = [tmp_path / "other.stale", tmp_path / "shapes_train_0123456789abcdef"]

@@ -69,7 +69,7 @@ def test_weights_packed_again_are_still_read(
         assert all(torch.equal(loaded[k], v) for k, v in weights.items())
 
 
-def test_a_damaged_directory_is_said_to_be(tmp_path: Path) -> None:
+def test_a_damaged_directory_is_an_error(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(10)}, tmp_path / "a.pth")
     content = bytearray((tmp_path / "a.pth").read_bytes())
     content[content.index(b"PK\x01\x02")] = 0
@@ -106,7 +106,7 @@ def test_bytes_with_their_content_are_read(tmp_path: Path) -> None:
         assert (loaded["a"], loaded["b"], loaded["c"].tolist()) == (b"12", b"34", [0, 1, 2])
 
 
-def test_a_safetensors_file_whose_header_lies_is_one_error(tmp_path: Path) -> None:
+def test_a_safetensors_file_with_a_wrong_header_is_one_error(tmp_path: Path) -> None:
     header = b'{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4]}}'
     path = tmp_path / "x.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"0000")

@@ -199,7 +199,7 @@ def test_old_names_with_other_shapes_are_reported(tmp_path: Path, prefix: str) -
     ],
 )
 @pytest.mark.parametrize("name", ["weights.pth", "weights.pkl"])
-def test_what_is_no_checkpoint_is_named(
+def test_a_file_that_is_no_checkpoint_is_an_error(
     model: nn.Module, tmp_path: Path, content: bytes, message: str, name: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -271,7 +271,7 @@ def test_plain_state_dict_and_pycls(model: nn.Module, tmp_path: Path) -> None:
         assert value_of(model) == 4.0
 
 
-def test_what_does_not_fit(
+def test_weights_that_do_not_fit_are_reported(
     model: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = dict(model.state_dict())
@@ -311,7 +311,7 @@ def test_checksum_in_the_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("date", ["20240101", "20240229", "2024010123", "20240101235959"])
-def test_a_date_in_the_name_is_no_hash_but_the_hash_is_said(
+def test_a_date_in_the_name_is_no_hash_and_the_hash_is_logged(
     tmp_path: Path, date: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "download"

@@ -115,7 +115,7 @@ def test_a_damaged_part_is_named_with_the_way_out(
     assert len(text) < 600 + 2 * len(str(tmp_path))
 
 
-def test_what_the_error_advises_works(tmp_path: Path, content: bytes) -> None:
+def test_the_advice_of_the_error_works(tmp_path: Path, content: bytes) -> None:
     damage = put("iteration", value="7")
     with pytest.raises(CheckpointError):
         resume(tmp_path, content, damage)

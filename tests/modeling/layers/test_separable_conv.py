@@ -41,7 +41,7 @@ def test_an_empty_batch(norm, training):
         assert torch.equal(value, layer.state_dict()[name])
 
 
-def test_the_layers_of_one_size_keep_the_variance_of_what_enters():
+def test_layers_of_equal_width_keep_the_variance_of_their_input():
     torch.manual_seed(0)
     x = torch.randn(4, 64, 16, 16)
     for layer in (

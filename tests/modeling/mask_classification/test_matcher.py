@@ -78,7 +78,7 @@ def test_assignment_is_the_cheapest_of_all(queries, count, seed):
     assert float(cost[found].sum()) == pytest.approx(best, abs=1e-4)
 
 
-def test_surplus_objects_are_told_once(caplog):
+def test_surplus_objects_are_logged_once(caplog):
     target = stripes(4, image="street.jpg")
     output = outputs_like(target, [3, 1])
     matcher = HungarianMatcher(num_points=100)

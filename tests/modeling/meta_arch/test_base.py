@@ -83,7 +83,7 @@ def value_of(cfg, key: str):
     return reduce(lambda node, part: node[part], key.split("."), cfg)
 
 
-def test_every_architecture_of_ours_says_what_is_asked() -> None:
+def test_every_architecture_of_ours_has_the_documented_attributes() -> None:
     """F2: EfficientPS had no key for --confidence-threshold."""
     names = registered("panoptic_ext")
     assert {"EfficientPS", "PanopticExtMaskFormer", "UnifiedPanopticFPN"} <= set(names)
@@ -121,7 +121,7 @@ def test_every_architecture_of_detectron2_has_its_values() -> None:
         assert not key or isinstance(value_of(cfg, key), float), name
 
 
-def test_a_subclass_in_another_package_inherits_what_its_base_says() -> None:
+def test_a_subclass_in_another_package_inherits_the_attributes() -> None:
     """F9: the name of the module decided."""
     for name, base in (
         ("ForeignFPN", "UnifiedPanopticFPN"),

@@ -360,7 +360,7 @@ def test_smooth_l1_and_weights_are_those_of_the_paper(model):
 
 
 @pytest.mark.slow
-def test_it_learns_one_image_by_heart():
+def test_it_overfits_one_image():
     torch.manual_seed(0)
     model = build_model(tiny_cfg(MODEL__PANOPTIC_FUSION__STUFF_AREA_THRESHOLD=0))
     image = fake_input(num=2)

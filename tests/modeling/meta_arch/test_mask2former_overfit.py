@@ -85,7 +85,7 @@ def cfg():
 @pytest.mark.parametrize(
     "decoder", ["MultiScaleMaskedTransformerDecoder", "PlacedQueryTransformerDecoder"]
 )
-def test_one_batch_is_learnt_by_heart(cfg, decoder):
+def test_it_overfits_one_batch(cfg, decoder):
     torch.manual_seed(0)
     cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME = decoder
     model, scenes = build_model(cfg), [scene(0), scene(1)]

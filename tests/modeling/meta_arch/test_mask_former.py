@@ -284,7 +284,7 @@ def test_few_layers_leave_parameters_unused(model):
     assert build(**{"MODEL.MASK_FORMER.DEC_LAYERS": 2}).find_unused_parameters
 
 
-def test_what_the_state_dict_holds(model):
+def test_prefixes_of_the_state_dict(model):
     names = set(model.state_dict())
     assert "criterion.empty_weight" in names
     prefixes = {n.split(".")[0] for n in names}

@@ -71,7 +71,7 @@ def test_a_key_of_the_loss_outside_its_range_is_refused(key, value, expected):
         build_criterion(tiny_cfg(**{f"MODEL.MASK_FORMER.{key}": value}))
 
 
-def test_a_model_refuses_what_its_criterion_refuses():
+def test_a_box_sample_ratio_over_1_is_refused_when_the_model_is_built():
     with pytest.raises(ConfigError, match=r"BOX_SAMPLE_RATIO is 1\.5, expected a share"):
         build(**{"MODEL.MASK_FORMER.BOX_SAMPLE_RATIO": 1.5})
 

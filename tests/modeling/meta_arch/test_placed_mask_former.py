@@ -71,7 +71,7 @@ def test_the_semantic_task_has_nothing_to_place_queries_on():
         build(**PLACED, **{"MODEL.MASK_FORMER.TASK": "semantic"})
 
 
-def test_more_things_than_places_are_told_once(caplog):
+def test_more_things_than_places_are_logged_once(caplog):
     model = build(**PLACED)
     crowd = mapped(num=12)
     crowd["segments"].gt_classes = torch.full((12,), THINGS[0])

@@ -39,7 +39,7 @@ def features(batch=2, channels=8):
     return levels, torch.randn(batch, 10, 21, 25, generator=generator)
 
 
-def test_shapes_and_what_aux_adds():
+def test_shapes_with_and_without_auxiliary_outputs():
     model = decoder()
     outputs = model(*features(), aux=True)
     assert outputs.pred_logits.shape == (2, 6, 6)
@@ -170,7 +170,7 @@ def test_built_from_a_config():
         ("TRANSFORMER_DECODER_NAME", "MultiScaleMaskedDecoder", "did you mean"),
     ],
 )
-def test_what_cannot_be_built_says_why(key, value, match):
+def test_configs_that_cannot_be_built_are_refused_with_the_reason(key, value, match):
     cfg = config()
     cfg.MODEL.MASK_FORMER[key] = value
     with pytest.raises(ConfigError, match=match):

@@ -42,7 +42,7 @@ def decoder(**changes):
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 300), st.integers(0, 99))
-def test_a_window_is_the_paraboloid_it_says(height, width, seed):
+def test_a_window_is_a_paraboloid(height, width, seed):
     generator = torch.Generator().manual_seed(seed)
     middle = (
         torch.randn(2, generator=generator) * torch.tensor([width, height]) / CELLS_PER_UNIT / 2
@@ -111,7 +111,7 @@ def test_two_peaks_of_a_large_object_give_one_query_and_neighbours_two():
     assert distinct_first(positions, places, boxes, 3).tolist() == [[0, 2, 1]]
 
 
-def test_shapes_and_what_aux_adds():
+def test_shapes_with_and_without_auxiliary_outputs():
     model = decoder()
     outputs = model(*features(), aux=True)
     assert outputs.pred_logits.shape == (2, PLACED, SMALL["num_classes"] + 1)
@@ -155,7 +155,7 @@ def test_windows_begin_around_the_peaks():
     ) ** 2
 
 
-def test_places_and_boxes_are_where_they_are_said_to_be():
+def test_places_and_boxes_have_the_documented_coordinates():
     model = decoder()
     torch.nn.init.normal_(model.box_head[-1].weight)
     levels, mask_features = features()

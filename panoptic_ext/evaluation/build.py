@@ -35,7 +35,7 @@ EVALUATORS = {"panoptic": "panoptic_seg", "semantic": "sem_seg", "instance": "in
 
 
 def result_folder(cfg: CfgNode, dataset_name: str = "") -> str:
-    """Where evaluations write: OUTPUT_DIR/inference, and in it a folder for each data set."""
+    """The folder of results: OUTPUT_DIR/inference, or the data set's folder in it."""
     return os.path.join(cfg.OUTPUT_DIR, "inference", *([dataset_name] if dataset_name else []))
 
 
@@ -45,17 +45,17 @@ class OptionalEvaluator(RunEvaluator):
     def __init__(self, evaluator: DatasetEvaluator, key: str, name: str):
         """
         Args:
-            evaluator: that reads `key` of the model's output.
-            key: of the model's output dicts.
+            evaluator: reads `key` of the model's output.
+            key: a key of the model's output dicts.
             name: as in TEST.EVALUATORS.
         """
         self.evaluator = evaluator
         self._key, self._name = key, name
-        self._given = False
+        self._has_outputs = False
 
     @property
     def panoptic(self) -> PanopticEvaluator | None:
-        """That of the wrapped evaluator."""
+        """The PanopticEvaluator of the wrapped evaluator, or None."""
         return self.evaluator.panoptic if isinstance(self.evaluator, RunEvaluator) else None
 
     def wait(self) -> None:
@@ -65,7 +65,7 @@ class OptionalEvaluator(RunEvaluator):
 
     def reset(self) -> None:
         """Forget all predictions."""
-        self._given = False
+        self._has_outputs = False
         self.evaluator.reset()
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
@@ -76,12 +76,13 @@ class OptionalEvaluator(RunEvaluator):
             if output.get(self._key) is not None
         ]
         if pairs:
-            self._given = True
+            self._has_outputs = True
             self.evaluator.process([p[0] for p in pairs], [p[1] for p in pairs])
 
     def evaluate(self) -> dict | None:
         """The evaluator's result; {} if no worker's model gave the key."""
-        if any(comm.all_gather(self._given)):
+        # All workers decide alike, since `evaluate` of the wrapped evaluator synchronises them.
+        if any(comm.all_gather(self._has_outputs)):
             return self.evaluator.evaluate()
         logger.info(
             "TEST.EVALUATORS has %r, but the model gives no %r: skipped", self._name, self._key
@@ -129,7 +130,8 @@ def build_evaluator(
     """
     folder = output_folder or result_folder(cfg)
     has_instances = has_instances_alone(dataset_name)
-    truth = None if has_instances else Truth(dataset_name)  # one reading of the JSON serves all
+    # All evaluators share one Truth, so that the JSON is read once.
+    truth = None if has_instances else Truth(dataset_name)
     built = []
     for name in dict.fromkeys(cfg.TEST.EVALUATORS):
         check_known("name in TEST.EVALUATORS", name, EVALUATORS)
@@ -143,7 +145,7 @@ def build_evaluator(
 
 
 def _evaluator_of_instances(name: str, dataset_name: str, folder: str) -> DatasetEvaluator | None:
-    """An evaluator for a data set of instances alone; None for what it cannot be evaluated by."""
+    """An evaluator for a data set of instances alone; None if it has no truth for `name`."""
     if name == "instance":
         return build_instances_json_evaluator(dataset_name, folder)
     logger.info("Data set %r holds instances alone: no %s evaluation", dataset_name, name)
@@ -153,7 +155,7 @@ def _evaluator_of_instances(name: str, dataset_name: str, folder: str) -> Datase
 def _evaluator_of_panoptic(
     name: str, cfg: CfgNode, folder: str, truth: Truth
 ) -> DatasetEvaluator | None:
-    """An evaluator for a panoptic data set; None for instances where it has no thing."""
+    """An evaluator for a panoptic data set; None for "instance" if the data set has no thing."""
     write = cfg.TEST.WRITE_PREDICTIONS
     if name == "panoptic":
         return PanopticEvaluator(

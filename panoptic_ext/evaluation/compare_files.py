@@ -24,7 +24,7 @@ __all__ = ["FileResult", "evaluate_files"]
 
 @dataclass(frozen=True)
 class FileResult:
-    """What `evaluate_files` found.
+    """The result of `evaluate_files`.
 
     Attributes:
         summary: of `PQStat.summary`.
@@ -50,12 +50,12 @@ def evaluate_files(
     only_common: bool = False,
     progress: bool = False,
 ) -> FileResult:
-    """Compare two COCO panoptic results: a model or a person with the truth.
+    """Compare a COCO panoptic result, of a model or a person, with the truth.
 
     Args:
         gt_json, pred_json: COCO panoptic JSON files, joined on image_id.
         gt_root, pred_root: folders of their PNGs; None: the JSON's path without ".json".
-        num_threads: that read PNGs and compare; 0: none beside the caller's.
+        num_threads: that read PNGs and compare; 0: the calling thread does so.
         gt_area: as `PanopticEvaluator`.
         only_common: compare the images that both files have, and leave out all others.
         progress: show a progress bar on stderr.
@@ -93,7 +93,8 @@ def evaluate_files(
         f"stopped after comparing {images.done} of {len(pairs)} images; there is no result, and the"
         " same command compares from the first image"
     )
-    if images.failed:  # a quality of the others alone would be another number
+    # The quality of the other images alone would be a wrong number for the data set.
+    if images.failed:
         raise EvaluationError(listed_failures(images.failed, len(pairs), "cannot be compared"))
     total = PQStat.total(stats.values())
     return FileResult(
@@ -107,6 +108,7 @@ def evaluate_files(
 def _join(
     truth: PanopticFiles, predictions: PanopticFiles, *, only_common: bool
 ) -> list[tuple[Annotation, Annotation]]:
+    """Return (true, predicted) annotations by image id; raise EvaluationError on a lack."""
     pairs = [(a, predictions.find(a.image_id)) for a in truth.annotations.values()]
     common = [(a, predicted) for a, predicted in pairs if predicted is not None]
     if only_common and common:

@@ -1,6 +1,7 @@
 """Why a segment has no match: one cause for each false negative and false positive.
 
-Causes, the first that holds. "Mostly inside" is more than half of the segment's pixels.
+A segment gets the first cause in this list that holds. "Mostly inside" means with more than half of
+its pixels.
 - "wrong class": IoU > 0.5 with a segment of another category.
 - "split" (FN): at least two predictions of its category lie mostly inside it; FP: it lies mostly
   inside one true segment of its category.
@@ -21,7 +22,7 @@ from panoptic_ext.data.coco.segment_table import SegmentTable
 
 __all__ = ["false_negative_causes", "false_positive_causes"]
 
-_LOW_IOU = 0.1  # least IoU of a pair that is called "low IoU"
+_LEAST_LOW_IOU = 0.1  # of a pair that is called "low IoU"
 
 Pairs = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -65,7 +66,7 @@ def _causes_of_pairs(
 ) -> dict[str, np.ndarray]:
     """Name of each cause -> (M,) bool, the pairs for which it holds; a later cause overrides."""
     return {
-        "low IoU": same & (iou >= _LOW_IOU),
+        "low IoU": same & (iou >= _LEAST_LOW_IOU),
         "merged": same & merged,
         "split": same & split,
         "wrong class": ~same & (iou > 0.5),

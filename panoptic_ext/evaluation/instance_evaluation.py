@@ -32,7 +32,7 @@ __all__ = ["PanopticInstanceEvaluator", "has_compiled_cocoeval", "masks_as_array
 
 
 def has_compiled_cocoeval() -> bool:
-    """Whether this Detectron2 has its operators, and with them a compiled COCOeval.
+    """Whether this Detectron2 has its compiled operators, which include a COCOeval.
 
     v0.6 as tools/install_detectron2.py installs it, and main without operators, have pycocotools'
     own under its name.
@@ -41,12 +41,13 @@ def has_compiled_cocoeval() -> bool:
 
 
 def masks_as_arrays(instances: Instances) -> Instances:
-    """A copy whose masks COCOEvaluator can take: numpy 2 deprecates its np.array of a tensor.
+    """Copy instances with masks as numpy arrays, for COCOEvaluator.
 
     Args:
-        instances: on the CPU; `pred_masks`, where they are there, (N, H, W) bool.
+        instances: on the CPU; `pred_masks`, if any, (N, H, W) bool.
     """
     fields = dict(instances.get_fields())
+    # COCOEvaluator calls np.array on each mask, which numpy 2 deprecates for a tensor.
     if "pred_masks" in fields:
         fields["pred_masks"] = fields["pred_masks"].numpy()
     return Instances(instances.image_size, **fields)
@@ -85,7 +86,8 @@ class PanopticInstanceEvaluator(OncePerImage, COCOEvaluator):
         self.truth = truth or Truth(dataset_name)
         self._num_threads = num_threads
         meta = self.truth.metadata
-        # By dataset id: COCOeval sorts categories so, and COCOEvaluator names its rows by position.
+        # Sorted by dataset id, because COCOeval sorts categories so. COCOEvaluator names the rows
+        # of its table by position.
         things = [(c, d) for d, c in sorted(meta.thing_dataset_id_to_contiguous_id.items())]
         if not things:
             raise EvaluationError(
@@ -99,7 +101,7 @@ class PanopticInstanceEvaluator(OncePerImage, COCOEvaluator):
         ]
         ids = self.truth.annotations
         are_numbers = all(isinstance(i, int) for i in ids)
-        # COCOeval sorts image ids, and its files want numbers.
+        # COCOeval sorts image ids, and its files require numbers.
         self._number = {i: i if are_numbers else n for n, i in enumerate(ids, start=1)}
         self._init_base(dataset_name, output_dir, distributed)
         self._has_truth = False
@@ -131,7 +133,7 @@ class PanopticInstanceEvaluator(OncePerImage, COCOEvaluator):
             return super().evaluate(img_ids)
 
     def _init_base(self, dataset_name: str, output_dir: str, distributed: bool) -> None:
-        """COCOEvaluator's __init__, which wants registered metadata and a file of the truth.
+        """Call COCOEvaluator's __init__, which requires metadata and a JSON of the truth.
 
         Both are stand-ins: of `_metadata` the rest of the class reads thing classes in an order
         of things alone; `_coco_api` is replaced by the truth when there are results.
@@ -159,6 +161,7 @@ class PanopticInstanceEvaluator(OncePerImage, COCOEvaluator):
                 MetadataCatalog.pop(stand_in)
 
     def _to_things(self, classes: torch.Tensor, image_id: Any) -> torch.Tensor:
+        """(N,) int64, the position in `_categories` of each contiguous id."""
         contiguous_ids = classes.tolist()
         wrong = sorted({c for c in contiguous_ids if c not in self._thing_index})
         if wrong:
@@ -174,7 +177,7 @@ class PanopticInstanceEvaluator(OncePerImage, COCOEvaluator):
             with contextlib.redirect_stdout(io.StringIO()):
                 self._coco_api = COCO(self._write_truth())
             self._has_truth = True
-        # An image that two workers got, from a sampler that pads, counts once.
+        # A sampler that pads gives an image to two workers. The image counts once.
         once = {p["image_id"]: p for p in predictions}
         super()._eval_predictions(list(once.values()), img_ids=img_ids)
 
@@ -201,7 +204,7 @@ class PanopticInstanceEvaluator(OncePerImage, COCOEvaluator):
 
     @staticmethod
     def _is_written(path: str, source: list) -> bool:
-        """Whether an earlier run left the truth of this data set; anything else is replaced."""
+        """Whether `path` holds the truth of this data set; any other file there is replaced."""
         if file_problem(path, RESULTS_JSON):
             return False
         with contextlib.suppress(OSError, *NOT_JSON), open(path, encoding="utf-8") as stream:
@@ -209,7 +212,7 @@ class PanopticInstanceEvaluator(OncePerImage, COCOEvaluator):
         return False
 
     def _fingerprint(self) -> list:
-        """Changes with the data set's JSON."""
+        """Values that change when the data set's JSON changes."""
         path = self.truth.metadata.get("panoptic_json", None)
         stat = os.stat(path) if path else None
         return [path, len(self._number)] + ([stat.st_size, stat.st_mtime_ns] if stat else [])
@@ -246,7 +249,7 @@ class PanopticInstanceEvaluator(OncePerImage, COCOEvaluator):
 def _check_size(
     instances: Instances, annotation: Annotation, expected: tuple[int, int] | None
 ) -> None:
-    """Raise EvaluationError if predictions, or their masks, have not the image's (H, W)."""
+    """Raise EvaluationError if predictions or their masks differ from the image's (H, W)."""
     sizes = {tuple(instances.image_size)}
     if instances.has("pred_masks") and len(instances):
         sizes.add(tuple(instances.pred_masks.shape[-2:]))
@@ -259,7 +262,7 @@ def _check_size(
 
 
 def _column_masks(runs: Runs) -> dict[int, dict[str, Any]]:
-    """COCO's run lengths, which go down the columns, of each segment."""
+    """{segment id: COCO's run lengths}; these go down the columns."""
     height, width = runs.shape
     columns = runs_from_ids(np.ascontiguousarray(runs.dense().T))
     lengths = columns.lengths

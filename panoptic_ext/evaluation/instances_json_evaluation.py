@@ -24,7 +24,7 @@ __all__ = ["InstancesJsonEvaluator", "build_instances_json_evaluator"]
 class InstancesJsonEvaluator(COCOEvaluator):
     """COCOEvaluator on the instances JSON itself: for COCO this is the published AP.
 
-    Predicted classes are contiguous ids. An image that two workers got counts once.
+    Predicted classes are contiguous ids. An image that two workers processed counts once.
     """
 
     def process(self, inputs: Any, outputs: Any) -> None:

@@ -52,8 +52,8 @@ class PredictionKeeper:
 
     def __init__(self, number: int):
         self.number = number
-        # Two heaps whose first entry is the next to give up: the best of the worst ones, and the
-        # worst of the best ones. The order in the data set decides between equals.
+        # Two heaps whose first entry is the next to be discarded: the best of the worst ones, and
+        # the worst of the best ones. The order in the data set decides between equals.
         self._worst: list[tuple[float, int, KeptPrediction]] = []
         self._best: list[tuple[float, int, KeptPrediction]] = []
         self._lock = threading.Lock()
@@ -97,7 +97,8 @@ def gather_worst_and_best(
     if not keeper.number:
         return [], []
     mine = keeper.kept()
-    # The qualities of all, then the predictions of the chosen alone: a prediction is a whole PNG.
+    # A prediction is a whole PNG. All workers therefore exchange the qualities first, and send the
+    # predictions of the chosen images only.
     keys = comm.all_gather([(p.pq, order) for order, p in mine.items()])
     worst, best = worst_and_best(sorted(set(itertools.chain(*keys))), keeper.number)
     chosen = {order: mine[order] for order in (*worst, *best) if order in mine}

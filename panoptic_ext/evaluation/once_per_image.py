@@ -1,4 +1,4 @@
-"""What evaluators share that are built on Detectron2's: each image counts once."""
+"""A base of evaluators that counts each image once, however often it is predicted."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ __all__ = ["OncePerImage"]
 
 
 class OncePerImage(DatasetEvaluator):
-    """Passes over an image that comes again; stands before an evaluator of Detectron2 as a base.
+    """A base class that skips images that were predicted before.
 
-    A sampler that fills the last batch repeats images.
+    It stands before an evaluator of Detectron2 among the bases, so that its `reset` extends that
+    evaluator's.
 
     Attributes:
         truth: of the data set.
@@ -35,6 +36,7 @@ class OncePerImage(DatasetEvaluator):
         """Yield input, true annotation and output of each image that was not predicted before."""
         for given, output in zip(inputs, outputs, strict=True):
             annotation = self.truth.find(given["image_id"], given.get("file_name"))
+            # A sampler that fills the last batch repeats images.
             if annotation.image_id not in self._seen:
                 self._seen.add(annotation.image_id)
                 yield given, annotation, output

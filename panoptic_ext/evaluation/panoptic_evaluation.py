@@ -36,7 +36,7 @@ __all__ = ["PanopticEvaluator"]
 
 logger = logging.getLogger(__name__)
 
-_PENDING_PER_THREAD = 16  # images whose prediction, as runs, waits for a thread
+_PENDING_PER_THREAD = 16  # predictions, as runs, that wait for a thread at most
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class _Image:
 
 @dataclass(frozen=True)
 class _ImageResult:
-    """The numbers of one image, what workers exchange."""
+    """The numbers of one image, which workers exchange."""
 
     image_id: ImageId  # as the loader gave it
     file_name: str
@@ -61,16 +61,16 @@ class _ImageResult:
 class PanopticEvaluator(RunEvaluator, COCOPanopticEvaluator):
     """COCOPanopticEvaluator with panoptic quality computed natively, image by image.
 
-    The result keys are the same. The truth is read from the metadata's panoptic_json and
-    panoptic_root by a pool of threads while the model runs; workers exchange numbers only; the
-    model's output stays as it was. An image that several workers saw counts once. The result is
-    the same to the last bit for any number of workers and threads.
+    The result keys are the same. A pool of threads reads the label PNGs of the truth and compares
+    while the model runs. Workers exchange counts and the few kept predictions, no other label map.
+    The model's output is not changed. An image that several workers processed counts once. The
+    result is the same to the last bit for any number of workers and threads.
 
     Attributes:
         truth: of the data set.
         keep_predictions: how many of the worst, and of the best, images are kept.
 
-    After `evaluate`, on the main process, besides:
+    After `evaluate`, the main process also has:
         summary: of `PQStat.summary`, by dataset category id; None before.
         per_image: list of dicts with image_id, file_name (of the image), pq (percent), tp, fp, fn,
             loss (points of PQ that the image costs), in the data set's order.
@@ -142,7 +142,7 @@ class PanopticEvaluator(RunEvaluator, COCOPanopticEvaluator):
         return self
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Take predictions; they are compared by the threads while the model goes on.
+        """Take predictions; the threads compare them while the model runs on.
 
         Args:
             inputs: dicts with image_id and file_name.
@@ -163,7 +163,8 @@ class PanopticEvaluator(RunEvaluator, COCOPanopticEvaluator):
             except EvaluationError as error:
                 if comm.get_world_size() == 1:
                     raise
-                # Alone, this worker must not leave the others waiting: `evaluate` raises on all.
+                # If this worker raised alone, the others would wait for it without end. `wait` and
+                # `evaluate` raise the error on all workers.
                 self._error = str(error)
 
     def wait(self) -> None:
@@ -192,6 +193,7 @@ class PanopticEvaluator(RunEvaluator, COCOPanopticEvaluator):
         error = None
         if comm.is_main_process():
             images: dict[Any, _ImageResult] = {}
+            # Of an image that several workers processed, the first worker's result counts.
             for part in gathered:
                 images = {**part, **images}
             error = self._missing(images)
@@ -221,6 +223,8 @@ class PanopticEvaluator(RunEvaluator, COCOPanopticEvaluator):
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._num_threads, "panoptic-evaluation")
         self._pending.append(self._pool.submit(self._compare, image, prediction))
+        # The limit bounds the memory of waiting predictions. Results are taken as soon as they are
+        # there, so that an error of a thread is raised soon.
         while len(self._pending) > _PENDING_PER_THREAD * self._num_threads or (
             self._pending and self._pending[0].done()
         ):
@@ -248,7 +252,7 @@ class PanopticEvaluator(RunEvaluator, COCOPanopticEvaluator):
         )
 
     def _finish(self) -> str | None:
-        """Wait for the threads; the first error of theirs."""
+        """Wait for the threads; return their first error."""
         while self._pending:
             try:
                 self._pending.popleft().result()
@@ -260,6 +264,7 @@ class PanopticEvaluator(RunEvaluator, COCOPanopticEvaluator):
         return self._error
 
     def _missing(self, images: Mapping[Any, _ImageResult]) -> str | None:
+        """Return the error for images without prediction, or None."""
         truth = self.truth.files
         missing = [i for i in truth.annotations if i not in images]
         if not missing:
@@ -306,7 +311,7 @@ def _kept(image: _Image, prediction: PanopticPrediction, pq: float, order: int) 
 
 
 def _raise_together(error: str | None) -> None:
-    """Raise on all workers if one of them has an error, so that none waits for it in vain."""
+    """Raise on all workers if one of them has an error; else the others would wait for it."""
     for of_worker in comm.all_gather(error):
         if of_worker:
             raise EvaluationError(of_worker)

@@ -69,7 +69,8 @@ class PredictionReader:
             )
         ids, info = split_panoptic_seg(output["panoptic_seg"], where)
         ids = ids.detach().cpu().numpy() if isinstance(ids, torch.Tensor) else np.asarray(ids)
-        # Without segments_info void is -1, and 0 an instance of category 0: all ids go up by one.
+        # Without segments_info void is -1, and 0 is an instance of category 0. The shift by one
+        # makes void 0, as everywhere else.
         runs = runs_from_ids(ids, where, shift=1 if info is None else 0)
         if info is None:
             info = self._segments_of_values(runs)
@@ -89,7 +90,9 @@ class PredictionReader:
         ]
 
     def _dataset_id(self, segment: Mapping[str, Any], where: str) -> int:
+        """The dataset id of a segment's category."""
         category, isthing = integer(segment, "category_id", where), segment.get("isthing")
+        # As in COCOPanopticEvaluator: a segment without isthing already has a dataset id.
         if isthing is None:
             return category
         ids = self._dataset_ids[bool(isthing)]
@@ -110,7 +113,7 @@ def split_panoptic_seg(output: Any, where: str) -> tuple[Any, list[dict[str, Any
         where: names the image in errors.
 
     Returns:
-        the map, not looked at, and a copy of segments_info, or None.
+        the map, unchecked, and a copy of segments_info, or None.
 
     Raises:
         EvaluationError: not a pair, or segments_info is no list of dicts.

@@ -45,15 +45,16 @@ GT_AREAS = ("check", "json", "pixels")
 
 @dataclass
 class ClassCounts:
-    """What one category adds to the panoptic quality.
+    """The counts of one category that panoptic quality is computed from.
 
     Attributes:
-        ious: the IoU of each true positive. The list and not its sum, so that the sum over all
-            images can be the same to the last bit in any order and on any number of workers.
+        ious: the IoU of each true positive.
         fp, fn: false positives and negatives.
         fp_causes, fn_causes: how many of them by cause, see `error_causes`.
     """
 
+    # A list and not its sum: math.fsum of all values is the same to the last bit in any order of
+    # the images and on any number of workers.
     ious: list[float] = field(default_factory=list)
     fp: int = 0
     fn: int = 0
@@ -72,7 +73,7 @@ class ClassCounts:
 
     @property
     def shortfall(self) -> float:
-        """weight * (1 - PQ): what is lacking to a perfect result; adds up over images."""
+        """weight * (1 - PQ), 0 for a perfect result; those of all images add up to the total's."""
         return self.weight - math.fsum(self.ious)
 
     def add(self, other: ClassCounts) -> None:
@@ -118,7 +119,7 @@ class PQStat:
 
     @classmethod
     def total(cls, stats: Iterable[PQStat]) -> PQStat:
-        """The sum of many."""
+        """The sum of `stats`."""
         result = cls()
         for stat in stats:
             result.merge(stat)
@@ -205,14 +206,14 @@ def predicted_segments(runs: Runs, table: SegmentTable, where: str) -> SegmentTa
             f"{where}: predicted segment ids {listed(unknown.tolist())} are in the label map"
             " but not in segments_info; expected an entry for every id but 0 (void)"
         )
-    areas: np.ndarray = np.zeros(len(table), np.int64)
-    areas[rows[rows >= 0]] = pixels[rows >= 0]
-    if (areas == 0).any():
+    counted = table.with_pixel_areas(ids, pixels)
+    without_pixels = table.ids[counted.areas == 0]
+    if len(without_pixels):
         raise EvaluationError(
-            f"{where}: predicted segment ids {listed(table.ids[areas == 0].tolist())} are in"
+            f"{where}: predicted segment ids {listed(without_pixels.tolist())} are in"
             " segments_info but have no pixel in the label map; drop those entries"
         )
-    return table.with_areas(areas)
+    return counted
 
 
 def check_areas(runs: Runs, table: SegmentTable, where: str) -> None:
@@ -266,6 +267,8 @@ def compare_with_truth(
         EvaluationError: the truth cannot be read, sizes differ, or its areas are wrong.
     """
     check_known("gt_area", gt_area, GT_AREAS, error=EvaluationError)
+    # The headers are compared before the PNG is unpacked: a small file may hold a label map that
+    # fills the memory.
     check_sizes_in_headers(truth.size(annotation), runs.shape, annotation)
     gt_runs = truth.runs(annotation)
     gt_table = truth.table(annotation, gt_runs)
@@ -325,6 +328,8 @@ def match_image(
     match = same & ~gt.iscrowd[g] & (iou > 0.5)
     missed = ~gt.iscrowd
     missed[g[match]] = False
+    # A prediction mostly on void or crowd is no FP: void has no truth, and a crowd no single
+    # instances to match.
     extra = (void + _crowd_pixels(gt, pred, shared)) / np.maximum(pred.areas, 1) <= 0.5
     extra[p[match]] = False
 
@@ -345,6 +350,7 @@ def match_image(
 
 def _crowd_pixels(gt: SegmentTable, pred: SegmentTable, shared: Overlaps) -> np.ndarray:
     """(P,) int64: pixels that each prediction shares with the last crowd of its category."""
+    # Only the last crowd counts, as in panopticapi, which keeps one for each category in a dict.
     last_crowd = {int(gt.categories[r]): int(gt.ids[r]) for r in np.flatnonzero(gt.iscrowd)}
     result: np.ndarray = np.zeros(len(pred), np.int64)
     for category, crowd_id in last_crowd.items():

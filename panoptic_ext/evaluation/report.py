@@ -37,8 +37,8 @@ def named_result(summary: Mapping[str, dict], categories: Mapping[int, dict]) ->
 
     Returns:
         `metric_keys`, "num_categories" by group, and "per_class": a list of dicts with category_id,
-        name, isthing, PQ, SQ, RQ in percent, tp, fp, fn and their causes. What is not available is
-        None, so that the file is JSON to every reader.
+        name, isthing, PQ, SQ, RQ in percent, tp, fp, fn and their causes. Values that are not
+        available are None, because JSON has no nan.
     """
     per_class = []
     for category, row in summary["per_class"].items():
@@ -90,7 +90,7 @@ _ALIGN = ("left", *("right",) * 6, "left", "left")
 def image_ranking(
     stats: Mapping[Any, PQStat], total: PQStat, file_names: Mapping[Any, str]
 ) -> list[dict[str, Any]]:
-    """How each image fared and what it cost.
+    """The quality of each image, and what it takes off the data set's PQ.
 
     Args:
         stats: counts of each image.

@@ -1,4 +1,4 @@
-"""What a run asks of an evaluator beyond Detectron2's interface."""
+"""The interface of a run's evaluators, which extends Detectron2's."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["RunEvaluator"]
 class RunEvaluator(DatasetEvaluator):
     """An evaluator that a run can wait for, and whose worst and best images it can draw.
 
-    Besides `reset`, `process` and `evaluate`, which every DatasetEvaluator has, a run uses the two
-    members here. A third party's evaluator derives from this class to offer one of them or both; a
-    plain DatasetEvaluator is evaluated as well, without them.
+    Besides `reset`, `process` and `evaluate` of every DatasetEvaluator, a run uses the two members
+    here. A third party's evaluator derives from this class to offer one of them or both. A run also
+    accepts a plain DatasetEvaluator, without them.
     """
 
     def wait(self) -> None:
@@ -29,5 +29,5 @@ class RunEvaluator(DatasetEvaluator):
 
     @property
     def panoptic(self) -> PanopticEvaluator | None:
-        """Whose `worst`, `best` and `per_image` a contact sheet shows; by default None."""
+        """The evaluator whose `worst`, `best` and `per_image` a contact sheet shows, or None."""
         return None

@@ -59,9 +59,9 @@ def semantic_scores(confusion: np.ndarray, class_names: Sequence[str]) -> dict[s
 
 
 def _mean(values: np.ndarray) -> float:
-    """Of those that are not nan; nan if all are."""
-    there = values[~np.isnan(values)]
-    return float(there.mean()) if there.size else math.nan
+    """The mean of the values that are not nan; nan if all are."""
+    numbers = values[~np.isnan(values)]
+    return float(numbers.mean()) if numbers.size else math.nan
 
 
 class PanopticSemSegEvaluator(OncePerImage, SemSegEvaluator):
@@ -183,7 +183,7 @@ def semantic_table(scores: Mapping[str, float], class_names: Sequence[str]) -> s
 
 
 def _write_results(folder: str, scores: dict[str, float], predictions: list[dict] | None) -> None:
-    """The files of SemSegEvaluator; without predictions none of an earlier evaluation stays."""
+    """Write the files of SemSegEvaluator; without predictions, remove those of an earlier run."""
     path = os.path.join(folder, "sem_seg_predictions.json")
     if predictions is not None:
         write_file(path, json.dumps(predictions).encode())

@@ -1,4 +1,4 @@
-"""The ground truth of an evaluation: one reading of the data set for all evaluators."""
+"""The ground truth of an evaluation, read once for all evaluators."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ __all__ = ["Truth"]
 class Truth:
     """The true label maps and segments of a registered data set, by image id.
 
-    The JSON is read when it is first asked for, and within `parsed_once` only where nobody has read
-    it before. Segments are kept with dataset ids, as the JSON has them; contiguous ids follow from
-    the metadata's tables where they are needed.
+    The JSON is read on first use; within `parsed_once`, only if it has not been read before.
+    Segments have dataset ids, as in the JSON. The metadata's tables give their contiguous ids.
 
     Attributes:
         dataset_name: of the data set.
@@ -58,7 +57,7 @@ class Truth:
         """The JSON's images, segments and categories.
 
         Raises:
-            EvaluationError: the data set is not panoptic, or not as it should be.
+            EvaluationError: the data set is not panoptic, or its JSON is not valid.
         """
         if isinstance(self.metadata, PanopticMetadata):
             return self._registered_files(self.metadata)
@@ -127,7 +126,7 @@ class Truth:
     def contiguous_segments(
         self, annotation: Annotation
     ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """An image's truth as models give predictions, to be drawn.
+        """An image's truth in the form of a model's prediction, for drawing.
 
         Returns:
             (H, W) int32 ids, and dicts with id, contiguous category_id, isthing and iscrowd.
@@ -151,8 +150,8 @@ class Truth:
     def image_names(self) -> list[str]:
         """The names of the images' files without their folders, in the data set's order.
 
-        Of a data set of `register_panoptic` they are the files that lie on the disk, whose
-        extension may differ from the JSON's; of others those of the records.
+        For a data set of `register_panoptic` they are the files on the disk, whose extension may
+        differ from the JSON's. For others they are those of the records.
         """
         if isinstance(self.metadata, PanopticMetadata):
             return self._names_on_disk(self.metadata)
@@ -178,7 +177,7 @@ class Truth:
         return names
 
     def _files_of_records(self) -> PanopticFiles:
-        """The records of a data set without a JSON, in the JSON's form."""
+        """The records of a data set without a JSON, converted to the JSON's form."""
         if self.dataset_name not in DatasetCatalog:
             raise EvaluationError(
                 f"the metadata of data set {quoted(self.dataset_name)} has no 'panoptic_json', and "

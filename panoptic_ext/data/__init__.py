@@ -50,6 +50,6 @@ __all__ = [
     "write_id_map",
 ]
 
-# The room modeling does not import this one, but its models are built with numbers of classes that
-# only this one can read.
+# The room modeling must not import this one. Its models need numbers of classes that only this
+# room can read, so the function that derives them is registered with the room config.
 derive_with(derive_left_out)

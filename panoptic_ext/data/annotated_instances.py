@@ -1,6 +1,6 @@
-"""Annotations of a COCO instances record -> targets of training.
+"""Convert the annotations of a COCO instances record to training targets.
 
-Shapes: H x W is the augmented image, N the instances that are left in it.
+Shapes: H x W is the augmented image, N the number of instances kept in it.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def instances_of_annotations(
     keep_empty: bool = False,
     where: str,
 ) -> Instances:
-    """Instances that are no crowd, as they lie in the augmented image.
+    """Return the instances that are no crowd, with their masks in the augmented image.
 
-    Polygons are transformed as coordinates and then drawn, as the published Mask2Former does;
-    run lengths are transformed as a map. Masks may overlap.
+    Polygons are transformed as coordinates and then drawn, as the published Mask2Former does.
+    Run lengths are decoded and transformed as a map. Masks may overlap.
 
     Args:
-        annotations: of a Detectron2 record; left unchanged.
-        transforms: those that the image went through.
+        annotations: those of a Detectron2 record; they are not changed.
+        transforms: those that were applied to the image.
         original_size: height and width of the image on disk, pixels.
         size: H, W.
         keep_empty: keep instances without a pixel in the augmented image, as empty masks.
@@ -64,7 +64,8 @@ def instances_of_annotations(
     instances = Instances(size)
     planes = np.stack(masks) if masks else np.zeros((0, *size), bool)
     instances.gt_masks = BitMasks(torch.from_numpy(planes))
-    # A crop cuts objects off: their boxes are those of what is left.
+    # A crop may cut off parts of an object. Boxes are computed from the remaining mask, because
+    # the annotated box would include the parts that were cut off.
     instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
     instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
     return instances
@@ -72,7 +73,7 @@ def instances_of_annotations(
 
 @contextmanager
 def _quiet_decoding() -> Iterator[None]:
-    """Without numpy 2's warning about pycocotools' own arrays, which `-W error` makes an error."""
+    """Ignore numpy 2's warning about pycocotools' arrays, which `-W error` turns into an error."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="__array__ implementation doesn't accept a copy")
         yield
@@ -85,8 +86,9 @@ def _transformed_mask(
     if isinstance(segmentation, dict):
         mask = transforms.apply_segmentation(mask_util.decode(segmentation))
         return np.asarray(mask).astype(bool)
-    # As coordinates, not as polygons: cutting polygons at a crop's border needs shapely, and
-    # drawing them cuts as well. In float64, for transforms write into what they are given.
+    # The points are transformed with apply_coords. apply_polygons would cut the polygons at a
+    # crop's border, which needs shapely, and drawing them cuts them anyway. np.array makes a
+    # float64 copy, because transforms write into their argument.
     points = [np.array(polygon, np.float64).reshape(-1, 2) for polygon in segmentation]
     polygons = [transforms.apply_coords(p).reshape(-1) for p in points]
     return polygons_to_bitmask(polygons, *size)

@@ -1,7 +1,7 @@
 """Augmentations that are injected into the mapper, built from a config.
 
-Geometry acts on the image (H, W, 3) and the id map alike; wherever pixels are added the id map
-gets 0 (void) and the image grey, whatever Detectron2's version does by itself.
+Geometric transforms are applied to the image (H, W, 3) and to the id map alike. Added pixels are
+0 (void) in the id map and grey in the image, whatever the installed Detectron2 would pad with.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ __all__ = [
 _KINDS = ("shortest_edge", "lsj")
 _FLIPS = ("horizontal", "vertical", "none")
 
-# What Detectron2's FixedSizeCrop and the published mappers of Mask2Former pad with. Batches are
-# padded later, with the mean pixel.
+# The grey that Detectron2's FixedSizeCrop and the published mappers of Mask2Former pad images with.
+# Batches are padded later, with the mean pixel.
 _PADDING = (128.0, 128.0, 128.0)
 
 
 class AugmentationInput:
-    """What augmentations see: `image`, and `sem_seg` when one of them asks for it.
+    """The input of augmentations: `image`, and `sem_seg`, computed when one of them reads it.
 
-    The map of local ids is carried as one uint8 plane, or as three for more than 255 segments:
-    uint8 is what Detectron2's transforms treat exactly and quickly.
+    The map of local ids is stored as one uint8 plane, or as three for more than 255 segments,
+    because Detectron2's transforms are exact and fast for uint8.
     """
 
     def __init__(self, image: np.ndarray, id_map: np.ndarray | None, categories: np.ndarray | None):
@@ -80,6 +80,7 @@ class AugmentationInput:
 def _to_planes(id_map: np.ndarray) -> np.ndarray:
     if id_map.dtype == np.uint8:
         return id_map
+    # There are always three planes, although two would hold 65535 ids: Pillow takes three as RGB.
     return np.stack([(id_map >> shift & 0xFF).astype(np.uint8) for shift in (0, 8, 16)], axis=-1)
 
 
@@ -120,7 +121,7 @@ class VoidPadTransform(Transform):
 
 
 class ResizeCropTransform(Transform):
-    """Resize to (new_h, new_w) and cut out a window, without making what lies outside of it.
+    """Resize to (new_h, new_w) and cut out a window; pixels outside of it are not computed.
 
     Attributes:
         h, w: of the input.
@@ -146,19 +147,21 @@ class ResizeCropTransform(Transform):
         return coords
 
     def _resize(self, array: np.ndarray, interpolation: Image.Resampling) -> np.ndarray:
-        across, down = self.w / self.new_w, self.h / self.new_h
+        x_scale, y_scale = self.w / self.new_w, self.h / self.new_h
+        # The window in pixels of the input. Rounding can place its end just beyond the image's
+        # border. Pillow refuses such a box.
         box = (
-            self.x0 * across,
-            self.y0 * down,
-            min((self.x0 + self.crop_w) * across, self.w),
-            min((self.y0 + self.crop_h) * down, self.h),
+            self.x0 * x_scale,
+            self.y0 * y_scale,
+            min((self.x0 + self.crop_w) * x_scale, self.w),
+            min((self.y0 + self.crop_h) * y_scale, self.h),
         )
         size = (self.crop_w, self.crop_h)
         return np.asarray(Image.fromarray(array).resize(size, interpolation, box))
 
 
 class ResizeShortestEdge(T.ResizeShortestEdge):
-    """Detectron2's, but the short side of a very long image keeps at least one pixel."""
+    """Detectron2's ResizeShortestEdge, but a very long image keeps at least one pixel per side."""
 
     def get_transform(self, image: np.ndarray) -> Transform:
         transform = super().get_transform(image)
@@ -170,10 +173,9 @@ class ResizeShortestEdge(T.ResizeShortestEdge):
 class LargeScaleJitter(T.Augmentation):
     """Large-scale jitter (Ghiasi et al., CVPR 2021): scale at random, then cut out at random.
 
-    The image is scaled to fit a square of `size` times a random factor, keeping its shape, and a
-    window of at most `size` x `size` is kept. The result is that of Detectron2's ResizeScale and
-    FixedSizeCrop: one number places the window along both axes, so that its centre lies on the
-    diagonal (a flip before it brings in the other one). Padding is left to PadToSize.
+    The image is scaled to fit a square of `size` times a random factor, with its aspect ratio
+    unchanged. A window of at most `size` x `size` is kept. The result is that of Detectron2's
+    ResizeScale and FixedSizeCrop. PadToSize does the padding.
     """
 
     def __init__(self, size: int, min_scale: float, max_scale: float):
@@ -185,8 +187,10 @@ class LargeScaleJitter(T.Augmentation):
         scale = self.size * self._rand_range(self.min_scale, self.max_scale) / max(h, w)
         new_h, new_w = max(round(h * scale), 1), max(round(w * scale), 1)
         crop_h, crop_w = min(new_h, self.size), min(new_w, self.size)
-        place = self._rand_range()
-        y0, x0 = round((new_h - crop_h) * place), round((new_w - crop_w) * place)
+        # One random number places the window along both axes, as in FixedSizeCrop. Its centre
+        # therefore lies on one diagonal of the image; a flip before it covers the other diagonal.
+        position = self._rand_range()
+        y0, x0 = round((new_h - crop_h) * position), round((new_w - crop_w) * position)
         return ResizeCropTransform(h, w, new_h, new_w, x0, y0, crop_w, crop_h)
 
 
@@ -216,12 +220,14 @@ class PadToDivisor(T.Augmentation):
 
 
 class ColorTransform(Transform):
-    """Brightness, contrast, saturation and hue; geometry is left alone.
+    """Change brightness, contrast, saturation and hue; coordinates and masks stay the same.
 
     Attributes:
         brightness: added first, in grey levels.
-        contrast, saturation: factors. Contrast comes before the colour changes or after them.
+        contrast, saturation: factors.
         hue: added, in degrees.
+        contrast_first: apply contrast before saturation and hue, not after them.
+        bgr: the channels of the image are in the order BGR, not RGB.
     """
 
     def __init__(
@@ -254,12 +260,14 @@ class ColorTransform(Transform):
     def _linear(img: np.ndarray, factor: float, offset: float) -> np.ndarray:
         if factor == 1.0 and offset == 0.0:
             return img
+        # A uint8 image has 256 values at most, so a table replaces arithmetic on every pixel.
         table = np.arange(256, dtype=np.float32) * factor + offset
         return np.clip(np.round(table), 0, 255).astype(np.uint8)[img]
 
     def _color(self, img: np.ndarray) -> np.ndarray:
         rgb = img[..., ::-1] if self.bgr else img
         hsv = np.array(Image.fromarray(np.ascontiguousarray(rgb)).convert("HSV"))
+        # Hue is a circle and uint8 wraps around at 256; saturation must be clipped instead.
         hsv[..., 0] += np.uint8(round(self.hue * 256 / 360) % 256)
         hsv[..., 1] = self._linear(hsv[..., 1], self.saturation, 0.0)
         planes = [Image.fromarray(hsv[..., channel]) for channel in range(3)]
@@ -271,7 +279,7 @@ class ColorJitter(T.Augmentation):
     """Photometric distortion of SSD (Liu et al., ECCV 2016, section 3.6), each with chance 1/2.
 
     Ranges and order are those of PointRend's ColorAugSSDTransform, which the published Mask2Former
-    uses. Its 18 steps of hue are OpenCV's, 180 to the circle: 36 degrees.
+    uses. Its hue of 18 is in OpenCV's unit of 2 degrees, hence 36 degrees here.
     """
 
     def __init__(
@@ -289,6 +297,8 @@ class ColorJitter(T.Augmentation):
         def draw(bounds: tuple[float, float], neutral: float) -> float:
             return self._rand_range(*bounds) if np.random.randint(2) else neutral
 
+        # The order of these arguments is the order of the random draws: another order gives other
+        # images for the same seed.
         return ColorTransform(
             brightness=draw((-self.brightness, self.brightness), 0.0),
             contrast=draw(self.contrast, 1.0),
@@ -300,12 +310,12 @@ class ColorJitter(T.Augmentation):
 
 
 def build_augmentations(cfg: Any, is_train: bool, ignore_label: int = 255) -> list[T.Augmentation]:
-    """The augmentations that `cfg.INPUT` asks for, in order.
+    """Return the augmentations that `cfg.INPUT` selects, in order.
 
     Args:
         cfg: a config with panoptic_ext's keys.
         is_train: at test time the image is only resized.
-        ignore_label: value of void in the category map that crops look at.
+        ignore_label: value of void in the category map, which crops ignore.
 
     Raises:
         ConfigError: a value that cannot be used; names the key.
@@ -320,12 +330,14 @@ def build_augmentations(cfg: Any, is_train: bool, ignore_label: int = 255) -> li
     flips: list[T.Augmentation] = []
     if flip != "none":
         flips.append(T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical"))
+    # The flip comes before large-scale jitter, whose window lies on one diagonal only.
     if kind == "lsj":
         augmentations = [*flips, *_lsj(cfg)]
     else:
         augmentations = [*_shortest_edge(cfg, ignore_label), *flips]
     if cfg.INPUT.COLOR_AUG_SSD:
         augmentations.append(ColorJitter(bgr=cfg.INPUT.FORMAT == "BGR"))
+    # Padding comes after the change of colours, so that added pixels keep their grey.
     if kind == "lsj":
         augmentations.append(PadToSize(cfg.INPUT.IMAGE_SIZE, cfg.INPUT.IMAGE_SIZE, _PADDING))
     if cfg.INPUT.SIZE_DIVISIBILITY > 0:

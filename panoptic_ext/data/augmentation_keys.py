@@ -1,4 +1,4 @@
-"""Checks of the values below INPUT, where Detectron2's augmentations have bare assertions."""
+"""Check the config keys in INPUT, for which Detectron2's augmentations have bare assertions."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def check_shortest_edge_keys(keys: Any) -> None:
     if not keys.CROP.ENABLED:
         return
     check_known("INPUT.CROP.TYPE", keys.CROP.TYPE, _CROP_TYPES)
+    # Relative sizes are shares of the image. `absolute_range` alone needs its two sizes in order.
     size = keys.CROP.SIZE
     good = isinstance(size, (list, tuple)) and len(size) == 2
     if keys.CROP.TYPE.startswith("relative"):

@@ -1,6 +1,6 @@
-"""From a record to what every model here trains on: an image, one id map and a table.
+"""Convert a record to the training input of every model here: an image, an id map and a table.
 
-Shapes: H x W is the augmented image, N the segments that are left in it.
+Shapes: H x W is the augmented image, N the number of segments kept in it.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ _FORMATS = ("BGR", "RGB", "L", "YUV-BT.601")
 
 
 class PanopticDatasetMapper:
-    """Reads, augments and converts one record.
+    """Read, augment and convert one record.
 
     In training the result holds, besides the record's file_name, image_id, height and width:
     - image: (3, H, W) uint8;
     - panoptic_ids: (H, W) int32; 0 is void, i is row i - 1 of `segments`;
     - segments: Instances of N rows with gt_classes (int64, contiguous), gt_isthing, gt_iscrowd
-      (bool). Those that a crop leaves without pixels are left out, unless `keep_empty`;
-    - instances (when asked for): things that are no crowd, with gt_boxes (tight), gt_classes
+      (bool). Segments without pixels after a crop are discarded, unless `keep_empty`;
+    - instances (if in `targets`): things that are no crowd, with gt_boxes (tight), gt_classes
       (contiguous), gt_masks (IdMapMasks);
-    - sem_seg (when asked for): (H, W) int64 contiguous ids, `ignore_label` where void.
+    - sem_seg (if in `targets`): (H, W) int64 contiguous ids, `ignore_label` where void.
     A record of instances alone ("annotations" and no label map) gives image and instances
     (gt_masks are BitMasks, which may overlap). At test time only the image is read.
 
-    It keeps nothing between samples, and draws from numpy's global generator alone, as
-    Detectron2's augmentations do; a loader seeds that for each sample.
+    The mapper stores nothing between samples. Its only random generator is numpy's global one, as
+    in Detectron2's augmentations. A loader seeds that generator for each sample.
     """
 
     @configurable
@@ -80,8 +80,9 @@ class PanopticDatasetMapper:
             skip_corrupt: return None, and log the file once, for a sample of which a file is
                 missing or damaged.
             keep_empty: keep the rows of `segments` that augmentation leaves without pixels, as the
-                published panoptic mappers of Mask2Former do: its queries then learn to predict
-                classes of the image that cannot be seen, with empty masks. `instances` has none.
+                published panoptic mappers of Mask2Former do. Queries are then also trained to
+                predict classes that the crop has removed, with empty masks. `instances` never has
+                such rows.
         """
         check_known("INPUT.FORMAT", image_format, _FORMATS)
         for target in targets:
@@ -100,6 +101,8 @@ class PanopticDatasetMapper:
         """Arguments of __init__ from the config."""
         names = cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST
         ignore_label = get_metadata(names[0]).get("ignore_label", 255) if names else 255
+        # RandomCrop_CategoryAreaConstraint reads a map of classes, which such records do not have.
+        # A limit of 1 selects the plain RandomCrop.
         if any(map(has_instances_alone, names)) and cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA < 1:
             logger.info("Instances alone have no classes of pixels: crops are drawn only once")
             cfg = cfg.clone()
@@ -118,11 +121,12 @@ class PanopticDatasetMapper:
     def __call__(self, record: dict[str, Any]) -> dict[str, Any] | None:
         """
         Args:
-            record: as `load_panoptic` makes them, or Detectron2's of an instances JSON; left
-                unchanged.
+            record: from `load_panoptic`, or Detectron2's record of an instances JSON; it is not
+                changed.
 
         Returns:
-            what the class docstring says, or None for a sample skipped because it is unreadable.
+            the dict that the class docstring describes, or None for an unreadable sample that is
+            skipped.
 
         Raises:
             UnreadableFileError: a file is missing or damaged.
@@ -160,7 +164,7 @@ class PanopticDatasetMapper:
         return out
 
     def _map_instances(self, image: np.ndarray, record: dict[str, Any]) -> dict[str, Any]:
-        """Image and instances of a record without a label map."""
+        """Return image and instances of a record without a label map."""
         aug_input = AugmentationInput(image, None, None)
         transforms = self._augment(aug_input, record)
         height, width = aug_input.image.shape[:2]
@@ -175,11 +179,11 @@ class PanopticDatasetMapper:
         return {"image": _to_tensor(aug_input.image), "instances": instances}
 
     def _read_image(self, record: dict[str, Any]) -> np.ndarray:
-        """(H, W, 3) image, turned as its EXIF tag says, of the size that the record gives."""
+        """Return the (H, W, 3) image, rotated by its EXIF tag, and check its size."""
         path, where = record["file_name"], f"image id {quoted(record.get('image_id'))}"
         try:
-            known = "height" in record and "width" in record
-            size = (record["height"], record["width"]) if known else None
+            has_size = "height" in record and "width" in record
+            size = (record["height"], record["width"]) if has_size else None
             image = read_image(path, self.image_format, size=size)
         except UnreadableFileError as error:
             raise UnreadableFileError(
@@ -188,12 +192,14 @@ class PanopticDatasetMapper:
             ) from error
         except DatasetError as error:
             raise DatasetError(f"{where}: {error}") from error
+        # read_image accepts swapped sides, because the file's header does not include the rotation
+        # by the EXIF tag. The final size is compared here.
         expected = record.get("height", image.shape[0]), record.get("width", image.shape[1])
         if image.shape[:2] != expected:
-            turned = image.shape[1::-1] == expected
+            is_turned = image.shape[1::-1] == expected
             hint = (
                 "its EXIF tag turns it: save it upright, without the tag"
-                if turned
+                if is_turned
                 else "correct the JSON or the image"
             )
             raise DatasetError(
@@ -217,10 +223,18 @@ class PanopticDatasetMapper:
     def _targets(
         self, local: np.ndarray, segments: list[dict[str, Any]], present: np.ndarray
     ) -> dict[str, Any]:
-        """Tensors from the augmented map of local ids and the table it was made with, of which
-        the (N,) bool `present` are in the label map."""
+        """Return the targets as tensors.
+
+        Args:
+            local: (H, W) augmented map of local ids.
+            segments: segments_info entries; entry i has the local id i + 1.
+            present: (len(segments),) bool, whether a segment has pixels in the label map.
+        """
+        # Every target is computed from these runs, of which there are far fewer than pixels.
         runs = find_runs(local, split_rows=True)
         visible = np.bincount(runs.ids, minlength=len(segments) + 1)[1:]
+        # A segment that the label map never had is discarded even with keep_empty: it is an error
+        # of the data set, not an effect of augmentation.
         kept = np.flatnonzero(present if self.keep_empty else visible)
         renumber = np.zeros(len(segments) + 1, np.int32)
         renumber[kept + 1] = np.arange(1, len(kept) + 1)
@@ -247,12 +261,13 @@ _GROUND_TRUTH = ("segments_info", "pan_seg_file_name", "pan_seg_encoding", "anno
 
 
 def _instances(ids: torch.Tensor, rows: Instances, boxes: torch.Tensor) -> Instances:
-    """Visible things that are no crowd, with boxes and masks; `boxes` are those of all rows."""
+    """Return visible things that are no crowd. `boxes` has one box for each of `rows`."""
     visible = boxes[:, 2] > boxes[:, 0]
     keep = (rows.gt_isthing & ~rows.gt_iscrowd & visible).nonzero()[:, 0]
     instances = Instances(rows.image_size)
     instances.gt_boxes = Boxes(boxes[keep].to(torch.float32))
     instances.gt_classes = rows.gt_classes[keep]
+    # Row i has the id i + 1 in the map, since 0 is void. The masks share this one map.
     instances.gt_masks = IdMapMasks(ids, keep + 1, boxes[keep])
     return instances
 
@@ -260,7 +275,8 @@ def _instances(ids: torch.Tensor, rows: Instances, boxes: torch.Tensor) -> Insta
 def _read_segments(
     record: dict[str, Any], size: tuple[int, int]
 ) -> tuple[np.ndarray, list[dict[str, Any]], np.ndarray]:
-    """(H, W) map of local ids 0..N, the segments_info entries of 1..N, and which of them occur."""
+    """Return the (H, W) map of local ids 0..N, the segments_info entries of 1..N, and (N,) bool,
+    which of them occur in the map."""
     path = record["pan_seg_file_name"]
     where = f"image id {quoted(record.get('image_id'))}"
     expected = ExpectedSize(
@@ -280,7 +296,7 @@ def _read_segments(
             "are not in the JSON's segments_info; add them, or write 0 (void) for them"
         )
     if not present.all():
-        missing = [s["id"] for s, there in zip(segments, present, strict=True) if not there]
+        missing = [s["id"] for s, occurs in zip(segments, present, strict=True) if not occurs]
         log_first_n(
             logging.WARNING,
             f"{where}: segments {listed(missing, 10)} are not in the label map {path} and are left "
@@ -292,7 +308,7 @@ def _read_segments(
 
 
 def _to_tensor(image: np.ndarray) -> torch.Tensor:
-    """(H, W, C) array to a contiguous (C, H, W) tensor."""
+    """Copy an (H, W, C) array to a contiguous (C, H, W) tensor."""
     out = np.empty((image.shape[2], *image.shape[:2]), image.dtype)
     for channel, plane in enumerate(out):
         plane[:] = image[..., channel]

@@ -1,4 +1,4 @@
-"""Instance masks as one id map: the memory of one mask instead of N.
+"""Instance masks stored as one id map, which needs the memory of one map instead of N masks.
 
 Shapes: N instances, H x W the image, M the side of a resampled mask, U distinct ids.
 """
@@ -18,10 +18,10 @@ __all__ = ["IdMapMasks"]
 
 
 class IdMapMasks:
-    """A stand-in for Detectron2's BitMasks where no two instances overlap in the id map.
+    """A replacement for Detectron2's BitMasks, for instances that do not overlap.
 
-    Mask i is `id_map == ids[i]`. `ids` may repeat (proposals that share one ground truth), so
-    indexing copies a vector of ids and never a mask.
+    Mask i is `id_map == ids[i]`. Indexing copies a vector of ids and never a mask. `ids` may hold
+    an id more than once, where several proposals are matched to one ground truth.
     """
 
     def __init__(self, id_map: torch.Tensor, ids: torch.Tensor, boxes: torch.Tensor | None = None):
@@ -30,7 +30,7 @@ class IdMapMasks:
             id_map: (H, W) integer tensor; 0 is void.
             ids: (N,) integer tensor of ids, each >= 1.
             boxes: (N, 4) tight boxes x0, y0, x1, y1 of these ids, the last two exclusive, zeros
-                where an id has no pixel. None: they are found in the map when they are needed.
+                where an id has no pixel. None: they are computed from the map on demand.
         """
         if id_map.dim() != 2 or ids.dim() != 1:
             raise ValueError(
@@ -66,7 +66,7 @@ class IdMapMasks:
 
     @property
     def tensor(self) -> torch.Tensor:
-        """(N, H, W) bool masks, made anew on each call."""
+        """(N, H, W) bool masks, computed on each access."""
         return self.id_map[None] == self.ids[:, None, None]
 
     def to(self, *args: Any, **kwargs: Any) -> IdMapMasks:
@@ -93,8 +93,8 @@ class IdMapMasks:
     def crop_and_resize(self, boxes: torch.Tensor, mask_size: int) -> torch.Tensor:
         """Resample mask i inside box i, as BitMasks.crop_and_resize does (ROIAlign, >= 0.5).
 
-        Only a window around each object is expanded to floats, so memory is bounded by the
-        largest object. Results equal BitMasks' but for rounding where a value is 0.5 exactly.
+        Only a window around each object is converted to floats, so the largest object bounds the
+        memory. Results equal those of BitMasks, except for rounding where a value is exactly 0.5.
 
         Args:
             boxes: (N, 4) float x0, y0, x1, y1 in pixels.
@@ -107,7 +107,8 @@ class IdMapMasks:
             raise ValueError(f"{len(boxes)} boxes for {len(self)} masks; expected one each")
         boxes = boxes.to(device=self.device, dtype=torch.float32)
         out = torch.zeros(len(self), mask_size, mask_size, dtype=torch.bool, device=self.device)
-        # One copy to the host, which blocks until the device is done. Nothing after it waits again.
+        # This copy to the host blocks until the device is done. Nothing below synchronises again:
+        # ids, counts and windows are host tensors, and copies to the device are asynchronous.
         table = self._ids_and_boxes()
         order = torch.argsort(table[:, 0], stable=True)
         table = table[order]
@@ -116,28 +117,33 @@ class IdMapMasks:
         corner = windows[:, [0, 1, 0, 1]].to(self.device, torch.float32, non_blocking=True)
         rois = torch.nn.functional.pad(boxes[on_device] - corner, (1, 0))
         align = ROIAlign((mask_size, mask_size), 1.0, 0, aligned=True)
+        # Masks with one id share a window. Sorting made them consecutive, so that the window is
+        # computed once for each id.
         ids, counts = torch.unique_consecutive(table[:, 0], return_counts=True)
-        first = 0
+        start = 0
         for i, count in zip(ids.tolist(), counts.tolist(), strict=True):
-            x0, y0, x1, y1 = windows[first].tolist()
-            members = slice(first, first + count)
-            first += count
+            x0, y0, x1, y1 = windows[start].tolist()
+            members = slice(start, start + count)
+            start += count
             if x1 > x0:
                 window = (self.id_map[y0:y1, x0:x1] == i).to(torch.float32)[None, None]
                 out[members] = align.forward(window, rois[members])[:, 0] >= 0.5
         return torch.empty_like(out).index_copy_(0, on_device, out)
 
     def _windows(self, boxes: torch.Tensor) -> torch.Tensor:
-        """Boxes with a margin of one empty pixel, which ROIAlign repeats beyond the border."""
+        """Return the boxes with a margin of one pixel, all zeros where a box is empty."""
         height, width = self.image_size
+        # ROIAlign repeats the outermost pixels beyond the border of its input. With the margin, the
+        # repeated pixels are empty; at the image's own border BitMasks has no margin either.
         grown = boxes + boxes.new_tensor([-1, -1, 1, 1])
         limit = boxes.new_tensor([width, height, width, height])
         grown = torch.minimum(grown.clamp(min=0), limit)
         return grown * (boxes[:, 2:3] > boxes[:, 0:1])
 
     def _ids_and_boxes(self) -> torch.Tensor:
-        """(N, 5) int64 id and tight box of each mask, on the CPU: one copy from the device."""
+        """Return the (N, 5) int64 id and tight box of each mask, on the CPU."""
         if self.boxes is not None:
+            # Concatenated on the device, ids and boxes need one copy instead of two.
             return torch.cat([self.ids[:, None], self.boxes], dim=1).cpu().long()
         ids = self.ids.cpu()
         unique, inverse = torch.unique(ids, return_inverse=True)
@@ -149,7 +155,7 @@ class IdMapMasks:
 
     @staticmethod
     def _rows(values: torch.Tensor, unique: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Position of each value in the sorted `unique`, and whether it is there at all."""
+        """Return the position of each value in the sorted `unique`, and whether it occurs there."""
         if len(unique) == 0:
             return torch.zeros_like(values, dtype=torch.int64), torch.zeros_like(values).bool()
         row = torch.searchsorted(unique, values).clamp(max=len(unique) - 1)
@@ -157,7 +163,7 @@ class IdMapMasks:
 
     @staticmethod
     def cat(masks: Sequence[IdMapMasks]) -> IdMapMasks | BitMasks:
-        """Concatenate; over different id maps the result is a BitMasks."""
+        """Concatenate masks. If their id maps differ, the result is a BitMasks."""
         if not masks:
             raise ValueError("nothing to concatenate; expected at least one IdMapMasks")
         first = masks[0].id_map

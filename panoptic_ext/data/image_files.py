@@ -1,4 +1,4 @@
-"""Images as they lie on disk: 8 bits a channel, turned as their EXIF tag says."""
+"""Read image files: 8 bits per channel, rotated or mirrored by their EXIF tag."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 EXIF_ORIENTATION = 274
-"""The EXIF tag that says how to turn an image: 1 as it is, 2 to 8 turned or mirrored."""
+"""Number of the EXIF orientation tag: 1 means upright, 2 to 8 mean rotated or mirrored."""
 
 
 def read_image(
@@ -33,8 +33,8 @@ def read_image(
     Args:
         path: the file.
         image_format: "RGB", "BGR" or another that `detection_utils.read_image` takes.
-        size: (height, width) that the JSON gives; a file that has another one, turned or not, is
-            refused from its header, before its pixels are unpacked.
+        size: (height, width) in the JSON. A file whose header has neither this size nor the
+            swapped one is refused before its pixels are decoded.
 
     Returns:
         (H, W, C) array in that format, 0..255.
@@ -47,6 +47,7 @@ def read_image(
     check_regular_file(path, IMAGE)
     try:
         with Image.open(path) as image:
+            # The comparison ignores the order of the sides, because an EXIF tag may swap them.
             if size is not None and {image.width, image.height} != set(size):
                 raise DatasetError(
                     f"image {path} is {image.height} x {image.width} (height x width), the JSON"
@@ -69,7 +70,7 @@ def read_image(
 
 
 def deep_pixels(image: Image.Image) -> str:
-    """What is wrong and what to do, where pixels have more than 8 bits; else ""."""
+    """Return the text of the error for pixels of more than 8 bits; "" for all other images."""
     if image.mode != "F" and not image.mode.startswith("I"):
         return ""
     kind = "floating point" if image.mode == "F" else "integers of more than 8 bits"
@@ -80,7 +81,9 @@ def deep_pixels(image: Image.Image) -> str:
 
 
 def too_many_pixels(error: Image.DecompressionBombError) -> str:
-    """What is wrong and what to do, where an image has more pixels than Pillow reads."""
+    """Return the text of the error for an image with more pixels than Pillow reads."""
+    # The number of pixels is only in the text of Pillow's error. Pillow raises it at twice
+    # MAX_IMAGE_PIXELS; below that it only warns.
     numbers = re.findall(r"\d+", str(error))
     number = f"{int(numbers[0]) / 1e6:.0f} million pixels" if numbers else "too many pixels"
     most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
@@ -91,5 +94,5 @@ def too_many_pixels(error: Image.DecompressionBombError) -> str:
 
 
 def turned_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """(height, width) after turning as the EXIF orientation, 1 to 8, says."""
+    """Return (height, width) after applying the EXIF orientation, 1 to 8."""
     return (size[1], size[0]) if orientation in (5, 6, 7, 8) else size

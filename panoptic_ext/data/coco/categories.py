@@ -30,8 +30,8 @@ def spare_colors(count: int) -> list[tuple[int, int, int]]:
     """Distinct colours for categories without one, RGB in 0..255."""
     colors = []
     for i in range(count):
-        # Hues in steps of the golden angle never come close to an earlier one; saturation and
-        # value alternate besides, because 20 hues alone look alike.
+        # Hues in steps of the golden angle stay far from all earlier ones. Saturation and value
+        # alternate as well, because 20 hues alone are hard to distinguish.
         rgb = colorsys.hsv_to_rgb((i * 0.618034) % 1.0, 0.65 + 0.3 * (i % 2), 0.95 - 0.25 * (i % 3))
         colors.append((round(rgb[0] * 255), round(rgb[1] * 255), round(rgb[2] * 255)))
     return colors

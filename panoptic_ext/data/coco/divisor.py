@@ -66,7 +66,7 @@ def segments_of_label_map(
 def segments_of_png(
     path: str, label_divisor: int, isthing: Mapping[int, bool]
 ) -> list[dict[str, Any]]:
-    """As `segments_of_label_map`, of the label PNG at `path`.
+    """Return the segments of the label PNG at `path`, as `segments_of_label_map` does.
 
     Raises:
         DatasetError: a value of an unknown category, or a category with id 0.
@@ -89,7 +89,7 @@ def segments_of_png(
 def check_divisor_categories(
     category_ids: Container[Any], annotations: Sequence[Any], where: str
 ) -> list[Problem]:
-    """A problem where a category has id 0 and an annotation leaves its segments to the PNG."""
+    """Return a problem if a category has id 0 and an annotation has no segments_info."""
     if 0 not in category_ids:
         return []
     derived = any(isinstance(a, dict) and a.get("segments_info") is None for a in annotations)

@@ -22,6 +22,7 @@ def rgb_to_id(array: np.ndarray) -> np.ndarray:
         raise DatasetError(
             f"expected (..., 3) uint8 colours, found {array.dtype} of shape {array.shape}"
         )
+    # Starting from blue and shifting in place needs one int32 map and no temporary of its size.
     ids = array[..., 2].astype(np.int32)
     for channel in (1, 0):
         ids <<= 8
@@ -37,8 +38,9 @@ def id_to_rgb(ids: np.ndarray) -> np.ndarray:
             f"ids from {ids.min()} to {ids.max()} do not fit an RGB PNG: expected 0 to "
             f"{MAX_RGB_ID}; renumber the segments"
         )
-    little = np.ascontiguousarray(ids, dtype="<u4")
-    return np.ascontiguousarray(little.view(np.uint8).reshape(*ids.shape, 4)[..., :3])
+    # The bytes of a little-endian integer are R, G, B and a zero, in this order.
+    little_endian = np.ascontiguousarray(ids, dtype="<u4")
+    return np.ascontiguousarray(little_endian.view(np.uint8).reshape(*ids.shape, 4)[..., :3])
 
 
 def remap_ids(ids: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -57,14 +59,13 @@ def remap_ids(ids: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarra
     dtype = np.uint8 if len(known) < 2**8 else np.uint16 if len(known) < 2**16 else np.int32
     runs = find_runs(ids)
     order = np.argsort(known, kind="stable")
-    keys = np.concatenate(
-        [[-1], known[order]]
-    )  # -1 is found before every id, so that an empty `known` needs no branch
+    # The key -1 sorts before all ids, so that an empty `known` needs no branch.
+    keys = np.concatenate([[-1], known[order]])
     rows = np.concatenate([[0], order + 1])
-    at = np.clip(np.searchsorted(keys, runs.ids, side="right") - 1, 0, None)
-    hit = keys[at] == runs.ids
-    local = np.where(hit, rows[at], 0)
-    unknown = np.unique(runs.ids[~hit])
+    positions = np.clip(np.searchsorted(keys, runs.ids, side="right") - 1, 0, None)
+    is_known = keys[positions] == runs.ids
+    local = np.where(is_known, rows[positions], 0)
+    unknown = np.unique(runs.ids[~is_known])
     present = np.zeros(len(known) + 1, bool)
     present[local] = True
     return runs.expand(local.astype(dtype)), present[1:], unknown[unknown != 0]

@@ -29,19 +29,20 @@ def check_structure(
     needs_images: bool = True,
     needs_area: bool = True,
 ) -> list[Problem]:
-    """All problems of `info` that show without opening images or PNGs.
+    """Return all problems of `info` that can be detected without opening images or PNGs.
 
     Args:
         info: the parsed JSON.
         path: its file, for the messages.
         encoding: "rgb" bounds ids by 2^24 and needs segments_info; "divisor" may lack it.
         categories: those to use in place of the JSON's own.
-        needs_images: without it, `images` is not looked at.
-        needs_area: without it, segments may lack area and iscrowd, as predictions do.
+        needs_images: if False, `images` is not checked.
+        needs_area: if False, segments may lack area and iscrowd, as those of predictions do.
     """
-    top = _check_top_level(info, path, needs_images, categories is None)
-    if top:
-        return top
+    # Without the lists at the top level none of the other checks can run.
+    top_level_problems = _check_top_level(info, path, needs_images, categories is None)
+    if top_level_problems:
+        return top_level_problems
     problems: list[Problem] = []
     if categories is None:
         problems += _check_categories(info["categories"], path)
@@ -53,6 +54,7 @@ def check_structure(
         problems += check_divisor_categories(known, info["annotations"], path)
     image_ids = None
     if needs_images:
+        # Compared as text: an annotation may name image 7 as "7".
         image_ids = {_text(e.get("id")) for e in info["images"] if isinstance(e, dict)}
         for entry in info["images"]:
             problems += _check_image(entry, path)
@@ -253,7 +255,7 @@ class _SegmentChecker:
 
     def _is_good(self, segment: dict[str, Any]) -> bool:
         # COCO has more than a million segments. This test is quick; only for a segment that fails
-        # it does `_explain` repeat the parts, to say which one failed.
+        # it does `_explain` repeat the parts and report the one that failed.
         return (
             is_int(segment.get("id"))
             and 0 < segment["id"] <= self.max_id
@@ -294,11 +296,11 @@ class _SegmentChecker:
                     "correct it or add the category",
                 )
             )
-        for key, fine in (
+        for key, is_valid in (
             ("area", _is_area(segment.get("area"))),
             ("iscrowd", segment.get("iscrowd") in (0, 1)),
         ):
-            if self.needs_area and not fine:
+            if self.needs_area and not is_valid:
                 value = (
                     f"{key} is {quoted(segment[key])}" if key in segment else f"no {quoted(key)}"
                 )
@@ -315,15 +317,17 @@ class _SegmentChecker:
 
 
 def _duplicates(
-    entries: Iterable[Any], key: str, where: str, room: str, kind: str
+    entries: Iterable[Any], key: str, where: str, list_name: str, kind: str
 ) -> list[Problem]:
+    # This runs for the segments of every image, so the counter is built only for lists with
+    # duplicates.
     values = [_text(e[key]) for e in entries if isinstance(e, dict) and e.get(key) is not None]
     if len(set(values)) == len(values):
         return []
     return [
         Problem(
             kind,
-            f"{where}, {room}",
+            f"{where}, {list_name}",
             f"{key} {quoted(value)} occurs {count} times, expected once",
             "merge or renumber them",
         )

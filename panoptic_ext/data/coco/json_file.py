@@ -15,7 +15,7 @@ ImageId = int | str
 
 
 def load_json(path: str, kind: FileKind, *, error: type[PanopticExtError] = DatasetError) -> Any:
-    """The content of a JSON file.
+    """Return the content of a JSON file.
 
     Args:
         path: of the file.
@@ -59,5 +59,5 @@ def read_json(path: str, kind: FileKind = PANOPTIC_JSON) -> dict[str, Any]:
 
 
 def is_int(value: Any) -> TypeGuard[int]:
-    """Whether a value is a whole number; True and False are none."""
+    """Return whether a value is an integer. bool is excluded, although Python counts it as int."""
     return isinstance(value, int) and not isinstance(value, bool)

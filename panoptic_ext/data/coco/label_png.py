@@ -1,13 +1,13 @@
-"""Label PNGs: the one place that reads and writes them, as id maps or as runs.
+"""Read and write label PNGs, as id maps or as runs.
 
 Encodings: "rgb" is COCO's, id = R + 256 G + 65536 B; "divisor" stores the integer
 category * label_divisor + instance itself, in a grey PNG of 8 or 16 bits.
 
-`read_id_map` decodes with Pillow. `read_runs` is for the evaluation, which reads nothing else:
-OpenCV decodes 8-bit RGB, all that COCO's format has, in two thirds of Pillow's time and, unlike
-torchvision, survives damaged data. What OpenCV does not take goes through `read_id_map`, whose
-errors name what is wrong. No decoder here checks the checksums of pixel data, so `read_runs` checks
-them first: a flipped bit must not become another segment.
+`read_id_map` decodes with Pillow. `read_runs` is for the evaluation, which reads no other
+images. It decodes 8-bit RGB, the only kind in COCO's format, with OpenCV: this takes two thirds of
+Pillow's time and, unlike torchvision, survives damaged data. All other files go through
+`read_id_map`, whose errors describe the fault. No decoder here verifies the checksums of pixels, so
+`read_runs` verifies them first: a flipped bit must not become another segment.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ _RGB_KIND = b"\x08\x02\0\0\0"
 _PIXEL_CHUNKS = (b"IHDR", b"IDAT", b"IEND")
 # Larger images go to Pillow, which enforces its decompression-bomb limit.
 _MAX_OPENCV_PIXELS = 1 << 26
-# Not in OpenCV before 4.11: Pillow does the work there.
+# OpenCV before 4.11 does not have this flag. Pillow decodes all files there.
 _READ_RGB: int | None = getattr(cv2, "IMREAD_COLOR_RGB", None)
 
 
 class ExpectedSize(NamedTuple):
-    """The size that a label map must have, and the words of the error where it has another.
+    """The size that a label map must have, and the text of the error where it has another.
 
     The error reads: label map PATH is 1 x 2 (height x width), `who` 3 x 4; `mend`.
     """
@@ -98,7 +98,7 @@ def read_id_map(
     Args:
         path: the PNG file.
         encoding: "rgb" or "divisor" (module docstring).
-        size: that it must have; compared with the file's header, before pixels are unpacked.
+        size: the size that it must have; the header is checked before pixels are decoded.
 
     Returns:
         (H, W) int32 id map; 0 is void.
@@ -128,7 +128,7 @@ def read_runs(path: str, encoding: str = "rgb", size: ExpectedSize | None = None
     Args:
         path: of the file.
         encoding: "rgb" or "divisor" (module docstring).
-        size: that it must have; compared with the file's header, before pixels are unpacked.
+        size: the size that it must have; the header is checked before pixels are decoded.
 
     Raises:
         EvaluationError: no regular file with content, damaged, not a label PNG of this encoding, of
@@ -141,7 +141,7 @@ def read_runs(path: str, encoding: str = "rgb", size: ExpectedSize | None = None
             size_in_header = png_size(head)
             if size_in_header is not None and size is not None:
                 size.check(path, *size_in_header)
-            # What is no PNG is left to Pillow, which need not read the whole of it.
+            # Other formats are left to Pillow, which need not read the whole file.
             content = head + stream.read() if size_in_header is not None else b""
     except DatasetError as error:
         raise EvaluationError(str(error)) from error
@@ -243,7 +243,8 @@ def _decode(image: Image.Image, encoding: str) -> np.ndarray:
     """(H, W) int32 ids of an image of a mode of this encoding."""
     if encoding != "rgb":
         return np.asarray(image).astype(np.int32)
-    # Pillow holds RGB in four bytes a pixel, so this view needs no arithmetic.
+    # Pillow stores RGB in four bytes a pixel, so each pixel, read as a little-endian int32, is
+    # already R + 256 G + 65536 B; the mask removes the alpha byte.
     packed = np.asarray(image.convert("RGBA")).view("<i4")[..., 0]
     return (packed & MAX_RGB_ID).astype(np.int32, copy=False)
 
@@ -282,29 +283,32 @@ def _checked_chunks(content: bytes, path: str) -> list[bytes]:
     """
     if not content.startswith(_SIGNATURE):
         return []
-    chunks, at = [], len(_SIGNATURE)
-    while at < len(content):
-        end = at + 12 + int.from_bytes(content[at : at + 4], "big")
-        kind = content[at + 4 : at + 8]
+    chunks, offset = [], len(_SIGNATURE)
+    while offset < len(content):
+        # A chunk has 12 bytes besides its data: length, kind and checksum, each of 4 bytes. The
+        # checksum covers kind and data.
+        end = offset + 12 + int.from_bytes(content[offset : offset + 4], "big")
+        kind = content[offset + 4 : offset + 8]
         if end > len(content):
-            return []  # truncated; Pillow says where
-        if zlib.crc32(content[at + 4 : end - 4]).to_bytes(4, "big") != content[end - 4 : end]:
+            return []  # truncated: the caller's Pillow error describes it
+        if zlib.crc32(content[offset + 4 : end - 4]).to_bytes(4, "big") != content[end - 4 : end]:
             raise EvaluationError(
-                f"label map {path} is damaged (wrong checksum of {quoted(kind)} at byte {at}); "
+                f"label map {path} is damaged (wrong checksum of {quoted(kind)} at byte {offset}); "
                 "expected a readable PNG: copy or make it again"
             )
         if kind in _PIXEL_CHUNKS:
-            chunks.append(content[at:end])
+            chunks.append(content[offset:end])
         if kind == b"IEND":
             return chunks
-        at = end
+        offset = end
     return []
 
 
 def _decode_with_opencv(chunks: list[bytes]) -> np.ndarray | None:
-    """(H, W, 3) uint8 of an 8-bit RGB PNG; None for anything else or what cannot be decoded.
+    """Return the (H, W, 3) uint8 pixels of an 8-bit RGB PNG; None for any other or damaged PNG.
 
-    Only these chunks: others, as of orientation or colour spaces, must not change ids.
+    `chunks` must be those of `_checked_chunks`: chunks of orientation or colour space, which
+    OpenCV would apply, must not change ids.
     """
     if _READ_RGB is None or not chunks or chunks[0][4:8] != b"IHDR":
         return None

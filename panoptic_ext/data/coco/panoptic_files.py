@@ -1,4 +1,4 @@
-"""COCO panoptic JSON files, joined on image_id, as the evaluation needs them."""
+"""Read COCO panoptic JSON files and their label PNGs for the evaluation, by image_id."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class Annotation:
     Attributes:
         image_id: as in the JSON.
         file_name: of the label PNG, relative to the PNG folder.
-        segments_info: as in the JSON, with dataset category ids; None if the PNG says it all.
+        segments_info: as in the JSON, with dataset category ids; None where it is
+            missing, since a "divisor" PNG holds categories itself.
     """
 
     image_id: ImageId
@@ -36,7 +37,7 @@ class Annotation:
 
 
 class PanopticFiles:
-    """The annotations of one JSON and the folder of its PNGs; label maps are read when asked for.
+    """The annotations of one JSON and the folder of its PNGs. Label maps are read on demand.
 
     Attributes:
         content: the JSON without its annotations.
@@ -88,14 +89,17 @@ class PanopticFiles:
         self._by_name = {str(image_id): image_id for image_id in self.annotations}
 
     def find(self, image_id: ImageId) -> Annotation | None:
-        """The annotation of an image; 7 and "7" are one id where only one of them exists."""
+        """Return the annotation of an image, or None.
+
+        The ids 7 and "7" are the same where the JSON has only one of them.
+        """
         annotation = self.annotations.get(image_id)
         if annotation is None and str(image_id) in self._by_name:
             annotation = self.annotations[self._by_name[str(image_id)]]
         return annotation
 
     def where(self, annotation: Annotation) -> str:
-        """The words that name the image and its file in errors."""
+        """Return the text that names the image and its file in errors."""
         return f"image {quoted(annotation.image_id)} ({self._png(annotation)})"
 
     def table(self, annotation: Annotation, runs: Runs) -> SegmentTable:
@@ -151,7 +155,7 @@ class PanopticFiles:
         return self._images.get(str(annotation.image_id), {})
 
     def size_in_json(self, annotation: Annotation) -> tuple[int, int] | None:
-        """(H, W) of an image as the truth's JSON gives it, which need not be well-formed."""
+        """Return (H, W) of an image from the truth's JSON; None where that has no valid size."""
         entry = self.image_entry(annotation)
         height, width = entry.get("height"), entry.get("width")
         if type(height) is int and type(width) is int and min(height, width) > 0:
@@ -216,6 +220,7 @@ def _listed_categories(content: dict[str, Any], path: str) -> list[dict[str, Any
         if not isinstance(category, dict) or not isinstance(category.get("id"), int)
     ]
     if wrong or not isinstance(categories, list):
+        # The first wrong entry is quoted, or the whole value where it is no list.
         raise EvaluationError(
             f"{path} has {quoted((*wrong, categories)[0], 100)} in categories; expected a list of "
             "objects with id and name"

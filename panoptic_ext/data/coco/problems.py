@@ -21,7 +21,7 @@ class Problem:
         where: file, image id and segment id as far as they are known.
         message: what was found and what was expected.
         mend: what to do about it.
-        warning: the loader goes on with a warning instead of an error.
+        warning: the loader logs a warning and continues, instead of raising an error.
     """
 
     kind: str
@@ -36,15 +36,17 @@ class Problem:
 
 
 def problem_of(kind: str, where: str, explained: object, *, mend: str = "copy it again") -> Problem:
-    """A problem from an error that reads "what was found; how to mend it".
+    """Return a problem made from an error whose text is "what was found; how to mend it".
 
     Args:
         kind, where: as of `Problem`.
         explained: the error, or its text.
-        mend: for an error that does not say it.
+        mend: used if the text has no part after a semicolon.
     """
-    message, _, how = str(explained).rpartition("; ")
-    return Problem(kind, where, message or how, how if message else mend)
+    # The last semicolon separates the two parts. Without one, rpartition returns the whole text as
+    # its last part.
+    message, _, last_part = str(explained).rpartition("; ")
+    return Problem(kind, where, message or last_part, last_part if message else mend)
 
 
 def raise_if_any(problems: Sequence[Problem], source: str) -> None:

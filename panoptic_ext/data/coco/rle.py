@@ -1,8 +1,8 @@
-"""COCO's run lengths of masks as they come from files: checked, and decoded to the mask's window.
+"""Check COCO's run lengths of masks from files, and decode them to the window of the mask.
 
-pycocotools decodes runs that end before the last pixel to whatever was in memory, and versions
-before 2.0.8 write beyond the mask where they end after it; nothing but decoding finds either.
-Shapes: H x W is the image, R the number of runs, which go down the columns and alternate between
+pycocotools fills the pixels after the last run with uninitialised memory, if the runs end early. If
+they end late, versions before 2.0.8 write beyond the mask. Only decoding detects either fault.
+Shapes: H x W is the image, R the number of runs. Runs go down the columns and alternate between
 outside and inside.
 """
 
@@ -73,11 +73,13 @@ def decode_window(lengths: np.ndarray, height: int) -> tuple[np.ndarray, int, in
         (h, w) bool, and the row and column of its first pixel; (0, 0) of an empty mask.
     """
     ends = np.cumsum(lengths)
+    # Runs at odd positions are inside the mask. Those of length 0 must not widen the window.
     inside = np.flatnonzero(lengths[1::2]) * 2 + 1
     if not len(inside):
         return np.zeros((0, 0), bool), 0, 0
     left = int(ends[inside[0] - 1]) // height
     right = (int(ends[inside[-1]]) - 1) // height + 1
+    # Runs are clipped to the columns of the window, so that the rest of the image is not decoded.
     within = np.diff(np.clip(ends, left * height, right * height), prepend=left * height)
     columns = np.repeat(np.arange(len(lengths)) % 2 == 1, within).reshape(right - left, height)
     rows = np.flatnonzero(columns.any(0))
@@ -92,26 +94,27 @@ def _whole_numbers(counts: Any) -> np.ndarray:
 
 
 def _decompress(counts: bytes) -> np.ndarray:
-    """Numbers of COCO's string: five bits in a character from 48 on, low ones first.
+    """Return the numbers in COCO's string: five bits per character from 48 on, low bits first.
 
-    Bit 5 says that more characters of the number follow, bit 4 of the last one is the sign; from
-    the fourth number on, what is written is the difference to the number two before.
+    Bit 5 is set if more characters of the number follow. Bit 4 of the last character is the sign.
+    From the fourth number on, the string holds the difference to the number two before.
     """
     codes = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
     if not len(codes):
         return codes
     if codes.min() < 0 or codes.max() > 63:
         raise ValueError("characters that do not belong there")
-    last = np.flatnonzero(codes < 32)
-    if not len(last) or last[-1] != len(codes) - 1:
+    ends = np.flatnonzero(codes < 32)
+    if not len(ends) or ends[-1] != len(codes) - 1:
         raise ValueError("they end within a number")
-    first = np.concatenate([[0], last[:-1] + 1])
-    digits = last - first + 1
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    digits = ends - starts + 1
     if digits.max() > _MAX_DIGITS:
         raise ValueError("a number that is too large")
-    place = np.arange(len(codes)) - np.repeat(first, digits)
-    values = np.add.reduceat((codes & 31) << (5 * place), first)
-    values -= np.where(codes[last] & 16, 1 << (5 * digits), 0)
+    place = np.arange(len(codes)) - np.repeat(starts, digits)
+    values = np.add.reduceat((codes & 31) << (5 * place), starts)
+    values -= np.where(codes[ends] & 16, 1 << (5 * digits), 0)
+    # The first three numbers are absolute, so the sum over even positions starts at the third.
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
     return values

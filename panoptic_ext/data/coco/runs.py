@@ -27,16 +27,16 @@ __all__ = [
 ]
 
 MAX_ID = 1 << 24  # ids fit into the three bytes of an RGB pixel
-_BLOCK = 1 << 18  # pixels compared at a time: temporaries stay in the cache
-_MAX_TABLE = 1 << 18  # pairs of ids that are counted in a table instead of sorted
-_MAX_RUN_SHARE = 4  # runs are used while there is at most one for so many pixels
+_BLOCK = 1 << 18  # pixels compared at a time, so that temporaries fit into the CPU's cache
+_MAX_TABLE = 1 << 18  # up to this number of pairs of ids, a table is used instead of sorting
+_MIN_PIXELS_PER_RUN = 4  # with fewer pixels per run, pixels are sorted instead of runs
 
 
 @dataclass(frozen=True)
 class Runs:
     """A label map as runs of equal ids along its flattened rows.
 
-    A run may go on in the next row, unless the runs were split at the ends of rows.
+    A run may continue in the next row, unless the runs were split at the ends of rows.
 
     Attributes:
         starts: (R,) int64, index of each run's first pixel; ascending, starts[0] is 0.
@@ -60,7 +60,7 @@ class Runs:
 
     @cached_property
     def index(self) -> tuple[np.ndarray, np.ndarray]:
-        """(S,) ids that occur, ascending, and (R,) int64, which of them each run has."""
+        """(S,) distinct ids, ascending, and (R,) int64, the position of each run's id in them."""
         return np.unique(self.ids, return_inverse=True)
 
     def dense(self) -> np.ndarray:
@@ -82,8 +82,8 @@ class Runs:
             return np.zeros((0, 4), np.int64)
         runs = self.split_rows()
         order = np.argsort(ids)
-        at = order[np.minimum(np.searchsorted(ids[order], runs.ids), len(ids) - 1)]
-        rows = np.where(ids[at] == runs.ids, at, -1)
+        nearest = order[np.minimum(np.searchsorted(ids[order], runs.ids), len(ids) - 1)]
+        rows = np.where(ids[nearest] == runs.ids, nearest, -1)
         corners = segment_boxes(runs, rows, len(ids))
         return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
 
@@ -192,6 +192,7 @@ def segment_boxes(runs: Runs, rows: np.ndarray, count: int) -> np.ndarray:
     keep = np.flatnonzero((rows >= 0) & (rows < count))
     if len(keep) == 0:
         return boxes
+    # Sorted by segment, the runs of a segment are consecutive: one reduceat covers all segments.
     keep = keep[np.argsort(rows[keep], kind="stable")]
     owner = rows[keep]
     first = np.flatnonzero(np.diff(owner, prepend=-1))
@@ -212,14 +213,14 @@ def overlaps(gt: Runs, pred: Runs) -> Overlaps:
         gt, pred: maps of one shape (not checked here).
     """
     # Sorting runs costs more than sorting pixels once there are nearly as many of them.
-    if (len(gt.starts) + len(pred.starts)) * _MAX_RUN_SHARE > gt.size:
+    if (len(gt.starts) + len(pred.starts)) * _MIN_PIXELS_PER_RUN > gt.size:
         return _count_pixels(gt.dense().reshape(-1), pred.dense().reshape(-1))
     starts = np.concatenate([gt.starts, pred.starts])
     order = np.argsort(starts, kind="stable")
     gt_run = np.cumsum(order < len(gt.starts))
     pred_run = np.arange(1, len(order) + 1) - gt_run
-    # Of the two first runs, both at pixel 0, the stable order puts the truth's first: there the
-    # prediction has no run yet. It has no pixels, as pairs of equal starts never have.
+    # Both maps have a run that starts at pixel 0, and the stable order puts the truth's first. The
+    # prediction's run would be -1 there. Any valid index will do, because this piece has no pixels.
     pred_run[0] = 1
     lengths = np.diff(starts[order], append=gt.size)
     (gt_ids, gt_index), (pred_ids, pred_index) = gt.index, pred.index
@@ -233,6 +234,7 @@ def _run_starts(flat: np.ndarray, row_length: int = 0) -> np.ndarray:
     for first in range(0, len(flat) - 1, _BLOCK):
         last = min(first + _BLOCK, len(flat) - 1)
         is_start = flat[first + 1 : last + 1] != flat[first:last]
+        # is_start[i] belongs to pixel first + 1 + i, which begins a row if row_length divides it.
         if row_length:
             is_start[-(first + 1) % row_length :: row_length] = True
         parts.append(np.flatnonzero(is_start) + (first + 1))
@@ -243,6 +245,7 @@ def _sum_pairs(
     pairs: np.ndarray, lengths: np.ndarray, gt_ids: np.ndarray, pred_ids: np.ndarray
 ) -> Overlaps:
     """Add up the lengths of equal pairs, which are numbered row by row."""
+    # Both branches drop pairs without pixels, which come from runs that start at the same pixel.
     number = len(gt_ids) * len(pred_ids)
     if number <= _MAX_TABLE:
         pixels = np.bincount(pairs, lengths, number)  # float64, exact below 2^53

@@ -62,6 +62,7 @@ class SegmentTable:
                 raise EvaluationError(f"{where}: segment id {segment_id} occurs twice")
             seen.add(segment_id)
             if category not in categories:
+                # Sorted by length first, ids as text are in numeric order: 9 before 10.
                 known = sorted(map(str, categories), key=lambda c: (len(c), c))
                 text = unknown("category_id", category, known, limit=20)
                 raise EvaluationError(f"{where}, segment {segment_id}: {text}")
@@ -98,8 +99,9 @@ class SegmentTable:
         if not len(self):
             return np.full(ids.shape, -1, np.int64)
         order = np.argsort(self.ids)
-        at = np.minimum(np.searchsorted(self.ids[order], ids), len(self) - 1)
-        rows = order[at]
+        # searchsorted gives len(self) for ids above all others, which would be out of range.
+        positions = np.minimum(np.searchsorted(self.ids[order], ids), len(self) - 1)
+        rows = order[positions]
         return np.where(self.ids[rows] == ids, rows, -1)
 
 

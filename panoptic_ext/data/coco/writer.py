@@ -22,10 +22,10 @@ PREDICTIONS = "panoptic_predictions"
 
 
 class PanopticWriter:
-    """Writes a result in COCO panoptic format; files appear whole or not at all.
+    """Write a result in COCO panoptic format. Each file is written whole or not at all.
 
-    The writer keeps nothing: several threads, and several processes, may add images at once. What
-    `add` returns goes into `close`, in the order that the JSON is to have, from whoever added it.
+    The writer stores no images, so several threads and processes may add images at the same time.
+    The caller collects what `add` returns and passes it to `close`, in the order for the JSON.
 
     Attributes:
         json_path: of the JSON.
@@ -42,8 +42,8 @@ class PanopticWriter:
     ):
         """
         Args:
-            json_path: of the JSON; its folder is made when something is written.
-            png_root: folder of the PNGs; made likewise.
+            json_path: of the JSON; its folder is created by the first write.
+            png_root: folder of the PNGs; created likewise.
             error: raised where a file cannot be written; None raises the OSError itself.
             ensure_ascii: escape all other characters in the JSON, as \\u00e9; False writes UTF-8.
         """
@@ -52,7 +52,7 @@ class PanopticWriter:
 
     @classmethod
     def of_predictions(cls, folder: str) -> PanopticWriter:
-        """Into panoptic_predictions.json and panoptic_predictions/ in `folder`."""
+        """Return a writer of panoptic_predictions.json and panoptic_predictions/ in `folder`."""
         stem = os.path.join(folder, PREDICTIONS)
         return cls(stem + ".json", stem)
 
@@ -106,6 +106,8 @@ def measured_segments(runs: Runs, segments: Sequence[Mapping[str, Any]]) -> list
     """
     areas = dict(zip(*(a.tolist() for a in runs.areas()), strict=True))
     boxes = runs.boxes(np.array([s["id"] for s in segments], np.int64)).tolist()
+    # The order matters: a segment's own iscrowd replaces the 0, but its area and bbox are replaced
+    # by the measured ones.
     return [
         {
             "id": segment["id"],

@@ -1,1 +1,1 @@
-"""Combine the files of two models to panoptic results."""
+"""Combine the prediction files of two models into panoptic results."""

@@ -29,7 +29,7 @@ class ImageEntry:
     Attributes:
         image_id: as in the data set's JSON.
         file_name: of the image.
-        png_name: of the label PNG that is to be written, relative to its folder.
+        png_name: of the label PNG to write, relative to its folder.
         size: (H, W) in pixels.
     """
 
@@ -51,7 +51,7 @@ class ImageList:
     """
 
     def __init__(self, where: str, images: Sequence[ImageEntry], categories: Sequence[Category]):
-        """Raises EvaluationError where two images have one id or one PNG."""
+        """Raise EvaluationError if two images have the same id or the same PNG."""
         self.where = where
         self.images = tuple(images)
         self.categories = tuple(categories)
@@ -66,8 +66,8 @@ class ImageList:
                 raise EvaluationError(
                     f"{where}: two images have the same {kind}; give each image its own"
                 )
-        # A prediction's file may be named after the image's file, its label PNG or its id. The
-        # first of these that matches decides.
+        # A prediction's file may have the name of the image's file, of its label PNG or its id. The
+        # first of these three that matches any image decides.
         self._names = [
             _NameIndex((name(image), image) for image in images)
             for name in (_file_name, _png_name, _id_name)
@@ -75,7 +75,7 @@ class ImageList:
 
     @classmethod
     def of_dataset(cls, name: str) -> ImageList:
-        """Of a registered data set.
+        """The images of a registered data set.
 
         Raises:
             DatasetError: it is not registered or cannot be read.
@@ -96,10 +96,10 @@ class ImageList:
 
     @classmethod
     def of_json(cls, path: str) -> ImageList:
-        """Of a COCO panoptic JSON: its annotated images or, where none is, all of them.
+        """The images of a COCO panoptic JSON: the annotated ones or, if there is none, all.
 
         Only `images` (id, file_name, height, width), `categories` and the file names of
-        `annotations` are read, so that the JSON of a test set, without annotations, will do.
+        `annotations` are read. The JSON of a test set, without annotations, is therefore enough.
 
         Raises:
             DatasetError: no such file, not JSON, or its categories cannot be used.
@@ -131,24 +131,26 @@ class ImageList:
     def by_ids(self, ids: Iterable[ImageId], where: str) -> dict[ImageId, ImageEntry]:
         """The image of each id of a results file.
 
-        7 and "7" are one id where only one of them exists. Where image ids are no numbers,
-        pycocotools cannot take them, and panoptic_ext's evaluator of instances numbers the images
-        from 1 in the data set's order: such numbers are read too.
+        7 and "7" are the same id if only one of them exists. If not all image ids are
+        numbers, a file's ids may also be the images' positions in the data set, counted from 1.
 
         Args:
-            ids: as they stand in the file.
+            ids: as in the file.
             where: names the file in errors.
 
         Raises:
-            EvaluationError: an id of no image, or numbers that could mean either.
+            EvaluationError: an id of no image, or numbers that could be ids or positions.
         """
         wanted = set(ids)
         by_text = {str(i): image for i, image in self._by_id.items()}
         direct = {i: self._by_id.get(i) or by_text.get(str(i)) for i in wanted}
         numbered: dict[ImageId, ImageEntry | None] = {}
+        # pycocotools requires numbers. For other ids panoptic_ext's evaluator of instances
+        # therefore writes the images' positions, see PanopticInstanceEvaluator.
         if not all(isinstance(i, int) for i in self._by_id):
-            numbered = {i: self._number(i) for i in wanted}
+            numbered = {i: self._at_position(i) for i in wanted}
         unknown = [i for i, image in direct.items() if image is None]
+        # One file has one kind of id: positions are used only if they explain all its ids.
         by_number = bool(numbered) and None not in numbered.values()
         if by_number and not unknown and direct != numbered:
             raise EvaluationError(
@@ -165,10 +167,10 @@ class ImageList:
         return {i: image for i, image in chosen.items() if image is not None}
 
     def by_name(self, name: str) -> ImageEntry | None:
-        """The image that a file is called after, whatever its folder and extension; or None.
+        """The image that a file is named after, whatever its folder and extension; or None.
 
         Raises:
-            EvaluationError: several images could be meant.
+            EvaluationError: several images match.
         """
         for index in self._names:
             matches = index.find(name)
@@ -181,14 +183,15 @@ class ImageList:
                 return matches[0]
         return None
 
-    def _number(self, number: ImageId) -> ImageEntry | None:
+    def _at_position(self, number: ImageId) -> ImageEntry | None:
+        """The image at a position, counted from 1; None if there is none."""
         if isinstance(number, int) and 1 <= number <= len(self.images):
             return self.images[number - 1]
         return None
 
 
 class _NameIndex:
-    """Finds what a path is called after: by base name, then by the folders they have in common."""
+    """Finds the images that a path is named after: by base name, then by common folders."""
 
     def __init__(self, named: Iterable[tuple[str, ImageEntry]]):
         self._by_stem: dict[str, list[tuple[list[str], ImageEntry]]] = defaultdict(list)
@@ -197,14 +200,14 @@ class _NameIndex:
             self._by_stem[parts[-1]].append((parts, image))
 
     def find(self, name: str) -> list[ImageEntry]:
-        """All that agree with `name` in the largest number of parts, of its base name at least."""
-        given = _parts(name)
-        candidates = self._by_stem.get(given[-1], [])
-        agreeing = [_common_tail(given, parts) for parts, _ in candidates]
+        """The images with the base name of `name` and most of its last folders in common."""
+        name_parts = _parts(name)
+        candidates = self._by_stem.get(name_parts[-1], [])
+        num_common = [_common_tail(name_parts, parts) for parts, _ in candidates]
         return [
             image
-            for (_, image), n in zip(candidates, agreeing, strict=True)
-            if n == max(agreeing, default=0)
+            for (_, image), n in zip(candidates, num_common, strict=True)
+            if n == max(num_common, default=0)
         ]
 
 
@@ -251,11 +254,13 @@ def _annotated(annotations: Any, path: str) -> dict[ImageId, str]:
 
 
 def _common_tail(one: list[str], other: list[str]) -> int:
+    """The number of equal parts at the end of two paths."""
     pairs = zip(reversed(one), reversed(other), strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _parts(name: str) -> list[str]:
+    """The folders and the base name of a path, without its extension."""
     return os.path.splitext(name.replace("\\", "/"))[0].split("/")
 
 
@@ -268,5 +273,6 @@ def _png_name(image: ImageEntry) -> str:
 
 
 def _id_name(image: ImageEntry) -> str:
-    # The dot at the end keeps splitext from cutting an id that contains a dot.
+    # `_parts` removes an extension. The dot at the end is an empty one, so that an id that contains
+    # a dot stays whole.
     return f"{image.image_id}."

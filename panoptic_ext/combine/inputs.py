@@ -53,7 +53,7 @@ class SemanticPredictions(Protocol):
     ignored: list[str]
 
     def has(self, image: ImageEntry) -> bool:
-        """Whether there is one of this image."""
+        """Whether there is a prediction of this image."""
 
     def labels(self, image: ImageEntry) -> np.ndarray:
         """(H, W) int64 contiguous ids, -1 void; EvaluationError if they cannot be read."""
@@ -69,7 +69,7 @@ class InstanceResults:
             images: of the data set.
 
         Raises:
-            EvaluationError: no such file, not in this format, or about another data set.
+            EvaluationError: no such file, another format, or ids of another data set.
         """
         self.path = path
         rows = _read_list(path, "instance results")
@@ -101,7 +101,7 @@ class InstanceResults:
 
 
 class _Classes:
-    """From the ids in semantic predictions to contiguous ones."""
+    """Converts the ids in semantic predictions to contiguous ones."""
 
     def __init__(self, images: ImageList, ids: str, ignore_label: int):
         check_known("kind of semantic ids", ids, SEMANTIC_IDS, error=EvaluationError)
@@ -112,7 +112,8 @@ class _Classes:
         self._void = {ignore_label, 0} - set(self._table)
 
     def contiguous(self, values: np.ndarray, where: str) -> np.ndarray:
-        """Of an int64 array, the same shape; -1 void."""
+        """Convert an int64 array of ids; returns the same shape, -1 void."""
+        # The lookup is done once for each distinct id, not for each pixel.
         labels, inverse = np.unique(values, return_inverse=True)
         unknown = [v for v in labels.tolist() if v not in self._table and v not in self._void]
         if unknown:
@@ -127,10 +128,10 @@ class _Classes:
 
 
 class SemanticResults:
-    """Semantic predictions as COCO's JSON of run lengths; of several rows a pixel takes the last.
+    """Semantic predictions as COCO's JSON of run lengths; where rows overlap, the last one counts.
 
     Attributes:
-        ignored: always empty: a row about no image is an error.
+        ignored: always empty, because a row that belongs to no image is an error.
     """
 
     def __init__(
@@ -140,11 +141,11 @@ class SemanticResults:
         Args:
             path: of the JSON.
             images: of the data set.
-            ids: what its category_id is, "dataset" or "contiguous".
+            ids: kind of its category_id, "dataset" or "contiguous".
             ignore_label: a category_id that means void.
 
         Raises:
-            EvaluationError: no such file, not in this format, or about other images.
+            EvaluationError: no such file, another format, or names of other images.
         """
         self.path = path
         self.ignored: list[str] = []
@@ -201,13 +202,13 @@ class SemanticFolder:
     ):
         """
         Args:
-            folder: of the PNGs, which may lie in sub-folders.
+            folder: of the PNGs; sub-folders are searched too.
             images: of the data set.
-            ids: what their pixels are, "dataset" or "contiguous".
+            ids: kind of ids in their pixels, "dataset" or "contiguous".
             ignore_label: value of void pixels.
 
         Raises:
-            EvaluationError: the folder has no PNG of an image, or two of one.
+            EvaluationError: the folder has no PNG of any image, or two of the same image.
         """
         self._classes = _Classes(images, ids, ignore_label)
         self.path = folder
@@ -242,7 +243,7 @@ class SemanticFolder:
 def open_semantic(
     path: str, images: ImageList, *, ids: str = "dataset", ignore_label: int = 255
 ) -> SemanticPredictions:
-    """`SemanticFolder` of a folder, `SemanticResults` of a file; arguments as theirs."""
+    """Open a `SemanticFolder` or, for a file, `SemanticResults`; the arguments are theirs."""
     if os.path.isdir(path):
         return SemanticFolder(path, images, ids=ids, ignore_label=ignore_label)
     return SemanticResults(path, images, ids=ids, ignore_label=ignore_label)
@@ -262,7 +263,9 @@ def _read_labels(path: str, image: ImageEntry) -> np.ndarray:
 
 
 def _pngs(folder: str) -> Iterator[str]:
+    """Paths of the PNGs in a folder and its sub-folders, relative to it."""
     for root, folders, names in os.walk(folder):
+        # In place, because os.walk reads the list: the order is the same on every file system.
         folders.sort()
         for name in sorted(names):
             if name.lower().endswith(".png") and not name.startswith("."):

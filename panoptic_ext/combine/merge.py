@@ -1,4 +1,4 @@
-"""Files of semantic and instance predictions, of any two models, into panoptic results."""
+"""Merge files of semantic and instance predictions of any two models into panoptic results."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ STUFF_AREA_THRESHOLD = 4096  # pixels; the published merging of COCO's results
 
 @dataclass(frozen=True)
 class CombinedFiles:
-    """What `combine_files` wrote.
+    """The result of `combine_files`.
 
     Attributes:
         json: path of the COCO panoptic JSON.
         png_root: folder of its PNGs.
         images, things, stuff: how many were written.
-        without_instances, without_semantic: image ids that have no prediction of that kind; those
-            in both are void all over.
+        without_instances, without_semantic: ids of the images that have no prediction of that kind.
+            The result of an image in both is void everywhere.
     """
 
     json: str
@@ -66,8 +66,9 @@ def combine_files(
         output: folder for `panoptic_predictions.json` and the folder `panoptic_predictions`.
         rule: thresholds, and the classes of `images`; see `heuristic_fusion_on_labels`. None: the
             published thresholds.
-        allow_missing: go on without a semantic prediction: what instances leave free is void.
-        num_threads: that read, merge and write.
+        allow_missing: accept images without semantic prediction; pixels without an instance are
+            void there.
+        num_threads: number of threads that read, merge and write.
         progress: show a progress bar on stderr.
 
     Raises:
@@ -87,7 +88,7 @@ def combine_files(
     writer = PanopticWriter.of_predictions(output)
     path, png_root = writer.json_path, writer.png_root
     _check_inputs_stay((images.where, instances.path, semantic.path), path, png_root)
-    _clear(path, png_root)
+    _remove_earlier_results(path, png_root)
 
     def combine(image: ImageEntry) -> dict[str, Any]:
         label_map, segments = _combine_image(images, image, instances, semantic, rule)
@@ -103,19 +104,20 @@ def combine_files(
     annotations = [annotation for _, annotation in bar if annotation is not None]
     files.stop.check(
         f"stopped after {files.done} of {total} images; their PNGs are in {png_root}, without a "
-        "JSON, and the same command makes all of them anew"
+        "JSON, and the same command writes all of them again"
     )
-    if files.failed:  # a JSON of the others alone would look whole
+    # No JSON is written: one of the other images alone could be mistaken for a complete result.
+    if files.failed:
         raise EvaluationError(listed_failures(files.failed, total, "cannot be combined"))
     writer.close(_content(images), annotations)
     things = {images.categories[i].id for i in images.thing_ids}
-    kinds = [s["category_id"] in things for a in annotations for s in a["segments_info"]]
+    are_things = [s["category_id"] in things for a in annotations for s in a["segments_info"]]
     return CombinedFiles(
         path,
         png_root,
         len(annotations),
-        sum(kinds),
-        len(kinds) - sum(kinds),
+        sum(are_things),
+        len(are_things) - sum(are_things),
         tuple(i.image_id for i in images.images if not instances.of(i)),
         no_semantic,
     )
@@ -132,6 +134,7 @@ def _combine_image(
     rows = instances.of(image)
     labels = semantic.labels(image) if semantic.has(image) else np.full(image.size, VOID)
 
+    # Each mask is decoded when the fusion asks for it, so that they are not all in memory at once.
     def mask_of(index: int) -> tuple[torch.Tensor, int, int]:
         window, top, left = instances.window(image, rows[index])
         return torch.from_numpy(window), top, left
@@ -161,24 +164,26 @@ def _content(images: ImageList) -> dict[str, Any]:
 
 
 def _check_inputs_stay(inputs: Iterable[str], path: str, png_root: str) -> None:
-    """Raise EvaluationError where the results would be written over what they are made of."""
+    """Raise EvaluationError if the results would overwrite their inputs."""
     results = [os.path.realpath(result) for result in (path, png_root)]
-    for given in inputs:
-        real = os.path.realpath(given)
+    for input_path in inputs:
+        # Links are resolved: two names may be the same file.
+        real = os.path.realpath(input_path)
         is_around = os.path.isdir(real) and results[1].startswith(os.path.join(real, ""))
         if real in results or is_around:
             raise EvaluationError(
                 f"the results would be written to {path} and {png_root}, into or over the input"
-                f" {given}; choose another folder (--output)"
+                f" {input_path}; choose another folder (--output)"
             )
 
 
-def _clear(path: str, png_root: str) -> None:
-    """Remove the JSON of an earlier run, which would not fit PNGs that are half new."""
+def _remove_earlier_results(path: str, png_root: str) -> None:
+    """Remove the JSON and the unfinished files of an earlier run; make the folder of PNGs."""
     try:
         os.makedirs(png_root, exist_ok=True)
         remove_leftovers(os.path.dirname(path) or ".")
         remove_leftovers(png_root)
+        # After an interrupted run some PNGs would be new, and the old JSON would not match them.
         if os.path.exists(path):
             os.remove(path)
     except OSError as error:

@@ -1,6 +1,6 @@
 """Registered data sets: one generic loader, small registrations.
 
-Importing it registers the known data sets and shapes; nothing is read.
+Importing this package registers the known data sets and the shapes data set. No file is read.
 """
 
 from panoptic_ext.data.datasets.builtin import register_builtin

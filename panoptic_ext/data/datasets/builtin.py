@@ -1,9 +1,9 @@
 """Known data sets in the layout that their users already have, under $DETECTRON2_DATASETS.
 
 Names are `<dataset>_panoptic_<split>`, and `ade20k_instance_<split>` for the instances JSON of
-ADE20K; those of COCO and Cityscapes are Detectron2's own (coco_2017_train,
-cityscapes_fine_instance_seg_train). A name that somebody registered before is left alone, and so
-are, until a config names them, the names of an installed Mask2Former.
+ADE20K. The instance data sets of COCO and Cityscapes are Detectron2's own (coco_2017_train,
+cityscapes_fine_instance_seg_train). A name that is registered already is not replaced. If
+Mask2Former is installed, the names that it registers too wait until a config uses them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CityscapesSource(PanopticSource):
-    """Cityscapes' panoptic JSON names the label map as the image; the image follows from its id."""
+    """Cityscapes, whose image files are derived from the image ids.
+
+    The `file_name` of an image in its panoptic JSON is that of the label map.
+    """
 
     def image_name(self, entry: dict[str, Any]) -> str:
         image_id = str(entry["id"])
@@ -90,6 +93,7 @@ def _mapillary_vistas(split: str) -> PanopticSource:
         json=f"mapillary_vistas/{folder}/panoptic/panoptic_2018.json",
         image_root=f"mapillary_vistas/{folder}/images",
         png_root=f"mapillary_vistas/{folder}/panoptic",
+        # The 65 categories have the contiguous ids 0 to 64, so 65 is the first free value.
         ignore_label=65,
         evaluator_type="mapillary_vistas_panoptic_seg",
         search_path=_SEARCH_PATH,
@@ -110,19 +114,19 @@ _ALSO_IN_MASK2FORMER = ("ade20k", "mapillary_vistas")
 
 
 def builtin_names() -> list[str]:
-    """Every name that `register_builtin` knows."""
+    """The names that `register_builtin` can register."""
     return [name for dataset in BUILTIN for name in _sources(dataset)]
 
 
 def register_builtin(names: Iterable[str] | None = None) -> None:
     """Register known data sets; nothing is read and no folder need exist.
 
-    A name that is registered already is left as it is. Whoever registers one of these names later
-    gets it: ours goes out of the way, with a warning.
+    A name that is registered already is left as it is. If other code registers one of these names
+    later, its data set replaces the built-in one, with a warning.
 
     Args:
-        names: those of them that are built in are registered. None, for the import: all that an
-            installed Mask2Former does not register when it is imported.
+        names: the names to register; those that are not built in are ignored. None, as used at
+            import, stands for all names except those that an installed Mask2Former registers.
     """
     left_out = _ALSO_IN_MASK2FORMER if names is None and _has_mask2former() else ()
     for dataset in BUILTIN:
@@ -132,11 +136,13 @@ def register_builtin(names: Iterable[str] | None = None) -> None:
                     register_source(name, source)
                 else:
                     register_instance_source(name, source)
+    # Detectron2's catalogue refuses a name that it has. An instance attribute shadows its method,
+    # so that packages imported later can still register the built-in names.
     vars(DatasetCatalog)["register"] = _register_of_others
 
 
 def warn_of_others(names: Iterable[str]) -> None:
-    """Warn of each built-in name under which somebody else registered a data set."""
+    """Warn of each built-in name under which another package registered a data set."""
     for name in names:
         if name in builtin_names() and _registered_source(name) is None:
             logger.warning(
@@ -148,7 +154,7 @@ def warn_of_others(names: Iterable[str]) -> None:
 
 
 def _register_of_others(name: str, func: Callable) -> None:
-    """`DatasetCatalog.register` that first removes a built-in data set of that name."""
+    """Replace `DatasetCatalog.register`: first remove a built-in data set of that name."""
     if _is_ours(name):
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name, None)
@@ -165,11 +171,12 @@ def _is_ours(name: str) -> bool:
     dataset = name.split("_panoptic_")[0].split("_instance_")[0]
     if name not in DatasetCatalog or dataset not in BUILTIN:
         return False
+    # A data set that the user registered from other files under this name is not the built-in one.
     return _registered_source(name) == _sources(dataset).get(name, "none")
 
 
 def _registered_source(name: str) -> Any:
-    """What panoptic_ext registered under a name; None where somebody else did."""
+    """The source that panoptic_ext registered under a name; None if another package did."""
     return getattr(MetadataCatalog.get(name), "source", None) if name in MetadataCatalog else None
 
 

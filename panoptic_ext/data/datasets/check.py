@@ -1,4 +1,4 @@
-"""Checks a whole data set and reports everything that is wrong with it at once."""
+"""Check a whole data set and report all of its problems at once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["check_panoptic", "count_segments"]
 
 @dataclass(frozen=True)
 class _Sample:
-    """One annotated image with what the JSON says of it."""
+    """One annotated image with its entries in the JSON; `size` is the JSON's (height, width)."""
 
     where: str
     image: str
@@ -49,17 +49,17 @@ def check_panoptic(
     workers: int = 4,
     progress: bool = False,
 ) -> list[Problem]:
-    """Everything that is wrong with a data set.
+    """Return all problems of a data set.
 
     Args:
         data: a registered name, or a source that need not be registered.
-        pixels: also open every image and label map; without, only the JSON and the presence of
-            files are checked.
-        workers: threads that read files.
+        pixels: True also opens every image and label map; False checks only the JSON and whether
+            files exist.
+        workers: number of threads that read files.
         progress: show a progress bar.
 
     Returns:
-        problems in the order JSON, files, pixels; those with `warning` do not hinder training.
+        problems in the order JSON, files, pixels. Those with `warning` do not prevent training.
 
     Raises:
         CheckInterrupted: after Ctrl-C or SIGTERM.
@@ -73,6 +73,8 @@ def check_panoptic(
     except DatasetError as error:
         return [Problem("unreadable-json", source.json, str(error).rstrip("."), "then check again")]
     problems = check_structure(info, path, encoding=source.encoding, categories=source.classes)
+    # A faulty JSON does not end the check: the user gets all problems in one run. Everything below
+    # therefore skips entries that `check_structure` has reported.
     if not isinstance(info.get("images"), list) or not isinstance(info.get("annotations"), list):
         return problems
     file_problems, samples = _check_files(source, info, image_root, png_root)
@@ -92,7 +94,7 @@ def check_panoptic(
 
 
 def count_segments(data: str | PanopticSource) -> str:
-    """One line about a data set that is well-formed: images, classes, segments."""
+    """Return one line with the numbers of images, classes and segments of a valid data set."""
     if isinstance(data, str) and has_instances_alone(data):
         return count_instances(data)
     source = data if isinstance(data, PanopticSource) else _source_of(data)
@@ -118,7 +120,7 @@ def _source_of(name: str) -> PanopticSource:
 def _check_files(
     source: PanopticSource, info: dict[str, Any], image_root: str, png_root: str
 ) -> tuple[list[Problem], list[_Sample]]:
-    """Which files are missing, and the samples whose files are there."""
+    """Return the problems of missing files, and the samples whose files exist."""
     kinds = (int, str)
     images = {
         str(e["id"]): e
@@ -200,7 +202,7 @@ def _check_content(sample: _Sample) -> Iterator[Problem]:
 
 
 def _check_pixels(sample: _Sample, encoding: str) -> list[Problem]:
-    """Opens one image and its label map."""
+    """Open one image and its label map and return their problems."""
     stored, turn, problems = _check_image(sample)
     labels, ids, label_problems = _check_label_map(sample, encoding)
     problems += label_problems
@@ -246,7 +248,7 @@ def _check_label_map(
 
 
 def _is_larger(size: tuple[int, int], expected: tuple[Any, Any]) -> bool:
-    """Whether a file has more pixels than the JSON says: then they are not unpacked."""
+    """Whether a file has more pixels than the JSON's size; such a file is not decoded."""
     known = all(type(length) is int and length > 0 for length in expected)
     return known and size[0] * size[1] > expected[0] * expected[1]
 
@@ -254,7 +256,7 @@ def _is_larger(size: tuple[int, int], expected: tuple[Any, Any]) -> bool:
 def _check_sizes(
     sample: _Sample, stored: tuple[int, int], turn: int, labels: tuple[int, ...] | None
 ) -> Iterator[Problem]:
-    """Compares the image as the loader reads it, turned by its EXIF tag, with JSON and label map.
+    """Compare the image size after EXIF rotation, as the loader reads it, with JSON and label map.
 
     Args:
         sample: its `size` is the JSON's.
@@ -266,6 +268,8 @@ def _check_sizes(
     size = turned_size(stored, turn)
     sizes = {sample.size, labels or sample.size}
     if sizes == {size}:
+        # Square images, mirrored ones and those turned by 180 degrees keep their size, so sizes
+        # cannot show whether the label map was rotated as well.
         if turn in range(2, 9) and stored == size:
             yield Problem(
                 "exif-rotation",
@@ -276,6 +280,7 @@ def _check_sizes(
                 warning=True,
             )
         return
+    # JSON and label map describe the stored pixels: one cause, so one problem in place of two.
     if sizes == {stored}:
         yield Problem(
             "exif-rotation",
@@ -303,7 +308,7 @@ def _check_sizes(
 
 
 def _check_ids(sample: _Sample, ids: np.ndarray) -> Iterator[Problem]:
-    """Compares the ids and areas of a label map with the JSON's."""
+    """Compare the ids and areas of a label map with those of the JSON."""
     areas = dict(zip(*(a.tolist() for a in find_runs(ids).areas()), strict=True))
     areas.pop(0, None)
     known = {s["id"] for s in sample.segments or ()}

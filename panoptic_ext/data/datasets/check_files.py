@@ -1,4 +1,4 @@
-"""Check each image of a data set. An image that cannot be checked is a problem, too."""
+"""Check each image of a data set in threads. An image that cannot be checked is a problem."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class CheckInterrupted(Interrupted):
     """A signal ended a check early.
 
     Attributes:
-        problems: those that were there so far.
+        problems: the problems found before the signal.
     """
 
     def __init__(self, signum: int, message: str, problems: list[Problem]) -> None:
@@ -37,14 +37,14 @@ def check_each(
     workers: int = 4,
     progress: bool = False,
 ) -> list[Problem]:
-    """`before`, and the problems of each item.
+    """Check each item and return `before`, followed by the problems of each item.
 
     Args:
-        items: the images, or what is known of them.
-        check: opens the files of one.
-        where: names one in a problem.
-        before: problems that are there already.
-        workers: threads that check.
+        items: one entry for each image, such as its record.
+        check: function that opens the files of an item and returns its problems.
+        where: function that returns the text by which a problem names the item.
+        before: problems that were found earlier.
+        workers: number of threads.
         progress: show a progress bar.
 
     Raises:
@@ -54,6 +54,7 @@ def check_each(
     problems = list(before)
     bar = tqdm(files.results(items, check), total=len(items), unit="image", disable=not progress)
     for item, result in bar:
+        # `ManyFiles` yields None for an item whose check raised, and stores the error.
         if result is None:
             name = where(item)
             result = [Problem("unchecked", name, files.failed[name], "open its files one by one")]

@@ -1,4 +1,4 @@
-"""Checks a data set of instances alone and reports everything that is wrong with it at once."""
+"""Check a data set of instances alone and report all of its problems at once."""
 
 from __future__ import annotations
 
@@ -22,18 +22,20 @@ __all__ = ["check_instance_data", "count_instances"]
 def check_instance_data(
     name: str, *, pixels: bool = True, workers: int = 4, progress: bool = False
 ) -> list[Problem]:
-    """Everything that is wrong with a registered data set of instances.
+    """Return all problems of a registered data set of instances.
 
     Args:
-        name: ours, or one of Detectron2's such as coco_2017_train.
-        pixels: also open every image; without, only the JSON and the presence of files are checked.
-        workers: threads that read files.
+        name: a data set of panoptic_ext or of Detectron2, such as coco_2017_train.
+        pixels: True also opens every image; False checks only the JSON and whether files exist.
+        workers: number of threads that read files.
         progress: show a progress bar.
     """
     metadata = MetadataCatalog.get(name)
     try:
         path = metadata.get("json_file", "")
         if path and metadata.get("evaluator_type", None) == "coco":
+            # The JSON is checked before `get_records`, which would raise a single error for all
+            # problems. Detectron2's own reader checks less.
             problems = check_instances(
                 read_json(path, INSTANCES_JSON), path, metadata.get("image_root", "")
             )
@@ -54,7 +56,7 @@ def check_instance_data(
 
 
 def count_instances(name: str) -> str:
-    """One line about a data set that is well-formed: images, classes, instances."""
+    """Return one line with the numbers of images, classes and instances of a valid data set."""
     records = get_records(name)
     instances = sum(len(record["annotations"]) for record in records)
     things = len(MetadataCatalog.get(name).thing_classes)

@@ -1,4 +1,4 @@
-"""Numbers of a config that follow from its data sets: classes, things, the value of void."""
+"""Derive numbers of a config from its data sets: classes, things, the value of void."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class DerivedNumber(NamedTuple):
 
     Attributes:
         key: the full config key.
-        value: its number.
-        reason: for messages, such as "data set x has 3 categories".
+        value: the value of the key.
+        reason: text for messages, such as "data set x has 3 categories".
     """
 
     key: str
@@ -37,16 +37,16 @@ class DerivedNumber(NamedTuple):
 
 
 def dataset_names(cfg: CfgNode) -> list[str]:
-    """DATASETS.TRAIN, then DATASETS.TEST."""
+    """Return the names of DATASETS.TRAIN, followed by those of DATASETS.TEST."""
     return [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
 
 
 def class_numbers(cfg: CfgNode, arch: Architecture) -> list[DerivedNumber]:
-    """Numbers of classes of the heads, from the first data set; [] where none is named.
+    """Derive the numbers of classes of the heads from the first data set; [] if there is none.
 
     Args:
-        cfg: its data sets are registered, or have at least metadata.
-        arch: the meta-architecture; of one without contiguous classes nothing is derived.
+        cfg: config whose data sets are registered, or at least have metadata.
+        arch: the meta-architecture. Without contiguous classes, nothing is derived for it.
 
     Raises:
         DatasetError: the data set cannot be read, or has no contiguous ids.
@@ -67,11 +67,11 @@ def class_numbers(cfg: CfgNode, arch: Architecture) -> list[DerivedNumber]:
 
 
 def void_number(cfg: CfgNode, arch: Architecture) -> list[DerivedNumber]:
-    """What the losses must ignore, which is what the mapper writes for void; [] without label maps.
+    """Derive the label of void, which the losses ignore; [] if no data set has label maps.
 
     Raises:
-        ConfigError: data sets that are used together have different values of void, or it is the id
-            of a class.
+        ConfigError: data sets that are used together have different labels of void, or the label
+            is the id of a class.
     """
     labels = {
         name: get_metadata(name).get("ignore_label", 255)
@@ -100,27 +100,28 @@ def void_number(cfg: CfgNode, arch: Architecture) -> list[DerivedNumber]:
 
 
 def derive_left_out(cfg: CfgNode, arch: Any) -> None:
-    """Register the data sets of a config and set, in place, the numbers that nobody gave.
+    """Register the data sets of a config and set its left-out numbers, in place.
 
-    For models that are built from a config that load_cfg has not read. Numbers that were given stay
-    as they are; the model compares them with the data set.
+    This serves models that are built from a config that load_cfg has not read. Numbers in the
+    config stay as they are; the model compares them with the data set.
 
     Args:
-        cfg: unfrozen.
+        cfg: config that is not frozen.
         arch: see `class_numbers`.
     """
     names = dataset_names(cfg)
     register_builtin([name for name in names if name not in DatasetCatalog])
-    # Not where all are there: a run may predict with another registration of its data set.
+    # If all names are registered, no block is registered: a run may predict with another
+    # registration of its data set, which a block with other files would contradict.
     if any(name not in DatasetCatalog for name in names):
         register_from_config(cfg)
     for name in names:
         if name in DatasetCatalog:
             describe_instances(name)
     if not any(is_left_out(cfg, key) for key in DERIVED_KEYS):
-        return  # nothing is read: to predict, the data need not be there
+        return  # No JSON is read, because prediction has to work without the data.
     if not all(name in DatasetCatalog or _has_classes(name) for name in names):
-        return  # the model says which one is missing
+        return  # The model raises the error that names the missing data set.
     numbers = class_numbers(cfg, arch)
     if all(name in DatasetCatalog for name in names):
         numbers += void_number(cfg, arch)
@@ -130,7 +131,7 @@ def derive_left_out(cfg: CfgNode, arch: Any) -> None:
 
 
 def _counts(name: str) -> tuple[int, int]:
-    """Numbers of classes and of things; who only predicts may have no more than metadata."""
+    """Return the numbers of classes and of things; metadata alone suffices for prediction."""
     if name not in DatasetCatalog and _has_classes(name):
         isthing = MetadataCatalog.get(name).isthing
         return len(isthing), sum(map(bool, isthing))

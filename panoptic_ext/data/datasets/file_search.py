@@ -1,4 +1,4 @@
-"""Finding files: listings read once per folder, search paths, images of any extension."""
+"""Find files: folder listings that are read once, search paths, images of any extension."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _PROJECT_ROOT = os.path.dirname(
 
 
 class FolderIndex:
-    """Answers which files exist under a root, listing each folder once."""
+    """Cache of folder listings under a root: each folder is listed once.
+
+    A folder may hold thousands of images; one listing replaces a request for each of them.
+    """
 
     def __init__(self, root: str):
         self.root = root
@@ -29,7 +32,7 @@ class FolderIndex:
         return base in self._listing(folder)[0]
 
     def find_image(self, name: str, *, exclude: str = "") -> str | None:
-        """`name` itself, or the file of that stem with another image extension, or None.
+        """Return `name` if it exists, else a file of its stem with an image extension, else None.
 
         Args:
             name: relative to the root.
@@ -38,9 +41,11 @@ class FolderIndex:
         folder, base = os.path.split(name)
         names, stems = self._listing(folder)
         same = [base] if base in names else []
+        # `base` may itself lack an extension and contain a dot, so it is tried as a stem as well.
         same += stems.get(base, []) + stems.get(os.path.splitext(base)[0], [])
         if exclude and same and os.path.basename(exclude) in same:
-            # Only now, as this asks the file system: the same folder may have two spellings.
+            # Two paths may lead to the same folder, so real paths are compared. This accesses the
+            # file system and is therefore done only if the base names match.
             label_folder = os.path.realpath(os.path.dirname(exclude))
             if label_folder == os.path.normpath(os.path.join(self._real_root, folder)):
                 same = [n for n in same if n != os.path.basename(exclude)]
@@ -71,12 +76,12 @@ def search(path: str, folders: Sequence[str], *, what: str) -> str:
 
     Args:
         path: as given by the user. An absolute one is returned as it is.
-        folders: where a relative one is looked up, after $DETECTRON2_DATASETS; relative folders
-            are tried from the current folder and from the project's.
-        what: what the path is, for the message.
+        folders: folders in which a relative path is searched, after $DETECTRON2_DATASETS. A
+            relative folder is resolved against the current folder, then the project's.
+        what: description of the path for the message, such as "image root".
 
     Raises:
-        DatasetError: it is in none of the places, which the message lists.
+        DatasetError: the path exists in none of these folders; the message lists them.
     """
     path = expand(path)
     if os.path.isabs(path):

@@ -1,4 +1,4 @@
-"""Registration from a config, so that a data set needs no Python."""
+"""Register data sets from a config, so that a data set needs no Python."""
 
 from __future__ import annotations
 
@@ -34,20 +34,24 @@ _OPTIONAL = {
 
 
 def register_from_config(cfg: CfgNode, *, trained_on: Metadata | None = None) -> None:
-    """Register the blocks of DATASETS.PANOPTIC and .INSTANCES, and shapes with DATASETS.SHAPES.
+    """Register the blocks of DATASETS.PANOPTIC, .INSTANCES and .SHAPES.
 
-    Nothing is read, and a path that does not exist is an error when the data set is used. Calling
-    it again changes nothing.
+    No file is read; a missing path is an error only when the data set is used. A second call with
+    the same config changes nothing.
 
     Args:
         cfg: the config.
-        trained_on: classes of a model that is to predict alone. A name that is registered with
-            other files then stays as it is, if its classes, where they can be read, are these.
+        trained_on: metadata with the classes of a model that only predicts. A name that is
+            registered with other files then keeps its registration. Its classes, if they can be
+            read, must be these.
 
     Raises:
         ConfigError: a block has an unknown key or lacks one, or a value is of the wrong kind.
-        DatasetError: a name holds something else already.
+        DatasetError: another data set is registered under a name, or it has other classes than
+            `trained_on`.
     """
+    # Only built-in data sets that the config names and does not describe: a block of the same name
+    # replaces the built-in data set.
     names = [n for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if isinstance(n, str)]
     described = (*cfg.DATASETS.PANOPTIC, *cfg.DATASETS.INSTANCES)
     register_builtin([name for name in names if name not in described])
@@ -67,7 +71,7 @@ def register_from_config(cfg: CfgNode, *, trained_on: Metadata | None = None) ->
 
 
 def _stays(name: str, source: Any, trained_on: Metadata | None) -> bool:
-    """Whether `name` keeps another registration, in which the model's classes are the same."""
+    """Whether `name` keeps its present registration; see `trained_on` of `register_from_config`."""
     if trained_on is None or name not in DatasetCatalog:
         return False
     registered = MetadataCatalog.get(name)
@@ -77,16 +81,19 @@ def _stays(name: str, source: Any, trained_on: Metadata | None) -> bool:
         return False
     try:
         classes = _classes(registered)
-    except DatasetError:  # the files of the other registration are missing as well
+    except DatasetError:
+        # The files of the present registration are missing, too, so its classes cannot be compared.
         return True
     if classes == _classes(trained_on):
         return True
-    there, here = (", ".join(str(c[0]) for c in row) for row in (classes, _classes(trained_on)))
+    registered_names, trained_names = (
+        ", ".join(str(c[0]) for c in row) for row in (classes, _classes(trained_on))
+    )
     raise DatasetError(
         f"data set {quoted(name)} is registered with other classes than the model was trained on: "
-        f"{shortened(there, 200)} there, {shortened(here, 200)} in the run's metadata.json (or "
-        "other ids or kinds of them). Register it under another name, or remove it from "
-        "DatasetCatalog and MetadataCatalog"
+        f"{shortened(registered_names, 200)} there, {shortened(trained_names, 200)} in the run's "
+        "metadata.json (or other ids or kinds of them). Register it under another name, or remove "
+        "it from DatasetCatalog and MetadataCatalog"
     )
 
 
@@ -128,7 +135,7 @@ def _integer(key: str, value: object) -> int:
 
 
 def _text(value: object) -> str | None:
-    """A path or name; yacs makes a number of '2017' even where it is quoted."""
+    """Return a path or name as text, else None. yacs turns even a quoted '2017' into a number."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
     return value if isinstance(value, str) else None
@@ -154,7 +161,7 @@ def _instances_from_block(name: str, block: object, search_path: tuple[str, ...]
 def _read_block(
     where: str, block: object, required: dict[str, str], optional: dict[str, str]
 ) -> dict[str, Any]:
-    """Arguments of a source from the keys of its block; both tables map keys to arguments."""
+    """Return the arguments of a source from its block; both tables map keys to arguments."""
     known = {**required, **optional}
     if not isinstance(block, dict):
         raise ConfigError(

@@ -1,8 +1,9 @@
-"""Data sets of instances alone: a COCO instances JSON, things as polygons or run lengths.
+"""Data sets of instances alone: a COCO instances JSON with polygons or run lengths.
 
 Records are Detectron2's standard ones: file_name, image_id, height, width and "annotations" with
-bbox, bbox_mode, contiguous category_id, iscrowd and segmentation. Every class is a thing; masks may
-overlap and pixels without one are unlabelled, so panoptic and semantic models cannot learn from it.
+bbox, bbox_mode, contiguous category_id, iscrowd and segmentation. Every class is a thing. Masks may
+overlap, and pixels without a mask are unlabelled, so panoptic and semantic models cannot train on
+such a data set.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ INSTANCE_EVALUATORS = ("coco", "lvis", "cityscapes_instance")
 
 @dataclass(frozen=True)
 class InstanceSource:
-    """Where a data set of instances lies.
+    """The files of a data set of instances.
 
     Attributes:
-        json, image_root: paths; relative ones are looked up in `search_path`.
-        search_path: folders for `files.search`; None takes relative paths as they are.
+        json, image_root: paths; relative ones are searched in `search_path`.
+        search_path: folders for `file_search.search`; None leaves relative paths unchanged.
     """
 
     json: str
@@ -53,7 +54,7 @@ class InstanceSource:
     search_path: tuple[str, ...] | None = None
 
     def locate(self) -> tuple[str, str]:
-        """The paths of JSON and image root."""
+        """Return the paths of the JSON and the image root."""
         if self.search_path is None:
             return expand(self.json), expand(self.image_root)
         return (
@@ -63,7 +64,7 @@ class InstanceSource:
 
 
 class InstanceMetadata(Metadata):
-    """Metadata of an instances JSON, which is read when a class or path is first asked for."""
+    """Metadata of an instances JSON, which is read at the first access to a class list or path."""
 
     __slots__ = ("_source",)
 
@@ -81,7 +82,7 @@ class InstanceMetadata(Metadata):
 
     @property
     def source(self) -> InstanceSource:
-        """What was registered."""
+        """The registered source."""
         return self._source
 
     def __getattr__(self, key: str) -> Any:
@@ -90,7 +91,8 @@ class InstanceMetadata(Metadata):
         path, image_root = self._source.locate()
         info = read_json(path, INSTANCES_JSON)
         raise_if_any(_check_categories(info, path), path)
-        # Detectron2's load_coco_json numbers the classes by ascending id, and so must this.
+        # The records come from Detectron2's load_coco_json, which numbers the classes by ascending
+        # id. The metadata must use the same order.
         rows = sorted((c["id"], c["name"]) for c in info["categories"])
         self.__dict__.update(
             json_file=path,
@@ -114,16 +116,16 @@ def _restore(name: str, source: InstanceSource, values: dict[str, Any]) -> Insta
 def register_instances(name: str, json: str | os.PathLike, image_root: str | os.PathLike) -> None:
     """Register a COCO instances JSON; nothing is read until it is used.
 
-    Detectron2's `register_coco_instances` serves as well. This one checks the JSON when it is read
-    and knows the classes before.
+    Detectron2's `register_coco_instances` works as well. This function also checks the JSON when it
+    is read, and its metadata has the classes before the records are loaded.
 
     Args:
-        name: under which DatasetCatalog and MetadataCatalog give it.
+        name: the name in DatasetCatalog and MetadataCatalog.
         json: the COCO instances JSON.
         image_root: folder of the images.
 
     Raises:
-        DatasetError: the name holds something else already.
+        DatasetError: another data set is registered under the name.
     """
     register_instance_source(name, InstanceSource(os.fspath(json), os.fspath(image_root)))
 
@@ -155,8 +157,9 @@ def has_instances_alone(name: str) -> bool:
 def describe_instances(name: str) -> None:
     """Complete the metadata of Detectron2's own instance data sets, such as coco_2017_train.
 
-    They name their classes; that all of them are things is added as `isthing`, by which models
-    tell things from stuff. Data sets whose classes are not known before they are read stay.
+    Their metadata lists the classes, but lacks `isthing`, by which models distinguish things and
+    stuff. It is added here. Metadata without classes, which Detectron2 sets when it reads the JSON,
+    is left as it is.
     """
     metadata = MetadataCatalog.get(name)
     if isinstance(metadata, InstanceMetadata) or not has_instances_alone(name):
@@ -169,12 +172,12 @@ def describe_instances(name: str) -> None:
 
 
 def check_instances(info: dict[str, Any], path: str, image_root: str = "") -> list[Problem]:
-    """All problems of an instances JSON that show without opening an image.
+    """Return all problems of an instances JSON that can be found without opening an image.
 
     Args:
         info: the parsed JSON.
         path: its file, for the messages.
-        image_root: folder in which the images must lie; "" looks for none.
+        image_root: folder in which the images must lie; "" skips this check.
     """
     problems = _check_categories(info, path)
     for key in ("images", "annotations"):
@@ -188,6 +191,7 @@ def check_instances(info: dict[str, Any], path: str, image_root: str = "") -> li
                     "a COCO instances JSON needs images, annotations and categories",
                 )
             )
+    # The checks below need all three lists, so they run only if those are valid.
     if problems:
         return problems
     problems += _check_images(info["images"], path, image_root)

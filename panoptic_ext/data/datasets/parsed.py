@@ -1,4 +1,4 @@
-"""The JSON of a panoptic data set, parsed and checked: within `parsed_once` once for all."""
+"""Parse and check the JSON of a panoptic data set; within `parsed_once` only once."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["ParsedSource", "parsed_content", "parsed_once", "parsed_source"]
 
 @dataclass(frozen=True)
 class ParsedSource:
-    """A data set's JSON that was found, parsed and checked. Nobody changes it: others may hold it.
+    """The parsed and checked JSON of a data set. It may be shared, so it must not be modified.
 
     Attributes:
-        path, image_root, png_root: where the data set lies.
+        path, image_root, png_root: the located JSON file and folders.
         content: the JSON.
-        categories: those registered, or the JSON's.
+        categories: the registered categories, else those of the JSON.
     """
 
     path: str
@@ -38,7 +38,7 @@ class ParsedSource:
 
 @dataclass
 class _Kept:
-    """The JSON that was parsed last within a scope, and what was checked of it."""
+    """The JSON that was parsed last within a scope, and the sources for which it was checked."""
 
     path: str | None = None
     content: dict[str, Any] = field(default_factory=dict)
@@ -50,12 +50,12 @@ _kept: ContextVar[_Kept | None] = ContextVar("kept", default=None)
 
 @contextmanager
 def parsed_once() -> Iterator[None]:
-    """A scope that keeps the last JSON that was parsed, for whoever asks for the same file next.
+    """Scope that caches the last parsed JSON, so that the same file is parsed once.
 
-    An evaluation runs in it: its loader, its evaluators and its contact sheet need one data set.
-    Outside of it nothing is kept, because the JSON of a training set would take memory for days.
+    An evaluation runs in such a scope, because its loader, evaluators and contact sheet read the
+    same data set. Outside, nothing is cached: a training set's JSON would occupy memory for days.
     """
-    # A scope within another shares what that keeps.
+    # A nested scope shares the cache of the outer one.
     token = _kept.set(_kept.get() or _Kept())
     try:
         yield
@@ -64,12 +64,13 @@ def parsed_once() -> Iterator[None]:
 
 
 def parsed_content(path: str) -> dict[str, Any]:
-    """The JSON at `path`, see `read_json`; not checked. Not to be changed."""
+    """The unchecked JSON at `path`, see `read_json`. It may be shared: do not modify it."""
     kept = _kept.get()
     if kept is None:
         return read_json(path)
     if kept.path != path:
-        # One JSON at most: with COCO's 118,000 training images two would take gigabytes.
+        # The cache holds one JSON at most: with COCO's 118,000 training images, two would take
+        # gigabytes. The old one is released before the new one is parsed, for the same reason.
         kept.path, kept.content, kept.checked = None, {}, []
         kept.content = read_json(path)
         kept.path = path
@@ -80,7 +81,7 @@ def parsed_source(source: PanopticSource) -> ParsedSource:
     """The checked JSON of a source.
 
     Raises:
-        DatasetError: it is not as it should be; lists the problems.
+        DatasetError: the JSON is invalid; the message lists its problems.
     """
     path, image_root, png_root = source.locate()
     content = parsed_content(path)

@@ -156,6 +156,7 @@ class PanopticDatasetMapper:
             out.update(self._map_instances(image, record))
             return out
         local, segments, present = _read_segments(record, image.shape[:2])
+        # Local id 0 is void, so its category is the ignore label.
         categories = np.array([self.ignore_label] + [s["category_id"] for s in segments])
         aug_input = AugmentationInput(image, local, categories)
         self._augment(aug_input, record)
@@ -214,9 +215,8 @@ class PanopticDatasetMapper:
         if aug_input.image.size == 0:
             raise DatasetError(
                 f"image id {quoted(record.get('image_id'))}: image {record['file_name']} of "
-                f"{height} x "
-                f"{width} (height x width) has no pixel left after augmentation; remove it, or set "
-                "INPUT.CROP.SIZE and INPUT.MIN_SIZE_TRAIN larger"
+                f"{height} x {width} (height x width) has no pixel left after augmentation; "
+                "remove it, or set INPUT.CROP.SIZE and INPUT.MIN_SIZE_TRAIN larger"
             )
         return transforms
 
@@ -236,6 +236,7 @@ class PanopticDatasetMapper:
         # A segment that the label map never had is discarded even with keep_empty: it is an error
         # of the data set, not an effect of augmentation.
         kept = np.flatnonzero(present if self.keep_empty else visible)
+        # Ids are renumbered without gaps, so that id i is row i - 1. Discarded segments become 0.
         renumber = np.zeros(len(segments) + 1, np.int32)
         renumber[kept + 1] = np.arange(1, len(kept) + 1)
         table = np.array(

@@ -158,6 +158,7 @@ class IdMapMasks:
         """Return the position of each value in the sorted `unique`, and whether it occurs there."""
         if len(unique) == 0:
             return torch.zeros_like(values, dtype=torch.int64), torch.zeros_like(values).bool()
+        # searchsorted gives len(unique) for values above all others, which would be out of range.
         row = torch.searchsorted(unique, values).clamp(max=len(unique) - 1)
         return row, unique[row] == values
 
@@ -166,6 +167,7 @@ class IdMapMasks:
         """Concatenate masks. If their id maps differ, the result is a BitMasks."""
         if not masks:
             raise ValueError("nothing to concatenate; expected at least one IdMapMasks")
+        # Indexing shares the id map, so equal storage identifies masks of one image.
         first = masks[0].id_map
         if all(m.id_map is first or m.id_map.data_ptr() == first.data_ptr() for m in masks):
             boxes = [m.boxes for m in masks if m.boxes is not None]

@@ -53,8 +53,8 @@ def read_image(
                     f"image {path} is {image.height} x {image.width} (height x width), the JSON"
                     f" says {size[0]} x {size[1]}; correct the JSON or the image"
                 )
-            deep = deep_pixels(image)
-            if not deep:
+            depth_error = deep_pixels(image)
+            if not depth_error:
                 # Pillow rotates a TIFF while it loads it and then drops the tag. Loading comes
                 # first, so that a TIFF is not rotated twice.
                 image.load()
@@ -66,7 +66,7 @@ def read_image(
         raise UnreadableFileError(f"image {path} {too_many_pixels(error)}") from error
     except READ_ERRORS as error:
         raise UnreadableFileError(f"image {path} cannot be read ({error})") from error
-    raise DatasetError(f"image {path} {deep}")
+    raise DatasetError(f"image {path} {depth_error}")
 
 
 def deep_pixels(image: Image.Image) -> str:

@@ -53,7 +53,7 @@ def segments_of_label_map(
     segments = []
     for value, area in zip(*(a.tolist() for a in runs.areas()), strict=True):
         if value == 0:
-            continue
+            continue  # void
         # Cityscapes labels a group of things whose instances nobody separated with the category
         # alone. COCO calls such a segment a crowd.
         is_whole = value < label_divisor

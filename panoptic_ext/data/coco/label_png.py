@@ -3,9 +3,9 @@
 Encodings: "rgb" is COCO's, id = R + 256 G + 65536 B; "divisor" stores the integer
 category * label_divisor + instance itself, in a grey PNG of 8 or 16 bits.
 
-`read_id_map` decodes with Pillow. `read_runs` is for the evaluation, which reads no other
-images. It decodes 8-bit RGB, the only kind in COCO's format, with OpenCV: this takes two thirds of
-Pillow's time and, unlike torchvision, survives damaged data. All other files go through
+`read_id_map` decodes with Pillow. `read_runs` is the faster reader of the evaluation. It
+decodes 8-bit RGB, the only kind in COCO's format, with OpenCV: this takes two thirds of Pillow's
+time and, unlike torchvision, survives damaged data. All other files go through
 `read_id_map`, whose errors describe the fault. No decoder here verifies the checksums of pixels, so
 `read_runs` verifies them first: a flipped bit must not become another segment.
 """

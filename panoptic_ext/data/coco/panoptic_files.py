@@ -63,14 +63,15 @@ class PanopticFiles:
             root: folder of the PNGs.
             encoding: of the PNGs, "rgb" or "divisor"; then segments_info may be missing.
             label_divisor: of the "divisor" encoding.
-            categories: used in place of the file's own.
+            categories: replace those of the JSON.
             is_truth: segments must have area and iscrowd.
-            content: the JSON, where it has been read and checked already; not changed.
+            content: the JSON, if it has been read and checked already; it is not changed.
 
         Raises:
             EvaluationError: the file or folder is missing or not in COCO panoptic format.
         """
         self.path, self.root, self.encoding = path, root, encoding
+        # Content is used unchecked only together with categories: its caller has checked both.
         if content is None or categories is None:
             content, categories = _read(path, encoding, categories, is_truth)
         self.category_list = categories
@@ -86,6 +87,7 @@ class PanopticFiles:
         }
         self.content = {key: value for key, value in content.items() if key != "annotations"}
         self._images = _images(content.get("images")) if is_truth else {}
+        # The other JSON of an evaluation may hold the id 7 as "7", so `find` also compares text.
         self._by_name = {str(image_id): image_id for image_id in self.annotations}
 
     def find(self, image_id: ImageId) -> Annotation | None:

@@ -9,7 +9,7 @@ from panoptic_ext.errors import DatasetError
 
 __all__ = ["Problem", "problem_of", "raise_if_any"]
 
-_SHOWN = 20
+_MAX_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ def raise_if_any(problems: Sequence[Problem], source: str) -> None:
     """Raise one DatasetError that lists the first problems and counts all of them."""
     if not problems:
         return
-    lines = [f"  - {problem}" for problem in problems[:_SHOWN]]
+    lines = [f"  - {problem}" for problem in problems[:_MAX_LISTED]]
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    if len(problems) > _SHOWN:
-        count += f", the first {_SHOWN}"
+    if len(problems) > _MAX_LISTED:
+        count += f", the first {_MAX_LISTED}"
         lines.append("  panoptic-ext check-data lists all of them.")
     raise DatasetError("\n".join([f"{source} cannot be used ({count}):", *lines]))

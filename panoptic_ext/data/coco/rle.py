@@ -103,7 +103,7 @@ def _decompress(counts: bytes) -> np.ndarray:
     if not len(codes):
         return codes
     if codes.min() < 0 or codes.max() > 63:
-        raise ValueError("characters that do not belong there")
+        raise ValueError("characters outside of '0' to 'o'")
     ends = np.flatnonzero(codes < 32)
     if not len(ends) or ends[-1] != len(codes) - 1:
         raise ValueError("they end within a number")
@@ -111,8 +111,9 @@ def _decompress(counts: bytes) -> np.ndarray:
     digits = ends - starts + 1
     if digits.max() > _MAX_DIGITS:
         raise ValueError("a number that is too large")
-    place = np.arange(len(codes)) - np.repeat(starts, digits)
-    values = np.add.reduceat((codes & 31) << (5 * place), starts)
+    # _MAX_DIGITS bounds the shifts below, so that no number overflows int64.
+    digit_positions = np.arange(len(codes)) - np.repeat(starts, digits)
+    values = np.add.reduceat((codes & 31) << (5 * digit_positions), starts)
     values -= np.where(codes[ends] & 16, 1 << (5 * digits), 0)
     # The first three numbers are absolute, so the sum over even positions starts at the third.
     values[1::2] = np.cumsum(values[1::2])

@@ -182,7 +182,8 @@ def segment_boxes(runs: Runs, rows: np.ndarray, count: int) -> np.ndarray:
 
     Args:
         runs: split at the ends of rows.
-        rows: (R,) the segment that each run belongs to, 0..count - 1; others are left out.
+        rows: (R,) the segment that each run belongs to, 0..count - 1; runs with other values
+            are ignored.
         count: number of segments.
 
     Returns:

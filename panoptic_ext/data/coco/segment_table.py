@@ -75,7 +75,7 @@ class SegmentTable:
 
     @classmethod
     def from_checked(cls, segments: Sequence[Mapping]) -> SegmentTable:
-        """As `from_segments_info`, of segments that were checked when their JSON was read."""
+        """Read segments that were checked when their JSON was read; see `from_segments_info`."""
         return cls(
             np.array([s["id"] for s in segments], np.int64),
             np.array([s["category_id"] for s in segments], np.int64),

@@ -89,7 +89,7 @@ class PanopticWriter:
         """Write the JSON.
 
         Args:
-            content: images, categories and whatever else the JSON is to hold.
+            content: images, categories and any other keys of the JSON.
             annotations: of all images, from `add`.
         """
         whole = {**content, "annotations": list(annotations)}

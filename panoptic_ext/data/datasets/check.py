@@ -275,7 +275,7 @@ def _check_sizes(
                 "exif-rotation",
                 where,
                 f"the EXIF tag (orientation {turn}) turns or mirrors it when it is read, and its "
-                "size does not tell whether its label map was turned with it",
+                "size does not show whether its label map was turned with it",
                 "save it upright, without the tag, and look at it with panoptic-ext visualize-data",
                 warning=True,
             )

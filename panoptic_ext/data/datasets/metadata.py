@@ -1,4 +1,4 @@
-"""Sources of panoptic data sets, and metadata that reads the JSON when it is first needed."""
+"""Sources of panoptic data sets, and metadata that reads the JSON at its first use."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ __all__ = ["PanopticMetadata", "PanopticSource", "categories_of", "dataset_ids"]
 
 @dataclass(frozen=True)
 class PanopticSource:
-    """Where a data set lies and how it is written; reads nothing until a method is called.
+    """The files and the encoding of a data set. Nothing is read until a method is called.
 
     Attributes:
-        json, image_root, png_root: paths; relative ones are looked up in `search_path`.
-        encoding: of the label PNGs, see `panoptic_ext.data.coco.id_map`.
-        label_divisor: of the "divisor" encoding.
+        json, image_root, png_root: paths; relative ones are searched in `search_path`.
+        encoding: encoding of the label PNGs, see `panoptic_ext.data.coco.label_png`.
+        label_divisor: divisor of the "divisor" encoding.
         ignore_label: value of void pixels in `sem_seg`; outside 0..K-1.
-        evaluator_type: as Detectron2's metadata.
-        classes: categories to use in place of the JSON's; None reads them from it.
-        search_path: folders for `files.search`; None takes relative paths as they are.
+        evaluator_type: `evaluator_type` of Detectron2's metadata.
+        classes: categories that replace the JSON's; None reads them from the JSON.
+        search_path: folders for `file_search.search`; None leaves relative paths unchanged.
     """
 
     json: str
@@ -42,29 +42,29 @@ class PanopticSource:
     search_path: tuple[str, ...] | None = None
 
     def locate(self) -> tuple[str, str, str]:
-        """The paths of JSON, image root and PNG root."""
-        given = {
+        """Return the paths of the JSON, the image root and the PNG root."""
+        paths = {
             "panoptic JSON": self.json,
             "image root": self.image_root,
             "PNG root": self.png_root,
         }
         if self.search_path is None:
-            json, image_root, png_root = map(expand, given.values())
+            json, image_root, png_root = map(expand, paths.values())
         else:
             json, image_root, png_root = (
-                search(path, self.search_path, what=what) for what, path in given.items()
+                search(path, self.search_path, what=what) for what, path in paths.items()
             )
         return json, image_root, png_root
 
     def image_name(self, entry: dict[str, Any]) -> str:
-        """The file of an entry of `images`, relative to the image root."""
+        """Return the image file of an entry of `images`, relative to the image root."""
         return str(entry["file_name"])
 
 
 class PanopticMetadata(Metadata):
-    """Metadata whose class lists and paths are found when they are first asked for.
+    """Metadata whose class lists and paths are determined at their first access.
 
-    Everything else is as in Detectron2's Metadata: the values, once there, are plain attributes.
+    Otherwise it equals Detectron2's Metadata: values that were determined are plain attributes.
     """
 
     __slots__ = ("_source",)
@@ -88,17 +88,20 @@ class PanopticMetadata(Metadata):
             evaluator_type=source.evaluator_type,
             panoptic_encoding=source.encoding,
         )
+        # `_source` is a slot, so that it is not among the values that `as_dict` returns.
         object.__setattr__(self, "_source", source)
 
     @property
     def source(self) -> PanopticSource:
-        """What was registered."""
+        """The registered source."""
         return self._source
 
     def __getattr__(self, key: str) -> Any:
+        # Python calls this only for attributes that are not set yet.
         if key in PanopticMetadata._PATHS:
             self.__dict__.update(zip(self._PATHS, self._source.locate(), strict=True))
         elif key in PanopticMetadata._CLASSES:
+            # With registered classes, names and colours are available without the data set's files.
             json = "" if self._source.classes else self.panoptic_json
             categories = self._source.classes or read_categories(parsed_content(json), json)
             self.fill(categories)
@@ -119,6 +122,8 @@ class PanopticMetadata(Metadata):
                 f"class range 0..{len(categories) - 1}; register it with ignore_label="
                 f"{max(255, len(categories))}"
             )
+        # Things and stuff share one space of contiguous ids, so both lists hold all K classes and a
+        # contiguous id is the index into either.
         names = [c.name for c in categories]
         colors = [list(c.color) for c in categories]
         pairs = list(enumerate(categories))
@@ -133,7 +138,8 @@ class PanopticMetadata(Metadata):
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """All metadata; reads what was not read yet."""
+        """Return all metadata; paths and class lists that are not set yet are determined first."""
+        # The first access to one key of a group sets the whole group.
         for key in (self._PATHS[0], self._CLASSES[0]):
             getattr(self, key)
         return super().as_dict()
@@ -143,13 +149,13 @@ class PanopticMetadata(Metadata):
 
 
 def dataset_ids(metadata: Any) -> tuple[int, ...]:
-    """The dataset id of each contiguous id, in their order.
+    """Return the dataset id of each contiguous id, in the order of the contiguous ids.
 
     Args:
-        metadata: of a data set of panoptic_ext or of Detectron2.
+        metadata: metadata of a data set of panoptic_ext or of Detectron2.
 
     Raises:
-        DatasetError: things and stuff have no contiguous ids in one space, 0..K-1.
+        DatasetError: things and stuff do not share one space of contiguous ids, 0..K-1.
     """
     things = getattr(metadata, "thing_dataset_id_to_contiguous_id", {})
     stuff = getattr(metadata, "stuff_dataset_id_to_contiguous_id", {})
@@ -167,10 +173,10 @@ def dataset_ids(metadata: Any) -> tuple[int, ...]:
 
 
 def categories_of(metadata: Any) -> tuple[Category, ...]:
-    """The categories of a data set in the order of their contiguous ids; black without a colour.
+    """Return the categories in the order of their contiguous ids; those without colour are black.
 
     Args:
-        metadata: with stuff_classes (the names of all K), isthing and the tables of ids.
+        metadata: metadata with stuff_classes (the names of all K), isthing and the tables of ids.
 
     Raises:
         DatasetError: as `dataset_ids`.

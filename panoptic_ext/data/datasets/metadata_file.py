@@ -1,7 +1,7 @@
-"""Metadata of a data set as a small JSON file, so that a model can be used without its data.
+"""Save and load metadata as a small JSON file, so that a model can be used without its data.
 
-A trained model's output folder keeps it as `metadata.json`; class names, colours and ids are then
-at hand on a machine that has neither the images nor the panoptic JSON.
+Training writes it as `metadata.json` into the output folder. A machine that has neither the images
+nor the panoptic JSON can then show class names, colours and ids.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _OPTIONAL = (
 
 
 def save_metadata(metadata: Any, path: str) -> None:
-    """Write the class names, colours, kinds and ids of `metadata`, aside and then renamed.
+    """Write the class names, colours, kinds and ids of `metadata` atomically.
 
     Args:
-        metadata: a registered data set's; a lazy one is read by this.
-        path: of the JSON file; its folder is made.
+        metadata: metadata of a registered data set; values that are not set yet are read.
+        path: path of the JSON file; its folder is created.
 
     Raises:
         DatasetError: class names or kinds are missing.
@@ -48,7 +48,8 @@ def save_metadata(metadata: Any, path: str) -> None:
     for key in (*_REQUIRED, *_ID_MAPS, *_OPTIONAL):
         value = getattr(metadata, key, None)
         if key == "stuff_classes" and value is None and all(getattr(metadata, "isthing", (0,))):
-            value = metadata.thing_classes  # a data set of instances alone: one space of names
+            # A data set of instances alone has no stuff; its things are all K classes.
+            value = metadata.thing_classes
         if value is None and key in _REQUIRED:
             raise DatasetError(
                 f"the metadata of {quoted(getattr(metadata, 'name', '?'))} has no {key}; "
@@ -62,13 +63,13 @@ def save_metadata(metadata: Any, path: str) -> None:
 
 
 def load_metadata(path: str) -> Metadata:
-    """Read a file of `save_metadata`.
+    """Read a file that `save_metadata` wrote.
 
     Returns:
-        A new Metadata that is in no catalogue; ids are ints again.
+        A new Metadata that is in no catalogue. Its ids are integers, which JSON keys are not.
 
     Raises:
-        DatasetError: missing file, invalid JSON or another kind of JSON.
+        DatasetError: the file is missing, or is no valid JSON of metadata.
     """
     content = load_json(path, METADATA)
     missing = [key for key in _REQUIRED if key not in content] if isinstance(content, dict) else []
@@ -81,8 +82,9 @@ def load_metadata(path: str) -> Metadata:
 
 
 def _checked(content: dict[str, Any], path: str) -> dict[str, Any]:
-    """The known keys of a metadata file, each of the kind that `save_metadata` writes."""
+    """Return the known keys of a metadata file, converted to the types that metadata has."""
     known = {k: v for k, v in content.items() if k in (*_REQUIRED, *_ID_MAPS, *_OPTIONAL)}
+    # A table of ids that is missing stands for an empty one, so that both attributes exist.
     for key, value in {**{key: {} for key in _ID_MAPS}, **known}.items():
         try:
             known[key] = _KINDS[key](value)
@@ -101,7 +103,7 @@ def _text(value: Any) -> str:
 
 
 def _integer(value: Any) -> int:
-    number = int(value)
+    number = int(value)  # JSON keys are texts, so "7" is accepted
     if isinstance(value, (bool, float)) or abs(number) >= 2**63:
         raise ValueError
     return number
@@ -144,7 +146,7 @@ _KINDS: dict[str, Callable[[Any], Any]] = {
 
 
 def _plain(value: Any) -> Any:
-    """`value` with plain ints, bools, strings, lists and dicts only; numpy numbers unpacked."""
+    """Return `value` as types that JSON has; tuples become lists, numpy scalars plain numbers."""
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,8 +1,9 @@
-"""Any data set in COCO panoptic format: one call to register it, one loader for all of them.
+"""Register and load data sets in COCO panoptic format.
 
-Three kinds of id: a dataset_id is a category's id in the JSON; a contiguous id is its position in
-the JSON's `categories` (0..K-1, things and stuff in one space), which is what records, models and
-metadata use; a segment id is a value in the PNG and names one segment of one image.
+There are three kinds of id. A dataset_id is the id of a category in the JSON. A contiguous id is
+the position of a category in the JSON's `categories` (0..K-1, things and stuff in one space);
+records, models and metadata use it. A segment id is a value in the PNG and identifies a segment of
+an image.
 """
 
 from __future__ import annotations
@@ -51,16 +52,17 @@ def register_panoptic(
     """Register a data set in COCO panoptic format; nothing is read until it is used.
 
     Args:
-        name: under which DatasetCatalog and MetadataCatalog give it.
-        json: the COCO panoptic JSON; class names, things and colours come from it.
+        name: the name in DatasetCatalog and MetadataCatalog.
+        json: the COCO panoptic JSON, which also defines class names, things and colours.
         image_root: folder of the images, of any extension.
         png_root: folder of the label PNGs.
         encoding: "rgb" (COCO) or "divisor" (category * label_divisor + instance in grey PNGs).
         label_divisor, ignore_label, evaluator_type: as in Detectron2's metadata.
-        classes: used in place of the JSON's `categories`.
+        classes: categories that replace the JSON's `categories`.
 
     Raises:
-        DatasetError: the name holds something else already; the message says what differs.
+        DatasetError: another data set is registered under the name; the message lists the
+            differences.
     """
     check_encoding(encoding)
     source = PanopticSource(
@@ -77,7 +79,7 @@ def register_panoptic(
 
 
 def register_source(name: str, source: PanopticSource, *, replace: bool = False) -> None:
-    """Register `source` under `name`; with `replace`, over an earlier source of that name."""
+    """Register `source` under `name`; `replace` permits replacing an earlier source."""
     old = MetadataCatalog.get(name) if name in MetadataCatalog else None
     check_name(name, old, PanopticMetadata)
     ours = isinstance(old, PanopticMetadata)
@@ -89,6 +91,7 @@ def register_source(name: str, source: PanopticSource, *, replace: bool = False)
             raise other_content(name, differences)
         DatasetCatalog.remove(name)
     if old is not None:
+        # `MetadataCatalog.get` creates empty metadata for any name, which is no registration.
         extra = sorted(set(vars(old)) - {"name"})
         if extra and not ours:
             raise DatasetError(
@@ -116,16 +119,18 @@ def load_panoptic(
     label_divisor: int = 1000,
     classes: Sequence[Category] | None = None,
 ) -> list[dict[str, Any]]:
-    """Records of a data set, without registering it. Arguments as `register_panoptic`.
+    """Load the records of a data set without registering it.
+
+    The arguments are those of `register_panoptic`.
 
     Returns:
-        one dict for each annotated image: file_name, image_id (as in the JSON), height, width,
+        One dict for each annotated image: file_name, image_id (as in the JSON), height, width,
         pan_seg_file_name, pan_seg_encoding, segments_info (id, contiguous category_id, isthing,
-        iscrowd, area, bbox where given). New dicts at each call. Images without an annotation
-        are left out; those with an empty segments_info, all void, stay.
+        iscrowd, area, optional bbox). Each call returns new dicts. Images without an annotation
+        are left out. Images with an empty segments_info, which are all void, are included.
 
     Raises:
-        DatasetError: the JSON or the files are not as they should be; lists the problems.
+        DatasetError: the JSON is invalid or files are missing; the message lists the problems.
     """
     check_encoding(encoding)
     source = PanopticSource(
@@ -140,9 +145,10 @@ def load_panoptic(
 
 
 def load_source(source: PanopticSource) -> tuple[list[dict[str, Any]], tuple[Category, ...]]:
-    """Records and categories of a source; see `load_panoptic`."""
+    """Load the records and categories of a source; see `load_panoptic`."""
     parsed = parsed_source(source)
     path, categories = parsed.path, parsed.categories
+    # Image ids are compared as text, so that 7 and "7" are the same image.
     images = {str(entry["id"]): entry for entry in parsed.content["images"]}
     image_files, png_files = FolderIndex(parsed.image_root), FolderIndex(parsed.png_root)
     problems: list[Problem] = []
@@ -168,6 +174,7 @@ def load_source(source: PanopticSource) -> tuple[list[dict[str, Any]], tuple[Cat
                 "segments_info": annotation.get("segments_info"),
             }
         )
+    # All missing files are reported together, before segments_info is derived from any label map.
     raise_if_any(problems, path)
     for record in records:
         segments = record["segments_info"]
@@ -190,7 +197,7 @@ def missing_file_problems(
     png_files: FolderIndex,
     image_root: str,
 ) -> list[Problem]:
-    """Problems where `image_file` is None or the label map `png` is not there."""
+    """Return the problems of a sample: `image_file` is None, or the label map `png` is missing."""
     problems = []
     where = f"image id {quoted(image_id)}"
     if image_file is None:

@@ -24,12 +24,15 @@ __all__ = [
 
 
 def get_records(name: str) -> list[dict[str, Any]]:
-    """Records of a registered data set.
+    """Return the records of a registered data set.
 
     Raises:
-        DatasetError: there is none of that name (the nearest is named), or it cannot be read.
+        DatasetError: no data set has that name (the message suggests the nearest name), or it
+            cannot be read.
     """
     _check_registered(name)
+    # Panoptic data sets are read by panoptic_ext, which raises DatasetError itself. Those of
+    # instances may be read by Detectron2, whose readers raise various errors.
     if not has_instances_alone(name):
         return DatasetCatalog.get(name)
     try:
@@ -41,28 +44,28 @@ def get_records(name: str) -> list[dict[str, Any]]:
             f"data set {quoted(name)} cannot be read with this Detectron2, which asks for the "
             f"module {quoted(error.name)}: {_how_to_get(error.name or '')}"
         ) from error
-    except (OSError, AssertionError, KeyError, ValueError) as error:  # Detectron2's readers
+    except (OSError, AssertionError, KeyError, ValueError) as error:
         why = shortened(str(error) or type(error).__name__, 200)
         raise DatasetError(
             f"data set {quoted(name)} cannot be read: {why}; "
-            "check that its files lie where $DETECTRON2_DATASETS (datasets/) says, as "
+            "check that its files lie under $DETECTRON2_DATASETS (by default datasets/), as "
             "datasets/README.md lists them"
         ) from error
 
 
 def get_metadata(name: str) -> Metadata:
-    """Metadata of a registered data set; DatasetError names the nearest if there is none."""
+    """Return the metadata of a registered data set; raise DatasetError for an unknown name."""
     _check_registered(name)
     return MetadataCatalog.get(name)
 
 
 def num_classes(name: str) -> int:
-    """Number of categories K, things and stuff together; reads the JSON where needed."""
+    """Return the number K of things and stuff together; reads the JSON if needed."""
     return len(_categories(name))
 
 
 def thing_ids(name: str) -> tuple[int, ...]:
-    """Contiguous ids of the things, ascending; reads the JSON where needed."""
+    """Return the contiguous ids of the things, ascending; reads the JSON if needed."""
     return tuple(i for i, (_, _, isthing) in enumerate(_categories(name)) if isthing)
 
 
@@ -90,7 +93,10 @@ def check_same_categories(names: Sequence[str]) -> None:
 
 
 def filter_empty(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Records with a segment or instance that is no crowd: those that training learns from."""
+    """Return the records with at least one segment or instance that is no crowd.
+
+    Training uses only these, unless DATALOADER.FILTER_EMPTY_ANNOTATIONS is False.
+    """
     return [
         record
         for record in records
@@ -109,13 +115,14 @@ def _how_to_get(module: str) -> str:
 
 
 def annotated(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Segments of a panoptic record, annotations of an instance record."""
+    """Return the segments of a panoptic record or the annotations of an instance record."""
     return record.get("segments_info") or record.get("annotations") or []
 
 
 def _check_registered(name: str) -> None:
     if name not in DatasetCatalog:
-        register_builtin([name])  # an installed Mask2Former kept it from being registered at import
+        # Built-in names that an installed Mask2Former registers too are not registered at import.
+        register_builtin([name])
     if name not in DatasetCatalog:
         names = list(DatasetCatalog)
         raise DatasetError(
@@ -124,6 +131,7 @@ def _check_registered(name: str) -> None:
                 name,
                 names,
                 limit=0,
+                # The list of names is omitted: Detectron2 alone registers dozens.
                 mend=f"{len(names)} others are registered. Give the --config-file that describes "
                 f"it under DATASETS.PANOPTIC.{name}, or register it in Python with "
                 "panoptic_ext.data.register_panoptic",
@@ -136,7 +144,8 @@ def _categories(name: str) -> list[tuple[int, str, bool]]:
     metadata = get_metadata(name)
     if has_instances_alone(name):
         if metadata.get("thing_classes", None) is None:
-            get_records(name)  # Detectron2 learns the classes of a COCO JSON by loading it
+            # Detectron2 sets the classes of a COCO JSON in the metadata when it loads the records.
+            get_records(name)
         describe_instances(name)
     things = set(getattr(metadata, "thing_dataset_id_to_contiguous_id", {}).values())
     return [

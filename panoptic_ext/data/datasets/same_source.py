@@ -1,4 +1,4 @@
-"""Whether two registrations under one name are the same data set, however they are written."""
+"""Decide whether two registrations under one name describe the same data set."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ class Source(Protocol):
     """A dataclass of paths and values, such as PanopticSource and InstanceSource."""
 
     def locate(self) -> tuple[str, ...]:
-        """Where its paths lie, in the order of its fields; DatasetError where one is not there."""
+        """Return its located paths in the order of its fields; DatasetError if one is missing."""
 
 
 def source_differences(old: Any, new: Any) -> list[str]:
-    """What differs between two sources; empty where they mean the same data set.
+    """List the differences between two sources; the list is empty for the same data set.
 
-    Paths are compared by the place they lead to, where both lead somewhere: a relative path and an
-    absolute one may be the same file. Otherwise they are compared as they are written.
+    If both sources can be located, their real paths are compared, because a relative and an
+    absolute path may be the same file. Otherwise the paths are compared as text.
 
     Args:
-        old: what is registered.
-        new: what is to be registered.
+        old: the registered source.
+        new: the source to be registered.
 
     Returns:
-        Texts such as "json is 'a.json' there, 'b.json' here".
+        texts such as "json is 'a.json' there, 'b.json' here".
     """
     if type(old) is not type(new):
         return [f"a {type(old).__name__} there, a {type(new).__name__} here"]
@@ -42,12 +42,13 @@ def source_differences(old: Any, new: Any) -> list[str]:
     rows = [(name, getattr(old, name), getattr(new, name)) for name in fields]
     rows = [(name, a, b) for name, a, b in rows if a != b]
     if rows and all(name in _LOOKED_UP for name, _, _ in rows):
-        # Only now: to be located, a generated data set is made.
-        there, here = _places(old), _places(new)
-        if there is not None and here is not None:
-            paths = [name for name in fields if name in _PATHS]
-            places = zip(paths, there, here, strict=True)
-            rows = [(name, a, b) for name, a, b in places if a != b]
+        # Real paths are compared only if nothing but paths differs, because locating a generated
+        # data set generates it.
+        old_paths, new_paths = _real_paths(old), _real_paths(new)
+        if old_paths is not None and new_paths is not None:
+            path_fields = [name for name in fields if name in _PATHS]
+            located = zip(path_fields, old_paths, new_paths, strict=True)
+            rows = [(name, a, b) for name, a, b in located if a != b]
     return [f"{name} is {quoted(a)} there, {quoted(b)} here" for name, a, b in rows]
 
 
@@ -55,9 +56,9 @@ def check_name(name: str, old: Any, kind: type) -> None:
     """Raise DatasetError unless a data set may be registered under `name`.
 
     Args:
-        name: of the data set to be registered.
-        old: the metadata that this name has in MetadataCatalog, or None.
-        kind: the class that the metadata of an earlier registration has to have.
+        name: name of the data set to be registered.
+        old: metadata of this name in MetadataCatalog, or None.
+        kind: class that the metadata of an earlier registration must have.
     """
     if not name:
         raise DatasetError("a data set needs a name, found an empty one")
@@ -68,7 +69,7 @@ def check_name(name: str, old: Any, kind: type) -> None:
 
 
 def other_content(name: str, differences: list[str]) -> DatasetError:
-    """The error for a name under which another data set is registered."""
+    """Return the error for a name under which another data set is registered."""
     return DatasetError(
         f"data set {quoted(name)} is registered with other content: "
         + "; ".join(differences)
@@ -76,7 +77,7 @@ def other_content(name: str, differences: list[str]) -> DatasetError:
     )
 
 
-def _places(source: Source) -> tuple[str, ...] | None:
+def _real_paths(source: Source) -> tuple[str, ...] | None:
     try:
         return tuple(map(os.path.realpath, source.locate()))
     except DatasetError:

@@ -1,7 +1,8 @@
-"""shapes_panoptic_{train,val}: a generated data set to learn, test and demonstrate with.
+"""shapes_panoptic_{train,val}: a generated data set for tutorials, tests and demonstrations.
 
-It is made on first use into a cache folder as ordinary COCO panoptic files. The same parameters
-give the same bytes, so the folder's name is a hash of them and of the generator's version.
+It is generated at first use into a cache folder, as ordinary COCO panoptic files. The same
+parameters give the same bytes, so the folder's name contains a hash of the parameters and of the
+generator's version.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ __all__ = ["SPLITS", "ShapesParams", "ShapesSource", "ensure_shapes", "register_
 SPLITS = ("train", "val")
 logger = logging.getLogger(__name__)
 _UNFINISHED = re.compile(rf"shapes_({'|'.join(SPLITS)})_[0-9a-f]{{16}}\..+")
-_STALE_AFTER = 60  # seconds since the last write: another process may have made its folder just now
+# Seconds since the last write. Another process may have created its folder but not locked it yet.
+_STALE_AFTER = 60
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,15 @@ class ShapesParams:
             )
 
     def count(self, split: str) -> int:
-        """Images of a split."""
+        """Return the number of images of a split."""
         return self.num_train if split == "train" else self.num_val
 
     def folder(self, split: str) -> str:
-        """Where the split lies or will lie."""
+        """Return the folder of the split, which need not exist yet."""
         cache = self.cache or os.environ.get("PANOPTIC_EXT_CACHE") or "~/.cache/panoptic_ext"
         values = dataclasses.asdict(self)
+        # `cache` does not change the pixels. The length of the other split must not cause this
+        # split to be generated again.
         for name in ("cache", "num_train", "num_val"):
             del values[name]
         values.update(split=split, count=self.count(split), version=VERSION)
@@ -94,7 +98,7 @@ class ShapesSource(PanopticSource):
 
 
 def register_shapes(params: ShapesParams | None = None) -> None:
-    """Register both splits; other parameters than before take their place."""
+    """Register both splits. Parameters other than before replace the earlier registration."""
     for split in SPLITS:
         source = ShapesSource(
             json=f"panoptic_{split}.json",
@@ -108,10 +112,10 @@ def register_shapes(params: ShapesParams | None = None) -> None:
 
 
 def ensure_shapes(params: ShapesParams, split: str) -> str:
-    """The folder of a split, made now if it is not there.
+    """Return the folder of a split; generate it if it does not exist.
 
-    It is written aside and renamed, so a folder that exists is complete, and of several processes
-    that start at once one wins.
+    Files are written to a temporary folder, which is then renamed. A folder that exists is
+    therefore complete. If several processes generate it at once, the first to finish provides it.
     """
     folder = params.folder(split)
     if os.path.isdir(folder):
@@ -131,10 +135,12 @@ def ensure_shapes(params: ShapesParams, split: str) -> str:
     try:
         logger.info("generating %d images of shapes (%s) in %s", params.count(split), split, folder)
         _write_split(params, split, aside)
+        # mkdtemp creates a folder that only its owner may read; a cache may be shared.
         os.chmod(aside, 0o755)
         try:
             os.rename(aside, folder)
         except OSError:
+            # Another process has renamed its folder first; the content is the same.
             if not os.path.isdir(folder):
                 raise
     except OSError as error:
@@ -150,9 +156,10 @@ def ensure_shapes(params: ShapesParams, split: str) -> str:
 
 
 def _lock(folder: str) -> int | None:
-    """An open descriptor that locks a folder until it is closed or the process ends.
+    """Lock a folder; return a descriptor that holds the lock until it is closed.
 
-    None where another process holds the lock, the file system has none, or the folder is gone.
+    The end of the process releases the lock, too. None if another process holds the lock, the file
+    system has no locks, or the folder does not exist.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY)
@@ -167,7 +174,7 @@ def _lock(folder: str) -> int | None:
 
 
 def _remove_stale(parent: str) -> None:
-    """Remove what killed processes left: unfinished folders that nobody has locked."""
+    """Remove unfinished folders of killed processes: those that no process has locked."""
     for entry in list(os.scandir(parent)):
         if not _UNFINISHED.fullmatch(entry.name) or _age(entry.path) < _STALE_AFTER:
             continue
@@ -179,7 +186,7 @@ def _remove_stale(parent: str) -> None:
 
 
 def _age(folder: str) -> float:
-    """Seconds since something was last written into a folder; 0 where it is gone."""
+    """Return the seconds since the last write into a folder; 0 if it does not exist."""
     try:
         with os.scandir(folder) as parts:
             times = [part.stat().st_mtime for part in parts]

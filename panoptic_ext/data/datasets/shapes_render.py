@@ -1,7 +1,8 @@
-"""Draws one image of the shapes data set with its id map: arrays in and out, no files.
+"""Draw one image of the shapes data set with its id map; no file is read or written.
 
-Shapes: H x W is the image; colours are RGB. Objects carry random colours and fills, so that only
-their outline tells the class; regions carry random colours, so that only their texture does.
+Arrays have the image's height H and width W; colours are RGB. Objects have random colours and
+fills, so that only the outline identifies their class. Regions have random colours, so that only
+the texture identifies theirs.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ CATEGORIES = (
 _THINGS = [c for c in CATEGORIES if c.isthing]
 _STUFF = [c for c in CATEGORIES if not c.isthing]
 _OVERSAMPLING = 4
-_CROWD_SHARE = 0.1  # of images
-_LEAST_VISIBLE = 0.45  # of an object's pixels, else what would hide it is not placed
+_CROWD_SHARE = 0.1  # share of images that get a crowd
+# Share of an object's pixels that must stay visible. An object that would hide more is not placed.
+_LEAST_VISIBLE = 0.45
 
 
 @dataclass
@@ -50,7 +52,7 @@ def render(
 
     Args:
         height, width: in pixels.
-        max_objects: countable shapes at most; at least one is drawn.
+        max_objects: upper limit of single shapes; a crowd is drawn in addition.
         seed: numbers that determine every pixel.
 
     Returns:
@@ -75,7 +77,7 @@ def render(
 
 
 def _regions(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """(H, W) index into _STUFF: the largest of smooth random fields, so borders are irregular."""
+    """Return the (H, W) index into _STUFF."""
     fields = []
     for _ in _STUFF:
         coarse = rng.normal(0.0, 1.0, (3, 4)).astype(np.float32)
@@ -85,11 +87,12 @@ def _regions(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
             for grid in (coarse, fine)
         )
         fields.append(field + rng.normal(0.0, 0.3))
+    # The largest of smooth random fields decides, which makes the borders irregular.
     return np.argmax(fields, axis=0)
 
 
 def _borders(regions: np.ndarray) -> np.ndarray:
-    """(H, W) bool, pixels on either side of a change of region."""
+    """Return the (H, W) bool mask of the pixels on both sides of a border of regions."""
     border = np.zeros(regions.shape, bool)
     across = regions[:, 1:] != regions[:, :-1]
     down = regions[1:] != regions[:-1]
@@ -101,7 +104,7 @@ def _borders(regions: np.ndarray) -> np.ndarray:
 
 
 def _texture(rng: np.random.Generator, name: str, height: int, width: int) -> np.ndarray:
-    """(H, W, 3) float texture of two random colours, which both differ clearly in brightness."""
+    """Return an (H, W, 3) float32 texture of two random colours that differ in brightness."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     angle = rng.uniform(0, np.pi)
     u, v = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
@@ -118,7 +121,7 @@ def _texture(rng: np.random.Generator, name: str, height: int, width: int) -> np
 
 
 def _polygon(rng: np.random.Generator, name: str, radius: float) -> np.ndarray:
-    """(P, 2) x, y of an outline around the origin."""
+    """Return the (P, 2) corners x, y of an outline around the origin."""
     turn = rng.uniform(0, 2 * np.pi)
     if name == "circle":
         angles, radii = np.linspace(0, 2 * np.pi, 40, endpoint=False), np.full(40, 0.92)
@@ -133,7 +136,7 @@ def _polygon(rng: np.random.Generator, name: str, radius: float) -> np.ndarray:
 
 
 def _coverage(points: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(H, W) float in [0, 1], how much of each pixel the polygon covers."""
+    """Return the (H, W) float32 share of each pixel, 0 to 1, that the polygon covers."""
     limit = np.array([width, height])
     low = np.clip(np.floor(points.min(axis=0)).astype(int) - 1, 0, limit)
     high = np.clip(np.ceil(points.max(axis=0)).astype(int) + 1, 0, limit)
@@ -158,6 +161,7 @@ def _place_object(
         center = rng.uniform([0, 0], [width, height])
         alpha = _coverage(_polygon(rng, category.name, radius) + center, height, width)
         mask = alpha >= 0.5
+        # A shape that is mostly outside the image is drawn elsewhere.
         inside = mask.sum() >= 1.2 * radius**2
         if inside and _leaves_others_visible(mask, objects):
             _paint(rng, image, alpha, category.name)
@@ -169,7 +173,7 @@ def _place_object(
 def _place_crowd(
     rng: np.random.Generator, image: np.ndarray, void: np.ndarray, objects: list[_Object]
 ) -> None:
-    """Several small, touching shapes of one class that share one segment."""
+    """Draw several small shapes of one class, close together, which share one crowd segment."""
     height, width = void.shape
     category = _THINGS[rng.integers(len(_THINGS))]
     radius = max(6.0, 0.05 * min(height, width))
@@ -221,7 +225,7 @@ def _paint(rng: np.random.Generator, image: np.ndarray, alpha: np.ndarray, name:
 def _label(
     rng: np.random.Generator, regions: np.ndarray, void: np.ndarray, objects: list[_Object]
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Id map and segments; ids are random and large, as in real data sets."""
+    """Return the (H, W) int32 id map and its segments."""
     free = ~void
     for o in objects:
         free &= ~o.mask
@@ -229,8 +233,10 @@ def _label(
     parts += [(o.category, o.mask, o.iscrowd) for o in objects]
     ids = np.zeros(regions.shape, np.int32)
     segments = []
-    taken = rng.choice(2**24 - 1, size=len(parts), replace=False, shuffle=False) + 1
-    for (category, mask, iscrowd), i in zip(parts, taken.tolist(), strict=True):
+    # Ids are random and large, as in real data sets, so that code which assumes small or ascending
+    # ids fails on this data set.
+    segment_ids = rng.choice(2**24 - 1, size=len(parts), replace=False, shuffle=False) + 1
+    for (category, mask, iscrowd), i in zip(parts, segment_ids.tolist(), strict=True):
         if mask.any():
             ids[mask] = i
             segments.append({"id": i, "category_id": category.id, "iscrowd": iscrowd})

@@ -88,7 +88,8 @@ class PanopticSemSegEvaluator(OncePerImage, SemSegEvaluator):
             write_predictions: also write sem_seg_predictions.json (run lengths of each class).
             truth: of the data set, where other evaluators share it.
         """
-        # SemSegEvaluator's own __init__ asks each record for a semantic PNG.
+        # SemSegEvaluator's __init__ is not called: it requires a semantic PNG of each record.
+        # The attributes that its other methods read are set here.
         self._logger = logging.getLogger(__name__)
         self._dataset_name = dataset_name
         self._distributed = distributed
@@ -162,7 +163,7 @@ class PanopticSemSegEvaluator(OncePerImage, SemSegEvaluator):
         runs = self.truth.runs(annotation)
         table = self.truth.table(annotation, runs)
         ids, index = runs.index
-        # Ids that segments_info lacks have the row -1, the last: void.
+        # Ids that segments_info lacks have the row -1, which is the last entry: void.
         classes = np.append(self.truth.contiguous_classes(table), self._num_classes)
         return runs.expand(classes[table.rows(ids)][index])
 

@@ -152,13 +152,14 @@ def _combine_image(
 
 
 def _content(images: ImageList) -> dict[str, Any]:
-    """The COCO panoptic JSON without its annotations."""
+    """The content of the COCO panoptic JSON, without annotations yet."""
     return {
         "images": [
             {"id": i.image_id, "file_name": i.file_name, "height": i.size[0],
              "width": i.size[1]}
             for i in images.images
         ],
+        "annotations": [],  # filled in by the writer, here for its place in the file
         "categories": category_entries(images.categories),
     }  # fmt: skip
 

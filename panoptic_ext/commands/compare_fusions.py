@@ -80,7 +80,8 @@ def compare_run(run: str, args: argparse.Namespace, *, draw: bool) -> dict[str, 
     """Results of `compare_fusions` on one run's weights; draws its contact sheet if `draw`."""
     cfg = load_run_cfg(run, args.opts, own_data=True)
     name, data = load_test_data(cfg)
-    predictor = Predictor(cfg, weights=args.weights or find_weights(cfg, opts=args.opts))
+    weights = args.weights or find_weights(cfg, opts=args.opts, path=run)
+    predictor = Predictor(cfg, weights=weights)
     fusions = fusions_of(predictor, args.fusions)
     if not args.fusions:
         for left_out, reason in fusions_left_out(predictor, fusions).items():

@@ -99,7 +99,8 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
     cfg = load_run_cfg(args.config_file, args.opts)
     if args.confidence_threshold is not None:
         _set_threshold(cfg, args.confidence_threshold)
-    return Predictor(cfg, weights=args.weights or find_weights(cfg, opts=args.opts))
+    weights = args.weights or find_weights(cfg, opts=args.opts, path=args.config_file)
+    return Predictor(cfg, weights=weights)
 
 
 def report(job: PredictionJob) -> int:

@@ -5,6 +5,8 @@ Detectron2's own keys keep their meaning and default, so that its own models are
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from detectron2.config import CfgNode as CN
 
 from panoptic_ext.config.backbones import add_backbone_keys
@@ -13,7 +15,24 @@ from panoptic_ext.config.fusion import add_fusion_keys
 from panoptic_ext.config.left_out import mark_left_out
 from panoptic_ext.config.mask_former import add_mask_former_keys
 
-__all__ = ["add_panoptic_ext_config"]
+__all__ = ["add_keys", "add_panoptic_ext_config"]
+
+KeyFunction = Callable[[CN], None]
+_key_functions: list[KeyFunction] = []
+
+
+def add_keys(function: KeyFunction) -> KeyFunction:
+    """Have `add_panoptic_ext_config`, and so every command, add keys of your own.
+
+    Use it as a decorator in the module of your fusion, decoder or model, which has to be imported
+    before a config is read.
+
+    Args:
+        function: adds keys, with their defaults, to the config that it gets.
+    """
+    if function not in _key_functions:
+        _key_functions.append(function)
+    return function
 
 
 def add_panoptic_ext_config(cfg: CN) -> None:
@@ -32,6 +51,8 @@ def add_panoptic_ext_config(cfg: CN) -> None:
     add_efficientps_keys(cfg)
     add_fusion_keys(cfg)
     mark_left_out(cfg)
+    for function in _key_functions:
+        function(cfg)
 
 
 def _add_dataset_keys(cfg: CN) -> None:

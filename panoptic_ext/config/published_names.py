@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -58,7 +58,7 @@ DATASETS = {
 _OUTPUTS = {"panoptic": "PANOPTIC_ON", "semantic": "SEMANTIC_ON", "instance": "INSTANCE_ON"}
 
 
-def resolve_published_names(cfg: Any) -> None:
+def resolve_published_names(cfg: Any, given: Collection[str] = ()) -> None:
     """Translate a config of the published Mask2Former, in place, to this project's names and keys.
 
     A config of another model does not change. Neither does one whose MODEL.META_ARCHITECTURE
@@ -69,6 +69,7 @@ def resolve_published_names(cfg: Any) -> None:
 
     Args:
         cfg: unfrozen, with the keys of `add_panoptic_ext_config`. A second call changes nothing.
+        given: the keys that a file or a command line gives, as far as they are known.
 
     Raises:
         ConfigError: the mapper is unknown or of another task than MODEL.MASK_FORMER.TASK, or the
@@ -86,7 +87,7 @@ def resolve_published_names(cfg: Any) -> None:
     _check_resnet(model)
     for key in ("TRAIN", "TEST"):
         cfg.DATASETS[key] = tuple(DATASETS.get(name, name) for name in cfg.DATASETS[key])
-    _resolve_mapper(cfg.INPUT, model.MASK_FORMER)
+    _resolve_mapper(cfg.INPUT, model.MASK_FORMER, "MODEL.MASK_FORMER.TASK" in given)
     mask_former_task(cfg)
     cfg.INPUT.SIZE_DIVISIBILITY = max(cfg.INPUT.SIZE_DIVISIBILITY, 0)
     if cfg.SOLVER.WEIGHT_DECAY_EMBED is None:
@@ -141,7 +142,7 @@ def _check_resnet(model: Any) -> None:
             )
 
 
-def _resolve_mapper(keys: Any, model: Any) -> None:
+def _resolve_mapper(keys: Any, model: Any, task_is_given: bool) -> None:
     name = keys.DATASET_MAPPER_NAME
     if not name:
         return
@@ -155,9 +156,8 @@ def _resolve_mapper(keys: Any, model: Any) -> None:
             )
         )
     keys.AUGMENTATION, task, keep_empty = MAPPERS[name]
-    # "panoptic" is the default, and a config does not record whether somebody gave it. It is
-    # therefore never taken for a contradiction.
-    if model.TASK not in ("panoptic", task):
+    # "panoptic" is the default: it contradicts the mapper only where somebody gave it.
+    if task != model.TASK and (task_is_given or model.TASK != "panoptic"):
         raise ConfigError(
             f"MODEL.MASK_FORMER.TASK is {model.TASK!r}, but INPUT.DATASET_MAPPER_NAME {name} is of "
             f'the task {task!r}; set INPUT.DATASET_MAPPER_NAME "" with INPUT.AUGMENTATION, or '

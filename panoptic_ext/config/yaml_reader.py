@@ -19,7 +19,7 @@ from detectron2.config import CfgNode as CN
 
 from panoptic_ext.config.detectron2_main import check_main_default, lacks
 from panoptic_ext.config.plain_yaml import MAX_DEPTH, PlainLoader
-from panoptic_ext.config.shipped import find_config
+from panoptic_ext.config.shipped import find_config, shipped_config
 from panoptic_ext.config.values import Setting, coerce, decode
 from panoptic_ext.errors import ConfigError, nearest, quoted, shortened
 from panoptic_ext.regular_files import CONFIG_FILE, file_problem
@@ -40,7 +40,7 @@ def read_file(path: str) -> list[Setting]:
 
     Args:
         path: a YAML file, as `find_config` finds it; `_BASE_` in it is one path or a list of
-            paths, relative to that file.
+            paths, relative to that file or else to the shipped files.
 
     Raises:
         ConfigError: missing file, invalid YAML, a refused tag, a key given twice, a `_BASE_` cycle.
@@ -123,7 +123,11 @@ def _read_chain(path: str, named_by: tuple[str, ...]) -> list[Setting]:
     for base in bases if isinstance(bases, list) else [bases] * (bases is not None):
         if not isinstance(base, str):
             raise ConfigError(f"{path}: {BASE_KEY} must name a file, found {quoted(base)}")
-        base = os.path.join(os.path.dirname(path), os.path.expanduser(base))
+        name = os.path.expanduser(base)
+        base = os.path.join(os.path.dirname(path), name)
+        if not os.path.lexists(base) and not os.path.isabs(name):
+            # A file outside a checkout names the shipped files as the command line does.
+            base = shipped_config(name) or base
         settings.extend(_read_chain(base, (*named_by, real)))
     in_base = bool(named_by)
     settings.extend(s._replace(in_base=in_base) for s in _flatten(content, "", path, lines))

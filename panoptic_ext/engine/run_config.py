@@ -72,7 +72,7 @@ def load_cfg(
     _check_values(cfg)
     # The order matters: published names are resolved before the model's name is looked up, and the
     # data sets are registered before any of them is read.
-    resolve_published_names(cfg)
+    resolve_published_names(cfg, given)
     _check_model_name(cfg)
     arch = meta_architecture(cfg)
     check_fusion_keys(

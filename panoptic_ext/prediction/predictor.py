@@ -211,21 +211,26 @@ def _set_output_dir(cfg: CN, folder: str) -> None:
     cfg.freeze()
 
 
-def find_weights(cfg: CN, *, opts: Sequence[str] = ()) -> str:
+def find_weights(cfg: CN, *, opts: Sequence[str] = (), path: str = "") -> str:
     """Find the weights to predict with; all commands and `Predictor` have this order of precedence.
 
     1. MODEL.WEIGHTS if `opts` name it; 2. the last checkpoint in OUTPUT_DIR, which is the run's
-    folder after `load_run_cfg`; 3. MODEL.WEIGHTS of the config, which the training began with.
+    folder after `load_run_cfg`, unless `opts` name another; 3. the last one in the run's folder;
+    4. MODEL.WEIGHTS of the config, which the training began with.
 
     Args:
         cfg: its OUTPUT_DIR and MODEL.WEIGHTS are read.
         opts: the KEY VALUE pairs that were given with it.
+        path: the YAML file or the run's folder that the config was read from.
 
     Raises:
         ConfigError: there are none.
     """
-    if "MODEL.WEIGHTS" not in opts[::2] and _has_checkpoint(cfg.OUTPUT_DIR):
-        return _checkpoints_in(cfg.OUTPUT_DIR).get_checkpoint_file()
+    if "MODEL.WEIGHTS" not in opts[::2]:
+        run = path if os.path.isdir(path) or not path else os.path.dirname(os.path.abspath(path))
+        for folder in (cfg.OUTPUT_DIR, run):
+            if _has_checkpoint(folder):
+                return _checkpoints_in(folder).get_checkpoint_file()
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError(
             f"no weights to predict with: {quoted(cfg.OUTPUT_DIR)} has no checkpoint and"

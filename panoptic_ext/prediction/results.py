@@ -139,6 +139,7 @@ class PanopticResults:
         entries = [entry for entry in self._entries.values() if "annotation" in entry]
         content = {
             "images": [entry["image"] for entry in entries],
+            "annotations": [],  # filled in by the writer, here for its place in the file
             "categories": category_entries(categories_of(self._metadata)),
         }
         self._writer.close(content, [entry["annotation"] for entry in entries])

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
 
+from panoptic_ext import add_panoptic_ext_config
 from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.errors import ConfigError
 from tests import ROOT
@@ -97,3 +100,12 @@ def test_a_block_that_a_user_wrote_is_not_taken_for_one_of_an_earlier_run(
         return
     loaded = load_cfg(str(path), use_data=False).MODEL.PANOPTIC_FUSION
     assert (loaded.NAME, loaded.UPSNET.NMS_THRESHOLD) == ("upsnet", 0.4)
+
+
+def test_the_key_is_refused_by_detectron2s_build_model_too() -> None:
+    cfg = get_cfg()
+    add_panoptic_ext_config(cfg)
+    cfg.merge_from_file(str(FILES["mask2former"]))
+    cfg.merge_from_list([f"{BLOCK}.NAME", "hadamard", "MODEL.DEVICE", "meta"])
+    with pytest.raises(ConfigError, match=r"NAME is 'hadamard', but .* takes no fusion"):
+        build_model(cfg)

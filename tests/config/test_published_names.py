@@ -156,6 +156,14 @@ def test_a_mapper_of_another_task_is_refused():
     assert resolved(**{**keys, "MODEL.MASK_FORMER.TASK": "instance"}).INPUT.AUGMENTATION == "lsj"
 
 
+def test_a_given_default_task_is_a_task_that_was_given():
+    opts = ["INPUT.DATASET_MAPPER_NAME", "coco_instance_lsj"]
+    config = str(ROOT / "configs/shapes/mask2former/mask2former_R18_shapes.yaml")
+    assert load_cfg(config, opts, use_data=False).MODEL.MASK_FORMER.TASK == "instance"
+    with pytest.raises(ConfigError, match=r"TASK is 'panoptic', but .* of the task 'instance'"):
+        load_cfg(config, [*opts, "MODEL.MASK_FORMER.TASK", "panoptic"], use_data=False)
+
+
 def test_a_resnet_that_would_be_built_otherwise_is_refused():
     with pytest.raises(ConfigError, match=r"STEM_TYPE is 'deeplab'.*has 'basic' only"):
         resolved(

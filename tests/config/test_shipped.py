@@ -8,6 +8,7 @@ import pytest
 
 from panoptic_ext.config import shipped
 from panoptic_ext.config.shipped import find_config, shipped_configs
+from panoptic_ext.config.yaml_reader import read_file
 from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.errors import ConfigError
 from tests import ROOT
@@ -51,3 +52,15 @@ def test_the_error_lists_where_it_looked(tmp_path: Path, monkeypatch: pytest.Mon
     places = (tmp_path, ROOT / "configs")
     for place in places:
         assert str(place / "coco" / "mask2former" / "none.yaml") in str(error.value)
+
+
+def test_a_base_is_found_beside_its_file_and_else_among_the_shipped_files(tmp_path: Path) -> None:
+    """As a user writes it who has a wheel, or whose YAML file lies outside the checkout."""
+    name = "common/panoptic_fpn/Base-PanopticFPN-Small.yaml"
+    leaf = tmp_path / "street.yaml"
+    for base in (f"configs/{name}", name):
+        leaf.write_text(f"_BASE_: {base}\n")
+        assert {s.key for s in read_file(str(leaf))} == {s.key for s in read_file(name)}
+    (tmp_path / "common" / "panoptic_fpn").mkdir(parents=True)
+    (tmp_path / name).write_text("SEED: 7\n")
+    assert [s.value for s in read_file(str(leaf))] == [7]

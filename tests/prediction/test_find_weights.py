@@ -59,3 +59,14 @@ def test_a_checkpoint_beside_the_config_makes_its_folder_the_output_folder(
     other = checkpoint(tmp_path / "other")
     opts = ["OUTPUT_DIR", str(tmp_path / "other")]
     assert find_weights(load_run_cfg(str(path), opts), opts=opts) == other
+
+
+def test_the_runs_own_checkpoint_serves_where_another_output_folder_has_none(
+    tmp_path: Path,
+) -> None:
+    last = checkpoint(tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text("MODEL: {WEIGHTS: pretrained.pkl}\n")
+    opts = ["OUTPUT_DIR", str(tmp_path / "nowhere")]
+    for path in (tmp_path / "run", tmp_path / "run" / "config.yaml"):
+        cfg = load_run_cfg(str(path), opts)
+        assert find_weights(cfg, opts=opts, path=str(path)) == last

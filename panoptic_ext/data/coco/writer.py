@@ -106,19 +106,15 @@ def measured_segments(runs: Runs, segments: Sequence[Mapping[str, Any]]) -> list
     """
     areas = dict(zip(*(a.tolist() for a in runs.areas()), strict=True))
     boxes = runs.boxes(np.array([s["id"] for s in segments], np.int64)).tolist()
-    # The order matters: a segment's own iscrowd replaces the 0, but its area and bbox are replaced
-    # by the measured ones.
-    return [
-        {
-            "id": segment["id"],
-            "category_id": segment["category_id"],
-            "iscrowd": 0,
-            **segment,
-            "area": areas.get(segment["id"], 0),
-            "bbox": box,
-        }
-        for segment, box in zip(segments, boxes, strict=True)
-    ]
+    measured = []
+    for segment, box in zip(segments, boxes, strict=True):
+        size = {"area": areas.get(segment["id"], 0), "bbox": box}
+        # The order of the keys is that of COCO's files, or the segment's own if it has iscrowd.
+        # A given area and bbox are replaced by the measured ones.
+        first = {"id": segment["id"], "category_id": segment["category_id"]}
+        crowd = {} if "iscrowd" in segment else {**first, **size, "iscrowd": 0}
+        measured.append({**crowd, **segment, **size})
+    return measured
 
 
 def png_name(file_name: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from panoptic_ext.config.fusion_keys import check_fusion_keys
 from panoptic_ext.config.left_out import (
     DERIVED_KEYS,
     Architecture,
@@ -109,6 +110,10 @@ def derive_left_out(cfg: CfgNode, arch: Any) -> None:
         cfg: config that is not frozen.
         arch: see `class_numbers`.
     """
+    # A third party's class may have no such attributes; load_cfg has checked what it read.
+    if hasattr(arch, "default_fusion"):
+        fusion, combine = arch.default_fusion, arch.combine_keys
+        check_fusion_keys(cfg, {}, default_fusion=fusion, combine_keys=combine)
     names = dataset_names(cfg)
     register_builtin([name for name in names if name not in DatasetCatalog])
     # If all names are registered, no block is registered: a run may predict with another

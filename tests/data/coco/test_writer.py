@@ -43,6 +43,8 @@ def test_written_results_are_read_back(tmp_path: Path, encode) -> None:
          "bbox": [1, 1, 4, 2]},
         {"id": 4, "category_id": 7, "iscrowd": 0, "area": 6, "bbox": [0, 0, 6, 1]},
     ]  # fmt: skip
+    order = ["id", "category_id", "area", "bbox", "iscrowd", "score"]
+    assert list(first["segments_info"][0]) == order
     assert files.annotations["a"].segments_info == first["segments_info"]
     assert (read_id_map(tmp_path / "out/panoptic_predictions/sub/a.png") == label_map()).all()
     assert [c._asdict() for c in CATEGORIES] == [

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
+from PIL import Image
 
 from panoptic_ext.commands import drawing_options
 from panoptic_ext.data.datasets.metadata_file import save_metadata
@@ -66,7 +67,8 @@ def test_python_lines_predict_and_draw_after_that_run(my_yaml, monkeypatch, data
             return {"panoptic_seg": (np.ones(image.shape[:2], np.int32), [segment])}
 
     monkeypatch.setattr(predictor, "Predictor", Untrained)
-    values = {"image_bgr": np.zeros((40, 50, 3), np.uint8)}
+    Image.new("RGB", (50, 40)).save("photo.jpg")
+    values: dict = {}
     exec(re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1), values)
     assert values["predictor"].metadata.thing_classes == ["road", "car", "person"]
     assert Path("drawn.png").is_file()

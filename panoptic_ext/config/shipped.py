@@ -58,5 +58,6 @@ def find_config(path: str) -> str:
     configs = os.path.abspath(shipped_configs())
     raise ConfigError(
         f"config file {shortened(path, 300)} does not exist; looked for {os.path.abspath(path)} and"
-        f" {_place_among_shipped(path)}. Check the path; `ls {configs}` lists the configs that come with panoptic_ext"
+        f" {_place_among_shipped(path)}. Check the path; `ls {configs}` lists the configs that come"
+        " with panoptic_ext"
     )

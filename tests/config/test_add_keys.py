@@ -17,18 +17,18 @@ def test_a_key_of_a_third_party_is_read_from_files_and_command_lines(
 ) -> None:
     monkeypatch.setattr(keys, "_key_functions", [])
     with pytest.raises(ConfigError, match=r"MY_GAIN"):
-        load_cfg("", ["MODEL.PANOPTIC_FUSION.MY_GAIN", "2.0"], use_data=False)
+        load_cfg("", ["MODEL.MY_GAIN", "2.0"], use_data=False)
 
     @add_keys
     def add_my_keys(cfg: CfgNode) -> None:
-        cfg.MODEL.PANOPTIC_FUSION.MY_GAIN = 1.0
+        cfg.MODEL.MY_GAIN = 1.0
 
     add_keys(add_my_keys)  # a module that is imported again adds nothing twice
     assert keys._key_functions == [add_my_keys]
-    (tmp_path / "a.yaml").write_text("MODEL: {PANOPTIC_FUSION: {MY_GAIN: 3.0}}\n")
+    (tmp_path / "a.yaml").write_text("MODEL: {MY_GAIN: 3.0}\n")
     for file, opts, gain in (
         ("", [], 1.0),
         (str(tmp_path / "a.yaml"), [], 3.0),
-        (str(tmp_path / "a.yaml"), ["MODEL.PANOPTIC_FUSION.MY_GAIN", "2.0"], 2.0),
+        (str(tmp_path / "a.yaml"), ["MODEL.MY_GAIN", "2.0"], 2.0),
     ):
-        assert gain == load_cfg(file, opts, use_data=False).MODEL.PANOPTIC_FUSION.MY_GAIN
+        assert gain == load_cfg(file, opts, use_data=False).MODEL.MY_GAIN

@@ -2,7 +2,7 @@
 
     PYTHONPATH=OLD_TREE OMP_NUM_THREADS=1 python benchmarks/same_results.py record FOLDER
     PYTHONPATH=NEW_TREE OMP_NUM_THREADS=1 python benchmarks/same_results.py compare FOLDER
-        [--only losses maps/efficientps ...] [--workers 2] [--allow KEY ...]
+        [--only losses maps/efficientps ...] [--workers 2] [--allow NAME ...]
 
 The parts are
 - "losses": the losses of 20 iterations of each model,
@@ -15,8 +15,9 @@ panoptic_ext, its configs and its tools are those of PYTHONPATH, or else of this
 data are in $PANOPTIC_EXT_SHARED, or in the folder shared/data beside the repository.
 
 The exit code of `compare` is 0 if all is equal, else 1. Config keys that were added or removed are
-listed, but are no difference; nor are other values of the keys of --allow. Numbers depend on the
-processor and on torch, so compare on the machine that recorded.
+listed, but are no difference; nor are other values of what --allow names: config keys, or files
+such as contact_sheet.png. Numbers depend on the processor and on torch, so compare on the machine
+that recorded.
 """
 
 from __future__ import annotations
@@ -178,7 +179,7 @@ def compare_all(args: argparse.Namespace) -> int:
     for name, text, _ in sorted(rows):
         print(f"| {name} | {text} |")
     for note, number in notes.items():
-        print(f"noted in {number} configs: {note}")
+        print(f"noted {number} times: {note}")
     differing = sum(not same for _, _, same in rows)
     print(f"\n{len(rows) - differing} of {len(rows)} items are equal; {seconds:.0f} s of work")
     return int(differing > 0 or not rows)
@@ -216,7 +217,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="+", default=[], help="parts, or beginnings of part/item")
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
-    parser.add_argument("--allow", nargs="+", default=[], help="config keys whose value may differ")
+    parser.add_argument("--allow", nargs="+", default=[], help="keys or files that may differ")
     parser.add_argument("--most", type=int, default=0, help="differences printed of each item")
     args = parser.parse_args()
     args.folder = args.folder.resolve()

@@ -107,7 +107,7 @@ def compare(before: Record, after: Record, allowed: Sequence[str] = ()) -> Compa
     Args:
         before: the record of the earlier code.
         after: the record of today's code.
-        allowed: config keys whose values may differ.
+        allowed: config keys, and last parts of other paths, whose values may differ.
     """
     comparison = Comparison()
     for path in {**before, **after}:
@@ -121,9 +121,10 @@ def compare(before: Record, after: Record, allowed: Sequence[str] = ()) -> Compa
             comparison.largest = max(comparison.largest, relative)
         if not text:
             continue
-        noted = path.startswith(CFG) and (one_sided or path.rpartition("/")[2] in allowed)
+        last = path.rpartition("/")[2]
+        noted = last in allowed or (one_sided and path.startswith(CFG))
         if noted:
-            comparison.notes.append(f"{path.rpartition('/')[2]}: {text}")
+            comparison.notes.append(f"{last}: {text}")
         else:
             comparison.differences.append(f"{path}: {text}")
     return comparison

@@ -110,10 +110,10 @@ def derive_left_out(cfg: CfgNode, arch: Any) -> None:
         cfg: config that is not frozen.
         arch: see `class_numbers`.
     """
-    # A third party's class may have no such attributes; load_cfg has checked what it read.
-    if hasattr(arch, "default_fusion"):
-        fusion, combine = arch.default_fusion, arch.combine_keys
-        check_fusion_keys(cfg, {}, default_fusion=fusion, combine_keys=combine)
+    # Only models without a fusion are checked here. In other models a threshold that is not read
+    # may stem from the config of the model from which this one was made.
+    if getattr(arch, "default_fusion", None) == "":
+        check_fusion_keys(cfg, {}, default_fusion="", combine_keys={})
     names = dataset_names(cfg)
     register_builtin([name for name in names if name not in DatasetCatalog])
     # If all names are registered, no block is registered: a run may predict with another

@@ -103,7 +103,7 @@ def run_job(job: Job) -> Done:
                 record = make(items[job.name], places)
             record.update({f"{CFG}left out: {key}": True for key in places.left_out})
             save(jobs.record_file(job.part, job.name, job.output), record)
-    except Exception:
+    except Exception:  # one item that fails is reported with its trace; the others go on
         error = traceback.format_exc()
     return Done(job, time.perf_counter() - started, error)
 

@@ -10,7 +10,7 @@ from tests import ROOT
 
 ROOMS = (
     "config", "data", "modeling", "postprocessing", "fusion", "evaluation", "combine",
-    "visualization", "engine", "prediction", "model_zoo", "commands",
+    "visualization", "engine", "model_zoo", "prediction", "commands",
 )  # fmt: skip
 # Models get tensors and plain values, and read data sets through Detectron2's catalogues alone.
 NEVER = {("modeling", "data"), ("postprocessing", "data"), ("fusion", "data")}

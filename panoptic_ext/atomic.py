@@ -27,7 +27,7 @@ try:
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["TemporaryFile", "remove_leftovers", "write_atomic", "write_file"]
+__all__ = ["TemporaryFile", "is_at", "remove_leftovers", "try_lock", "write_atomic", "write_file"]
 
 # Older versions wrote `<name>.tmp-<process>`.
 _TEMPORARY = re.compile(r".+\.tmp-(?:(?P<machine>[0-9a-f]{8})-)?(?P<process>\d+)(?P<kind>\.\w+)?")
@@ -190,7 +190,7 @@ def _remove_if_left(path: str) -> None:
     if name["kind"] and name["machine"] is None:
         return  # a user's own file, such as `notes.tmp-1.txt`
     with open(path, "r+b") as stream:
-        lock = _lock(stream)
+        lock = try_lock(stream)
         idle = time.time() - os.fstat(stream.fileno()).st_mtime
         if lock == "held" or _may_be_written(name, lock, idle):
             return
@@ -220,9 +220,9 @@ def _open_locked(path: str) -> BinaryIO:
     """
     for _ in range(_MAX_LOCK_TRIES):
         stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | _BINARY_FLAG, 0o666), "wb")
-        lock = _lock(stream)
+        lock = try_lock(stream)
         # A sweep may have removed the file between opening and locking it.
-        if lock == "unknown" or (lock == "free" and _is_at(stream, path)):
+        if lock == "unknown" or (lock == "free" and is_at(stream, path)):
             stream.truncate()
             return stream
         stream.close()  # a sweep, or a thread with the same target, holds the lock
@@ -230,7 +230,7 @@ def _open_locked(path: str) -> BinaryIO:
     raise OSError(errno.EBUSY, "another thread is writing the same file", path)
 
 
-def _lock(stream: BinaryIO) -> str:
+def try_lock(stream: BinaryIO) -> str:
     """Lock an open file until it is closed; returns "free" (ours now), "held" or "unknown"."""
     if fcntl is None:
         return "unknown"
@@ -243,7 +243,8 @@ def _lock(stream: BinaryIO) -> str:
     return "free"
 
 
-def _is_at(stream: BinaryIO, path: str) -> bool:
+def is_at(stream: BinaryIO, path: str) -> bool:
+    """Whether an open file still is the one at `path`: not renamed, removed or replaced."""
     try:
         return os.path.samestat(os.fstat(stream.fileno()), os.stat(path))
     except FileNotFoundError:

@@ -14,6 +14,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DatasetError",
+    "DownloadError",
     "EvaluationError",
     "ImageError",
     "MemoryNeededError",
@@ -73,6 +74,10 @@ class ImageError(PanopticExtError):
 
 class CheckpointError(PanopticExtError):
     """A checkpoint cannot be read, trusted or fitted to the model."""
+
+
+class DownloadError(PanopticExtError):
+    """A file cannot be downloaded; the message has its address and the place where it belongs."""
 
 
 class MemoryNeededError(PanopticExtError):

@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, settings
 
 from tests import ROOT
 from tests.shared_data import shared_data_folder
+from tests.tiny.file_server import FileServer
 
 # A machine that is busy with other work draws and runs examples slowly, which is no fault of a
 # test. A test's own settings are on top of these.
@@ -75,6 +76,16 @@ def clean_catalogs() -> Iterator[None]:
     for name, entry in metadata.items():
         vars(entry).clear()
         vars(entry).update(values[name])
+
+
+@pytest.fixture
+def file_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FileServer]:
+    """A web server of files on the loopback interface; downloads go into a cache of the test's."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    with FileServer() as server:
+        yield server
 
 
 # Files that take longest, longest first. A file's tests stay in one process, which would otherwise

@@ -75,7 +75,7 @@ def test_a_number_that_another_process_has_by_now_does_not_keep_a_file(tmp_path:
 def test_where_locks_are_unknown_the_process_number_decides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(atomic, "_lock", lambda stream: "unknown")
+    monkeypatch.setattr(atomic, "try_lock", lambda stream: "unknown")
     live = tmp_path / f"a.tmp-{atomic._machine()}-{os.getppid()}"
     dead = tmp_path / f"b.tmp-{atomic._machine()}-{dead_process()}"
     for path in (live, dead):
@@ -128,7 +128,7 @@ def test_old_content_stays_where_writing_fails(tmp_path: Path) -> None:
 def test_a_file_taken_away_while_it_is_opened_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock, calls = atomic._lock, []
+    lock, calls = atomic.try_lock, []
 
     def lock_after_a_sweep(stream: object) -> str:
         if not calls:
@@ -136,7 +136,7 @@ def test_a_file_taken_away_while_it_is_opened_is_made_again(
         calls.append(stream)
         return lock(stream)
 
-    monkeypatch.setattr(atomic, "_lock", lock_after_a_sweep)
+    monkeypatch.setattr(atomic, "try_lock", lock_after_a_sweep)
     with TemporaryFile(str(tmp_path / "file")) as temporary:
         temporary.stream.write(b"1")
         temporary.commit()

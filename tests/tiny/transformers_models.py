@@ -20,8 +20,13 @@ _SIDE = 64  # pixels, of EoMT's square input and of the shorter side of the othe
 
 
 def save_tiny(
-    family: str, folder: Path | str, classes: Sequence[str], *, things: Sequence[int] = (), seed: int = 0,
-) -> str:  # fmt: skip
+    family: str,
+    folder: Path | str,
+    classes: Sequence[str],
+    *,
+    things: Sequence[int] = (),
+    seed: int = 0,
+) -> str:
     """Save a random model of a family with these classes; see `build_tiny`.
 
     Args:

@@ -16,7 +16,7 @@ import re
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from signal import SIGINT
 from typing import BinaryIO
 
@@ -27,7 +27,7 @@ from panoptic_ext.interruption import Interrupted
 from panoptic_ext.regular_files import FileKind, file_problem
 from panoptic_ext.transfer import Transfer
 
-__all__ = ["cache_path", "fetch", "sha256_of"]
+__all__ = ["cache_path", "fetch", "forget_record", "sha256_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +120,12 @@ def sha256_of(path: str) -> str:
         for block in iter(lambda: stream.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def forget_record(path: str) -> None:
+    """Forget the hash of a file that turned out to be wrong, so that another one may come."""
+    with suppress(FileNotFoundError):
+        os.remove(_record_path(path))
 
 
 def _with_query(path: str, query: str) -> str:

@@ -22,6 +22,7 @@ from panoptic_ext.engine.checkpoint.backbone_names import (
     has_caffe2_names,
     split_heuristics,
 )
+from panoptic_ext.engine.checkpoint.fetch_weights import fetch_weights
 from panoptic_ext.engine.checkpoint.files import (
     TAG,
     periodic_checkpoints,
@@ -30,8 +31,8 @@ from panoptic_ext.engine.checkpoint.files import (
 )
 from panoptic_ext.engine.checkpoint.load_report import LoadReport, report_load
 from panoptic_ext.engine.checkpoint.parts import PartError
-from panoptic_ext.engine.checkpoint.read_weights import check_hash, load_pickle, load_torch
-from panoptic_ext.errors import CheckpointError
+from panoptic_ext.engine.checkpoint.read_weights import load_pickle, load_torch
+from panoptic_ext.errors import CheckpointError, PanopticExtError
 from panoptic_ext.modeling.meta_arch.base import AdaptsStateDict
 from panoptic_ext.regular_files import CHECKPOINT, check_regular_file
 
@@ -167,6 +168,7 @@ class Checkpointer(DetectionCheckpointer):
 
         Raises:
             CheckpointError: the file is missing, unreadable or unsafe, or does not fit the model.
+            DownloadError: the file of an address cannot be downloaded.
         """
         if strict:
             self.check_there(path)
@@ -258,7 +260,7 @@ class Checkpointer(DetectionCheckpointer):
         """File or address -> (local file, content)."""
         local = os.path.expanduser(path)
         if not os.path.isfile(local) and urlparse(path).scheme:
-            local = self._fetch(path)
+            local = fetch_weights(path, self.path_manager)
         return local, self._load_file(local)
 
     def _read_for_all(
@@ -273,33 +275,22 @@ class Checkpointer(DetectionCheckpointer):
             return read()
         choice: list[Any] = [None, None]
         checkpoint: dict[str, Any] | None = None
+        failure: PanopticExtError | None = None
         if comm.is_main_process():
             try:
                 choice[0], checkpoint = read()
-            except CheckpointError as error:
+            except PanopticExtError as error:
                 # Broadcast as well: if the main process raised alone, the others would wait.
-                choice[1] = str(error)
+                failure, choice[1] = error, str(error)
         dist.broadcast_object_list(choice, src=0, device=_comm_device())
         path, problem = choice
         if problem is not None:
-            raise CheckpointError(problem)
+            raise failure or CheckpointError(problem)
         if not all(comm.all_gather(os.path.isfile(path))):
             content: list[Any] = [checkpoint]
             dist.broadcast_object_list(content, src=0, device=_comm_device())
             return path, content[0]
         return path, self._load_file(path) if checkpoint is None else checkpoint
-
-    def _fetch(self, address: str) -> str:
-        try:
-            local = self.path_manager.get_local_path(address)
-        except Exception as error:  # every handler of iopath has its own errors
-            raise CheckpointError(
-                f"weights {address} cannot be fetched: {error}. Check the address and the network, "
-                "or fetch the file by hand and give its path as MODEL.WEIGHTS"
-            ) from error
-        if address.startswith(("http://", "https://")):
-            check_hash(local, address)
-        return local
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         """File -> {"model": name -> tensor or array, ...}, as Detectron2 expects it."""

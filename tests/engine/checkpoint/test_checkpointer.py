@@ -210,11 +210,9 @@ def test_a_file_that_is_no_checkpoint_is_an_error(
     checkpointer.load(str(tmp_path / "good.pth"))  # a failed load leaves it usable
 
 
-def test_missing_and_unreachable(model: nn.Module) -> None:
+def test_missing(model: nn.Module) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         Checkpointer(model).load("/nonexistent/weights.pth")
-    with pytest.raises(CheckpointError, match=r"http://localhost:9/w.pth cannot be fetched"):
-        Checkpointer(model).load("http://localhost:9/w.pth")
     with pytest.raises(CheckpointError, match=r"MODEL.WEIGHTS is empty"):
         Checkpointer(model).load("", strict=True)
 

@@ -60,10 +60,18 @@ def read_version() -> str:
 
 
 def package_data() -> "dict[str, list[str]]":
-    """The YAML files of configs/, as `panoptic_ext.configs`, and `py.typed`: it has type hints."""
-    root = HERE / "configs"
-    configs = sorted(str(path.relative_to(root)) for path in root.rglob("*.yaml"))
-    return {"panoptic_ext": ["py.typed"], "panoptic_ext.configs": configs}
+    """`py.typed` (it has type hints), the entries of the model zoo, and the YAML files of configs/,
+    as `panoptic_ext.configs`."""
+    return {
+        "panoptic_ext": ["py.typed"],
+        "panoptic_ext.model_zoo": yaml_files(HERE / "panoptic_ext" / "model_zoo"),
+        "panoptic_ext.configs": yaml_files(HERE / "configs"),
+    }
+
+
+def yaml_files(folder: Path) -> "list[str]":
+    """Paths, relative to `folder`, of the YAML files in and below it."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.yaml"))
 
 
 setup(

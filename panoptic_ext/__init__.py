@@ -1,8 +1,10 @@
 """panoptic_ext: panoptic segmentation models, data sets and evaluation for Detectron2.
 
-Importing the package registers its models and data sets in Detectron2's registries and catalogues.
-It changes nothing else but `DatasetCatalog.register`, which then lets other code register a name of
-these data sets for a data set of its own.
+Importing the package registers its models and data sets in Detectron2's registries and catalogues,
+and addresses such as `zoo://NAME` in its PathManager. It changes nothing else but two things:
+`DatasetCatalog.register` lets other code register a name of these data sets for a data set of its
+own, and the functions of `detectron2.model_zoo` answer names of `panoptic_ext.model_zoo` as well
+(`panoptic_ext.model_zoo.detectron2_zoo.uninstall()` restores them).
 """
 
 import importlib
@@ -25,6 +27,10 @@ import_quietly()
 from panoptic_ext import data, modeling  # noqa: E402, F401  (imported to register)
 from panoptic_ext.config import add_panoptic_ext_config  # noqa: E402
 from panoptic_ext.data import register_panoptic  # noqa: E402
+from panoptic_ext.model_zoo import detectron2_zoo, path_handlers  # noqa: E402
+
+path_handlers.register_path_handlers()
+detectron2_zoo.install()
 
 if TYPE_CHECKING:
     from panoptic_ext.prediction.predictor import Predictor, load_run_cfg

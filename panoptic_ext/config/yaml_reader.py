@@ -24,13 +24,14 @@ from panoptic_ext.config.values import Setting, coerce, decode
 from panoptic_ext.errors import ConfigError, nearest, quoted, shortened
 from panoptic_ext.regular_files import CONFIG_FILE, file_problem
 
-__all__ = ["COMMAND_LINE", "Setting", "merge_settings", "read_file", "read_opts"]
+__all__ = ["COMMAND_LINE", "Setting", "merge_settings", "read_file", "read_mapping", "read_opts"]
 
 logger = logging.getLogger(__name__)
 
 BASE_KEY = "_BASE_"
 COMMAND_LINE = "the command line"
 MAX_BASES = 50  # files in one chain of _BASE_
+_TOP_LEVEL = {"config file": "'MODEL:' and 'SOLVER:'"}
 
 
 def read_file(path: str) -> list[Setting]:
@@ -117,7 +118,8 @@ def _read_chain(path: str, named_by: tuple[str, ...]) -> list[Setting]:
         raise ConfigError(f"{BASE_KEY} runs in a circle: {chain}; remove one of these {BASE_KEY}")
     if len(named_by) >= MAX_BASES:
         raise ConfigError(f"{path}: more than {MAX_BASES} files name each other by {BASE_KEY}")
-    content, lines = _load_yaml(path, named_by)
+    by = f", named by {BASE_KEY} of {named_by[-1]}," if named_by else ""
+    content, lines = read_mapping(path, by=by)
     settings: list[Setting] = []
     bases = content.pop(BASE_KEY, None)
     for base in bases if isinstance(bases, list) else [bases] * (bases is not None):
@@ -134,30 +136,43 @@ def _read_chain(path: str, named_by: tuple[str, ...]) -> list[Setting]:
     return settings
 
 
-def _load_yaml(path: str, named_by: tuple[str, ...]) -> tuple[dict, dict[str, str]]:
-    """Content of a file, and "file:line" of each full key."""
-    by = f", named by {BASE_KEY} of {named_by[-1]}," if named_by else ""
+def read_mapping(
+    path: str, *, what: str = "config file", by: str = ""
+) -> tuple[dict, dict[str, str]]:
+    """Read a YAML file of keys and values as plain data.
+
+    Args:
+        path: the file.
+        what: the kind of the file, for messages.
+        by: who names the file, for messages.
+
+    Returns:
+        Its content, and "file:line" of each full key, such as "MODEL.WEIGHTS".
+
+    Raises:
+        ConfigError: missing file, invalid YAML, a refused tag, a key given twice, or no keys.
+    """
     problem = file_problem(path, CONFIG_FILE)
     if problem:
-        raise ConfigError(f"config file {shortened(path, 300)}{by} {problem}")
+        raise ConfigError(f"{what} {shortened(path, 300)}{by} {problem}")
     try:
         with open(path, encoding="utf-8") as stream:
             loader = PlainLoader(stream)
             try:
-                return _construct(loader, path)
+                return _construct(loader, path, what)
             finally:
                 loader.dispose()
     except OSError as error:
         raise ConfigError(
-            f"config file {path}{by} cannot be read: {error.strerror or error}; check the path"
+            f"{what} {path}{by} cannot be read: {error.strerror or error}; check the path"
         ) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"config file {path} is not UTF-8 text: {error}") from error
+        raise ConfigError(f"{what} {path} is not UTF-8 text: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(_yaml_message(path, error)) from error
 
 
-def _construct(loader: PlainLoader, path: str) -> tuple[dict, dict[str, str]]:
+def _construct(loader: PlainLoader, path: str, what: str) -> tuple[dict, dict[str, str]]:
     root = loader.get_single_node()
     if root is None:
         return {}, {}
@@ -169,8 +184,8 @@ def _construct(loader: PlainLoader, path: str) -> tuple[dict, dict[str, str]]:
         return {}, {}
     if not isinstance(content, dict):
         raise ConfigError(
-            f"config file {path} holds a {type(content).__name__}, expected keys such as "
-            "'MODEL:' and 'SOLVER:' at its top level"
+            f"{what} {path} holds a {type(content).__name__}, expected keys such as "
+            f"{_TOP_LEVEL.get(what, 'name:')} at its top level"
         )
     return content, dict(_key_lines(root, "", path))
 

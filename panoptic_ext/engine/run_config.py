@@ -12,7 +12,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 
 from panoptic_ext.config import add_panoptic_ext_config
 from panoptic_ext.config.fusion_keys import check_fusion_keys
-from panoptic_ext.config.left_out import get_key, is_left_out, set_key, settle
+from panoptic_ext.config.left_out import DERIVED_KEYS, get_key, is_left_out, set_key, settle
 from panoptic_ext.config.published_names import resolve_published_names
 from panoptic_ext.config.yaml_reader import Setting, merge_settings, read_file, read_opts
 from panoptic_ext.data import check_same_categories, has_instances_alone, register_from_config
@@ -21,8 +21,10 @@ from panoptic_ext.data.datasets.class_numbers import (
     DerivedNumber,
     class_numbers,
     dataset_names,
+    derive_left_out,
     void_number,
 )
+from panoptic_ext.data.datasets.known_classes import describe_classes
 from panoptic_ext.engine.precision import check_precision
 from panoptic_ext.errors import ConfigError, look_up, quoted, unknown
 from panoptic_ext.modeling.meta_arch.base import meta_architecture
@@ -50,7 +52,8 @@ def load_cfg(
         opts: KEY VALUE ... pairs, applied last.
         use_data: False leaves classes and void as given and reads no data set, e.g. to predict
             with a trained model's `config.yaml` on a machine without the data set.
-        trained_on: see `register_from_config`.
+        trained_on: see `register_from_config`. If `use_data` is False, numbers that are left out
+            follow from these classes, which data sets without their files get.
 
     Returns:
         A frozen config.
@@ -86,6 +89,10 @@ def load_cfg(
             check_same_categories(dataset_names(cfg))
         _compare_numbers(cfg, class_numbers(cfg, arch), settings)
         _compare_numbers(cfg, void_number(cfg, arch), settings)
+    elif trained_on is not None and any(is_left_out(cfg, key) for key in DERIVED_KEYS):
+        for name in dataset_names(cfg):
+            describe_classes(name, trained_on.as_dict())
+        derive_left_out(cfg, arch)
     settle(cfg)
     cfg.freeze()
     return cfg

@@ -207,6 +207,10 @@ def check_instances(info: dict[str, Any], path: str, image_root: str = "") -> li
 def _load(name: str, source: InstanceSource) -> list[dict[str, Any]]:
     path, image_root = source.locate()
     raise_if_any(check_instances(read_json(path, INSTANCES_JSON), path, image_root), path)
+    # The classes of a model may stand there (`describe_classes`). Those of the JSON, which
+    # load_coco_json sets, count from now on, and Detectron2's metadata refuses other values.
+    for key in InstanceMetadata._LAZY:
+        MetadataCatalog.get(name).__dict__.pop(key, None)
     return load_coco_json(path, image_root, name)
 
 

@@ -14,7 +14,7 @@ from panoptic_ext.data.datasets.file_search import expand, search
 from panoptic_ext.data.datasets.parsed import parsed_content
 from panoptic_ext.errors import DatasetError, quoted
 
-__all__ = ["PanopticMetadata", "PanopticSource", "categories_of", "dataset_ids"]
+__all__ = ["PanopticMetadata", "PanopticSource", "categories_of", "class_attributes", "dataset_ids"]
 
 
 @dataclass(frozen=True)
@@ -122,20 +122,7 @@ class PanopticMetadata(Metadata):
                 f"class range 0..{len(categories) - 1}; register it with ignore_label="
                 f"{max(255, len(categories))}"
             )
-        # Things and stuff share one space of contiguous ids, so both lists hold all K classes and a
-        # contiguous id is the index into either.
-        names = [c.name for c in categories]
-        colors = [list(c.color) for c in categories]
-        pairs = list(enumerate(categories))
-        self.__dict__.update(
-            thing_classes=names,
-            stuff_classes=list(names),
-            thing_colors=colors,
-            stuff_colors=[list(c) for c in colors],
-            thing_dataset_id_to_contiguous_id={c.id: i for i, c in pairs if c.isthing},
-            stuff_dataset_id_to_contiguous_id={c.id: i for i, c in pairs if not c.isthing},
-            isthing=tuple(c.isthing for c in categories),
-        )
+        self.__dict__.update(class_attributes(categories))
 
     def as_dict(self) -> dict[str, Any]:
         """Return all metadata; paths and class lists that are not set yet are determined first."""
@@ -146,6 +133,28 @@ class PanopticMetadata(Metadata):
 
     def __reduce__(self) -> tuple:
         return _restore, (self.name, self._source, dict(self.__dict__))
+
+
+def class_attributes(categories: Sequence[Category]) -> dict[str, Any]:
+    """The metadata that describe classes: names, colours, kinds and tables of ids.
+
+    Args:
+        categories: in the order of their contiguous ids.
+    """
+    # Things and stuff share one space of contiguous ids, so both lists hold all K classes and a
+    # contiguous id is the index into either.
+    names = [c.name for c in categories]
+    colors = [list(c.color) for c in categories]
+    pairs = list(enumerate(categories))
+    return {
+        "thing_classes": names,
+        "stuff_classes": list(names),
+        "thing_colors": colors,
+        "stuff_colors": [list(c) for c in colors],
+        "thing_dataset_id_to_contiguous_id": {c.id: i for i, c in pairs if c.isthing},
+        "stuff_dataset_id_to_contiguous_id": {c.id: i for i, c in pairs if not c.isthing},
+        "isthing": tuple(c.isthing for c in categories),
+    }
 
 
 def dataset_ids(metadata: Any) -> tuple[int, ...]:

@@ -1,0 +1,80 @@
+"""The entries that come with the package: complete, true to the published table, buildable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from detectron2.modeling import META_ARCH_REGISTRY
+
+from panoptic_ext.model_zoo import catalog, configs
+from panoptic_ext.model_zoo.entry import ZooEntry
+from tests import ROOT
+from tests.config.shipped import failures
+from tests.shared_data import shared_data_folder
+
+pytestmark = pytest.mark.usefixtures("clean_catalogs")
+
+TABLE = shared_data_folder().parent / "spec" / "zoo.md"
+FILES = sorted((ROOT / "panoptic_ext" / "model_zoo" / "entries").rglob("*.yaml"))
+BASE = "https://dl.fbaipublicfiles.com/maskformer/mask2former/"
+
+
+def built_in() -> list[ZooEntry]:
+    return [catalog.find(path.stem if path.parent.name != "backbones" else f"backbones/{path.stem}")
+            for path in FILES]  # fmt: skip
+
+
+def published() -> dict[str, list[str]]:
+    """Address -> the row of the published table."""
+    if not TABLE.is_file():
+        pytest.skip(f"{TABLE} is missing")
+    rows = [line.strip("|\n ").split("|") for line in TABLE.read_text().splitlines()]
+    table = [[cell.strip() for cell in row] for row in rows if len(row) == 7]
+    return {BASE + row[6]: row for row in table if row[6].endswith(".pkl")}
+
+
+def test_every_file_has_the_name_of_its_entry() -> None:
+    assert len(FILES) > 45
+    assert [Path(entry.path) for entry in built_in()] == FILES
+
+
+def test_mask2former_is_complete_and_as_published() -> None:
+    rows = published()
+    ours = {entry.address: entry for entry in built_in() if entry.address.startswith(BASE)}
+    assert len(rows) == 47 and set(ours) == set(rows)
+    wrong = []
+    for address, entry in ours.items():
+        data_set, task, config, _, length, figures, _ = rows[address]
+        expected = {}
+        for figure in figures.split(", "):
+            metric, _, value = figure.rpartition(" ")
+            expected[metric] = float(value)
+        is_right = (
+            dict(entry.figures) == expected
+            and entry.task == task.split()[0].lower()
+            and entry.config.startswith(data_set.lower().replace(" ", "_") + "/mask2former/")
+            and entry.notes == f"published as {config}, trained for {length}"
+            and not entry.commercial_use
+        )
+        wrong += [] if is_right else [entry.name]
+    assert not wrong
+
+
+def check_config(entry: ZooEntry) -> None:
+    """The config is complete, of the entry's task and data set, and its model is registered."""
+    cfg = configs.get_config(entry.name)
+    assert cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY
+    assert entry.data_set in cfg.DATASETS.TEST
+    assert not cfg.is_frozen()
+    if "Mask2Former" in entry.source or "mask2former" in entry.config:
+        assert entry.task == cfg.MODEL.MASK_FORMER.TASK
+        size = {"min_size": cfg.INPUT.MIN_SIZE_TEST, "max_size": cfg.INPUT.MAX_SIZE_TEST}
+        assert entry.input == {"format": cfg.INPUT.FORMAT, **size}
+
+
+def test_every_config_loads_without_any_data(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    models = [entry.name for entry in built_in() if entry.task != "backbone"]
+    assert len(models) >= 47
+    assert not failures(lambda name: check_config(catalog.find(name)), models)

@@ -61,7 +61,7 @@ def fetch(
         progress: whether a bar with size, speed and remaining time is shown on stderr.
 
     Returns:
-        `path`.
+        `path`, its ~ replaced by the home folder.
 
     Raises:
         DownloadError: the address cannot be used or reached, the file is not there or is another
@@ -71,7 +71,7 @@ def fetch(
     """
     download = Download(address, os.path.expanduser(path), sha256.lower(), size)
     if _is_there(download):
-        return path
+        return download.path
     _check_address(download)
     try:
         os.makedirs(download.folder, exist_ok=True)
@@ -84,7 +84,7 @@ def fetch(
         raise Interrupted(
             SIGINT, f"stopped; what came of {address} is kept, and the next call goes on from there"
         ) from interruption
-    return path
+    return download.path
 
 
 def cache_path(address: str) -> str:
@@ -96,14 +96,19 @@ def cache_path(address: str) -> str:
     Raises:
         DownloadError: the address names no file.
     """
-    parts = urllib.parse.urlsplit(address)
+    try:
+        parts = urllib.parse.urlsplit(address)
+    except ValueError as error:
+        raise DownloadError(
+            f"{quoted(address)} is no valid address ({error}). Correct it"
+        ) from error
     folders = [name for name in parts.path.split("/") if name not in ("", ".", "..")]
     if not folders or parts.path.endswith("/"):
         raise DownloadError(
-            f"{quoted(address)} names no file: expected an address such as "
+            f"{quoted(address)} names no file, expected an address such as "
             "https://host/folder/model.pth"
         )
-    path = os.path.join(cache_folder(), *folders)
+    path = os.path.join(cache_folder(), *map(_short_name, folders))
     if parts.query:
         path = _with_query(path, parts.query)
     recorded = _recorded(path)
@@ -132,8 +137,18 @@ def _with_query(path: str, query: str) -> str:
     """iopath's name, which ends in the query, if it is there; else one that keeps its ending."""
     if os.path.isfile(f"{path}?{query}"):
         return f"{path}?{query}"
+    return _with_tag(path, query)
+
+
+def _short_name(name: str) -> str:
+    """A name to which the endings of the files beside it can be added."""
+    return name if len(os.fsencode(name)) <= 200 else _with_tag(name[:60] + name[-20:], name)
+
+
+def _with_tag(path: str, text: str) -> str:
+    """A path with some digits of a text's hash before its ending."""
     base, ending = os.path.splitext(path)
-    return f"{base}-{hashlib.sha256(query.encode()).hexdigest()[:8]}{ending}"
+    return f"{base}-{hashlib.sha256(text.encode()).hexdigest()[:8]}{ending}"
 
 
 def _check_address(download: Download) -> None:
@@ -210,12 +225,10 @@ def _locked_part(download: Download) -> Iterator[BinaryIO | None]:
         with os.fdopen(handle, "r+b", buffering=0) as part:
             lock = try_lock(part)
             if lock == "unknown" or (lock == "free" and is_at(part, download.part)):
-                if not _is_there(download):
-                    yield part
-                    return
-                if os.path.getsize(download.part) == 0:
-                    os.remove(download.part)
-                yield None
+                try:
+                    yield None if _is_there(download) else part
+                finally:
+                    _remove_empty(part, download.part)
                 return
         if lock == "held" and not has_said:
             has_said = True
@@ -223,6 +236,13 @@ def _locked_part(download: Download) -> Iterator[BinaryIO | None]:
                 "another process downloads %s; waiting until it has finished", download.path
             )
         time.sleep(_WAIT)
+
+
+def _remove_empty(part: BinaryIO, path: str) -> None:
+    """Remove a .part into which nothing came, unless it has been renamed."""
+    if not part.closed and os.fstat(part.fileno()).st_size == 0 and is_at(part, path):
+        with suppress(OSError):  # on systems that cannot remove an open file
+            os.remove(path)
 
 
 def _download(download: Download, part: BinaryIO, progress: bool) -> None:
@@ -238,7 +258,7 @@ def _download(download: Download, part: BinaryIO, progress: bool) -> None:
         found = _difference(download, download.part, sha256_of)
     if found or not os.path.getsize(download.part):
         transfer.discard()
-        raise _wrong_file(download, found or "0 bytes")
+        raise _wrong_file(download, found or "0 bytes, expected some")
     os.fsync(part.fileno())
     _record(download)
     transfer.forget_origin()

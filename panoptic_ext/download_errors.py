@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from panoptic_ext.errors import DownloadError, quoted, shortened
 from panoptic_ext.regular_files import readable_size
 
-__all__ = ["TIMEOUT", "Download"]
+__all__ = ["TIMEOUT", "Download", "cache_folder"]
 
 TIMEOUT = 30.0
 """Seconds without an answer or a byte, after which a connection is taken for dead."""
@@ -68,7 +68,7 @@ class Download:
         way = f"{mend}, or get" if mend else "Get"
         return DownloadError(
             f"{shortened(self.address, 400)} cannot be downloaded: {problem}. {way} the file in "
-            f"another way and put it at {self.path}"
+            f"another way and put it at {os.path.abspath(self.path)}"
         )
 
     def disk_full(self, needed: int | None = None, free: int | None = None) -> DownloadError:
@@ -105,20 +105,24 @@ class Download:
 
     def not_reached(self, reason: BaseException) -> DownloadError:
         """There is no connection to the server."""
-        host = urllib.parse.urlsplit(self.address).netloc.rpartition("@")[2]
+        parts = urllib.parse.urlsplit(self.address)
+        host = parts.netloc.rpartition("@")[2]
+        text = " ".join((getattr(reason, "strerror", None) or str(reason)).split())
+        if parts.scheme == "file":
+            return self.failed(text, "Correct the address")
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            return self.failed(
+                f"the certificate of {host} is not trusted ({reason.verify_message})",
+                "Set $SSL_CERT_FILE to your network's certificates",
+            )
         if isinstance(reason, socket.gaierror):
-            problem = f"no address is known for the host {host} ({reason.strerror})"
-        elif isinstance(reason, ssl.SSLCertVerificationError):
-            problem = f"the certificate of {host} is not trusted ({reason.verify_message})"
-            return self.failed(problem, "Set $SSL_CERT_FILE to your network's certificates")
+            problem = f"no address is known for the host {host} ({text})"
         elif isinstance(reason, TimeoutError):
-            problem = f"{host} does not answer within {TIMEOUT:.0f} seconds"
+            problem = f"{host} does not answer within {TIMEOUT:g} seconds"
         elif isinstance(reason, ConnectionRefusedError):
             problem = f"{host} refuses the connection"
-        elif urllib.parse.urlsplit(self.address).scheme == "file":
-            return self.failed(f"{reason}", "Correct the address")
         else:
-            problem = f"there is no connection to {host} ({reason})"
+            problem = f"there is no connection to {host} ({text})"
         return self.failed(f"{problem}{self._proxy()}", "Check the network and the address")
 
     def refused(self, status: int, reason: str) -> DownloadError:
@@ -126,9 +130,8 @@ class Download:
         hint, mend = _STATUS.get(status, ("", "Check the address"))
         if status >= 500:
             hint, mend = "a fault of the server", "Try again later"
-        return self.failed(
-            f"the server answers {status} {reason}".rstrip() + f": {hint}" * bool(hint), mend
-        )
+        answer = " ".join(f"the server answers {status} {reason}".split())
+        return self.failed(f"{answer}: {hint}" if hint else answer, mend)
 
     def is_page(self, head: bytes) -> DownloadError:
         """The server sends an HTML page; `head` is its beginning."""

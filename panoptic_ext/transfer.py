@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import os
 import re
 import shutil
@@ -25,15 +26,17 @@ from tqdm import tqdm
 
 from panoptic_ext.atomic import write_atomic
 from panoptic_ext.download_errors import TIMEOUT, Download
-from panoptic_ext.errors import shortened
+from panoptic_ext.errors import DownloadError, shortened
 from panoptic_ext.regular_files import readable_size
 
 __all__ = ["Transfer"]
 
+logger = logging.getLogger(__name__)
+
 _PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before another try, as long as no further byte comes
 _BLOCK = 1 << 16
 _HEAD = 1 << 12  # bytes in which an HTML page is recognised
-_DROPS = (ConnectionError, TimeoutError, http.client.HTTPException, ssl.SSLError)
+_CONNECTION_ERRORS = (OSError, http.client.HTTPException)
 _PASSING_STATUS = (408, 429, 502, 503, 504)
 
 
@@ -80,14 +83,11 @@ class Transfer:
         self._origin_path = f"{download.part}.json"
         self._furthest = 0  # most bytes of the file that this call has had
         self._is_answered = False
+        self._progress = progress
+        self._bar: Any = None
+        # Not `urlopen`, which keeps the proxies and certificates of the process's first request.
+        self._opener = urllib.request.build_opener()
         self.is_spliced = False
-        self._bar = tqdm(
-            desc=shortened(os.path.basename(download.path), 40),
-            unit="B",
-            unit_scale=True,
-            mininterval=0.1 if sys.stderr.isatty() else 10.0,  # seconds; few lines in a log file
-            disable=not progress,
-        )
 
     def run(self) -> None:
         """Fill the .part with the whole file.
@@ -96,7 +96,7 @@ class Transfer:
             DownloadError: it cannot be done; what came is kept for the next call.
         """
         tries = 0
-        with self._bar:
+        try:
             while True:
                 before = self._furthest
                 try:
@@ -104,12 +104,12 @@ class Transfer:
                 except _DroppedError as drop:
                     tries = 1 if self._furthest > before else tries + 1
                     if tries > len(_PAUSES):
-                        size = os.fstat(self._stream.fileno()).st_size
-                        raise self._download.failed(
-                            f"the connection broke off {tries} times in a row ({drop})",
-                            f"Try again later ({readable_size(size)} are kept)",
-                        ) from drop.__cause__
+                        raise self._broke_off(drop, tries) from drop.__cause__
+                    logger.warning("%s: %s; trying again", self._download.address, drop)
                 time.sleep(_PAUSES[tries - 1])
+        finally:
+            if self._bar is not None:
+                self._bar.close()
 
     def discard(self) -> None:
         """Forget what came, so that the next run begins anew."""
@@ -135,10 +135,10 @@ class Transfer:
         try:
             with open(self._origin_path, encoding="utf-8") as stream:
                 origin = _Origin(**json.load(stream))
-        except (OSError, ValueError, TypeError, RecursionError):
-            return _Origin(), 0
-        # Without a validator only the hash can tell whether the file has changed in between.
-        is_certain = origin.validator or self._download.sha256
+            # Without a validator only the hash can tell whether the file has changed in between.
+            is_certain = origin.validator or self._download.sha256
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+            return _Origin(), 0  # there is no note, or it is damaged
         if not is_certain or origin.address != self._download.address:
             return _Origin(), 0
         return origin, os.fstat(self._stream.fileno()).st_size
@@ -154,7 +154,9 @@ class Transfer:
                     self.is_spliced = True
                     return _content_range(error.headers)[1] == offset
                 if error.code in _PASSING_STATUS:
-                    raise _DroppedError(f"{error.code} {error.reason}") from error
+                    raise _DroppedError(
+                        f"the server answers {error.code} {error.reason}"
+                    ) from error
                 raise self._download.refused(error.code, str(error.reason)) from error
         with response:
             self._is_answered = True
@@ -173,48 +175,68 @@ class Transfer:
             headers |= {"If-Range": origin.validator} if origin.validator else {}
         try:
             request = urllib.request.Request(_ascii(self._download.address), headers=headers)
-            return urllib.request.urlopen(request, timeout=TIMEOUT)
+            return self._opener.open(request, timeout=TIMEOUT)
         except urllib.error.HTTPError:
             raise
         except urllib.error.URLError as error:
-            reason = error.reason if isinstance(error.reason, BaseException) else error
+            reason = error.reason
+            if not isinstance(reason, BaseException):
+                reason = OSError(reason)
             raise self._not_opened(reason) from error
         except (http.client.InvalidURL, ValueError) as error:
             raise self._download.failed(
                 f"the address is not valid ({error})", "Correct it"
             ) from error
-        except _DROPS as error:
+        except _CONNECTION_ERRORS as error:
             raise self._not_opened(error) from error
 
     def _not_opened(self, reason: BaseException) -> Exception:
-        """The error that no response came; a drop, if the server has answered before."""
-        is_trust = isinstance(reason, ssl.SSLCertVerificationError)
-        is_down = isinstance(reason, (TimeoutError, ConnectionRefusedError)) or is_trust
-        if self._is_answered or (isinstance(reason, _DROPS) and not is_down):
-            return _DroppedError(_described(reason))
+        """The error that no response came; another try follows if it may help."""
+        is_drop = isinstance(reason, (ConnectionError, ssl.SSLEOFError))
+        if self._is_answered or (is_drop and not isinstance(reason, ConnectionRefusedError)):
+            return _DroppedError(_broken(reason))
         return self._download.not_reached(reason)
+
+    def _broke_off(self, drop: _DroppedError, tries: int) -> DownloadError:
+        size = os.fstat(self._stream.fileno()).st_size
+        kept = f" (the {readable_size(size)} that came are kept)" if size else ""
+        return self._download.failed(f"{drop}, {tries} times in a row", f"Try again later{kept}")
 
     def _receive(self, response: Any, found: _Origin, offset: int) -> None:
         """Write the body of a response after the first `offset` bytes of the .part."""
-        self._check_size(found.size)
         blocks = _blocks(response)
         head = next(blocks)
+        # Both before the kept bytes are thrown away: a proxy's log-in page must not cost them.
+        if offset == 0 and _is_page(head, response.headers, self._download.path):
+            raise self._download.is_page(head)
+        self._check_size(found.size)
         if offset == 0:
-            # Before the kept bytes are thrown away: a proxy's log-in page must not cost them.
-            if _is_page(head, response.headers.get("Content-Type", ""), self._download.path):
-                raise self._download.is_page(head)
             self.discard()
             self._write_origin(found)
         self.is_spliced = offset > 0
         self._check_space((found.size or 0) - offset)
-        self._bar.total = found.size or self._download.size
-        self._bar.n = self._bar.initial = offset
+        self._show(offset, found.size or self._download.size)
         self._stream.seek(offset)
         position = offset + self._append(head)
         for block in blocks:
             position += self._append(block)
         if found.size is not None and position < found.size:
-            raise _DroppedError(f"after {position} of {found.size} bytes")
+            raise _DroppedError(f"the connection ended after {position} of {found.size} bytes")
+
+    def _show(self, position: int, size: int | None) -> None:
+        """Begin the progress bar, or set it to another position."""
+        if self._bar is None:
+            is_terminal = sys.stderr is not None and sys.stderr.isatty()
+            self._bar = tqdm(
+                desc=shortened(os.path.basename(self._download.path), 40),
+                total=size,
+                initial=position,
+                unit="B",
+                unit_scale=True,
+                mininterval=0.1 if is_terminal else 10.0,  # seconds; few lines in a log file
+                disable=not self._progress or sys.stderr is None,
+            )
+        self._bar.total, self._bar.n = size, position
 
     def _append(self, block: bytes) -> int:
         rest = memoryview(block)
@@ -256,8 +278,8 @@ def _blocks(response: Any) -> Iterator[bytes]:
     while True:
         try:
             block = response.read(size)
-        except _DROPS as error:
-            raise _DroppedError(_described(error)) from error
+        except _CONNECTION_ERRORS as error:
+            raise _DroppedError(_broken(error)) from error
         if not block and size == _BLOCK:
             return
         yield block
@@ -279,13 +301,14 @@ def _content_range(headers: Any) -> tuple[int | None, int | None]:
     return int(first) if first else None, int(size) if size and size != "*" else None
 
 
-def _is_page(head: bytes, content_type: str, path: str) -> bool:
+def _is_page(head: bytes, headers: Any, path: str) -> bool:
     """Whether a body is an HTML page, where none is expected."""
     if path.lower().endswith((".html", ".htm")):
         return False
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     starts_as_page = text.startswith((b"<!doctype html", b"<html"))
-    return starts_as_page or (content_type.startswith("text/html") and text.startswith(b"<"))
+    is_called_page = headers.get("Content-Type", "").startswith("text/html")
+    return starts_as_page or (is_called_page and text.startswith(b"<"))
 
 
 def _ascii(address: str) -> str:
@@ -296,5 +319,6 @@ def _ascii(address: str) -> str:
     return urllib.parse.urlunsplit((parts.scheme, host, path, query, ""))
 
 
-def _described(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+def _broken(error: BaseException) -> str:
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return f"the connection broke off ({reason})"

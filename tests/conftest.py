@@ -81,8 +81,8 @@ def clean_catalogs() -> Iterator[None]:
 @pytest.fixture
 def file_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FileServer]:
     """A web server of files on the loopback interface; downloads go into a cache of the test's."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
     with FileServer() as server:
         yield server

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import re
+import ssl
 import threading
 import time
 from dataclasses import dataclass, field
@@ -33,11 +34,14 @@ class Answer:
         content_type: the header of that name.
         etag: the header of that name; None derives it from the content, "" sends none.
         last_modified: the header of that name; "" sends none.
-        ranges: whether the server honours Range and If-Range.
+        passing_status: statuses of the next answers, before the file is served.
+        ranges: whether the server honours Range.
+        honours_if_range: whether it honours If-Range.
         declares_length: whether it sends Content-Length.
         truncated_to: the number of bytes of the file after which it always closes the connection,
             while Content-Length declares all of them.
         drops: one number for each of the next answers: it closes after that many bytes of body.
+        silence: seconds before the answer begins.
         pause: seconds before each block of the body.
         block: bytes of a block.
         location: where a status of 301 to 308 leads.
@@ -48,10 +52,13 @@ class Answer:
     content_type: str = "application/octet-stream"
     etag: str | None = None
     last_modified: str = ""
+    passing_status: list[int] = field(default_factory=list)
     ranges: bool = True
+    honours_if_range: bool = True
     declares_length: bool = True
     truncated_to: int | None = None
     drops: list[int] = field(default_factory=list)
+    silence: float = 0.0
     pause: float = 0.0
     block: int = 1 << 16
     location: str = ""
@@ -81,13 +88,20 @@ class FileServer:
         requests: the requests so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        """`tls` holds the certificate of a server of https addresses."""
+        self._scheme = "https" if tls else "http"
         self.answers: dict[str, Answer] = {}
         self.requests: list[Request] = []
         self._closing = threading.Event()
         handler = type("Handler", (_Handler,), {"files": self})
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
+        if tls:
+            # The thread of each connection shakes hands, so that a failure is that client's alone.
+            self._server.socket = tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
         )
@@ -95,7 +109,7 @@ class FileServer:
     @property
     def root(self) -> str:
         """The address of the server, without a slash at its end."""
-        return f"http://127.0.0.1:{self._server.server_port}"
+        return f"{self._scheme}://127.0.0.1:{self._server.server_port}"
 
     def add(self, path: str, content: bytes = b"", **options: Any) -> str:
         """Serve a file from now on; `options` are attributes of `Answer`. Returns its address."""
@@ -163,8 +177,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.files.requests.append(request)
         answer = self.files.answers.get(self.path.lstrip("/"))
         try:
+            self.files.wait(answer.silence if answer else 0)
             if answer is None:
                 self._refuse(404)
+            elif answer.passing_status:
+                self._refuse(answer.passing_status.pop(0))
             elif answer.status != 200:
                 self._refuse(answer.status, answer.location)
             else:
@@ -182,7 +199,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _serve(self, answer: Answer, request: Request) -> None:
         content, validators = answer.content, answer.validators()
         start, status = 0, 200
-        unchanged = request.if_range is None or request.if_range in validators.values()
+        unchanged = request.if_range in (None, *validators.values()) or not answer.honours_if_range
         if answer.ranges and request.range and unchanged:
             match = re.fullmatch(r"bytes=(\d+)-", request.range)
             start, status = int(match[1]) if match else 0, 206

@@ -33,10 +33,12 @@ path_handlers.register_path_handlers()
 detectron2_zoo.install()
 
 if TYPE_CHECKING:
+    from panoptic_ext.prediction.panoptic_result import PanopticResult
     from panoptic_ext.prediction.predictor import Predictor, load_run_cfg
 
 __version__ = "0.1.0"
 __all__ = [
+    "PanopticResult",
     "Predictor",
     "__version__",
     "add_panoptic_ext_config",
@@ -44,14 +46,19 @@ __all__ = [
     "register_panoptic",
 ]
 
-# Imported at the first use, because they import training and evaluation, which takes time.
-_LAZY_NAMES = ("Predictor", "load_run_cfg")
+# Name -> its module, imported at the first use: some import training and evaluation, which takes
+# time.
+_LAZY_NAMES = {
+    "PanopticResult": "panoptic_ext.prediction.panoptic_result",
+    "Predictor": "panoptic_ext.prediction.predictor",
+    "load_run_cfg": "panoptic_ext.prediction.predictor",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY_NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("panoptic_ext.prediction.predictor"), name)
+    return getattr(importlib.import_module(_LAZY_NAMES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -27,7 +27,7 @@ from panoptic_ext.errors import PanopticExtError
 from panoptic_ext.evaluation.compare_files import evaluate_files
 from panoptic_ext.evaluation.instance_evaluation import PanopticInstanceEvaluator
 from panoptic_ext.prediction.predictor import load_run_cfg
-from panoptic_ext.prediction.results import PanopticResults
+from panoptic_ext.prediction.results_folder import ResultsFolder
 from panoptic_ext.prediction.video import VideoReader
 from panoptic_ext.visualization.learning_curves import read_curve
 from tests.tiny.panoptic_dataset import TinyDataset
@@ -62,7 +62,7 @@ def _run_with_config(folder: str) -> Any:
 
 def _log_of_predictions(folder: str) -> Any:
     maps = {"thing_dataset_id_to_contiguous_id": {}, "stuff_dataset_id_to_contiguous_id": {7: 0}}
-    return PanopticResults(folder, SimpleNamespace(**maps))
+    return ResultsFolder(folder, SimpleNamespace(**maps))
 
 
 def _base(folder: str) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from panoptic_ext.errors import listed
-from panoptic_ext.prediction.results import PNG_FOLDER
+from panoptic_ext.prediction.results_folder import PNG_FOLDER
 from panoptic_ext.regular_files import IMAGE, file_problem
 
 __all__ = [

@@ -33,7 +33,7 @@ from panoptic_ext.prediction.image_ids import choose_image_ids, ids_of_files
 from panoptic_ext.prediction.inputs import PredictionInput
 from panoptic_ext.prediction.outputs import Segments, panoptic_result, segments_to_draw
 from panoptic_ext.prediction.predictor import Predictor
-from panoptic_ext.prediction.results import PanopticResults
+from panoptic_ext.prediction.results_folder import ResultsFolder
 from panoptic_ext.prediction.settings import check_prediction_settings, prediction_settings
 from panoptic_ext.prediction.video import VideoReader, VideoWriter
 from panoptic_ext.visualization import Pictures, readable_scale, save_picture
@@ -113,9 +113,9 @@ class PredictionJob:
         self.pictures = pictures if options.pictures else None
         settings = prediction_settings(predictor.cfg, predictor.weights, options.drawing)
         check_prediction_settings(output, settings, overwrite=options.overwrite)
-        self.results: PanopticResults | None = None
+        self.results: ResultsFolder | None = None
         if options.panoptic:
-            self.results = PanopticResults(output, predictor.metadata, fresh=options.overwrite)
+            self.results = ResultsFolder(output, predictor.metadata, fresh=options.overwrite)
         self.files = ManyFiles[PredictionInput](lambda item: item.path)
         self.failed: dict[str, str] = {}
         self.skipped = 0

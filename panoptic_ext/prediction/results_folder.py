@@ -22,7 +22,7 @@ from panoptic_ext.data.datasets.metadata import categories_of, dataset_ids
 from panoptic_ext.errors import NOT_JSON, PanopticExtError
 from panoptic_ext.regular_files import LOG_FILE, check_regular_file
 
-__all__ = ["PanopticResults", "coco_segments"]
+__all__ = ["ResultsFolder", "coco_segments"]
 
 PNG_FOLDER = "panoptic"
 JSON_FILE = "panoptic.json"
@@ -69,7 +69,7 @@ def coco_segments(
     return runs.expand(new_ids[index]), segments
 
 
-class PanopticResults:
+class ResultsFolder:
     """The results of a folder of images: PNGs, a log, and at the end the JSON.
 
     Args:

@@ -19,7 +19,7 @@ from panoptic_ext.errors import ConfigError, PanopticExtError
 from panoptic_ext.prediction.image_ids import choose_image_ids, ids_of_files
 from panoptic_ext.prediction.inputs import SETTINGS_FILE, find_inputs, search_inputs
 from panoptic_ext.prediction.outputs import panoptic_result, segments_to_draw
-from panoptic_ext.prediction.results import PanopticResults, coco_segments
+from panoptic_ext.prediction.results_folder import ResultsFolder, coco_segments
 
 METADATA = SimpleNamespace(
     thing_classes=["disc", "grass"],
@@ -217,13 +217,13 @@ def test_segments_are_converted_to_coco():
 
 
 def test_results_continue_after_a_kill(tmp_path):
-    results = PanopticResults(str(tmp_path), METADATA)
+    results = ResultsFolder(str(tmp_path), METADATA)
     ids, segments = np.full((2, 3), 5), [{"id": 5, "category_id": 1}]
     results.add("a/ü.jpg", ids, segments, image_id=3, file_name="a/ü.jpg")
     results.mark("video")
     log = tmp_path / "panoptic_progress.jsonl"
     log.write_bytes(log.read_bytes() + b'{"key": "b.jpg", "ima')
-    again = PanopticResults(str(tmp_path), METADATA)
+    again = ResultsFolder(str(tmp_path), METADATA)
     assert again.has("a/ü.jpg") and again.has("video") and not again.has("b.jpg")
     again.add("b.jpg", ids, segments, image_id="b", file_name="b.jpg")
     content = json.loads(Path(again.write_json()).read_text(encoding="utf-8"))
@@ -232,8 +232,8 @@ def test_results_continue_after_a_kill(tmp_path):
     png = tmp_path / "panoptic" / content["annotations"][0]["file_name"]
     assert (read_id_map(png) == 1).all()
     png.unlink()
-    assert not PanopticResults(str(tmp_path), METADATA).has("a/ü.jpg")
-    assert not PanopticResults(str(tmp_path), METADATA, fresh=True).has("video")
+    assert not ResultsFolder(str(tmp_path), METADATA).has("a/ü.jpg")
+    assert not ResultsFolder(str(tmp_path), METADATA, fresh=True).has("video")
 
 
 @pytest.mark.parametrize("line", ["[" * 100_000, "{", "[1]", "{}"], ids=range(4))
@@ -242,10 +242,10 @@ def test_a_damaged_line_of_the_progress_log_is_named(tmp_path, line):
     log = tmp_path / "panoptic_progress.jsonl"
     log.write_text(f'{{"key": "a.jpg"}}\n{line}\n')
     with pytest.raises(PanopticExtError, match=r"progress\.jsonl:2 is not a line .*remove this"):
-        PanopticResults(str(tmp_path), METADATA)
+        ResultsFolder(str(tmp_path), METADATA)
 
 
 def test_names_stay_readable_in_the_json(tmp_path):
-    results = PanopticResults(str(tmp_path), METADATA)
+    results = ResultsFolder(str(tmp_path), METADATA)
     results.add("caf\u00e9", np.zeros((2, 2), np.int32), [], image_id=1, file_name="caf\u00e9.jpg")
     assert '"file_name": "caf\u00e9.jpg"' in Path(results.write_json()).read_text("utf-8")

@@ -15,12 +15,13 @@ import os
 import re
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from signal import SIGINT
 from typing import BinaryIO
 
-from panoptic_ext.atomic import is_at, try_lock, write_file
+from panoptic_ext.atomic import TemporaryFile, is_at, try_lock, write_file
 from panoptic_ext.download_errors import Download, cache_folder
 from panoptic_ext.errors import DownloadError, quoted
 from panoptic_ext.interruption import Interrupted
@@ -75,9 +76,7 @@ def fetch(
     _check_address(download)
     try:
         os.makedirs(download.folder, exist_ok=True)
-        with _locked_part(download) as stream:
-            if stream is not None:
-                _download(download, stream, progress)
+        _download_once(download, progress)
     except OSError as error:
         raise download.not_written(error) from error
     except KeyboardInterrupt as interruption:
@@ -215,27 +214,35 @@ def _hash_of(path: str) -> str:
     return _hashes[key]
 
 
-@contextmanager
-def _locked_part(download: Download) -> Iterator[BinaryIO | None]:
-    """The .part, locked; None if another process has finished the download."""
+def _download_once(download: Download, progress: bool) -> None:
+    """Download the file, or wait until another process has done so."""
     has_said = False
-    while True:
+    while not _is_there(download):
         # Without a buffer: after a kill, all that came is on the disk.
         handle = os.open(download.part, os.O_RDWR | os.O_CREAT | _BINARY_FLAG, 0o666)
         with os.fdopen(handle, "r+b", buffering=0) as part:
             lock = try_lock(part)
-            if lock == "unknown" or (lock == "free" and is_at(part, download.part)):
-                try:
-                    yield None if _is_there(download) else part
-                finally:
+            try:
+                if lock == "free" and is_at(part, download.part) and not _is_there(download):
+                    return _download(download, part, progress)
+            finally:
+                if lock != "held":
                     _remove_empty(part, download.part)
-                return
+        if lock == "unknown":
+            return _download_without_lock(download, progress)
         if lock == "held" and not has_said:
             has_said = True
             logger.warning(  # INFO is not shown by most programs
                 "another process downloads %s; waiting until it has finished", download.path
             )
         time.sleep(_WAIT)
+
+
+def _download_without_lock(download: Download, progress: bool) -> None:
+    """Download into a file of this process's own, which no later call can go on with."""
+    with TemporaryFile(download.path) as temporary:
+        private = replace(download, private_part=temporary.path)
+        _download(private, temporary.stream, progress)
 
 
 def _remove_empty(part: BinaryIO, path: str) -> None:
@@ -249,13 +256,11 @@ def _download(download: Download, part: BinaryIO, progress: bool) -> None:
     """Fill the .part, verify it, and rename it."""
     logger.info("downloading %s to %s", download.address, download.path)
     transfer = Transfer(download, part, progress=progress)
-    transfer.run()
-    found = _difference(download, download.part, sha256_of)
+    found = _run(transfer, download, part)
     if found and transfer.is_spliced:
         # The kept bytes may be of another version, although the server did not say so.
         transfer.discard()
-        transfer.run()
-        found = _difference(download, download.part, sha256_of)
+        found = _run(transfer, download, part)
     if found or not os.path.getsize(download.part):
         transfer.discard()
         raise _wrong_file(download, found or "0 bytes, expected some")
@@ -267,6 +272,13 @@ def _download(download: Download, part: BinaryIO, progress: bool) -> None:
     except PermissionError:  # Windows cannot rename open files
         part.close()
         os.replace(download.part, download.path)
+
+
+def _run(transfer: Transfer, download: Download, part: BinaryIO) -> str:
+    """Transfer the file; how it differs from what is expected, or ""."""
+    transfer.run()
+    part.flush()
+    return _difference(download, download.part, sha256_of)
 
 
 def _wrong_file(download: Download, found: str) -> DownloadError:

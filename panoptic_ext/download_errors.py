@@ -46,17 +46,19 @@ class Download:
         path: the path of the file.
         sha256: the expected hash in lower case; "" if it is not known.
         size: the expected number of bytes, or None.
+        private_part: the path of a .part that other processes do not use, or "".
     """
 
     address: str
     path: str
     sha256: str = ""
     size: int | None = None
+    private_part: str = ""
 
     @property
     def part(self) -> str:
         """The path of the file while it is downloaded."""
-        return f"{self.path}.part"
+        return self.private_part or f"{self.path}.part"
 
     @property
     def folder(self) -> str:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -247,6 +248,19 @@ def test_a_file_that_appears_while_waiting_for_the_lock_is_taken(
 def test_a_file_system_without_locks(
     file_server: FileServer, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "try_lock", lambda stream: "unknown")
-    fetch(file_server.add("a.pth", CONTENT), str(path))
+    """Each process has a .part of its own: none cuts off what another one has finished."""
+    for module in (atomic, download):
+        monkeypatch.setattr(module, "try_lock", lambda stream: "unknown")
+    address = file_server.add("a.pth", CONTENT, drops=[70_000], pause=0.05, block=50_000)
+    with ThreadPoolExecutor() as pool:
+        call = pool.submit(fetch, address, str(path), sha256=SHA256)
+        wait_until(lambda: list(path.parent.glob("a.pth.tmp-*")))
+        (part,) = path.parent.glob("a.pth.tmp-*[0-9]")
+        assert str(os.getpid()) in part.name
+        call.result()
     assert path.read_bytes() == CONTENT
+    assert sorted(os.listdir(path.parent)) == ["a.pth", "a.pth.sha256"]
+    file_server.add("b.pth", OTHER)
+    with pytest.raises(DownloadError, match="has the sha256"):
+        fetch(f"{file_server.root}/b.pth", f"{path}.2", sha256=SHA256)
+    assert len(os.listdir(path.parent)) == 2

@@ -192,7 +192,7 @@ def test_the_progress_bar(
     assert capsys.readouterr() == ("", "")
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     st.lists(st.tuples(st.integers(0, 2000), st.booleans()), max_size=6),
     st.booleans(),

@@ -16,10 +16,13 @@ from detectron2.evaluation import DatasetEvaluator
 from torch import multiprocessing, nn
 
 from panoptic_ext.engine import evaluate
+from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.engine.distributed import leave, make_local_group
+from panoptic_ext.errors import CheckpointError, DownloadError
 from panoptic_ext.interruption import Interrupted, stoppable
 from tests.engine.test_train_net import ROOT, command
 from tests.engine.test_trainer import lines, trainer_of
+from tests.tiny.file_server import free_port
 from tests.tiny.training import TinyTrainer, tiny_cfg
 
 
@@ -140,6 +143,7 @@ def _two_workers(rank: int, folder: str) -> None:
     message = interrupted_evaluation(signal_at=3 if rank == 1 else None)
     assert message.startswith("stopped after evaluating 14 of 20 images")
     _evaluate_with_other_statistics(rank)
+    _load_from_a_dead_address(rank, folder)
     leave()
 
 
@@ -151,6 +155,14 @@ def _evaluate_with_other_statistics(rank: int) -> None:
     cfg.DATASETS.TEST = ()
     evaluate.evaluate(None, cfg, model)
     assert model.running_mean.tolist() == [5, 5]
+
+
+def _load_from_a_dead_address(rank: int, folder: str) -> None:
+    """The main process alone downloads, and the others do not wait for what does not come."""
+    os.environ["FVCORE_CACHE"] = folder
+    error = DownloadError if rank == 0 else CheckpointError
+    with pytest.raises(error, match="refuses the connection"):
+        Checkpointer(nn.Linear(1, 1)).load(f"http://127.0.0.1:{free_port()}/{rank}.pth")
 
 
 @pytest.mark.slow

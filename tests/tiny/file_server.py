@@ -80,6 +80,13 @@ class Request:
     headers: dict[str, str]
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: clients that go away, or refuse a certificate, are what the tests are about."""
+
+
 class FileServer:
     """A server in threads of this process, from `with FileServer() as server` to the block's end.
 
@@ -95,8 +102,7 @@ class FileServer:
         self.requests: list[Request] = []
         self._closing = threading.Event()
         handler = type("Handler", (_Handler,), {"files": self})
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), handler)
         if tls:
             # The thread of each connection shakes hands, so that a failure is that client's alone.
             self._server.socket = tls.wrap_socket(

@@ -28,6 +28,7 @@ COMMANDS = {
     "combine": "merge one model's instances and another's semantic predictions, from files",
     "compare-fusions": "compare panoptic fusions on the same weights: a table and pictures",
     "compare-runs": "draw the learning curves of several trainings into one picture",
+    "zoo": "list, fetch and verify published models, and make an entry of your own",
     "parameter-table": "count the parameters of models, or list their tensors",
     "demo": "train and evaluate on generated shapes, and draw what came out",
 }

@@ -24,6 +24,8 @@ __all__ = [
     "evaluation_settings",
     "keep_earlier_results",
     "listed_some",
+    "read_settings",
+    "weights_hash",
     "write_settings",
 ]
 
@@ -44,14 +46,20 @@ def evaluation_settings(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         "by": "training" for the evaluation within a training, else "evaluation". "weights": a hash
         of the model's tensors. "config": the keys of MODEL, INPUT and TEST -> their values.
     """
+    by = "training" if _is_training() else "evaluation"
+    weights = weights_hash(model.state_dict())
+    return {"by": by, "weights": weights, "config": config_values(cfg)}
+
+
+def weights_hash(state_dict: Mapping[str, Any]) -> str:
+    """A hash of the names and tensors of a model, in their order."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, value in model.state_dict().items():
+    for name, value in state_dict.items():
         digest.update(name.encode())
         if isinstance(value, torch.Tensor):
             plain = value.detach().cpu().contiguous().reshape(-1)
             digest.update(plain.view(torch.uint8).numpy())
-    by = "training" if _is_training() else "evaluation"
-    return {"by": by, "weights": digest.hexdigest(), "config": config_values(cfg)}
+    return digest.hexdigest()
 
 
 def config_values(cfg: CfgNode) -> dict[str, str]:
@@ -89,7 +97,7 @@ def keep_earlier_results(folder: str, settings: dict[str, Any]) -> str:
     """
     if not os.path.exists(os.path.join(folder, RESULTS_FILE)):
         return ""
-    before = _read(os.path.join(folder, _SETTINGS_FILE))
+    before = read_settings(folder)
     differences = _differences(before, settings)
     both_training = before.get("by", "training") == settings["by"] == "training"
     if both_training or not differences:
@@ -139,10 +147,10 @@ def _with_lists(value: Any) -> Any:
     return [_with_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _read(path: str) -> dict[str, Any]:
-    """The settings in a file; empty if there is none, as in folders of earlier versions."""
+def read_settings(folder: str) -> dict[str, Any]:
+    """The settings beside the results in `folder`; empty if earlier versions wrote these."""
     try:
-        with open(path, encoding="utf-8") as stream:
+        with open(os.path.join(folder, _SETTINGS_FILE), encoding="utf-8") as stream:
             content = json.load(stream)
     except (OSError, *NOT_JSON):
         return {}

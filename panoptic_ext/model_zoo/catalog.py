@@ -64,10 +64,6 @@ class _Catalog:
             self.places.append(place)
         return [entry.name for entry in new]
 
-    def forget(self) -> None:
-        """Read everything again when an entry is next asked for; `add` is undone."""
-        self.__init__()  # type: ignore[misc]  # the same object stays known to its users
-
 
 _catalog = _Catalog()
 

@@ -10,8 +10,9 @@ from panoptic_ext.errors import CheckpointError, ConfigError
 from panoptic_ext.model_zoo.catalog import find
 from panoptic_ext.model_zoo.entry import ZooEntry
 from panoptic_ext.model_zoo.licences import record_licence, tell_licence
+from panoptic_ext.regular_files import readable_size
 
-__all__ = ["cached_file", "get_checkpoint", "get_checkpoint_url"]
+__all__ = ["cached_file", "get_checkpoint", "get_checkpoint_url", "verify"]
 
 
 def get_checkpoint(name: str, *, progress: bool = True) -> str:
@@ -62,6 +63,32 @@ def cached_file(entry: ZooEntry) -> str:
     else:
         return ""
     return path if os.path.isfile(path) else ""
+
+
+def verify(entry: ZooEntry) -> str:
+    """Compute the hash of an entry's weights again and compare it.
+
+    Returns:
+        What was compared, such as "good, as recorded at its download".
+
+    Raises:
+        CheckpointError: the file is missing, or its hash cannot be known.
+        DownloadError: the file is another one than the entry's.
+    """
+    path = cached_file(entry)
+    if not path:
+        raise CheckpointError(
+            f"not on this machine as a file; `panoptic-ext zoo get {entry.name}` fetches it"
+        )
+    if entry.address:
+        _local_path(entry, progress=False)
+    elif entry.sha256 not in ("", download.sha256_of(path)):
+        raise CheckpointError(f"{path} has another sha256 than {entry.path} gives; copy it again")
+    if entry.sha256:
+        return f"good, the sha256 of the entry ({path})"
+    if os.path.exists(f"{path}.sha256"):
+        return f"good, as recorded at its download ({path})"
+    return f"{readable_size(os.path.getsize(path))}; no hash of it is known ({path})"
 
 
 def _local_path(entry: ZooEntry, progress: bool) -> str:

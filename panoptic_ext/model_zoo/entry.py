@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from panoptic_ext.config.yaml_reader import read_mapping
 from panoptic_ext.data.coco.categories import Category, spare_colors
-from panoptic_ext.errors import ConfigError, nearest, quoted
+from panoptic_ext.errors import ConfigError, quoted, unknown
 
-__all__ = ["TASKS", "WEIGHTS", "Weights", "ZooEntry", "read_entry"]
+__all__ = ["TASKS", "WEIGHTS", "Weights", "ZooEntry", "check_name", "read_entry"]
 
 TASKS = ("panoptic", "instance", "semantic", "backbone")
 """What a model gives; a backbone gives features, and its weights begin a training."""
@@ -119,10 +119,7 @@ def read_entry(path: str) -> ZooEntry:
     for key in content:
         if key not in _KEYS:
             where = _Where(path, lines, str(key))
-            raise where.error(
-                f"unknown key {quoted(key)} of a zoo entry{nearest(str(key), _KEYS)} known: "
-                f"{', '.join(_KEYS)}"
-            )
+            raise where.error(unknown("key of a zoo entry", key, _KEYS))
     missing = [key for key in _REQUIRED if key not in content]
     if missing:
         raise ConfigError(
@@ -133,6 +130,12 @@ def read_entry(path: str) -> ZooEntry:
     entry = ZooEntry(**values, path=path)
     _check_together(entry, lines)
     return entry
+
+
+def check_name(name: str) -> None:
+    """Raise ConfigError if an entry cannot have this name."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"the name {quoted(name)} cannot be used; expected {_NAME_RULE}")
 
 
 def _check_together(entry: ZooEntry, lines: Mapping[str, str]) -> None:
@@ -155,9 +158,7 @@ def _text(where: _Where, value: Any) -> str:
 
 def _name(where: _Where, value: Any) -> str:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise where.wrong(
-            value, "letters, digits and _ . - only, parts separated by /, such as my_model_coco"
-        )
+        raise where.wrong(value, _NAME_RULE)
     return value
 
 
@@ -232,10 +233,9 @@ def _classes(where: _Where, value: Any) -> tuple[Category, ...]:
             raise where.error(
                 f"class {number} of {where.key} is {quoted(row)}, expected {expected}"
             )
-        unknown = set(row) - {"name", "isthing", "id", "color"}
         color = row.get("color", list(colors[number]))
         good = (
-            not unknown
+            set(row) <= {"name", "isthing", "id", "color"}
             and isinstance(row["name"], str)
             and isinstance(row["isthing"], bool)
             and type(row.get("id", 0)) is int
@@ -258,6 +258,7 @@ def _classes(where: _Where, value: Any) -> tuple[Category, ...]:
 
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
+_NAME_RULE = "letters, digits and _ . - only, parts separated by /, such as my_model_coco"
 _KEYS: dict[str, Read] = {
     "name": _name,
     "task": _task,

@@ -10,6 +10,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from tests.tiny.combine_case import Case
 from tests.tiny.finished_run import NAME, finished_run
+from tests.tiny.zoo import own_zoo as own_zoo
+from tests.tiny.zoo import served as served
+from tests.tiny.zoo import tiny_entry as tiny_entry
+from tests.tiny.zoo import zoo_run as zoo_run
 
 
 @pytest.fixture

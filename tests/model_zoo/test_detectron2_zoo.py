@@ -14,8 +14,6 @@ from panoptic_ext import add_panoptic_ext_config
 from panoptic_ext.config.shipped import shipped_config
 from panoptic_ext.model_zoo import detectron2_zoo
 
-pytestmark = pytest.mark.usefixtures("clean_catalogs")
-
 NAME = "mask2former_R50_coco"
 CONFIG = "coco/mask2former/mask2former_R50_bs16_50ep.yaml"
 THEIRS = "COCO-PanopticSegmentation/panoptic_fpn_R_50_3x.yaml"

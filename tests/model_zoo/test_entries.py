@@ -13,8 +13,6 @@ from tests import ROOT
 from tests.config.shipped import failures
 from tests.shared_data import shared_data_folder
 
-pytestmark = pytest.mark.usefixtures("clean_catalogs")
-
 TABLE = shared_data_folder().parent / "spec" / "zoo.md"
 FILES = sorted((ROOT / "panoptic_ext" / "model_zoo" / "entries").rglob("*.yaml"))
 BASE = "https://dl.fbaipublicfiles.com/maskformer/mask2former/"

@@ -245,6 +245,23 @@ def test_a_file_that_appears_while_waiting_for_the_lock_is_taken(
     assert not file_server.requests and os.listdir(path.parent) == ["a.pth"]
 
 
+def test_a_part_that_is_removed_before_it_is_locked_is_made_again(
+    file_server: FileServer, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process fails, and removes the empty .part that this one has just opened."""
+    removed: list[bool] = []
+
+    def lock_late(stream: object) -> str:
+        if not removed:
+            os.remove(f"{path}.part")
+            removed.append(True)
+        return atomic.try_lock(stream)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(download, "try_lock", lock_late)
+    fetch(file_server.add("a.pth", CONTENT), str(path))
+    assert path.read_bytes() == CONTENT
+
+
 def test_a_file_system_without_locks(
     file_server: FileServer, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from panoptic_ext import transfer
 from panoptic_ext.download import fetch
 from panoptic_ext.errors import DownloadError
-from tests.tiny.file_server import FileServer
+from tests.tiny.file_server import FileServer, wait_until
 
 CONTENT, OTHER = (np.random.default_rng(seed).bytes(200_000) for seed in (0, 1))
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -144,6 +145,23 @@ def test_a_passing_fault_of_the_server_is_waited_for(file_server: FileServer, pa
     address = file_server.add("a.pth", CONTENT, passing_status=[503, 429])
     fetch(address, str(path))
     assert path.read_bytes() == CONTENT and len(file_server.requests) == 3
+
+
+def test_a_server_that_starts_again_is_waited_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At first a refused connection is an error at once; later it is a break like others."""
+    monkeypatch.setattr(transfer, "_PAUSES", (0.02,) * 1000)
+    with ThreadPoolExecutor() as pool:
+        with FileServer() as server:
+            address = server.add("a.pth", CONTENT, drops=[70_000] + [0] * 1000)
+            call = pool.submit(fetch, address, str(path))
+            wait_until(lambda: "after 70000 of 200000" in caplog.text)
+        wait_until(lambda: "refused" in caplog.text)
+        with FileServer(port=int(address.split(":")[2].split("/")[0])) as server:
+            server.add("a.pth", CONTENT)
+            call.result(timeout=60)
+    assert path.read_bytes() == CONTENT and server.ranges("a.pth") == ["bytes=70000-"]
 
 
 def test_a_redirection_keeps_the_range(file_server: FileServer, path: Path) -> None:

@@ -95,14 +95,18 @@ class FileServer:
         requests: the requests so far.
     """
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
-        """`tls` holds the certificate of a server of https addresses."""
+    def __init__(self, *, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
+        """
+        Args:
+            port: the port; 0 takes a free one.
+            tls: the certificate of a server of https addresses.
+        """
         self._scheme = "https" if tls else "http"
         self.answers: dict[str, Answer] = {}
         self.requests: list[Request] = []
         self._closing = threading.Event()
         handler = type("Handler", (_Handler,), {"files": self})
-        self._server = _Server(("127.0.0.1", 0), handler)
+        self._server = _Server(("127.0.0.1", port), handler)
         if tls:
             # The thread of each connection shakes hands, so that a failure is that client's alone.
             self._server.socket = tls.wrap_socket(

@@ -227,6 +227,7 @@ MODELING_WORDS = {
     "semantic_head": "features: semantic logits",
     "proposal_generator": "region proposals",
     "roi_heads": "boxes and masks",
+    "transformers_models": "networks of transformers",
     "layers": "operators that all share",
 }
 

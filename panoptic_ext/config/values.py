@@ -16,7 +16,7 @@ MAX_LITERAL = 10_000  # characters; Python's parser may exhaust the stack on muc
 _NAMES = ("DATASETS.TRAIN", "DATASETS.TEST", "MODEL.FPN.IN_FEATURES")
 # Keys whose default is None and whose other values are not numbers.
 _OPTIONAL_SWITCHES = ("INPUT.KEEP_EMPTY_SEGMENTS",)
-_OPTIONAL_NAMES = ("INPUT.PANOPTIC_TARGETS",)
+_OPTIONAL_NAMES = ("INPUT.PANOPTIC_TARGETS", "MODEL.TRANSFORMERS.STUFF_CLASSES")
 
 
 class Setting(NamedTuple):

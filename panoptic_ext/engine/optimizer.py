@@ -45,7 +45,8 @@ def param_groups(
         weight_decay_norm, weight_decay_bias, weight_decay_embed: weight decay of normalization
             layers, biases and nn.Embedding; None is `weight_decay`.
         bias_lr_factor: learning rate of biases relative to `base_lr`.
-        backbone_multiplier: learning rate of parameters under `backbone.` relative to the others.
+        backbone_multiplier: learning rate of the backbone's parameters relative to the others: of
+            those under `backbone.`, or under the model's `backbone_prefixes` where it has any.
 
     Returns:
         Dicts with "params", "lr" and "weight_decay", one for each pair of the two values.
@@ -62,7 +63,8 @@ def param_groups(
     embeddings = {
         id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(False)
     }
-    backbone = {id(p) for name, p in model.named_parameters() if name.startswith("backbone.")}
+    prefixes = getattr(model, "backbone_prefixes", ("backbone.",))
+    backbone = {id(p) for name, p in model.named_parameters() if name.startswith(prefixes)}
     merged: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for group in groups:
         for parameter in group["params"]:

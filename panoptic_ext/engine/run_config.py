@@ -220,5 +220,6 @@ def without_pretrained(cfg: CfgNode) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.TIMM.PRETRAINED = False
+    cfg.MODEL.TRANSFORMERS.PRETRAINED = False
     cfg.freeze()
     return cfg

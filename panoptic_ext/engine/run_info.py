@@ -20,6 +20,7 @@ from detectron2.utils.collect_env import collect_env_info
 from panoptic_ext._detectron2 import detectron2_build, detectron2_version
 from panoptic_ext.atomic import write_atomic
 from panoptic_ext.data.datasets.metadata_file import METADATA_FILE, save_metadata
+from panoptic_ext.modeling.meta_arch.base import meta_architecture
 
 __all__ = ["git_state", "save_run_info", "versions"]
 
@@ -42,7 +43,7 @@ def save_run_info(cfg: CfgNode, output_dir: str) -> None:
         "detectron2": detectron2_build() | {"git": git_state(os.path.abspath(detectron2.__file__))},
         "git": git_state(os.path.abspath(__file__)),
     }
-    _write(output_dir, "config.yaml", cfg.dump())
+    _write(output_dir, "config.yaml", meta_architecture(cfg).config_of_run(cfg).dump())
     _write(output_dir, "run_info.json", json.dumps(info, indent=1))
     _write(output_dir, "environment.txt", collect_env_info() + "\n")
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]

@@ -6,6 +6,7 @@ from panoptic_ext.modeling.meta_arch import (
     EfficientPS,
     PanopticExtMaskFormer,
     PanopticExtMaskFormerHead,
+    TransformersPanoptic,
     UnifiedPanopticFPN,
 )
 from panoptic_ext.modeling.proposal_generator import SeparableRPNHead
@@ -20,6 +21,7 @@ __all__ = [
     "PanopticExtMaskFormerHead",
     "SeparableMaskHead",
     "SeparableRPNHead",
+    "TransformersPanoptic",
     "TwoWayFPN",
     "UnifiedPanopticFPN",
     "VoidSafeSemSegFPNHead",

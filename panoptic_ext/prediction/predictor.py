@@ -12,6 +12,7 @@ from detectron2.config import CfgNode as CN
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
+from torch import nn
 
 from panoptic_ext.data.augmentation import ResizeShortestEdge
 from panoptic_ext.data.datasets.metadata_file import METADATA_FILE, load_metadata
@@ -21,6 +22,7 @@ from panoptic_ext.engine.memory_errors import explained_memory_errors
 from panoptic_ext.engine.precision import evaluation_precision
 from panoptic_ext.engine.run_config import load_cfg, without_pretrained
 from panoptic_ext.errors import ConfigError, MemoryNeededError, quoted
+from panoptic_ext.modeling.meta_arch.base import meta_architecture
 from panoptic_ext.postprocessing import with_extents
 from panoptic_ext.prediction.image_arrays import as_bgr_image, is_one_image
 
@@ -40,7 +42,7 @@ class Predictor(DefaultPredictor):
         cfg: a copy of the config.
         model: in eval mode.
         metadata: of the data set that the model was trained on.
-        weights: the file that the weights came from.
+        weights: the file that the weights came from; "" if the model read its own.
         precision: of the forward pass, TEST.AMP_DTYPE.
     """
 
@@ -56,19 +58,16 @@ class Predictor(DefaultPredictor):
         """
         self.cfg = cfg.clone()
         self.weights = weights or find_weights(cfg)
-        names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-        if not names:
-            raise ConfigError(
-                "DATASETS.TRAIN and DATASETS.TEST are both empty, but the names of the classes "
-                "come from a data set; name one in either"
-            )
-        self.metadata = MetadataCatalog.get(names[0])
         set_precision(cfg)
-        self.model = build_model(without_pretrained(self.cfg)).eval()
-        checkpointer = Checkpointer(
-            self.model, save_to_disk=False, allow_pickle=cfg.MODEL.ALLOW_PICKLE
-        )
-        checkpointer.load(self.weights, checkpointables=[], strict=True)
+        # Without a file, the model reads its weights itself.
+        built_from = without_pretrained(self.cfg) if self.weights else self.cfg
+        self.model = build_model(built_from).eval()
+        self.metadata = MetadataCatalog.get(_metadata_name(cfg, self.model))
+        if self.weights:
+            checkpointer = Checkpointer(
+                self.model, save_to_disk=False, allow_pickle=cfg.MODEL.ALLOW_PICKLE
+            )
+            checkpointer.load(self.weights, checkpointables=[], strict=True)
         self.aug = ResizeShortestEdge(
             [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST
         )
@@ -153,6 +152,21 @@ class Predictor(DefaultPredictor):
         return outputs
 
 
+def _metadata_name(cfg: CN, model: nn.Module) -> str:
+    """Name of the metadata with the classes of a model: a data set's, or its own.
+
+    Raises:
+        ConfigError: neither the config nor the model names any.
+    """
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, getattr(model, "metadata_name", ""))
+    if not any(names):
+        raise ConfigError(
+            "DATASETS.TRAIN and DATASETS.TEST are both empty, but the names of the classes "
+            "come from a data set; name one in either"
+        )
+    return names[0]
+
+
 def _free_frames(error: BaseException | None) -> None:
     """Free the tensors of a failed batch, which the frames of the error and its causes hold."""
     while error is not None:
@@ -216,7 +230,8 @@ def find_weights(cfg: CN, *, opts: Sequence[str] = (), path: str = "") -> str:
 
     1. MODEL.WEIGHTS if `opts` name it; 2. the last checkpoint in OUTPUT_DIR, which is the run's
     folder after `load_run_cfg`, unless `opts` name another; 3. the last one in the run's folder;
-    4. MODEL.WEIGHTS of the config, which the training began with.
+    4. MODEL.WEIGHTS of the config, which the training began with. "" if there are none and the
+    model reads its weights itself (`MetaArchitecture.loads_own_weights`).
 
     Args:
         cfg: its OUTPUT_DIR and MODEL.WEIGHTS are read.
@@ -231,7 +246,7 @@ def find_weights(cfg: CN, *, opts: Sequence[str] = (), path: str = "") -> str:
         for folder in (cfg.OUTPUT_DIR, run):
             if _has_checkpoint(folder):
                 return _checkpoints_in(folder).get_checkpoint_file()
-    if not cfg.MODEL.WEIGHTS:
+    if not cfg.MODEL.WEIGHTS and not meta_architecture(cfg).loads_own_weights(cfg):
         raise ConfigError(
             f"no weights to predict with: {quoted(cfg.OUTPUT_DIR)} has no checkpoint and"
             " MODEL.WEIGHTS is empty. Train first, or name a checkpoint: --weights FILE on a"

@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 
 from panoptic_ext.engine.run_config import load_cfg
 from tests import ROOT
+from tests.tiny.transformers_models import tiny_architecture
 
 CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
 LEAVES = [path for path in CONFIGS if not path.name.startswith("Base-")]
@@ -35,7 +36,19 @@ def load_shipped(path: Path) -> CfgNode:
 
     The data sets must be there, see the fixture `dataset_jsons`.
     """
-    return load_cfg(str(path), ["MODEL.DEVICE", "cpu", *SMALLER])
+    pairs = [part for pair in tiny_network(path).items() for part in map(str, pair)]
+    return load_cfg(str(path), ["MODEL.DEVICE", "cpu", *SMALLER, *pairs])
+
+
+def tiny_network(path: Path) -> dict[str, object]:
+    """Keys of a tiny network for a leaf of transformers, whose own one is on the hub."""
+    if path.parent.name != "transformers":
+        return {}
+    pytest.importorskip("transformers", minversion="5.0")
+    return {
+        "MODEL.TRANSFORMERS.PRETRAINED": False,
+        "MODEL.TRANSFORMERS.ARCHITECTURE": tiny_architecture(path.name.split("_")[0]),
+    }
 
 
 def failures(check: Callable[[Item], None], items: Iterable[Item]) -> dict[str, str]:

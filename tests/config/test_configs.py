@@ -34,7 +34,9 @@ def test_every_yaml_of_the_folder_is_found():
     folders = {path.parent for path in CONFIGS if path.parts[-3] != "common"}
     assert {path.parent for path in LEAVES} == folders
     assert {path.parts[-3] for path in LEAVES} == CLASSES.keys()
-    assert {path.parts[-2] for path in LEAVES} == {"mask2former", "efficientps", "panoptic_fpn"}
+    assert {path.parts[-2] for path in LEAVES} == {
+        "mask2former", "efficientps", "panoptic_fpn", "transformers",
+    }  # fmt: skip
 
 
 def check_bases(path: Path) -> None:
@@ -59,7 +61,8 @@ def check_build(path: Path) -> None:
         model = build_model(cfg)
     classes = (THINGS if "_instance_" in path.name else CLASSES)[data_set]
     assert classes == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    assert sum(p.numel() for p in model.parameters()) > 1e6
+    is_tiny = path.parent.name == "transformers"  # its network is on the hub
+    assert sum(p.numel() for p in model.parameters()) > (1e4 if is_tiny else 1e6)
 
 
 @pytest.mark.slow

@@ -24,8 +24,9 @@ from panoptic_ext.engine.optimizer import build_lr_scheduler, build_optimizer
 from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.modeling.meta_arch.base import MetaArchitecture
+from panoptic_ext.modeling.meta_arch.transformers_panoptic import TransformersPanoptic
 from tests import ROOT
-from tests.config.shipped import LEAVES, failures, without_initialisation
+from tests.config.shipped import LEAVES, failures, tiny_network, without_initialisation
 from tests.config.test_configs import CLASSES, THINGS
 from tests.tiny.panoptic_dataset import TinyDataset
 
@@ -56,13 +57,15 @@ def numbers(cfg: CfgNode) -> dict[str, Any]:
 
 def num_classes(model: torch.nn.Module) -> int:
     """Number of classes of the queries (without "no object"), or of the semantic head."""
+    if isinstance(model, TransformersPanoptic):
+        return model.network.config.num_labels
     if hasattr(model, "criterion"):
         return model.criterion.num_classes
     return model.sem_seg_head.predictor.out_channels
 
 
 def check_build(path: Path) -> None:
-    cfg = user_cfg(path)
+    cfg = user_cfg(path, **tiny_network(path))
     cfg.freeze()
     with without_initialisation():
         model = build_model(cfg)

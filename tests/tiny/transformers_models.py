@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -48,6 +50,15 @@ def save_tiny(
         processor.save_pretrained(folder)
     model.save_pretrained(folder)
     return str(folder)
+
+
+@cache
+def tiny_architecture(family: str, classes: Sequence[str] = ("a", "b")) -> str:
+    """Text for MODEL.TRANSFORMERS.ARCHITECTURE, which needs no folder."""
+    from panoptic_ext.modeling.transformers_models.source import read_source
+
+    with tempfile.TemporaryDirectory() as folder:
+        return read_source(save_tiny(family, folder, classes)).to_text()
 
 
 def build_tiny(family: str, classes: Sequence[str], *, seed: int = 0) -> tuple[nn.Module, Any]:
@@ -128,7 +139,7 @@ def _maskformer(transformers: Any, names: dict[str, Any]) -> nn.Module:
     )  # fmt: skip
     config = transformers.MaskFormerConfig(
         fpn_feature_size=32, mask_feature_size=32, backbone_config=_resnet(transformers),
-        decoder_config=decoder, use_auxiliary_loss=True, use_pretrained_backbone=False, **names,
+        decoder_config=decoder, use_pretrained_backbone=False, **names,
     )  # fmt: skip
     return transformers.MaskFormerForInstanceSegmentation(config)
 

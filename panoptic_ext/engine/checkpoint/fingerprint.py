@@ -21,7 +21,13 @@ __all__ = ["check_fingerprint", "compare_runs", "run_fingerprint"]
 logger = logging.getLogger(__name__)
 
 # Keys that change neither weights nor losses.
-_HARMLESS_KEYS = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "VIS_PERIOD", "DATASETS.SEARCH_PATH")
+_HARMLESS_KEYS = (
+    "OUTPUT_DIR",
+    "DATALOADER.NUM_WORKERS",
+    "VIS_PERIOD",
+    "DATASETS.SEARCH_PATH",
+    "MODEL.TRANSFORMERS.ARCHITECTURE",  # the run's config.yaml repeats what NAME_OR_PATH holds
+)
 # No version of another package has changed a loss so far.
 _COMPARED_VERSIONS = ("panoptic_ext", "detectron2", "torch")
 

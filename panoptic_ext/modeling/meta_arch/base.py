@@ -69,6 +69,9 @@ class MetaArchitecture:
     mapper_targets: ClassVar[tuple[str, ...]] = ("instances", "sem_seg")
     """Ground truth that the mapper derives from the id map where INPUT.PANOPTIC_TARGETS is None; ()
     for a model that reads the id map and its table directly."""
+    backbone_prefixes: tuple[str, ...] = ("backbone.",)
+    """Beginnings of the names of the backbone's parameters, whose learning rate is multiplied by
+    SOLVER.BACKBONE_MULTIPLIER. A model may set it on its instance."""
     find_unused_parameters: bool = False
     """Whether some parameters may get no gradient in a step, so that DistributedDataParallel has to
     search for them. A model may set it on its instance."""
@@ -93,6 +96,23 @@ class MetaArchitecture:
     def learns_from_instances(cfg: Any) -> bool:
         """Whether data sets of instances alone, without label maps, are enough for this config."""
         return False
+
+    @staticmethod
+    def loads_own_weights(cfg: Any) -> bool:
+        """Whether a model that is built from this config has read its weights by itself.
+
+        MODEL.WEIGHTS may then be empty in prediction and evaluation, too.
+        """
+        return False
+
+    @staticmethod
+    def config_of_run(cfg: Any) -> Any:
+        """The config that a run writes into its folder, from which its checkpoints can be loaded.
+
+        A model that is built from files which its config names puts their content into a copy, so
+        that the run's folder is enough.
+        """
+        return cfg
 
     def why_missing(self, missing: Collection[str]) -> str:
         """Text to add to the report of loaded weights that lack the parameters `missing`."""
@@ -119,6 +139,8 @@ _CLASS_ATTRIBUTES = (
     "combine_keys",
     "head_classes",
     "learns_from_instances",
+    "loads_own_weights",
+    "config_of_run",
 )
 
 

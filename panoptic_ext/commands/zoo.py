@@ -28,7 +28,7 @@ from panoptic_ext import model_zoo
 from panoptic_ext.commands.command_line import command_main, command_parser
 from panoptic_ext.errors import ConfigError, PanopticExtError
 from panoptic_ext.model_zoo.catalog import ENVIRONMENT, add, find, matching
-from panoptic_ext.model_zoo.checkpoints import cached_file, verify
+from panoptic_ext.model_zoo.checkpoints import cached_file, is_here, verify
 from panoptic_ext.model_zoo.entry import TASKS, ZooEntry
 from panoptic_ext.model_zoo.from_run import entry_from_run
 from panoptic_ext.regular_files import readable_size
@@ -82,9 +82,9 @@ def _list(args: argparse.Namespace) -> int:
         print(json.dumps([_as_dict(entry) for entry in found], indent=1, ensure_ascii=False))
         return 0
     rows = [_row(entry) for entry in found]
-    headers = ("name", "task", "data set", "figures", "size", "licence", "in the cache")
+    headers = ("name", "task", "data set", "figures", "size", "licence", "here")
     print(tabulate(rows, headers, tablefmt="simple", disable_numparse=True))
-    print(f"\n{len(found)} models; a licence with ! forbids commercial use")
+    print(f"\n{len(found)} models. A licence with ! forbids commercial use; here: on this machine")
     return 0
 
 
@@ -99,7 +99,7 @@ def _row(entry: ZooEntry) -> tuple[str, ...]:
         figures,
         readable_size(size) if size else "",
         f"{entry.licence}{'' if entry.commercial_use else ' !'}",
-        {"package": "a package", "hub": "the hub's"}.get(entry.weights.kind, "yes" if path else ""),
+        "yes" if is_here(entry) else "",
     )
 
 
@@ -128,7 +128,7 @@ def _as_dict(entry: ZooEntry) -> dict[str, Any]:
     content = dataclasses.asdict(entry)
     content["weights"] = {entry.weights.kind: entry.weights.value}
     content["classes"] = [category._asdict() for category in entry.classes]
-    return {**content, "in_cache": cached_file(entry)}
+    return {**content, "file": cached_file(entry), "here": is_here(entry)}
 
 
 def _get(args: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 
 from panoptic_ext import download
@@ -12,7 +13,10 @@ from panoptic_ext.model_zoo.entry import ZooEntry
 from panoptic_ext.model_zoo.licences import record_licence, tell_licence
 from panoptic_ext.regular_files import readable_size
 
-__all__ = ["cached_file", "get_checkpoint", "get_checkpoint_url", "verify"]
+__all__ = ["cached_file", "get_checkpoint", "get_checkpoint_url", "is_here", "verify"]
+
+
+_HUB_FILE = "config.json"  # every model of the hub has it
 
 
 def get_checkpoint(name: str, *, progress: bool = True) -> str:
@@ -63,6 +67,20 @@ def cached_file(entry: ZooEntry) -> str:
     else:
         return ""
     return path if os.path.isfile(path) else ""
+
+
+def is_here(entry: ZooEntry) -> bool:
+    """Whether an entry's weights are on this machine: in the cache, or installed as a package."""
+    kind, value = entry.weights
+    if kind == "package":
+        return importlib.util.find_spec(value) is not None
+    if kind != "hub":
+        return bool(cached_file(entry))
+    try:
+        hub = importlib.import_module("huggingface_hub")
+    except ImportError:
+        return os.path.isdir(value)
+    return os.path.isdir(value) or isinstance(hub.try_to_load_from_cache(value, _HUB_FILE), str)
 
 
 def verify(entry: ZooEntry) -> str:

@@ -109,7 +109,7 @@ def written_config(entry: ZooEntry) -> str:
         *blocks, leaf = key.split(".")
         for block in blocks:
             node = node.setdefault(block, {})
-        node[leaf] = yaml.safe_load(value)
+        node[leaf] = value
     folder = os.path.join(get_cache_dir(), "panoptic_ext", "configs")
     written = os.path.join(folder, f"{entry.name.replace('/', '-')}.yaml")
     os.makedirs(folder, exist_ok=True)
@@ -135,13 +135,8 @@ def _is_same(first: str, second: str) -> bool:
 
 def _options(entry: ZooEntry) -> list[str]:
     """KEY VALUE pairs that an entry adds to its config."""
-    if entry.weights.kind != "hub":
-        return []
-    data_set = [entry.data_set]
-    return [
-        "MODEL.TRANSFORMERS.NAME_OR_PATH", entry.weights.value,
-        "DATASETS.TRAIN", str(data_set), "DATASETS.TEST", str(data_set),
-    ]  # fmt: skip
+    is_of_hub = entry.weights.kind == "hub"
+    return ["MODEL.TRANSFORMERS.NAME_OR_PATH", entry.weights.value] if is_of_hub else []
 
 
 def _load(path: str, entry: ZooEntry, options: list[str]) -> CfgNode:

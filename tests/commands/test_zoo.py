@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("own_zoo")
 def test_list_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "mask2former_R50*", "--task", "panoptic"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split("  ")[0] == "name" and lines[-1].startswith("4 models;")
+    assert lines[0].split("  ")[0] == "name" and lines[-1].startswith("4 models. ")
     (row,) = [line for line in lines if line.startswith("mask2former_R50_coco ")]
     for text in ("panoptic", "coco_panoptic_val", "PQ 51.9, AP 41.7, mIoU 61.7", "CC BY-NC 4.0 !"):
         assert f"  {text}  " in f"{row}  "
@@ -31,7 +31,10 @@ def test_list_and_info_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "mask2former_R50_coco", "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
     assert row == rows["mask2former_R50_coco"] and row["commercial_use"] is False
-    assert row["weights"]["address"].startswith("https://") and row["in_cache"] == ""
+    assert row["weights"]["address"].startswith("https://") and (row["file"], row["here"]) == (
+        "",
+        False,
+    )
 
 
 def test_info_says_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:

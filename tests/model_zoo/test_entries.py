@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from detectron2 import model_zoo
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from panoptic_ext.model_zoo import catalog, configs
@@ -59,16 +60,38 @@ def test_mask2former_is_complete_and_as_published() -> None:
     assert not wrong
 
 
+def test_detectron2s_panoptic_models_have_its_addresses() -> None:
+    ours = [entry for entry in built_in() if entry.name.startswith("panoptic_fpn")]
+    for entry in ours:
+        published = entry.notes.split()[2].rstrip(",")
+        assert entry.address == model_zoo.get_checkpoint_url(published)
+    assert len(ours) == 3
+
+
+def test_the_files_that_a_config_has_are_its_entrys() -> None:
+    """No two entries with a file of weights share a config, so that a config names its entry."""
+    models = [entry for entry in built_in() if entry.config and entry.weights.kind != "hub"]
+    assert len({entry.config for entry in models}) == len(models)
+    for entry in models:
+        assert configs.entry_of_config(configs.config_file(entry)) == entry
+
+
 def check_config(entry: ZooEntry) -> None:
     """The config is complete, of the entry's task and data set, and its model is registered."""
     cfg = configs.get_config(entry.name)
     assert cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY
     assert entry.data_set in cfg.DATASETS.TEST
     assert not cfg.is_frozen()
-    if "Mask2Former" in entry.source or "mask2former" in entry.config:
+    assert entry.input["format"] == cfg.INPUT.FORMAT
+    if entry.weights.kind == "hub":  # the model's own image processor resizes
+        assert entry.weights.value == cfg.MODEL.TRANSFORMERS.NAME_OR_PATH
+        assert cfg.MODEL.WEIGHTS == "" and cfg.INPUT.MIN_SIZE_TEST == 0
+        return
+    assert f"zoo://{entry.name}" == cfg.MODEL.WEIGHTS
+    size = {"min_size": cfg.INPUT.MIN_SIZE_TEST, "max_size": cfg.INPUT.MAX_SIZE_TEST}
+    assert entry.input == {"format": cfg.INPUT.FORMAT, **size}
+    if "mask2former" in entry.config:
         assert entry.task == cfg.MODEL.MASK_FORMER.TASK
-        size = {"min_size": cfg.INPUT.MIN_SIZE_TEST, "max_size": cfg.INPUT.MAX_SIZE_TEST}
-        assert entry.input == {"format": cfg.INPUT.FORMAT, **size}
 
 
 def test_every_config_loads_without_any_data(tmp_path: Path, monkeypatch) -> None:

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 _FILE = FileKind("file", 256 << 30, bad="remove it")
 _WAIT = 0.2  # seconds between two looks at another process's download
-_RECORD = re.compile(r"(?:# (?P<address>\S+)\n)?(?P<sha256>[0-9a-f]{64})\b")
+_RECORD = re.compile(r"(?:# (?P<address>.*)\n)?(?P<sha256>[0-9a-f]{64})\b")
 _BINARY_FLAG = getattr(os, "O_BINARY", 0)  # exists on Windows only
 # Path and status of files whose hash was computed in this process -> the hash.
 _hashes: dict[tuple[str, int, int, int], str] = {}

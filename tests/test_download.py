@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import subprocess
+import urllib.parse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,8 +77,12 @@ def test_a_known_hash_is_recorded_silently(
     assert SHA256 in Path(f"{path}.sha256").read_text() and not caplog.messages
 
 
-def test_a_file_that_changed_on_the_disk_is_refused(file_server: FileServer, path: Path) -> None:
-    address = file_server.add("a.pth", CONTENT)
+@pytest.mark.parametrize("name", ["a.pth", "groß und klein.pth"])
+def test_a_file_that_changed_on_the_disk_is_refused(
+    file_server: FileServer, path: Path, name: str
+) -> None:
+    file_server.add(urllib.parse.quote(name), CONTENT)
+    address = f"{file_server.root}/{name}"
     fetch(address, str(path))
     path.write_bytes(OTHER)
     found = hashlib.sha256(OTHER).hexdigest()

@@ -32,14 +32,18 @@ REQUIREMENTS = [
 EXTRAS = {
     "timm": ["timm>=1.0"],  # MODEL.BACKBONE.NAME build_timm_backbone
     "hf": ["huggingface_hub>=0.20", "safetensors>=0.4", "transformers>=4.40"],
+    "results": ["pandas>=2.0", "supervision>=0.31"],  # to_pandas, to_supervision of a result
+    "fiftyone": ["fiftyone>=1.0"],  # to_fiftyone; it brings MongoDB
     # Lint, types, tests, and the independent implementations to compare with.
     "dev": [
         "cityscapesScripts>=2.2",
         "hypothesis>=6.80",
         "mypy==2.4.1",
+        "pandas>=2.0",
         "pytest>=8.0",
         "pytest-xdist>=3.7",
         "ruff==0.17.5",
+        "supervision>=0.31",
         "timm>=1.0",
         "torchmetrics>=1.4",
         "transformers>=4.40",
@@ -47,7 +51,8 @@ EXTRAS = {
     # The site of docs/ (make docs), read from the sources: it needs neither torch nor Detectron2.
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1,<2"],
 }
-EXTRAS["all"] = sorted({item for extra in EXTRAS.values() for item in extra})
+# Without FiftyOne, which is larger than all others together and asks for an older OpenCV.
+EXTRAS["all"] = sorted({i for name, extra in EXTRAS.items() if name != "fiftyone" for i in extra})
 
 
 def read_version() -> str:

@@ -26,7 +26,16 @@ import_quietly()
 
 from panoptic_ext import data, modeling  # noqa: E402, F401  (imported to register)
 from panoptic_ext.config import add_panoptic_ext_config  # noqa: E402
-from panoptic_ext.data import register_panoptic  # noqa: E402
+from panoptic_ext.data import (  # noqa: E402
+    id2rgb,
+    id_to_rgb,
+    map_categories,
+    read_png_string,
+    register_panoptic,
+    rgb2id,
+    rgb_to_id,
+    write_png_string,
+)
 from panoptic_ext.model_zoo import detectron2_zoo, path_handlers  # noqa: E402
 
 path_handlers.register_path_handlers()
@@ -42,8 +51,15 @@ __all__ = [
     "Predictor",
     "__version__",
     "add_panoptic_ext_config",
+    "id2rgb",
+    "id_to_rgb",
     "load_run_cfg",
+    "map_categories",
+    "read_png_string",
     "register_panoptic",
+    "rgb2id",
+    "rgb_to_id",
+    "write_png_string",
 ]
 
 # Name -> its module, imported at the first use: some import training and evaluation, which takes

@@ -3,8 +3,9 @@
 from panoptic_ext.config.left_out import derive_with
 from panoptic_ext.data.augmentation import build_augmentations
 from panoptic_ext.data.coco.categories import Category
-from panoptic_ext.data.coco.id_map import id_to_rgb, rgb_to_id
+from panoptic_ext.data.coco.id_map import id2rgb, id_to_rgb, rgb2id, rgb_to_id
 from panoptic_ext.data.coco.label_png import read_id_map, write_id_map
+from panoptic_ext.data.coco.png_string import read_png_string, write_png_string
 from panoptic_ext.data.dataset_mapper import PanopticDatasetMapper
 from panoptic_ext.data.datasets.check import check_panoptic, count_segments
 from panoptic_ext.data.datasets.class_numbers import derive_left_out
@@ -22,6 +23,7 @@ from panoptic_ext.data.datasets.registered import (
     thing_ids,
 )
 from panoptic_ext.data.id_map_masks import IdMapMasks
+from panoptic_ext.data.map_categories import map_categories
 
 __all__ = [
     "Category",
@@ -38,16 +40,21 @@ __all__ = [
     "get_metadata",
     "get_records",
     "has_instances_alone",
+    "id2rgb",
     "id_to_rgb",
     "load_panoptic",
+    "map_categories",
     "num_classes",
     "read_id_map",
+    "read_png_string",
     "register_from_config",
     "register_instances",
     "register_panoptic",
+    "rgb2id",
     "rgb_to_id",
     "thing_ids",
     "write_id_map",
+    "write_png_string",
 ]
 
 # The room modeling must not import this one. Its models need numbers of classes that only this

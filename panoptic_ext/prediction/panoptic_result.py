@@ -5,28 +5,28 @@ Shapes: H x W the image, N segments. Arrays are numpy's; what Detectron2 takes a
 
 from __future__ import annotations
 
-import copy
 import io
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from detectron2.structures import Instances
 from PIL import Image
 
+from panoptic_ext.data import map_categories, read_id_map, read_png_string
 from panoptic_ext.data.datasets.unified_classes import unified_classes, unified_metadata
-from panoptic_ext.errors import ConfigError, DatasetError, listed
-from panoptic_ext.prediction.description import describe
-from panoptic_ext.prediction.instance_crops import Crops, crops_of_instances, stacked
+from panoptic_ext.errors import ConfigError, listed
+from panoptic_ext.prediction import result_exports
+from panoptic_ext.prediction.image_ids import choose_image_ids
+from panoptic_ext.prediction.instance_crops import crops_of_instances, stacked
 from panoptic_ext.prediction.outputs import segments_to_draw
-from panoptic_ext.prediction.segments import (
-    Segment,
-    id_map_and_segments,
-    only_segments,
-)
-from panoptic_ext.visualization import draw_panoptic, save_picture
+from panoptic_ext.prediction.result_exports import CocoPanoptic
+from panoptic_ext.prediction.results_folder import ResultsFolder
+from panoptic_ext.prediction.segmented_image import SegmentedImage
+from panoptic_ext.visualization import draw_panoptic, mask_grid, save_picture
+from panoptic_ext.visualization.classes import class_color, class_metadata
 
 __all__ = ["PanopticResult"]
 
@@ -34,7 +34,7 @@ _PICTURES = (".png", ".jpg", ".jpeg")
 _BACKGROUND = 235  # grey of a picture without an image
 
 
-class PanopticResult:
+class PanopticResult(SegmentedImage):
     """Segments of one image, by any model of Detectron2.
 
     It has a length, and is a sequence of its segments: `for segment in result`, `result[0]`. Two
@@ -49,45 +49,6 @@ class PanopticResult:
         outputs: what was given: the model's outputs, or None.
         file_name: of the image, or "".
     """
-
-    def __init__(
-        self,
-        panoptic_seg: np.ndarray | torch.Tensor,
-        segments_info: Sequence[Mapping[str, Any]] | None,
-        metadata: Any,
-        image: np.ndarray | Callable[[], np.ndarray] | None = None,
-        outputs: Mapping[str, Any] | None = None,
-        file_name: str = "",
-    ) -> None:
-        """
-        Args:
-            panoptic_seg: (H, W) segment ids, 0 for void; copied to the CPU.
-            segments_info: with "id" and "category_id" (contiguous), optionally "isthing" and
-                "score". Ids of the map without an entry are void; entries without a pixel are left
-                out. None: ids are category * metadata.label_divisor + instance, void is -1.
-            metadata: of the data set, with thing_classes or stuff_classes. Where it numbers things
-                and stuff apart, as Detectron2's separated ones, `segments` and `self.metadata` have
-                one numbering, things first.
-            image: (H, W, 3) uint8 RGB, or a function that reads it when it is needed.
-            outputs: of the model, to keep.
-            file_name: of the image.
-
-        Raises:
-            DatasetError: map and segments do not fit each other, or the classes.
-        """
-        self._classes = unified_classes(metadata)
-        self.metadata = unified_metadata(metadata)
-        divisor = int(getattr(metadata, "label_divisor", 1000))
-        self.panoptic_seg, segments = id_map_and_segments(
-            panoptic_seg, segments_info, self._classes, divisor
-        )
-        self.segments: tuple[Segment, ...] = tuple(segments)
-        self.outputs = outputs
-        self.file_name = os.fspath(file_name)
-        self._crops: Crops | None = None
-        self._image = image
-        if isinstance(image, np.ndarray):
-            self._check_image(image)
 
     @classmethod
     def from_outputs(
@@ -136,127 +97,35 @@ class PanopticResult:
         ]
         return cls(ids, regions, metadata, image, kept, file_name)
 
-    @property
-    def height(self) -> int:
-        return int(self.panoptic_seg.shape[0])
-
-    @property
-    def width(self) -> int:
-        return int(self.panoptic_seg.shape[1])
-
-    @property
-    def image(self) -> np.ndarray | None:
-        """(H, W, 3) uint8 RGB, read at the first access; None where there is none."""
-        if callable(self._image):
-            image = np.asarray(self._image())
-            self._check_image(image)
-            self._image = image
-        return self._image
-
-    @property
-    def segments_info(self) -> list[dict[str, Any]]:
-        """The segments as Detectron2 has them, for `Visualizer.draw_panoptic_seg_predictions`.
-
-        Dicts with id, category_id (contiguous), isthing, area, bbox (x, y, width, height) and the
-        score, where the model gave one.
-        """
-        return [segment.to_segments_info() for segment in self.segments]
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names of all classes of the data set, by contiguous id."""
-        return [category.name for category in self._classes.categories]
-
-    @property
-    def boxes(self) -> np.ndarray:
-        """(N, 4) int64, the box of each segment; see `Segment.box`."""
-        return np.array([s.box for s in self.segments], np.int64).reshape(-1, 4)
-
-    def masks(self) -> np.ndarray:
-        """(N, H, W) bool, the mask of each segment, in the order of `segments`."""
-        masks: np.ndarray = np.zeros((len(self), self.height, self.width), bool)
-        for mask, segment in zip(masks, self.segments, strict=True):
-            x0, y0, x1, y1 = segment.box
-            mask[y0:y1, x0:x1] = self.crop(segment)
-        return masks
-
-    def mask(self, segment: Segment | int) -> np.ndarray:
-        """(H, W) bool, the mask of one segment.
-
-        Args:
-            segment: of this result, or its id.
-
-        Raises:
-            ConfigError: there is no such segment.
-        """
-        mask: np.ndarray = np.zeros((self.height, self.width), bool)
-        x0, y0, x1, y1 = self._find(segment).box
-        mask[y0:y1, x0:x1] = self.crop(segment)
-        return mask
-
-    def crop(self, segment: Segment | int) -> np.ndarray:
-        """(y1 - y0, x1 - x0) bool, the mask of one segment within its box; errors as `mask`."""
-        found = self._find(segment)
-        if self._crops is not None:
-            return self._crops[found.id]
-        x0, y0, x1, y1 = found.box
-        return (self.panoptic_seg[y0:y1, x0:x1] == found.id).numpy()
-
-    def counts(self) -> dict[str, int]:
-        """The number of things of each class that has any, the most first."""
-        counts = Counter(segment.name for segment in self.segments if segment.isthing)
-        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-    def shares(self) -> dict[str, float]:
-        """The part of the image's pixels, 0 to 1, that each class covers, the largest first.
-
-        Void is the rest to 1. Pixels where instances overlap count once.
-        """
-        pixels: dict[str, int] = {}
-        values, areas = torch.unique(self.panoptic_seg, return_counts=True)
-        visible = dict(zip(values.tolist(), areas.tolist(), strict=True))
-        for segment in self.segments:
-            pixels[segment.name] = pixels.get(segment.name, 0) + visible.get(segment.id, 0)
-        total = max(1, self.panoptic_seg.numel())
-        ordered = sorted(pixels.items(), key=lambda item: (-item[1], item[0]))
-        return {name: area / total for name, area in ordered}
-
-    def filter(
-        self,
-        classes: str | int | Sequence[str | int] | None = None,
+    @classmethod
+    def from_coco(
+        cls,
+        annotation: Mapping[str, Any],
+        png: bytes | str | os.PathLike | np.ndarray,
+        metadata: Any,
+        image: np.ndarray | Callable[[], np.ndarray] | None = None,
         *,
-        min_score: float = 0.0,
-        min_area: float = 0,
-        isthing: bool | None = None,
+        file_name: str = "",
     ) -> PanopticResult:
-        """A new result with a part of the segments; pixels of the others are void.
+        """Read what `to_coco` gives, or an annotation of a COCO panoptic JSON.
 
         Args:
-            classes: names or contiguous ids of the classes to keep. None: all.
-            min_score: segments with a lower score are left out; those without a score stay.
-            min_area: pixels; smaller segments are left out.
-            isthing: True keeps things alone, False stuff alone.
+            annotation: with "segments_info", whose category ids are those of the data set's JSON.
+            png: the PNG's bytes, its path, or (H, W) ids.
+            metadata, image, file_name: as the constructor's.
 
         Raises:
-            ConfigError: the data set has no such class.
+            DatasetError: the PNG cannot be read, or the data set has no such category.
         """
-        wanted = None if classes is None else self._classes.find(classes)
-        kept = [
-            s
-            for s in self.segments
-            if (wanted is None or s.class_id in wanted)
-            and (s.score is None or s.score >= min_score)
-            and s.area >= min_area
-            and (isthing is None or s.isthing is isthing)
-        ]
-        result = copy.copy(self)
-        result.segments = tuple(kept)
-        if self._crops is None:
-            result.panoptic_seg = only_segments(self.panoptic_seg, kept)
-        else:
-            result._crops = {s.id: self._crops[s.id] for s in kept}
-            result.panoptic_seg = stacked(kept, result._crops, self.height, self.width)
-        return result
+        if isinstance(png, (str, os.PathLike)):
+            png = read_id_map(png)
+        ids = read_png_string(png) if isinstance(png, bytes) else png
+        unified = unified_metadata(metadata)
+        segments = map_categories(annotation["segments_info"], (unified, "dataset"), unified)
+        for segment, found in zip(segments, annotation["segments_info"], strict=True):
+            # The regions of a semantic result are no things, whatever the kind of their class.
+            segment["isthing"] = bool(found.get("isthing", segment["isthing"]))
+        return cls(ids, segments, unified, image, file_name=file_name)
 
     def draw(self, *, alpha: float | None = None, **options: Any) -> np.ndarray:
         """A picture of the segments over the image, or over plain grey where there is no image.
@@ -300,50 +169,120 @@ class PanopticResult:
         save_picture(path, self.draw(**options))
         return path
 
-    def __len__(self) -> int:
-        return len(self.segments)
+    def mask_grid(self, **options: Any) -> np.ndarray:
+        """A picture of all masks, one beside the other, each below its class and score.
 
-    def __iter__(self) -> Iterator[Segment]:
-        return iter(self.segments)
+        Args:
+            **options: columns (5) and cell_width (240 pixels) of `visualization.mask_grid`.
 
-    def __getitem__(self, index: int) -> Segment:
-        return self.segments[index]
+        Returns:
+            (h, w, 3) uint8 RGB.
+        """
+        scores = ["" if s.score is None else f"{s.score * 100:.0f}%" for s in self.segments]
+        captions = [(s.name, score) for s, score in zip(self.segments, scores, strict=True)]
+        classes = class_metadata(self.metadata)
+        colors = [class_color(info, classes) for info in self.segments_info]
+        masks = (self.mask(segment) for segment in self.segments)
+        return mask_grid(masks, captions, colors, self.image, **options)
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, PanopticResult):
-            return NotImplemented
-        return (
-            self.segments == other.segments
-            and self._classes.categories == other._classes.categories
-            and torch.equal(self.panoptic_seg, other.panoptic_seg)
-            and all(np.array_equal(self.crop(s), other.crop(s)) for s in self.segments)
-        )
+    def save_coco(self, folder: str | os.PathLike, name: str = "") -> str:
+        """Write ids and segments as `panoptic-ext predict --save-panoptic` does.
 
-    __hash__ = None  # type: ignore[assignment]
+        The folder gets panoptic.json and panoptic/<name>.png. Several results in one folder are in
+        one JSON; one of the same name replaces the earlier. Scores are rounded to four digits.
 
-    def __repr__(self) -> str:
-        stuff = self.filter(isthing=False).shares()
-        of_file = f" of {os.path.basename(self.file_name)}" if self.file_name else ""
-        what = describe(self.counts(), stuff)
-        return f"{type(self).__name__}{of_file}, {self.width} x {self.height}: {what}"
+        Args:
+            folder: made where it is missing.
+            name: of the image. "": the last part of `file_name`.
+
+        Returns:
+            The path of the JSON.
+
+        Raises:
+            ConfigError: the result has no file_name, and no name was given.
+        """
+        name = name or os.path.basename(self.file_name)
+        if not name:
+            raise ConfigError("the result has no file_name; expected save_coco(folder, name=...)")
+        results = ResultsFolder(os.fspath(folder), self.metadata)
+        image_id = choose_image_ids([name], {}, results.image_ids())[name]
+        results.add(name, self.panoptic_seg, self.segments_info, image_id=image_id, file_name=name)
+        return results.write_json()
+
+    def to_coco(self, image_id: int | str | None = None) -> CocoPanoptic:
+        """COCO's panoptic format: ids, annotation and PNG, with dataset category ids.
+
+        Of instances that overlap, it has what can be seen. Segment ids of 2^24 or more, which a PNG
+        cannot hold, are replaced by 1 to N.
+
+        Args:
+            image_id: None: `file_name` without folder and suffix; 0 where there is none.
+        """
+        return result_exports.to_coco(self, image_id)
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """The segments as plain values, ready for JSON or CSV; see `Segment`."""
+        return [segment.to_dict() for segment in self.segments]
+
+    def to_instances(self, *, stuff: bool = False) -> Instances:
+        """Detectron2's Instances of the things: pred_boxes, scores, pred_classes, pred_masks.
+
+        Args:
+            stuff: whether segments of stuff are instances, too.
+
+        Returns:
+            On the CPU; the score of a segment without one is 1.
+        """
+        return result_exports.to_instances(self, stuff=stuff)
+
+    def to_semantic(self, void: int | None = None) -> np.ndarray:
+        """(H, W) int32, the contiguous id of each pixel's class.
+
+        Args:
+            void: value of pixels of no segment. None: the ignore_label of the data set, or 255.
+
+        Raises:
+            DatasetError: `void` is a class.
+        """
+        return result_exports.to_semantic(self, void)
+
+    def to_supervision(self) -> Any:
+        """The `supervision.Detections` of all segments, things and stuff.
+
+        Its class_id is contiguous; `data` has class_name, isthing, area and segment_id. The
+        confidence of a segment without a score is 1; it is None where no segment has a score.
+
+        Raises:
+            ConfigError: supervision is not installed.
+        """
+        return result_exports.to_supervision(self)
+
+    def to_fiftyone(self, kind: str = "detections") -> Any:
+        """Labels for a sample of FiftyOne.
+
+        Args:
+            kind: "detections": `fiftyone.Detections` of all segments, each with its mask, and
+                isthing, area and segment_id as attributes. "segmentation": `fiftyone.Segmentation`
+                whose values are 1 + the contiguous id; 0 is void, FiftyOne's background.
+
+        Raises:
+            ConfigError: FiftyOne is not installed, or another kind.
+        """
+        return result_exports.to_fiftyone(self, kind)
+
+    def to_pandas(self) -> Any:
+        """A `pandas.DataFrame` with a row for each segment.
+
+        Its columns are the attributes of `Segment`, with x0, y0, x1, y1 in place of the box; the
+        score is NaN where there is none.
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        return result_exports.to_pandas(self)
 
     def _repr_png_(self) -> bytes:
         """The picture that notebooks show."""
         with io.BytesIO() as stream:
             Image.fromarray(self.draw()).save(stream, format="PNG")
             return stream.getvalue()
-
-    def _find(self, segment: Segment | int) -> Segment:
-        wanted = segment.id if isinstance(segment, Segment) else int(segment)
-        for candidate in self.segments:
-            if candidate.id == wanted:
-                return candidate
-        known = listed((s.id for s in self.segments), 20) or "none"
-        raise ConfigError(f"the result has no segment of the id {wanted}; known: {known}")
-
-    def _check_image(self, image: np.ndarray) -> None:
-        if image.shape != (self.height, self.width, 3):
-            raise DatasetError(
-                f"the image is of shape {image.shape}, the id map {(self.height, self.width)};"
-                " expected (H, W, 3) of the same height and width"
-            )

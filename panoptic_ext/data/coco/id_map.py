@@ -5,12 +5,14 @@ Shapes: H x W is the image. In COCO's colours an id is R + 256 G + 65536 B.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from panoptic_ext.data.coco.runs import MAX_ID, find_runs
 from panoptic_ext.errors import DatasetError
 
-__all__ = ["MAX_RGB_ID", "id_to_rgb", "remap_ids", "rgb_to_id"]
+__all__ = ["MAX_RGB_ID", "id2rgb", "id_to_rgb", "remap_ids", "rgb2id", "rgb_to_id"]
 
 MAX_RGB_ID = MAX_ID - 1
 
@@ -41,6 +43,41 @@ def id_to_rgb(ids: np.ndarray) -> np.ndarray:
     # The bytes of a little-endian integer are R, G, B and a zero, in this order.
     little_endian = np.ascontiguousarray(ids, dtype="<u4")
     return np.ascontiguousarray(little_endian.view(np.uint8).reshape(*ids.shape, 4)[..., :3])
+
+
+def rgb2id(color: np.ndarray | Sequence[int]) -> np.ndarray | int:
+    """Ids of colours as panopticapi's function of this name gives them.
+
+    Args:
+        color: (H, W, 3 or 4) integer array, or one colour (R, G, B) as a list, tuple or array.
+
+    Returns:
+        (H, W) int32 ids, or one int.
+    """
+    colors = np.asarray(color)
+    if colors.ndim not in (1, 3) or colors.shape[-1] not in (3, 4) or colors.dtype.kind not in "iu":
+        raise DatasetError(
+            f"expected (H, W, 3) integer colours or one (R, G, B), found {colors.dtype} of shape"
+            f" {colors.shape}"
+        )
+    if colors.size and (colors.min() < 0 or colors.max() > 255):
+        raise DatasetError(f"colours from {colors.min()} to {colors.max()}; expected 0 to 255")
+    ids = rgb_to_id(colors.astype(np.uint8))
+    return int(ids) if colors.ndim == 1 else ids
+
+
+def id2rgb(id_map: np.ndarray | int) -> np.ndarray | list[int]:
+    """Colours of ids as panopticapi's function of this name gives them.
+
+    Args:
+        id_map: (H, W) integer array, or one id; from 0 to 2^24 - 1.
+
+    Returns:
+        (H, W, 3) uint8, or one colour as a list [R, G, B].
+    """
+    if isinstance(id_map, np.ndarray):
+        return id_to_rgb(id_map)
+    return id_to_rgb(np.asarray(int(id_map))).tolist()
 
 
 def remap_ids(ids: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -42,6 +42,7 @@ path_handlers.register_path_handlers()
 detectron2_zoo.install()
 
 if TYPE_CHECKING:
+    from panoptic_ext.prediction.load import load
     from panoptic_ext.prediction.panoptic_result import PanopticResult
     from panoptic_ext.prediction.predictor import Predictor, load_run_cfg
 
@@ -53,6 +54,7 @@ __all__ = [
     "add_panoptic_ext_config",
     "id2rgb",
     "id_to_rgb",
+    "load",
     "load_run_cfg",
     "map_categories",
     "read_png_string",
@@ -67,6 +69,7 @@ __all__ = [
 _LAZY_NAMES = {
     "PanopticResult": "panoptic_ext.prediction.panoptic_result",
     "Predictor": "panoptic_ext.prediction.predictor",
+    "load": "panoptic_ext.prediction.load",
     "load_run_cfg": "panoptic_ext.prediction.predictor",
 }
 

@@ -20,6 +20,7 @@ __all__ = [
     "InputSearch",
     "PredictionInput",
     "find_inputs",
+    "is_video",
     "search_inputs",
 ]
 
@@ -109,7 +110,7 @@ def search_inputs(patterns: Sequence[str], *, exclude: str = "") -> InputSearch:
         if problem:
             missing.append(PredictionInput(pattern, pattern, problem=problem))
     root = os.path.commonpath(search.folders) if search.folders else ""
-    inputs = [PredictionInput(path, _name(path, root), _is_video(path)) for path in paths.values()]
+    inputs = [PredictionInput(path, _name(path, root), is_video(path)) for path in paths.values()]
     inputs = search.without_results(inputs)
     # In lower case: some file systems take a.jpg and A.JPG for one file.
     name_counts = Counter(item.picture_name.lower() for item in inputs)
@@ -238,5 +239,6 @@ def _name(path: str, root: str) -> str:
     return os.path.relpath(os.path.abspath(path), root).replace(os.sep, "/")
 
 
-def _is_video(path: str) -> bool:
+def is_video(path: str) -> bool:
+    """Whether the suffix is that of a video."""
     return os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES

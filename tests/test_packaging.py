@@ -60,6 +60,8 @@ def test_wheel_has_every_config_and_module(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     yaml = {f"panoptic_ext/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert yaml and yaml <= names
+    entries = {str(path.relative_to(ROOT)) for path in (ROOT / "panoptic_ext").rglob("*.yaml")}
+    assert len(entries) > 50 and entries <= names
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "panoptic_ext").rglob("*.py")}
     assert modules <= names, "a package without __init__.py?"
     assert "panoptic_ext/py.typed" in names  # type checkers of users read our annotations
@@ -179,6 +181,7 @@ def test_every_command_of_an_installed_wheel_runs_without_a_checkout(
         (["evaluate", *files], 0),
         (["train", *shapes, *options], 0),
         (["train", "--config-file", missing], 2),
+        (["zoo", "info", "mask2former_R50_coco"], 0),
     )
     assert printed.startswith(f"package: {installed.package}{os.sep}")
     assert printed.count("usage: ") == len(COMMANDS)

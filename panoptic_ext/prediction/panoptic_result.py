@@ -31,6 +31,7 @@ from panoptic_ext.visualization.classes import class_color, class_metadata
 __all__ = ["PanopticResult"]
 
 _PICTURES = (".png", ".jpg", ".jpeg")
+_NOTEBOOK_SIDE = 1024  # pixels, at most, of the longer side of a picture in a notebook
 _BACKGROUND = 235  # grey of a picture without an image
 
 
@@ -282,7 +283,9 @@ class PanopticResult(SegmentedImage):
         return result_exports.to_pandas(self)
 
     def _repr_png_(self) -> bytes:
-        """The picture that notebooks show."""
+        """The picture that notebooks show, of a large image a smaller one."""
+        longer = max(self.height, self.width)
+        scale = _NOTEBOOK_SIDE / longer if longer > _NOTEBOOK_SIDE else None
         with io.BytesIO() as stream:
-            Image.fromarray(self.draw()).save(stream, format="PNG")
+            Image.fromarray(self.draw(scale=scale)).save(stream, format="PNG")
             return stream.getvalue()

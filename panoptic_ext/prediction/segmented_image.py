@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from panoptic_ext.data.coco.runs import find_runs
 from panoptic_ext.data.datasets.unified_classes import unified_classes, unified_metadata
 from panoptic_ext.errors import ConfigError, DatasetError, listed
 from panoptic_ext.prediction.description import describe
@@ -143,14 +144,7 @@ class SegmentedImage:
 
         Void is the rest to 1. Pixels where instances overlap count once.
         """
-        pixels: dict[str, int] = {}
-        values, areas = torch.unique(self.panoptic_seg, return_counts=True)
-        visible = dict(zip(values.tolist(), areas.tolist(), strict=True))
-        for segment in self.segments:
-            pixels[segment.name] = pixels.get(segment.name, 0) + visible.get(segment.id, 0)
-        total = max(1, self.panoptic_seg.numel())
-        ordered = sorted(pixels.items(), key=lambda item: (-item[1], item[0]))
-        return {name: area / total for name, area in ordered}
+        return self._shares(self.segments)
 
     def filter(
         self: Self,
@@ -211,10 +205,23 @@ class SegmentedImage:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        stuff = self.filter(isthing=False).shares()
+        stuff = self._shares([segment for segment in self.segments if not segment.isthing])
         of_file = f" of {os.path.basename(self.file_name)}" if self.file_name else ""
         what = describe(self.counts(), stuff)
         return f"{type(self).__name__}{of_file}, {self.width} x {self.height}: {what}"
+
+    def _shares(self, segments: Sequence[Segment]) -> dict[str, float]:
+        pixels = {segment.id: segment.area for segment in segments}
+        if self._crops is not None:  # others may cover a part of an instance
+            ids, areas = find_runs(self.panoptic_seg.numpy()).areas()
+            visible = dict(zip(ids.tolist(), areas.tolist(), strict=True))
+            pixels = {segment.id: visible.get(segment.id, 0) for segment in segments}
+        shares: Counter[str] = Counter()
+        for segment in segments:
+            shares[segment.name] += pixels[segment.id]
+        total = max(1, self.panoptic_seg.numel())
+        ordered = sorted(shares.items(), key=lambda item: (-item[1], item[0]))
+        return {name: area / total for name, area in ordered}
 
     def _find(self, segment: Segment | int) -> Segment:
         wanted = segment.id if isinstance(segment, Segment) else int(segment)

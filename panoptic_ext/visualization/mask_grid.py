@@ -57,8 +57,9 @@ def mask_grid(
             f"columns {columns} and cell_width {cell_width}; expected 1 or more, and 16 or more"
         )
     columns = max(1, min(columns, len(captions)))
+    backdrop = None if image is None else _resized(image, *_cell_size(image, cell_width))
     cells = [
-        _cell(mask, caption, color, image, cell_width)
+        _cell(mask, caption, color, backdrop, cell_width)
         for mask, caption, color in zip(masks, captions, colors, strict=True)
     ]
     cell_height = cells[0].shape[0] if cells else _CAPTION_HEIGHT
@@ -75,18 +76,26 @@ def mask_grid(
     return grid
 
 
+def _cell_size(array: np.ndarray, width: int) -> tuple[int, int]:
+    """Width and height of a cell's picture."""
+    return width, max(1, round(array.shape[0] * width / array.shape[1]))
+
+
 def _cell(
-    mask: np.ndarray, caption: tuple[str, str], color: Color, image: np.ndarray | None, width: int
+    mask: np.ndarray,
+    caption: tuple[str, str],
+    color: Color,
+    backdrop: np.ndarray | None,
+    width: int,
 ) -> np.ndarray:
-    """(caption + h, width, 3) uint8: the caption and the mask."""
-    height = max(1, round(mask.shape[0] * width / mask.shape[1]))
+    """(caption + h, width, 3) uint8: the caption and the mask, over an image of (h, width, 3)."""
+    width, height = _cell_size(mask, width)
     covered = _resized(mask.astype(np.uint8) * 255, width, height)[:, :, None] / 255
     inside = np.broadcast_to(255 * np.array(color), (height, width, 3))
     outside: np.ndarray = np.full((height, width, 3), float(_PLAIN))
-    if image is not None:
-        small = _resized(image, width, height).astype(float)
-        inside = _OPACITY * inside + (1 - _OPACITY) * small
-        grey = small.mean(axis=2, keepdims=True)
+    if backdrop is not None:
+        inside = _OPACITY * inside + (1 - _OPACITY) * backdrop
+        grey = backdrop.mean(axis=2, keepdims=True)
         outside = np.repeat(_DARKEST + _DARKENED * grey, 3, axis=2)
     picture = covered * inside + (1 - covered) * outside
     touched = (covered[:, :, 0] > 0).astype(np.uint8)

@@ -268,6 +268,8 @@ def test_draw_and_save(tmp_path):
         result.save("street.json")
     png = Image.open(io.BytesIO(result._repr_png_()))
     np.testing.assert_array_equal(np.asarray(png), result.draw())
+    large = PanopticResult(np.ones((300, 2048), int), [{"id": 1, "category_id": 0}], METADATA)
+    assert Image.open(io.BytesIO(large._repr_png_())).size == (1024, 150)
 
 
 def test_without_an_image_the_background_is_grey():

@@ -9,7 +9,7 @@ import os
 from panoptic_ext import download
 from panoptic_ext.errors import CheckpointError, ConfigError
 from panoptic_ext.model_zoo.catalog import find
-from panoptic_ext.model_zoo.entry import ZooEntry
+from panoptic_ext.model_zoo.entry import ZooEntry, hub_model
 from panoptic_ext.model_zoo.licences import record_licence, tell_licence
 from panoptic_ext.regular_files import readable_size
 
@@ -76,11 +76,13 @@ def is_here(entry: ZooEntry) -> bool:
         return importlib.util.find_spec(value) is not None
     if kind != "hub":
         return bool(cached_file(entry))
+    if os.path.isdir(hub_model(entry)):
+        return True
     try:
         hub = importlib.import_module("huggingface_hub")
     except ImportError:
-        return os.path.isdir(value)
-    return os.path.isdir(value) or isinstance(hub.try_to_load_from_cache(value, _HUB_FILE), str)
+        return False
+    return isinstance(hub.try_to_load_from_cache(value, _HUB_FILE), str)
 
 
 def verify(entry: ZooEntry) -> str:
@@ -119,7 +121,7 @@ def _local_path(entry: ZooEntry, progress: bool) -> str:
     if kind == "package":
         packaged = importlib.import_module("panoptic_ext.model_zoo.packaged_weights")
         return packaged.packaged_weights(entry)
-    return _snapshot(value)
+    return _snapshot(hub_model(entry))
 
 
 def _own_file(entry: ZooEntry) -> str:

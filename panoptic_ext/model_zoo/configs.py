@@ -19,7 +19,7 @@ from panoptic_ext.data.datasets.metadata import class_attributes
 from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.errors import ConfigError, listed
 from panoptic_ext.model_zoo.catalog import entries, find
-from panoptic_ext.model_zoo.entry import ZooEntry
+from panoptic_ext.model_zoo.entry import ZooEntry, hub_model
 
 __all__ = [
     "SCHEME",
@@ -43,7 +43,7 @@ def get_config(name: str, *, trained: bool = True) -> CfgNode:
         name: of an entry.
         trained: whether MODEL.WEIGHTS is the entry's weights, "zoo://NAME"; "" for a model that
             reads them itself (those of transformers). False leaves the weights that the config's
-            own training began with.
+            own training began with; a model of transformers then has random ones.
 
     Returns:
         A config that is not frozen, with all keys of panoptic_ext.
@@ -54,8 +54,10 @@ def get_config(name: str, *, trained: bool = True) -> CfgNode:
     """
     entry = find(name)
     cfg = _load(config_file(entry), entry, _options(entry))
-    if trained:
-        cfg.MODEL.WEIGHTS = "" if entry.weights.kind == "hub" else f"{SCHEME}{entry.name}"
+    if entry.weights.kind == "hub":
+        cfg.MODEL.TRANSFORMERS.PRETRAINED = trained
+    elif trained:
+        cfg.MODEL.WEIGHTS = f"{SCHEME}{entry.name}"
     return cfg
 
 
@@ -118,15 +120,9 @@ def written_config(entry: ZooEntry) -> str:
 
 
 def entry_of_config(path: str) -> ZooEntry | None:
-    """The entry whose weights were trained with a config and are one file; None if none is known.
-
-    Args:
-        path: of the config.
-    """
-    for entry in entries().values():
-        if entry.config and entry.weights.kind != "hub" and _is_same(config_file(entry), path):
-            return entry
-    return None
+    """The entry that has a config of its own at `path`; None if none or several have it."""
+    same = [e for e in entries().values() if e.config and _is_same(config_file(e), path)]
+    return same[0] if len(same) == 1 else None
 
 
 def _is_same(first: str, second: str) -> bool:
@@ -135,8 +131,9 @@ def _is_same(first: str, second: str) -> bool:
 
 def _options(entry: ZooEntry) -> list[str]:
     """KEY VALUE pairs that an entry adds to its config."""
-    is_of_hub = entry.weights.kind == "hub"
-    return ["MODEL.TRANSFORMERS.NAME_OR_PATH", entry.weights.value] if is_of_hub else []
+    if entry.weights.kind != "hub":
+        return []
+    return ["MODEL.TRANSFORMERS.NAME_OR_PATH", hub_model(entry)]
 
 
 def _load(path: str, entry: ZooEntry, options: list[str]) -> CfgNode:

@@ -12,7 +12,7 @@ from panoptic_ext.config.yaml_reader import read_mapping
 from panoptic_ext.data.coco.categories import Category, spare_colors
 from panoptic_ext.errors import ConfigError, quoted, unknown
 
-__all__ = ["TASKS", "WEIGHTS", "Weights", "ZooEntry", "check_name", "read_entry"]
+__all__ = ["TASKS", "WEIGHTS", "Weights", "ZooEntry", "check_name", "hub_model", "read_entry"]
 
 TASKS = ("panoptic", "instance", "semantic", "backbone")
 """What a model gives; a backbone gives features, and its weights begin a training."""
@@ -20,7 +20,7 @@ TASKS = ("panoptic", "instance", "semantic", "backbone")
 WEIGHTS = {
     "address": "the https address of one file",
     "file": "a path, relative to the YAML file",
-    "hub": "a name on Hugging Face's hub, which transformers reads",
+    "hub": "a name on Hugging Face's hub, or a folder of save_pretrained beside the YAML file",
     "package": "a Python package that holds the file",
 }
 """The kinds of weights, and what the value of each is."""
@@ -130,6 +130,12 @@ def read_entry(path: str) -> ZooEntry:
     entry = ZooEntry(**values, path=path)
     _check_together(entry, lines)
     return entry
+
+
+def hub_model(entry: ZooEntry) -> str:
+    """Name of an entry's model on the hub; path of its folder, if there is one beside the entry."""
+    folder = os.path.join(entry.folder, os.path.expanduser(entry.weights.value))
+    return folder if os.path.isdir(folder) else entry.weights.value
 
 
 def check_name(name: str) -> None:

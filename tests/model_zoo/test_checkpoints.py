@@ -9,16 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from detectron2 import model_zoo as detectron2_zoo
+from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from panoptic_ext import model_zoo
+from panoptic_ext import add_panoptic_ext_config, model_zoo
+from panoptic_ext.config.shipped import shipped_config
 from panoptic_ext.errors import CheckpointError, ConfigError, DownloadError
 from panoptic_ext.model_zoo import checkpoints, licences
 from panoptic_ext.model_zoo.entry import ZooEntry
 from tests.tiny.file_server import FileServer
 from tests.tiny.finished_run import NAME as DATA_SET
+from tests.tiny.transformers_models import save_tiny
 from tests.tiny.zoo import changed
 
 NAME = "tiny_street"
@@ -167,3 +171,51 @@ def test_a_cache_that_cannot_be_written_says_it_in_every_process(
     for expected in (1, 0):
         model_zoo.get_checkpoint(NAME)
         assert said(caplog) == expected
+
+
+# Models of transformers
+
+
+@pytest.fixture
+def of_transformers(tmp_path: Path) -> ZooEntry:
+    """A tiny random DETR, saved beside its entry."""
+    pytest.importorskip("transformers", minversion="5.0", reason="the hf extra is not installed")
+    folder = tmp_path / "tiny_detr"
+    save_tiny("detr", folder / "saved", ("disc", "grass", "sky"))
+    content = {
+        "name": "tiny_detr",
+        "task": "panoptic",
+        "data_set": "of_transformers_val",
+        "classes": [{"name": n, "isthing": n == "disc"} for n in ("disc", "grass", "sky")],
+        "config": "tiny.yaml",
+        "weights": {"hub": "saved"},
+        "licence": "MIT",
+        "commercial_use": True,
+        "source": "tests",
+    }
+    (folder / "tiny_detr.yaml").write_text(yaml.safe_dump(content))
+    (folder / "tiny.yaml").write_text(
+        f"_BASE_: {shipped_config('common/transformers/Base-TransformersPanoptic.yaml')}\n"
+        "DATASETS: {TEST: [of_transformers_val]}\n"
+    )
+    model_zoo.add(folder)
+    return model_zoo.info("tiny_detr")
+
+
+def test_a_model_of_transformers_reads_its_own_weights(of_transformers: ZooEntry) -> None:
+    folder = os.path.join(of_transformers.folder, "saved")
+    cfg = model_zoo.get_config("tiny_detr")
+    assert ("", folder) == (cfg.MODEL.WEIGHTS, cfg.MODEL.TRANSFORMERS.NAME_OR_PATH)
+    assert model_zoo.get_checkpoint("tiny_detr") == folder and checkpoints.is_here(of_transformers)
+    first, second = (model_zoo.get("tiny_detr").state_dict() for _ in range(2))
+    random = model_zoo.get("tiny_detr", trained=False).state_dict()
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+    assert not all(torch.equal(value, random[key]) for key, value in first.items())
+
+
+def test_its_config_file_holds_all(of_transformers: ZooEntry) -> None:
+    cfg = get_cfg()
+    add_panoptic_ext_config(cfg)
+    cfg.merge_from_file(detectron2_zoo.get_config_file("tiny_detr"))
+    assert cfg.MODEL.META_ARCHITECTURE == "TransformersPanoptic"
+    assert os.path.join(of_transformers.folder, "saved") == cfg.MODEL.TRANSFORMERS.NAME_OR_PATH

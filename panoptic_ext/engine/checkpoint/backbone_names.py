@@ -67,7 +67,7 @@ def add_backbone_prefix(
             f"is {in_file}, the model's is {in_model}. Use weights of this backbone's size, or set "
             "its keys (such as MODEL.SWIN) to the weights' size"
         )
-    logger.info("%s: %d of %d names belong to %s", path, len(names), len(weights), prefix[:-1])
+    logger.debug("%s: %d of %d names belong to %s", path, len(names), len(weights), prefix[:-1])
     return {prefix + name if name in shapes else name: v for name, v in weights.items()}
 
 

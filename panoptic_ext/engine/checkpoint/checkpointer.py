@@ -17,6 +17,7 @@ from fvcore.common.checkpoint import _strip_prefix_if_present
 from torch import nn
 
 from panoptic_ext.atomic import remove_leftovers, write_atomic
+from panoptic_ext.engine.checkpoint.backbone_input import BackboneInput
 from panoptic_ext.engine.checkpoint.backbone_names import (
     add_backbone_prefix,
     has_caffe2_names,
@@ -40,7 +41,7 @@ __all__ = ["Checkpointer"]
 
 logger = logging.getLogger(__name__)
 
-# Never reported as missing: only a BatchNorm without momentum reads it, and old files lack it.
+# Never reported: only a BatchNorm without momentum reads it; old files and frozen norms lack it.
 _COUNTER = "num_batches_tracked"
 
 
@@ -210,7 +211,7 @@ class Checkpointer(DetectionCheckpointer):
             checkpoint["matching_heuristics"] = True
         self._prepare_names(path, checkpoint)
         incompatible = self._load_model(checkpoint)
-        self._report(path, incompatible, strict)
+        self._report(path, incompatible, strict, BackboneInput.of_checkpoint(checkpoint))
         with self._explained_part_errors(path):
             if check is not None:
                 check(checkpoint)
@@ -332,6 +333,9 @@ class Checkpointer(DetectionCheckpointer):
         for name in [n for n, v in weights.items() if not hasattr(v, "shape")]:
             self.logger.warning("Ignoring %s of the checkpoint: no tensor", name)
             del weights[name]
+        if BackboneInput.of_checkpoint(checkpoint) is not None:
+            # The heuristics are for Detectron2's own checkpointer, which adds no prefix.
+            checkpoint.pop("matching_heuristics", None)
         if not checkpoint.get("matching_heuristics"):
             weights = add_backbone_prefix(path, weights, self.model.state_dict())
             checkpoint["model"] = weights
@@ -343,11 +347,13 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: Any) -> Any:
         incompatible = super()._load_model(checkpoint)
-        missing = incompatible.missing_keys
-        missing[:] = [k for k in missing if not k.endswith(_COUNTER)]
+        for keys in (incompatible.missing_keys, incompatible.unexpected_keys):
+            keys[:] = [k for k in keys if not k.endswith(_COUNTER)]
         return incompatible
 
-    def _report(self, path: str, incompatible: Any, strict: bool) -> None:
+    def _report(
+        self, path: str, incompatible: Any, strict: bool, expected: BackboneInput | None
+    ) -> None:
         """Log how much of the model was loaded; raise if that is not enough."""
         shapes = {k: (in_file, in_model) for k, in_file, in_model in incompatible.incorrect_shapes}
         missing = [k for k in incompatible.missing_keys if k not in shapes]
@@ -358,8 +364,12 @@ class Checkpointer(DetectionCheckpointer):
             shapes=shapes,
             unexpected=list(incompatible.unexpected_keys),
             why=self.model.why_missing(missing) if hasattr(self.model, "why_missing") else "",
+            mend=expected.mend() if expected else "",
         )
         report_load(report, self.logger, strict=strict)
+        difference = expected.difference(self.model) if expected else ""
+        if difference:
+            self.logger.warning("%s: %s", path, difference)
 
 
 def _comm_device() -> torch.device:

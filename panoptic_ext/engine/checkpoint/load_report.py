@@ -11,6 +11,7 @@ from panoptic_ext.errors import CheckpointError, listed
 
 __all__ = ["LoadReport", "report_load"]
 
+_BACKBONES = ("backbone.bottom_up.", "backbone.")  # what a file of a backbone alone may fill
 _MAX_NAMES = 3  # shown of a module, of other shapes, or in an error
 
 
@@ -24,6 +25,7 @@ class LoadReport(NamedTuple):
         shapes: tensors of another shape, name -> (shape in the file, shape in the model).
         unexpected: names of the file that the model has no tensor for.
         why: the model's own explanation of the missing ones and how to mend it, or "".
+        mend: what to do where the weights do not fit, if the file says so, or "".
     """
 
     path: str
@@ -32,6 +34,7 @@ class LoadReport(NamedTuple):
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     unexpected: list[str]
     why: str = ""
+    mend: str = ""
 
     @property
     def num_loaded(self) -> int:
@@ -44,6 +47,21 @@ class LoadReport(NamedTuple):
             f"{self.path}: loaded {self.num_loaded} of {len(self.names)} tensors of the model; "
             f"{len(self.missing)} missing, {len(self.shapes)} of other shape, "
             f"{len(self.unexpected)} unexpected"
+        )
+
+    def whole_backbone(self) -> str:
+        """One line for a file of a backbone that was loaded whole; "" for any other."""
+        absent = {*self.missing, *self.shapes}
+        loaded = [name for name in self.names if name not in absent]
+        part = next((p for p in _BACKBONES if loaded and loaded == _below(p, self.names)), "")
+        if not part or self.shapes:
+            return ""
+        fresh = listed(dict.fromkeys(map(_part, self.missing)), len(self.missing), show=str)
+        unused = listed(dict.fromkeys(map(_module, self.unexpected)), _MAX_NAMES, show=str)
+        return (
+            f"{self.path}: backbone loaded whole ({len(loaded)} of {len(loaded)} tensors of "
+            f"{part[:-1]}); {fresh} start fresh"
+            + (f"; not needed of the file: {unused}" if unused else "")
         )
 
     def details(self) -> list[str]:
@@ -83,20 +101,32 @@ def report_load(report: LoadReport, logger: logging.Logger, *, strict: bool) -> 
     Raises:
         CheckpointError: nothing was loaded, or not everything although `strict`.
     """
+    backbone_alone = "" if strict or report.why else report.whole_backbone()
+    if backbone_alone:
+        logger.info(backbone_alone)
+        return
     logger.info(report.summary())
     for line in report.by_module():
         logger.warning("  %s", line)
     if report.why and not strict:
         logger.warning("%s. They stay at their initial values", report.why)
     if report.num_loaded <= 0 or (strict and (report.missing or report.shapes)):
-        mend = report.why or (
-            "Use the config the weights were trained with (config.yaml beside them), or other "
-            "weights"
+        mend = (
+            report.why
+            or report.mend
+            or (
+                "Use the config the weights were trained with (config.yaml beside them), or other "
+                "weights"
+            )
         )
         raise CheckpointError(
             f"weights do not fit the model. {report.summary()}. First: "
             f"{listed(report.details(), _MAX_NAMES, separator='; ', show=str)}. {mend}"
         )
+
+
+def _below(prefix: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(prefix)]
 
 
 def _by_module(names: Iterable[str], totals: Counter[str]) -> str:
@@ -119,3 +149,8 @@ def _by_module(names: Iterable[str], totals: Counter[str]) -> str:
 
 def _module(name: str) -> str:
     return name.partition(".")[0]
+
+
+def _part(name: str) -> str:
+    """The outermost module, and inside the backbone its part, such as "backbone.fpn_output2"."""
+    return ".".join(name.split(".")[: 2 if name.startswith("backbone.") else 1])

@@ -102,7 +102,7 @@ def test_heuristics_by_the_address(tmp_path: Path) -> None:
 def test_a_backbone_within_another(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     state, backbone = published(swin(0)), swin(1)
     path = write(tmp_path / "model.pth", state)
-    with caplog.at_level("INFO", "panoptic_ext"):
+    with caplog.at_level("DEBUG", "panoptic_ext"):
         Checkpointer(Model(Nested(backbone))).load(path)
     assert len(same(backbone, state)) == len(backbone.state_dict()) - 8
     number = len(backbone.state_dict()) - 8

@@ -28,11 +28,29 @@ def warnings_of(caplog: pytest.LogCaptureFixture, path: Path) -> list[str]:
 def test_weights_of_a_backbone_alone_get_one_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    torch.save(model()["backbone"].state_dict(), tmp_path / "backbone.pth")
-    assert warnings_of(caplog, tmp_path / "backbone.pth") == [
-        "not in the file, these stay at their initial values: sem_seg_head (all 264)"
-    ]
-    assert "loaded 10 of 274 tensors of the model; 264 missing" in caplog.text
+    state = model()["backbone"].state_dict() | {"fc.weight": torch.zeros(3)}
+    torch.save(state, tmp_path / "backbone.pth")
+    assert warnings_of(caplog, tmp_path / "backbone.pth") == []
+    loading, report = [record.getMessage() for record in caplog.records]
+    assert loading.startswith("Loading from ")
+    assert report == (
+        f"{tmp_path / 'backbone.pth'}: backbone loaded whole (10 of 10 tensors of backbone); "
+        "sem_seg_head start fresh; not needed of the file: fc"
+    )
+
+
+def test_a_backbone_that_is_not_whole_gets_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = model()["backbone"].state_dict()
+    del state["3.bias"]
+    torch.save(state, tmp_path / "backbone.pth")
+    (missing,) = warnings_of(caplog, tmp_path / "backbone.pth")
+    assert missing == (
+        "not in the file, these stay at their initial values: backbone (1 of 10: "
+        "backbone.3.bias), sem_seg_head (all 264)"
+    )
+    assert "loaded 9 of 274 tensors of the model; 265 missing" in caplog.text
 
 
 def test_each_kind_of_difference_gets_one_line(

@@ -1,0 +1,87 @@
+"""What pretrained weights of a backbone expect of a config, kept in their file beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["BACKBONE_INPUT", "BackboneInput"]
+
+BACKBONE_INPUT = "backbone_input"
+"""Key of a weight file, beside "model", under which `BackboneInput.as_dict` lies."""
+
+_TOLERANCE = 0.51  # grey levels: 127, 127.5 and 128 are all written for the same weights
+
+
+@dataclass(frozen=True)
+class BackboneInput:
+    """The images and the model that the weights of a backbone were trained with.
+
+    Attributes:
+        timm_name: of the model, as MODEL.TIMM.NAME takes it.
+        pixel_mean, pixel_std: of red, green and blue, grey levels of 0 to 255.
+    """
+
+    timm_name: str
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for a file that `torch.load(weights_only=True)` reads."""
+        return asdict(self)
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Mapping[str, Any]) -> BackboneInput | None:
+        """What a weight file says of itself, or None."""
+        content = checkpoint.get(BACKBONE_INPUT)
+        if not isinstance(content, dict) or set(content) != set(cls.__dataclass_fields__):
+            return None
+        return cls(**content)
+
+    def keys(self) -> str:
+        """The config keys that fit, as KEY VALUE pairs of a command line."""
+        return (
+            f"INPUT.FORMAT RGB MODEL.PIXEL_MEAN '{list(self.pixel_mean)}' "
+            f"MODEL.PIXEL_STD '{list(self.pixel_std)}'"
+        )
+
+    def mend(self) -> str:
+        """How to build the backbone, for the error about weights that do not fit."""
+        return (
+            f"They are of the backbone MODEL.TIMM.NAME {self.timm_name}, with MODEL.BACKBONE.NAME "
+            f"such as build_timm_two_way_fpn_backbone, and of {self.keys()}"
+        )
+
+    def difference(self, model: nn.Module) -> str:
+        """How the images that a model makes of its inputs differ from the expected ones; "" if not.
+
+        Args:
+            model: its `pixel_mean` and `pixel_std` (3 channels), and `input_format` ("RGB" or
+                "BGR") if it has one, are compared.
+        """
+        mean, std = (getattr(model, name, None) for name in ("pixel_mean", "pixel_std"))
+        if not isinstance(mean, Tensor) or not isinstance(std, Tensor):
+            return ""
+        channels = getattr(model, "input_format", None)
+        fits = _is_near(mean, self.pixel_mean) and _is_near(std, self.pixel_std)
+        if fits and channels in ("RGB", None):
+            return ""
+        found = f"MODEL.PIXEL_MEAN {_numbers(mean)}, MODEL.PIXEL_STD {_numbers(std)}"
+        if channels:
+            found = f"INPUT.FORMAT {channels}, {found}"
+        return f"the config has {found}; the weights of the backbone expect {self.keys()}"
+
+
+def _is_near(found: Tensor, expected: tuple[float, ...]) -> bool:
+    values = torch.tensor(expected)
+    return found.numel() == len(expected) and bool(
+        ((found.detach().cpu().flatten() - values).abs() <= _TOLERANCE).all()
+    )
+
+
+def _numbers(values: Tensor) -> str:
+    return str([round(value, 3) for value in values.flatten().tolist()])

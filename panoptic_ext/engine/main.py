@@ -25,6 +25,7 @@ from panoptic_ext.engine.dry_run import dry_run
 from panoptic_ext.engine.output_folder import prepare_output
 from panoptic_ext.engine.resume_command import with_command
 from panoptic_ext.engine.run_config import (
+    has_own_weights,
     load_cfg,
     warn_if_warmup_never_ends,
     without_pretrained,
@@ -34,7 +35,6 @@ from panoptic_ext.engine.trainer import Trainer, is_for_console
 from panoptic_ext.errors import ConfigError, PanopticExtError
 from panoptic_ext.evaluation.build import result_folder
 from panoptic_ext.interruption import Interrupted, stoppable
-from panoptic_ext.modeling.meta_arch.base import meta_architecture
 
 __all__ = ["train_or_evaluate", "worker_name"]
 
@@ -70,7 +70,7 @@ def _parsed_once_to_evaluate(args: argparse.Namespace) -> AbstractContextManager
 
 def _start(args: argparse.Namespace) -> int:
     cfg = _load(args)
-    if args.eval_only and not _has_own_weights(cfg):
+    if args.eval_only and not has_own_weights(cfg):
         _check_weights(cfg, args.resume)
     on_cuda = cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
     if distributed.under_torchrun():
@@ -187,18 +187,13 @@ def _check_weights(cfg: CfgNode, resume: bool) -> None:
         reader.check_there(cfg.MODEL.WEIGHTS)
 
 
-def _has_own_weights(cfg: CfgNode) -> bool:
-    """Whether the model needs no file of weights, see `MetaArchitecture.loads_own_weights`."""
-    return not cfg.MODEL.WEIGHTS and meta_architecture(cfg).loads_own_weights(cfg)
-
-
 def _evaluate(cfg: CfgNode, resume: bool) -> None:
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty; name a data set to evaluate on")
     reader = Checkpointer(torch.nn.Identity(), cfg.OUTPUT_DIR, save_to_disk=False)
     # The main process decides for all workers, which may see other folders on other machines.
     resume = resume and comm.all_gather(reader.has_checkpoint())[0]
-    own_weights = not resume and _has_own_weights(cfg)
+    own_weights = not resume and has_own_weights(cfg)
     model = Trainer.build_model(cfg if own_weights else without_pretrained(cfg))
     checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, allow_pickle=cfg.MODEL.ALLOW_PICKLE)
     if resume:

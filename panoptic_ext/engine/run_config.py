@@ -29,7 +29,7 @@ from panoptic_ext.engine.precision import check_precision
 from panoptic_ext.errors import ConfigError, look_up, quoted, unknown
 from panoptic_ext.modeling.meta_arch.base import meta_architecture
 
-__all__ = ["load_cfg", "warn_if_warmup_never_ends", "without_pretrained"]
+__all__ = ["has_own_weights", "load_cfg", "warn_if_warmup_never_ends", "without_pretrained"]
 
 logger = logging.getLogger(__name__)
 
@@ -213,6 +213,11 @@ def _data_set_wins(setting: Setting, settings: Sequence[Setting]) -> bool:
     place = next(i for i, s in enumerate(settings) if s is setting)
     data_set_keys = ("DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.PANOPTIC.", "DATASETS.INSTANCES.")
     return any(s.key.startswith(data_set_keys) and s.file != setting.file for s in settings[place:])
+
+
+def has_own_weights(cfg: CfgNode) -> bool:
+    """Whether no file of weights is named and none is needed: the model reads its own."""
+    return not cfg.MODEL.WEIGHTS and meta_architecture(cfg).loads_own_weights(cfg)
 
 
 def without_pretrained(cfg: CfgNode) -> CfgNode:

@@ -34,7 +34,7 @@ from panoptic_ext.engine.hooks import (
 from panoptic_ext.engine.output_folder import prepare_output
 from panoptic_ext.engine.precision import build_grad_scaler, training_precision
 from panoptic_ext.engine.resume_command import GOES_ON
-from panoptic_ext.engine.run_config import without_pretrained
+from panoptic_ext.engine.run_config import has_own_weights, without_pretrained
 from panoptic_ext.engine.system_errors import explain_system_error
 from panoptic_ext.engine.train_step import TrainStep
 from panoptic_ext.errors import ConfigError
@@ -119,7 +119,8 @@ class Trainer(DefaultTrainer):
         else:
             if resume:
                 logger.info("No checkpoint in %s; starting from the beginning", self.cfg.OUTPUT_DIR)
-            self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+            if not has_own_weights(self.cfg):
+                self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
             # After loading, because MODEL.WEIGHTS may be one of the checkpoints that are moved.
             folder = self.checkpointer.set_aside() if has_checkpoint and not resume else ""
             if folder:

@@ -20,9 +20,8 @@ from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.engine.device import choose_device, set_precision
 from panoptic_ext.engine.memory_errors import explained_memory_errors
 from panoptic_ext.engine.precision import evaluation_precision
-from panoptic_ext.engine.run_config import load_cfg, without_pretrained
+from panoptic_ext.engine.run_config import has_own_weights, load_cfg, without_pretrained
 from panoptic_ext.errors import ConfigError, MemoryNeededError, quoted
-from panoptic_ext.modeling.meta_arch.base import meta_architecture
 from panoptic_ext.postprocessing import with_extents
 from panoptic_ext.prediction.image_arrays import as_bgr_image, is_one_image
 
@@ -246,7 +245,7 @@ def find_weights(cfg: CN, *, opts: Sequence[str] = (), path: str = "") -> str:
         for folder in (cfg.OUTPUT_DIR, run):
             if _has_checkpoint(folder):
                 return _checkpoints_in(folder).get_checkpoint_file()
-    if not cfg.MODEL.WEIGHTS and not meta_architecture(cfg).loads_own_weights(cfg):
+    if not cfg.MODEL.WEIGHTS and not has_own_weights(cfg):
         raise ConfigError(
             f"no weights to predict with: {quoted(cfg.OUTPUT_DIR)} has no checkpoint and"
             " MODEL.WEIGHTS is empty. Train first, or name a checkpoint: --weights FILE on a"

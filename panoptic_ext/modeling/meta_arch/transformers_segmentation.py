@@ -90,14 +90,17 @@ class QuerySegmentation:
                 "leave it out"
             )
         self.family, self.thresholds = family, thresholds
+        self.num_classes = len(label_of_class)
+        self.missing = [k for k, label in enumerate(label_of_class) if label < 0]
+        things = frozenset(int(thing) for thing in wanted.thing_ids or ())
+        self.things = things - frozenset(self.missing)
         self.wanted = replace(
             wanted,
+            thing_ids=self.things,
             object_mask_threshold=thresholds.threshold,
             overlap_threshold=thresholds.overlap_mask_area_threshold,
             resize_first=self.is_published,
         )
-        self.num_classes = len(label_of_class)
-        self.missing = [k for k, label in enumerate(label_of_class) if label < 0]
         used = set(label_of_class)
         self.unmatched = [i for i in range(num_labels) if i not in used]
         # Columns of the class logits: the classes, the labels that are no class, "no object".
@@ -169,7 +172,7 @@ class QuerySegmentation:
         return product_segments(
             logits,
             masks,
-            thing_ids=[int(thing) for thing in self.wanted.thing_ids or ()],
+            thing_ids=self.things,
             threshold=self.thresholds.threshold,
             mask_threshold=self.thresholds.mask_threshold,
             overlap_threshold=self.thresholds.overlap_mask_area_threshold,

@@ -73,11 +73,12 @@ def match_labels(labels: Sequence[str], classes: Sequence[str]) -> LabelMatch:
     """
     found: dict[int, int] = {}
     for stage in (str, _plain, _short, _first_synonym):
-        left_labels = [i for i, n in enumerate(labels) if i not in found.values() and n]
+        taken = set(found.values())
+        left_labels = [i for i, name in enumerate(labels) if i not in taken and name]
         left_classes = [k for k in range(len(classes)) if k not in found]
         by_name = _unique({i: labels[i] for i in left_labels}, stage)
         for name, k in _unique({k: classes[k] for k in left_classes}, stage).items():
-            if name in by_name and not is_unused(name):
+            if name in by_name:
                 found[k] = by_name[name]
     return LabelMatch(
         tuple(labels), tuple(classes), tuple(found.get(k, -1) for k in range(len(classes)))

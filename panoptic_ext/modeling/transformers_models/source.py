@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -116,6 +117,7 @@ def read_source(name: str) -> Source:
             "on the hub such as facebook/detr-resnet-50-panoptic"
         )
     transformers = import_transformers()
+    name = _existing_folder(name)
     config = _reading("config.json", name, lambda: transformers.AutoConfig.from_pretrained(name))
     _check_family(config, name)
     read = transformers.AutoImageProcessor.from_pretrained
@@ -178,6 +180,21 @@ def _check_family(config: Any, name: str) -> None:
                 f"kind of panoptic model in {quoted(name)}:", config.model_type, sorted(FAMILIES)
             )
         )
+
+
+def _existing_folder(name: str) -> str:
+    """The name, with "~" replaced; raises ConfigError if it is the path of no folder."""
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
+        return path
+    if path.startswith(("/", ".")) or path.count("/") > 1 or os.path.exists(path):
+        raise ConfigError(
+            f"MODEL.TRANSFORMERS.NAME_OR_PATH {quoted(name)} is no folder; give one that "
+            "save_pretrained wrote (with config.json, preprocessor_config.json and "
+            "model.safetensors), or a name on the hub. A run's checkpoint needs neither: its "
+            "config.yaml holds the network's config, so give --config-file the run's folder"
+        )
+    return name
 
 
 def _reading(what: str, name: str, read: Callable[[], Any]) -> Any:

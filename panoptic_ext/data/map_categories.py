@@ -78,7 +78,8 @@ def map_categories(
     """Convert the class of each segment from one numbering into another.
 
     Classes of one name correspond. Case, "_" and "-" do not count, nor do the endings "-merged" and
-    "-other" that Detectron2 takes off COCO's names, unless that leaves two classes of one name.
+    "-other" that Detectron2 takes off COCO's names, nor the synonyms behind a comma in ADE20K's,
+    unless that leaves two classes of one name.
 
         labels = model.config.id2label
         segments = map_categories(result["segments_info"], labels, "coco_2017_val_panoptic")
@@ -173,7 +174,7 @@ def _counterparts(before: _Numbering, after: _Numbering) -> dict[_Class, _Class]
         return dict(zip(before.classes, after.classes, strict=True))
     pairs: dict[_Class, _Class] = {}
     # Exact names come first, so that a class and the same with "-other" are told apart.
-    for simplified in (str, _simplified):
+    for simplified in (str, _simplified, _first_synonym):
         new_of, taken = _unique(after.classes, simplified), set(pairs.values())
         for name, old in _unique(before.classes, simplified).items():
             if old not in pairs and name in new_of and new_of[name] not in taken:
@@ -191,3 +192,8 @@ def _simplified(name: str) -> str:
     """ "wall-other-merged" -> "wall", "Traffic_Light" -> "traffic light"."""
     words = re.sub(r"[\s_-]+", " ", name.strip().lower())
     return re.sub(r"( other| merged)+$", "", words)
+
+
+def _first_synonym(name: str) -> str:
+    """ "building, edifice" -> "building"."""
+    return _simplified(name.split(",")[0])

@@ -83,14 +83,21 @@ def test_the_numbers_of_things_and_stuff_apart():
 
 
 def test_names_differ_in_case_and_in_endings():
-    source = {0: "Traffic_Light", 1: "wall-other-merged", 2: "wall", 3: "Sky-other"}
+    source = {
+        0: "Traffic_Light",
+        1: "wall-other-merged",
+        2: "wall",
+        3: "Sky-other",
+        4: "house, hut",
+    }
     target = [
         {"id": 5, "name": "traffic light"},
         {"id": 6, "name": "wall"},
         {"id": 7, "name": "sky"},
     ]
-    segments = [{"id": i, "label_id": i} for i in (0, 2, 3)]
-    assert numbers(map_categories(segments, source, target)) == [5, 6, 7]
+    target.append({"id": 8, "name": "house"})
+    segments = [{"id": i + 1, "label_id": i} for i in (0, 2, 3, 4)]
+    assert numbers(map_categories(segments, source, target)) == [5, 6, 7, 8]
     with pytest.raises(DatasetError, match="corresponds to 'wall-other-merged'"):
         map_categories([{"id": 1, "label_id": 1}], source, target)
 

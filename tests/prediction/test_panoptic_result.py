@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from panoptic_ext import PanopticResult
+from panoptic_ext import PanopticResult, map_categories
 from panoptic_ext.errors import ConfigError, DatasetError
 from panoptic_ext.prediction.description import describe, plural
 from tests.tiny.results import (
@@ -29,6 +29,7 @@ from tests.tiny.results import (
     street_ids,
     street_image,
 )
+from tests.tiny.transformers_models import build_tiny
 
 
 @st.composite
@@ -250,8 +251,38 @@ def test_metadata_of_things_alone_and_of_stuff_alone():
     assert (things[0].name, things[0].category_id, things[0].isthing) == ("bicycle", 2, True)
     named = PanopticResult(ids, segments, SimpleNamespace(stuff_classes=["wall", "floor"]))
     assert (named[0].name, named[0].category_id, named[0].isthing) == ("floor", 1, False)
+    shorter = SimpleNamespace(
+        thing_classes=["car"],
+        stuff_classes=["car", "road"],
+        thing_dataset_id_to_contiguous_id={7: 0},
+        stuff_dataset_id_to_contiguous_id={9: 1},
+    )
+    road = PanopticResult(ids, segments, shorter)
+    assert (road[0].name, road[0].category_id, road[0].isthing) == ("road", 9, False)
+    assert road.metadata.thing_classes == road.metadata.stuff_classes == ["car", "road"]
     with pytest.raises(DatasetError, match="no class names"):
         PanopticResult(ids, segments, SimpleNamespace(name="nothing"))
+
+
+@pytest.mark.parametrize("family", ["detr", "mask2former"])
+def test_what_transformers_gives(family):
+    """Its own post-processing, of a random model; the order of its labels is another."""
+    pytest.importorskip("transformers", reason="the extra hf is not installed")
+    labels = ["sky", "person", "car", "road"]
+    model, processor = build_tiny(family, labels)
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    with torch.no_grad():
+        outputs = model(**processor(images=image, return_tensors="pt"))
+    found = processor.post_process_panoptic_segmentation(
+        outputs, threshold=0.1, overlap_mask_area_threshold=0.1, target_sizes=[(60, 80)]
+    )[0]
+    mapped = map_categories(found["segments_info"], model.config.id2label, METADATA)
+    result = PanopticResult(found["segmentation"], mapped, METADATA, image)
+    assert len(result) == len(found["segments_info"]) > 0
+    for segment, theirs in zip(result, found["segments_info"], strict=True):
+        assert segment.name == labels[theirs["label_id"]]
+        assert segment.score == pytest.approx(theirs["score"])
+        np.testing.assert_array_equal(result.mask(segment), found["segmentation"] == theirs["id"])
 
 
 # Pictures and text
@@ -274,9 +305,9 @@ def test_draw_and_save(tmp_path):
 
 def test_without_an_image_the_background_is_grey():
     result = PanopticResult(street_ids(), STREET_SEGMENTS, METADATA)
-    picture = result.draw(labels=False, scale=1)
-    assert picture[0, 0].tolist() == [235, 235, 235]  # void
-    assert picture[0, 1].tolist() == [0, 0, 200]  # sky, opaque
+    picture = result.draw(labels=False, scale=8)
+    assert picture[3, 3].tolist() == [235, 235, 235]  # void
+    assert picture[3, 12].tolist() == [0, 0, 200]  # sky, opaque
 
 
 def test_the_image_may_be_read_later():

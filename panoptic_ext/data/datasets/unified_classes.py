@@ -132,12 +132,14 @@ def unified_classes(metadata: Any) -> UnifiedClasses:
         }
         return UnifiedClasses((*thing_part, *stuff_part), apart, name)
     isthing = getattr(metadata, "isthing", None)
-    count = max(len(things), len(stuff))
+    count, has_stuff = max(len(things), len(stuff)), bool(stuff)
+    # Each list is filled up from the other, because some metadata name only their own kind.
+    things, stuff = [*things, *stuff[len(things) :]], [*stuff, *things[len(stuff) :]]
     if isthing is None:
-        isthing = [i in thing_ids if thing_ids else not stuff for i in range(count)]
+        isthing = [i in thing_ids if thing_ids else not has_stuff for i in range(count)]
     both = {**stuff_ids, **thing_ids}
-    thing_part = _categories(metadata, "thing", things or stuff, both, range(count))
-    stuff_part = _categories(metadata, "stuff", stuff or things, both, range(count))
+    thing_part = _categories(metadata, "thing", things, both, range(count))
+    stuff_part = _categories(metadata, "stuff", stuff, both, range(count))
     chosen = (t if kind else s for t, s, kind in zip(thing_part, stuff_part, isthing, strict=True))
     return UnifiedClasses(tuple(chosen), None, name)
 
@@ -166,7 +168,8 @@ def _categories(
     numbers: Sequence[int],
 ) -> list[Category]:
     """The classes of these numbers; those without a dataset id keep their number."""
-    colors = getattr(metadata, f"{kind}_colors", None) or spare_colors(len(names))
+    colors = list(getattr(metadata, f"{kind}_colors", None) or ())
+    colors += spare_colors(len(names))[len(colors) :]
     return [
         Category(
             dataset_ids.get(i, i),

@@ -13,10 +13,11 @@ import hashlib
 import logging
 import os
 import re
+import tempfile
 import time
 import urllib.parse
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from signal import SIGINT
 from typing import BinaryIO
@@ -28,7 +29,7 @@ from panoptic_ext.interruption import Interrupted
 from panoptic_ext.regular_files import FileKind, file_problem
 from panoptic_ext.transfer import Transfer
 
-__all__ = ["cache_path", "fetch", "forget_record", "sha256_of"]
+__all__ = ["cache_path", "fetch", "forget_record", "sha256_of", "temporary_copy"]
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,27 @@ def fetch(
             SIGINT, f"stopped; what came of {address} is kept, and the next call goes on from there"
         ) from interruption
     return download.path
+
+
+@contextmanager
+def temporary_copy(address: str) -> Iterator[str]:
+    """The path of a copy of a file, which is removed at the end of the `with` block.
+
+    Nothing is recorded, so that the file of an address, such as a picture, may change.
+
+    Args:
+        address: http(s) or file address.
+
+    Raises:
+        DownloadError: as `fetch`; the message asks for a path instead.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "file")
+        download = Download(address, path, private_part=path, is_kept=False)
+        _check_address(download)
+        with open(path, "w+b", buffering=0) as part:
+            Transfer(download, part, progress=False).run()
+        yield path
 
 
 def cache_path(address: str) -> str:

@@ -47,6 +47,7 @@ class Download:
         sha256: the expected hash in lower case; "" if it is not known.
         size: the expected number of bytes, or None.
         private_part: the path of a .part that other processes do not use, or "".
+        is_kept: whether the file stays, so that one that was got by hand can be put there.
     """
 
     address: str
@@ -54,6 +55,7 @@ class Download:
     sha256: str = ""
     size: int | None = None
     private_part: str = ""
+    is_kept: bool = True
 
     @property
     def part(self) -> str:
@@ -68,9 +70,10 @@ class Download:
     def failed(self, problem: str, mend: str = "") -> DownloadError:
         """The error that says what was found, how to mend it, and where the file belongs."""
         way = f"{mend}, or get" if mend else "Get"
+        place = f"put it at {os.path.abspath(self.path)}" if self.is_kept else "give its path"
         return DownloadError(
             f"{shortened(self.address, 400)} cannot be downloaded: {problem}. {way} the file in "
-            f"another way and put it at {os.path.abspath(self.path)}"
+            f"another way and {place}"
         )
 
     def disk_full(self, needed: int | None = None, free: int | None = None) -> DownloadError:

@@ -138,7 +138,9 @@ def explain_failure(error: BaseException) -> str:
 
 def failure_line(name: str, reason: str) -> str:
     """A file's name and the reason for its failure, without repeating the name."""
-    return f"{name}: {reason.removeprefix(f'{name}: ').replace(f' {name}', '', 1)}"
+    if reason.startswith((f"{name}: ", f"{name} ")):
+        return f"{name}: {reason[len(name) :].lstrip(': ')}"
+    return f"{name}: {reason.replace(f' {name}', '', 1)}"
 
 
 def listed_failures(failed: Mapping[str, str], total: int, what: str) -> str:

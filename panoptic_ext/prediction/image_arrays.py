@@ -19,8 +19,8 @@ from panoptic_ext.errors import ImageError
 __all__ = ["as_bgr_image", "is_one_image"]
 
 _EXPECTED = (
-    "a path, a PIL image, or an array or tensor of (H, W), (H, W, 1), (H, W, 3) BGR or (H, W, 4) "
-    "BGRA with values from 0 to 255"
+    "a path, a PIL image, or an array or tensor of (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) with "
+    "values from 0 to 255, in BGR order (the predictor of panoptic_ext.load takes channels='RGB')"
 )
 
 
@@ -30,7 +30,7 @@ def is_one_image(image: Any) -> bool:
     return isinstance(image, single) or not isinstance(image, Iterable)
 
 
-def as_bgr_image(image: Any, name: str = "the image") -> np.ndarray:
+def as_bgr_image(image: Any, name: str = "the image", *, channels: str = "BGR") -> np.ndarray:
     """Convert one image to BGR and check it.
 
     Args:
@@ -38,6 +38,7 @@ def as_bgr_image(image: Any, name: str = "the image") -> np.ndarray:
             an array or tensor with values from 0 to 255: grey (H, W) or (H, W, 1), BGR (H, W, 3),
             or BGRA (H, W, 4), whose alpha is left out.
         name: of the image in errors.
+        channels: "BGR" or "RGB", the order of an array or a tensor.
 
     Returns:
         (H, W, 3) BGR, contiguous; uint8, or float32 where floating point was given.
@@ -59,7 +60,10 @@ def as_bgr_image(image: Any, name: str = "the image") -> np.ndarray:
         raise ImageError(f"{name} is {_kind(image)}{hint}; expected {_EXPECTED}")
     if not array.size:
         raise ImageError(f"{name} has no pixel: its shape is {array.shape}; expected {_EXPECTED}")
-    return np.ascontiguousarray(_three_channels(_checked_values(array, name), name))
+    pixels = _three_channels(_checked_values(array, name), name, channels)
+    if channels == "RGB" and isinstance(image, (np.ndarray, torch.Tensor)):
+        pixels = pixels[:, :, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def _kind(value: Any) -> str:
@@ -82,7 +86,7 @@ def _tensor_values(image: torch.Tensor) -> np.ndarray:
     return (image.float() if image.dtype == torch.bfloat16 else image).numpy()
 
 
-def _three_channels(array: np.ndarray, name: str) -> np.ndarray:
+def _three_channels(array: np.ndarray, name: str, channels: str) -> np.ndarray:
     shape = array.shape
     if array.ndim == 2:
         array = array[:, :, None]
@@ -91,7 +95,7 @@ def _three_channels(array: np.ndarray, name: str) -> np.ndarray:
     mend = ""
     if array.ndim == 3 and shape[0] in (1, 3, 4):
         mend = ". Channels come last here: transpose(1, 2, 0), or permute(1, 2, 0) of a tensor"
-        mend += "; in BGR order" if shape[0] > 1 else ""
+        mend += f"; in {channels} order" if shape[0] > 1 else ""
     elif array.ndim == 4:
         mend = ". Give a list for several images"
     raise ImageError(f"{name} has the shape {shape}; expected {_EXPECTED}{mend}")

@@ -8,16 +8,17 @@ from __future__ import annotations
 import functools
 import glob
 import os
+import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
-import torch
 
 from panoptic_ext.data.image_files import read_image
-from panoptic_ext.download import cache_path, fetch
-from panoptic_ext.errors import ConfigError, PanopticExtError
+from panoptic_ext.download import temporary_copy
+from panoptic_ext.errors import ConfigError, DatasetError, DownloadError, PanopticExtError
 from panoptic_ext.prediction.image_arrays import as_bgr_image, is_one_image
 from panoptic_ext.prediction.inputs import PredictionInput, is_video, search_inputs
 from panoptic_ext.prediction.video import VideoReader
@@ -37,7 +38,7 @@ class PictureIn:
     Attributes:
         name: its path or address, of a frame the video's and its number; "" of pixels.
         read: returns (H, W, 3) BGR, or raises the error of this picture.
-        path: the file, which can be read again; "" of pixels and frames.
+        path: the file, which can be read again; "" of pixels, addresses and frames.
     """
 
     name: str
@@ -67,6 +68,8 @@ def is_single(given: Any) -> bool:
     if not isinstance(given, (str, os.PathLike)):
         return True
     name = os.path.expanduser(os.fspath(given))
+    if _is_address(name):
+        return not is_video(_path_of_address(name))
     return not (is_video(name) or os.path.isdir(name) or _is_glob(name))
 
 
@@ -101,22 +104,23 @@ def _of_each(items: Iterable[Any], channels: str) -> Iterator[PictureIn]:
 
 def _of_search(pattern: str) -> Pictures:
     """Of a folder, a glob or a video."""
-    if pattern.startswith(_ADDRESS):
-        return Pictures(_frames(_fetched(pattern), pattern), None, from_search=False)
+    if _is_address(pattern):
+        return Pictures(_frames_of_address(pattern), None, from_search=False)
     inputs = search_inputs([pattern]).inputs
-    if all(item.problem for item in inputs):
-        raise ConfigError("; ".join(f"{item.path}: {item.problem}" for item in inputs))
+    if all(_is_missing(item) for item in inputs):
+        raise ConfigError(f"nothing to predict. {inputs[0].path}: {inputs[0].problem}")
     total = None if any(item.is_video for item in inputs) else len(inputs)
-    is_video_alone = len(inputs) == 1 and inputs[0].is_video
-    return Pictures(_of_inputs(inputs), total, from_search=not is_video_alone)
+    return Pictures(_of_inputs(inputs), total, from_search=not os.path.isfile(pattern))
+
+
+def _is_missing(item: PredictionInput) -> bool:
+    # The other problem of an input is that the picture of another one would have its name.
+    return bool(item.problem) and not os.path.isfile(item.path)
 
 
 def _of_inputs(inputs: Iterable[PredictionInput]) -> Iterator[PictureIn]:
     for item in inputs:
-        if item.problem:
-            problem = PanopticExtError(f"{item.path}: {item.problem}")
-            yield PictureIn(item.path, functools.partial(_raise, problem))
-        elif item.is_video:
+        if item.is_video:
             yield from _frames(item.path, item.path)
         else:
             yield _picture(item.path, "BGR")
@@ -137,25 +141,44 @@ def _picture(image: Any, channels: str, name: str = "the image") -> PictureIn:
     if not isinstance(image, (str, os.PathLike)):
         return PictureIn("", functools.partial(_pixels, image, channels, name))
     path = os.path.expanduser(os.fspath(image))
-    if path.startswith(_ADDRESS):
-        # Fetched when its turn comes; the cache then has it for the next reading.
-        return PictureIn(path, lambda: read_image(_fetched(path), "BGR"), cache_path(path))
+    if _is_address(path):
+        return PictureIn(path, functools.partial(_read_address, path))
     return PictureIn(path, functools.partial(read_image, path, "BGR"), path)
 
 
-def _fetched(address: str) -> str:
-    return fetch(address, cache_path(address))
-
-
 def _pixels(image: Any, channels: str, name: str) -> np.ndarray:
-    """(H, W, 3) BGR of pixels in memory."""
-    pixels = as_bgr_image(image, name)
-    is_rgb = channels == "RGB" and isinstance(image, (np.ndarray, torch.Tensor))
-    return np.ascontiguousarray(pixels[:, :, ::-1]) if is_rgb else pixels
+    return as_bgr_image(image, name, channels=channels)
+
+
+def _read_address(address: str) -> np.ndarray:
+    with temporary_copy(address) as path:
+        try:
+            return read_image(path, "BGR")
+        except DatasetError as error:  # it names a file that is not there any more
+            raise type(error)(str(error).replace(path, address)) from error
+
+
+def _frames_of_address(address: str) -> Iterator[PictureIn]:
+    try:
+        with temporary_copy(address) as path:
+            yield from _frames(path, address)
+    except DownloadError as error:
+        yield PictureIn(address, functools.partial(_raise, error))
+
+
+def _is_address(name: str) -> bool:
+    return name.lower().startswith(_ADDRESS)
+
+
+def _path_of_address(address: str) -> str:
+    """Its path, without what may follow a "?"."""
+    with suppress(ValueError):  # the download has a better error
+        return urllib.parse.urlsplit(address).path
+    return ""
 
 
 def _is_glob(name: str) -> bool:
-    return glob.has_magic(name) and not os.path.lexists(name) and not name.startswith(_ADDRESS)
+    return glob.has_magic(name) and not os.path.lexists(name)
 
 
 def _given(frame: np.ndarray) -> np.ndarray:

@@ -11,10 +11,18 @@ from detectron2.data import Metadata
 from PIL import Image
 
 from panoptic_ext import load
-from panoptic_ext.errors import ConfigError, ImageError, PanopticExtError, UnreadableFileError
+from panoptic_ext.engine.run_config import load_cfg
+from panoptic_ext.errors import (
+    ConfigError,
+    DownloadError,
+    ImageError,
+    PanopticExtError,
+    UnreadableFileError,
+)
 from panoptic_ext.prediction.load import PanopticPredictor
+from panoptic_ext.prediction.video import VideoWriter
 from tests.prediction.test_predictor import FakeModel, predictor
-from tests.tiny.file_server import FileServer
+from tests.tiny.file_server import HTML_PAGE, FileServer
 
 METADATA = Metadata(
     name="bright_or_dark", stuff_classes=["dark", "bright"], stuff_colors=[(0, 0, 0), (9, 9, 9)]
@@ -34,7 +42,7 @@ class BrightOrDark(FakeModel):
 def model() -> PanopticPredictor:
     made = predictor(BrightOrDark(), input_format="BGR")
     made.metadata = METADATA
-    made.weights = "some.pth"
+    made.weights, made.cfg = "some.pth", load_cfg("")
     return PanopticPredictor(made)
 
 
@@ -134,3 +142,87 @@ def test_an_unknown_model_has_a_suggestion(tmp_path: Path) -> None:
         load("mask2former_R50_cocoo")
     with pytest.raises(ConfigError, match="does not exist"):
         load(tmp_path / "no_such_run")
+
+
+def test_lists_may_hold_folders_globs_and_videos_and_a_generator_has_no_length(
+    tmp_path: Path, model: PanopticPredictor
+) -> None:
+    for number in range(2):
+        Image.fromarray(gradient(seed=number)).save(tmp_path / f"{number}.png")
+    with VideoWriter(str(tmp_path / "clip.mp4"), 10.0) as writer:
+        for level in (60, 180, 90):
+            frame = np.full((48, 64, 3), level, np.uint8)
+            frame[:24] = 0
+            writer.write(frame)
+        writer.commit()
+    frames = model(tmp_path / "clip.mp4", batch_size=2)
+    with pytest.raises(TypeError, match="known at the end"):
+        len(frames)
+    assert bool(frames) and "a yet unknown number" in repr(frames)
+    names = [Path(result.file_name).name for result in frames]
+    assert names == ["000000", "000001", "000002"]
+    given = [str(tmp_path / "*.png"), gradient(seed=5), tmp_path / "clip.mp4"]
+    results = list(model(iter(given)))
+    assert [Path(r.file_name).name for r in results] == ["0.png", "1.png", "", *names]
+    assert np.array_equal(results[2].image, gradient(seed=5)[:, :, ::-1])
+    assert len(list(model(tmp_path))) == 5  # the folder: two pictures and the video
+
+
+def test_a_broken_video_does_not_stop_a_folder_and_a_folder_of_broken_files_is_an_error(
+    tmp_path: Path, model: PanopticPredictor
+) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    with pytest.raises(
+        PanopticExtError, match=r"none of 1 pictures .*\n  .*a\.mp4: is not a video"
+    ):
+        list(model(tmp_path))
+    Image.fromarray(gradient()).save(tmp_path / "b.png")
+    results = model(tmp_path)
+    assert [Path(r.file_name).name for r in results] == ["b.png"] and results.done == 1
+    assert list(results.failed) == [str(tmp_path / "a.mp4")]
+
+
+def test_two_files_whose_drawn_pictures_would_have_one_name_are_two_pictures(
+    tmp_path: Path, model: PanopticPredictor
+) -> None:
+    for name in ("a.bmp", "a.bmp.png"):
+        Image.fromarray(gradient()).save(tmp_path / name)
+    assert len(list(model(tmp_path))) == 2
+
+
+def test_a_picture_of_an_address_is_fetched_each_time_and_its_errors_name_it(
+    tmp_path: Path, model: PanopticPredictor, file_server: FileServer, caplog
+) -> None:
+    path = tmp_path / "a.png"
+    for seed in (0, 1):
+        Image.fromarray(gradient(seed=seed)).save(path)
+        address = file_server.add("a.png", path.read_bytes())
+        assert np.array_equal(model(address).image, gradient(seed=seed))
+    assert caplog.text == ""
+    page = file_server.add("page.png", HTML_PAGE, content_type="text/html")
+    with pytest.raises(DownloadError, match=r"page\.png.*HTML page.*or get .* and give its path$"):
+        model(page)
+    broken = file_server.add("broken.png", b"no picture")
+    with pytest.raises(UnreadableFileError, match=f"image {broken} cannot be read"):
+        model(broken)
+    results = model([address, page, broken], skip_failures=True)
+    assert len(list(results)) == 1 and list(results.failed) == [page, broken]
+    video = tmp_path / "clip.mp4"
+    with VideoWriter(str(video), 10.0) as writer:
+        writer.write(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8))
+        writer.commit()
+    frames = list(model(file_server.add("clip.mp4", video.read_bytes())))
+    assert [r.file_name[-15:] for r in frames] == ["clip.mp4/000000"]
+
+
+def test_an_array_may_be_changed_before_its_result_is_drawn(model: PanopticPredictor) -> None:
+    """As a camera's buffer is, into which the next frame is read."""
+    buffer = gradient().copy()
+    result = model(buffer)
+    buffer[:] = 0
+    assert np.array_equal(result.image, gradient()[:, :, ::-1])
+
+
+def test_outputs_are_kept_on_wish(model: PanopticPredictor) -> None:
+    assert model(gradient()).outputs is None
+    assert "image" in model(gradient(), keep_outputs=True).outputs

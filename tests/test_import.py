@@ -19,6 +19,7 @@ from tests import ROOT
 # Packages that are only imported by what needs them.
 HEAVY = (
     "cityscapesscripts",
+    "fiftyone",
     "huggingface_hub",
     "hypothesis",
     "matplotlib",
@@ -27,6 +28,7 @@ HEAVY = (
     "pytest",
     "safetensors",
     "scipy.optimize",
+    "supervision",
     "tensorboard",
     "timm",
     "torch.utils.tensorboard",

@@ -118,6 +118,9 @@ def test_filter_by_names_and_kind():
         result.filter(["cra"])
     with pytest.raises(ConfigError, match="unknown class 4; expected a name, or a contiguous id"):
         result.filter(4)
+    with pytest.raises(ConfigError, match=r"unknown class 1\.5; expected a name"):
+        result.filter([1.5])
+    assert result.filter(np.int64(0)) == result.filter(np.array([0])) == result.filter("car")
 
 
 def test_inputs_stay_as_they_are_and_tensors_of_any_type_do():

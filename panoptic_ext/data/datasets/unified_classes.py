@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from detectron2.data import Metadata
@@ -70,15 +71,15 @@ class UnifiedClasses:
             ConfigError: there is no such class.
         """
         names, ids = [category.name for category in self.categories], set()
-        for wanted in [classes] if isinstance(classes, (str, int)) else classes:
+        for wanted in [classes] if isinstance(classes, (str, int, Integral)) else classes:
             if isinstance(wanted, str):
                 check_known("class", wanted, names)
                 ids |= {i for i, name in enumerate(names) if name == wanted}
-            elif 0 <= int(wanted) < len(names):
+            elif isinstance(wanted, (int, Integral)) and 0 <= int(wanted) < len(names):
                 ids.add(int(wanted))
             else:
                 raise ConfigError(
-                    f"unknown class {wanted}; expected a name, or a contiguous id from 0 to"
+                    f"unknown class {quoted(wanted)}; expected a name, or a contiguous id from 0 to"
                     f" {len(names) - 1}"
                 )
         return ids

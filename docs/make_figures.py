@@ -53,7 +53,8 @@ def draw(run: str, num: int, path: Path) -> None:
 
 
 def write_svg(picture: np.ndarray, path: Path, titles: Sequence[str], width: int = WIDTH) -> None:
-    """An RGB picture as JPEG in an SVG file, `titles` spread over its width."""
+    """An RGB picture as JPEG in an SVG file, above it `titles`, spread over its width."""
+    top = 26 if titles else 0
     height = width * picture.shape[0] // picture.shape[1]
     stream = io.BytesIO()
     Image.fromarray(picture).resize((width, height)).save(stream, "JPEG", quality=82)
@@ -64,9 +65,10 @@ def write_svg(picture: np.ndarray, path: Path, titles: Sequence[str], width: int
     )
     data = base64.encodebytes(stream.getvalue()).decode()
     path.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + 26}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + top}" '
         f'font-family="sans-serif" font-size="15">\n{texts}\n'
-        f'<image y="26" width="{width}" height="{height}" href="data:image/jpeg;base64,{data}"/>\n'
+        f'<image y="{top}" width="{width}" height="{height}" '
+        f'href="data:image/jpeg;base64,{data}"/>\n'
         "</svg>\n",
         encoding="utf-8",
     )

@@ -93,6 +93,7 @@ def file_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Fil
 LONGEST = (
     "modeling/meta_arch/test_mask2former_overfit.py",
     "engine/test_train_net.py",
+    "docs/test_tutorials.py",
     "commands/test_compare_fusions.py",
     "commands/test_predict.py",
     "commands/test_demo.py",

@@ -138,8 +138,9 @@ class PanopticPredictor:
         output_image_name: str | os.PathLike = "",
         *,
         kind: str = "panoptic",
-        channels: str = "BGR",
+        classes: str | Sequence[str] | None = None,
         min_score: float = 0.5,
+        channels: str = "BGR",
         **drawing: Any,
     ) -> PanopticResult:
         """Predict one picture, and write what was found over it into a file.
@@ -148,12 +149,17 @@ class PanopticPredictor:
             image: one picture, as the call takes it.
             output_image_name: picture to write, ending in .png or .jpg; "" writes none.
             kind: "panoptic", "instance" (things alone) or "semantic" (a region for each class).
-            channels: as the call's.
+            classes: names of the classes to find. None: all, `self.classes`.
             min_score: things with a lower score are left out.
+            channels: as the call's.
             **drawing: as `PanopticResult.draw`.
 
+        Returns:
+            What was drawn.
+
         Raises:
-            ConfigError: several pictures, another suffix, or the model does not give this kind.
+            ConfigError: several pictures, another suffix, an unknown class, or a kind that the
+                model does not give.
             ImageError, UnreadableFileError, DownloadError: the picture cannot be used.
         """
         check_known("channels", channels, CHANNELS)
@@ -166,6 +172,7 @@ class PanopticPredictor:
         result = result_of_kind(
             kind, outputs, self.predictor.metadata, rgb, file_name=picture.name, min_score=min_score
         )
+        result = result.filter(classes)
         if output_image_name:
             result.save(output_image_name, **drawing)
         return result

@@ -13,22 +13,22 @@ from panoptic_ext.config import add_panoptic_ext_config
 from tests import ROOT
 from tests.docs.pages import DOCS
 
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = sorted(DOCS.rglob("*.md"))
 WRITTEN = {"configs.md", "api/index.md"}  # by docs/hooks.py while the site is built
 
 
 def test_the_navigation_has_every_page() -> None:
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     named = set(re.findall(r"[\w/-]+\.md", yaml.safe_dump(yaml.safe_load(text)["nav"])))
-    assert named == {page.name for page in PAGES} | WRITTEN
+    assert named == {page.relative_to(DOCS).as_posix() for page in PAGES} | WRITTEN
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_of_a_page_lead_somewhere(page) -> None:
     text = page.read_text(encoding="utf-8")
     for link in re.findall(r"\]\(((?!http)[^)#\s]+)[^)]*\)", text):
         is_written = link in WRITTEN or re.fullmatch(r"api/panoptic_ext[\w.]*\.md", link)
-        assert is_written or (DOCS / link).exists(), link
+        assert is_written or (page.parent / link).exists(), link
     for path in re.findall(r'--8<-- "([^"]+)"', text):
         assert (ROOT / path).is_file(), path
 

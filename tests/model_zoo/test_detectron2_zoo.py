@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -132,3 +133,14 @@ def test_a_function_imported_before() -> None:
     finally:
         model_zoo.model_zoo.get_config = get_config
     assert called == [(NAME, True)]
+
+
+def test_a_detectron2_whose_zoo_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of main needs pkg_resources, which the newest setuptools do not have."""
+    detectron2_zoo.uninstall()
+    monkeypatch.setitem(sys.modules, "detectron2.model_zoo", None)
+    detectron2_zoo.install()
+    detectron2_zoo.uninstall()
+    monkeypatch.undo()
+    detectron2_zoo.install()
+    assert model_zoo.get_checkpoint_url(NAME).startswith("https://")

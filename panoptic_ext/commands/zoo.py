@@ -26,8 +26,8 @@ from tabulate import tabulate
 
 from panoptic_ext import model_zoo
 from panoptic_ext.commands.command_line import command_main, command_parser
-from panoptic_ext.errors import ConfigError, PanopticExtError
-from panoptic_ext.model_zoo.catalog import ENVIRONMENT, add, find, matching
+from panoptic_ext.errors import ConfigError, PanopticExtError, nearest
+from panoptic_ext.model_zoo.catalog import ENVIRONMENT, add, find, matching, names
 from panoptic_ext.model_zoo.checkpoints import cached_file, is_here, verify
 from panoptic_ext.model_zoo.entry import TASKS, ZooEntry
 from panoptic_ext.model_zoo.from_run import entry_from_run
@@ -81,26 +81,29 @@ def _list(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([_as_dict(entry) for entry in found], indent=1, ensure_ascii=False))
         return 0
+    if not found:
+        print(f"no model fits {args.pattern!r}{nearest(args.pattern, names())}")
+        return 0
     rows = [_row(entry) for entry in found]
-    headers = ("name", "task", "data set", "figures", "size", "licence", "here")
-    print(tabulate(rows, headers, tablefmt="simple", disable_numparse=True))
+    filled = [key for key in rows[0] if any(row[key] for row in rows)]
+    table = [{key: row[key] for key in filled} for row in rows]
+    print(tabulate(table, headers="keys", tablefmt="simple", disable_numparse=True))
     print(f"\n{len(found)} models. A licence with ! forbids commercial use; here: on this machine")
     return 0
 
 
-def _row(entry: ZooEntry) -> tuple[str, ...]:
+def _row(entry: ZooEntry) -> dict[str, str]:
     path = cached_file(entry)
     size = entry.size or (os.path.getsize(path) if path else None)
-    figures = ", ".join(f"{name} {value:g}" for name, value in entry.figures.items())
-    return (
-        entry.name,
-        entry.task,
-        entry.data_set,
-        figures,
-        readable_size(size) if size else "",
-        f"{entry.licence}{'' if entry.commercial_use else ' !'}",
-        "yes" if is_here(entry) else "",
-    )
+    return {
+        "name": entry.name,
+        "task": entry.task,
+        "data set": entry.data_set,
+        "figures": _text(dict(entry.figures)),
+        "size": readable_size(size) if size else "",
+        "licence": f"{entry.licence}{'' if entry.commercial_use else ' !'}",
+        "here": "yes" if is_here(entry) else "",
+    }
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -165,13 +168,13 @@ def _add(args: argparse.Namespace) -> int:
         )
         path = os.path.abspath(entry.path)
         print(f"written: {path}, sha256 {entry.sha256}")
-    names = add(path)
-    if not names:
+    added = add(path)
+    if not added:
         raise ConfigError(
             f"{args.path} holds no entry of a model zoo. To make one of a training run, give its "
             "output folder and a --name"
         )
-    print(f"valid: {', '.join(names)}\nto use it: export {ENVIRONMENT}={path}")
+    print(f"valid: {', '.join(added)}\nto use it: export {ENVIRONMENT}={path}")
     return 0
 
 

@@ -24,6 +24,18 @@ def test_list_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, lines)) < 160
 
 
+def test_list_leaves_out_empty_columns_and_suggests_a_name(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["list", "backbones/*"]) == 0
+    assert capsys.readouterr().out.split("\n")[0].split() == ["name", "task", "licence", "here"]
+    assert main(["list", "mask2fomer_R50_coco"]) == 0
+    expected = "no model fits 'mask2fomer_R50_coco'; did you mean 'mask2former_R50_coco'?\n"
+    assert capsys.readouterr().out == expected
+    assert main(["list", "nothing", "--json"]) == 0
+    assert capsys.readouterr().out == "[]\n"
+
+
 def test_list_and_info_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}

@@ -7,12 +7,14 @@ import logging
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from detectron2 import model_zoo as detectron2_zoo
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
+from detectron2.engine import DefaultPredictor
 from detectron2.utils.file_io import PathManager
 
 from panoptic_ext import add_panoptic_ext_config, model_zoo
@@ -69,6 +71,16 @@ def test_the_address_in_the_path_manager(served: ZooEntry, own_zoo: Path) -> Non
     assert local == str(own_zoo / "zoo" / "tiny_street.pth")
     with PathManager.open(address, "rb") as stream:
         assert stream.read() == Path(local).read_bytes()
+
+
+def test_detectron2s_own_classes_take_the_address(served: ZooEntry, zoo_run: Path) -> None:
+    cfg = detectron2_zoo.get_config(NAME, trained=True)
+    predictor = DefaultPredictor(cfg)
+    expected = weights_of(zoo_run)
+    for key, value in predictor.model.state_dict().items():
+        assert torch.equal(value, expected[key])
+    output = predictor(np.full((48, 64, 3), 90, np.uint8))
+    assert output["panoptic_seg"][0].shape == (48, 64)
 
 
 def test_another_hash_is_refused(served: ZooEntry, own_zoo: Path) -> None:

@@ -79,7 +79,8 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     found = metadata(wheel)
     assert found["Name"].replace("-", "_") == "panoptic_ext"
     assert found["Requires-Python"] == ">=3.10"
-    assert set(found.get_all("Provides-Extra")) == {"all", "dev", "docs", "hf", "timm"}
+    extras = {"all", "dev", "docs", "fiftyone", "hf", "pretrained", "results", "timm"}
+    assert set(found.get_all("Provides-Extra")) == extras
     required = [line for line in found.get_all("Requires-Dist") if "extra ==" not in line]
     assert "torch>=2.4" in required
     assert not any(line.startswith(("detectron2", "pb1")) for line in required)

@@ -85,7 +85,7 @@ def _list(args: argparse.Namespace) -> int:
         print(f"no model fits {args.pattern!r}{nearest(args.pattern, names())}")
         return 0
     rows = [_row(entry) for entry in found]
-    filled = [key for key in rows[0] if any(row[key] for row in rows)]
+    filled = [key for key in rows[0] if key == "here" or any(row[key] for row in rows)]
     table = [{key: row[key] for key in filled} for row in rows]
     print(tabulate(table, headers="keys", tablefmt="simple", disable_numparse=True))
     print(f"\n{len(found)} models. A licence with ! forbids commercial use; here: on this machine")

@@ -28,7 +28,8 @@ def test_list_leaves_out_empty_columns_and_suggests_a_name(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["list", "backbones/*"]) == 0
-    assert capsys.readouterr().out.split("\n")[0].split() == ["name", "task", "licence", "here"]
+    header = capsys.readouterr().out.split("\n")[0].split()
+    assert header == ["name", "task", "size", "licence", "here"]
     assert main(["list", "mask2fomer_R50_coco"]) == 0
     expected = "no model fits 'mask2fomer_R50_coco'; did you mean 'mask2former_R50_coco'?\n"
     assert capsys.readouterr().out == expected

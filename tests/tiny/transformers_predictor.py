@@ -40,8 +40,8 @@ def opts(folder: str, **changes: Any) -> list[str]:
 
 
 def tiny_predictor(folder: str, **changes: Any) -> Predictor:
-    """A Predictor of the model that `save_tiny` wrote into a folder."""
-    return Predictor(load_cfg("", opts(folder, **changes)))
+    """A Predictor of the model that `save_tiny` wrote; its data set needs metadata alone."""
+    return Predictor(load_cfg("", opts(folder, **changes), use_data=False))
 
 
 @torch.no_grad()

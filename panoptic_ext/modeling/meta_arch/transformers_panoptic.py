@@ -25,7 +25,7 @@ from panoptic_ext.modeling.meta_arch.transformers_segmentation import (
     thresholds_of,
 )
 from panoptic_ext.modeling.transformers_models.class_head import with_new_classes
-from panoptic_ext.modeling.transformers_models.families import FAMILIES
+from panoptic_ext.modeling.transformers_models.families import FAMILIES, QueryOutputs
 from panoptic_ext.modeling.transformers_models.inputs import (
     TestInput,
     make_test_input,
@@ -175,7 +175,8 @@ class TransformersPanoptic(MetaArchitecture, nn.Module):
             In training a dict of weighted scalar losses; else one dict for each image with the
             outputs that are on: "panoptic_seg" ((H, W) int32 ids from 1, 0 void; list of segments
             with contiguous `category_id`, `isthing`, `score`, `area`, `bbox`), "sem_seg" ((K, H, W)
-            scores) and "instances" (contiguous `pred_classes`).
+            scores) and "instances" (contiguous `pred_classes`). A semantic EoMT, whose processor
+            cuts images into windows, has "sem_seg" alone.
 
         Raises:
             ConfigError: the class head was never trained, or lacks a class to train.
@@ -233,7 +234,11 @@ class TransformersPanoptic(MetaArchitecture, nn.Module):
         for rows in _by_shape(images):
             pixels = torch.cat([images[i].pixels for i in rows]).to(self.device)
             raw = self.network(**self._network_inputs(pixels))
-            segmented = self.segmentation(self.family.outputs(raw), [sizes[i] for i in rows])
+            outputs = self.family.outputs(raw)
+            if images[rows[0]].offsets:
+                results[rows[0]] = self._of_windows(outputs, images[rows[0]], sizes[rows[0]])
+                continue
+            segmented = self.segmentation(outputs, [sizes[i] for i in rows])
             for i, result in zip(rows, segmented, strict=True):
                 results[i] = result
         return results
@@ -248,6 +253,12 @@ class TransformersPanoptic(MetaArchitecture, nn.Module):
         self.source.processor.save_pretrained(folder)
         if self.source.tokenizer is not None:
             self.source.tokenizer.save_pretrained(folder)
+
+    def _of_windows(self, outputs: QueryOutputs, image: TestInput, sizes: Sizes) -> dict[str, Any]:
+        """Semantic scores alone: windows have no segments in common."""
+        spans = [(int(start), int(stop)) for _, start, stop in image.offsets]
+        scores = self.segmentation.of_windows(outputs, spans, image.size, sizes["output_size"])
+        return {"sem_seg": scores}
 
     def _rgb(self, image: Tensor) -> Tensor:
         return image.flip(0) if self.reverse_channels else image

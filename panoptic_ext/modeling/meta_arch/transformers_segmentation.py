@@ -140,6 +140,42 @@ class QuerySegmentation:
                 result["panoptic_seg"] = with_extents(*self._of_classes(*segments))
         return results
 
+    def of_windows(
+        self,
+        outputs: QueryOutputs,
+        spans: Sequence[tuple[int, int]],
+        image_size: tuple[int, int],
+        output_size: tuple[int, int],
+    ) -> Tensor:
+        """Semantic scores of an image that the network saw in windows along its longer side.
+
+        Where windows overlap, their scores are averaged; so does a semantic EoMT.
+
+        Args:
+            outputs: of the P windows, in the place of the batch.
+            spans: for each window its first pixel and the one past its last.
+            image_size: of the image that the windows were cut from.
+            output_size: H, W.
+
+        Returns:
+            (K, H, W) float32.
+        """
+        side = min(image_size)
+        sizes = Sizes(image_size=(side, side), padded_size=(side, side), output_size=(side, side))
+        alone = replace(self.wanted, panoptic=False, instances=False, semantic=True)
+        logits = self._without_unmatched(self.by_class(outputs.class_logits))
+        windows = mask_inference(logits, outputs.mask_logits, [sizes] * len(spans), alone)
+        total = logits.new_zeros(self.num_classes, *image_size)
+        count = logits.new_zeros(image_size)
+        for (start, stop), window in zip(spans, windows, strict=True):
+            axis = -2 if image_size[0] > image_size[1] else -1
+            total.narrow(axis, start, stop - start).add_(window["sem_seg"])
+            count.narrow(axis, start, stop - start).add_(1)
+        scores = total / count.clamp(min=1)
+        return torch.nn.functional.interpolate(
+            scores[None], output_size, mode="bilinear", align_corners=False
+        )[0]
+
     def by_class(self, class_logits: Tensor) -> Tensor:
         """(B, Q, C + 1) logits of labels -> (B, Q, K + U + 1): classes, other labels, no object.
 

@@ -26,7 +26,7 @@ class TestInput:
 
     Attributes:
         pixels: (P, 3, h, w) float32. P is 1, or the number of windows of a semantic EoMT.
-        size: height and width of the image in it, without padding.
+        size: height and width of the image in it, without padding; of the whole image for windows.
         offsets: [image, start, end] of each window; empty if the image is whole.
     """
 
@@ -74,7 +74,7 @@ def make_test_input(
     pixels = made["pixel_values"]
     offsets = list(made.get("patch_offsets") or [])
     inner = (pixels.shape[-2], pixels.shape[-1])
-    if family.is_square and not offsets and processor.do_resize:
+    if family.is_square and processor.do_resize:
         inner = _resized(grey.shape[-2:], options.get("size") or dict(processor.size))
     return TestInput(pixels, inner, offsets)
 
@@ -170,6 +170,6 @@ def _resized(image_size: Sequence[int], size: dict[str, int]) -> tuple[int, int]
     from transformers.image_transforms import get_size_with_aspect_ratio
 
     height, width = get_size_with_aspect_ratio(
-        tuple(image_size), size["shortest_edge"], size["longest_edge"]
+        tuple(image_size), size["shortest_edge"], size.get("longest_edge")
     )
     return int(height), int(width)

@@ -112,3 +112,21 @@ def test_a_batch_of_several_sizes_is_its_images_one_by_one(folder):
         assert [s["category_id"] for s in segments] == [s["category_id"] for s in others]
         assert ids.shape == (50, 70) and (ids != other_ids).float().mean() < 0.01
         torch.testing.assert_close(one["sem_seg"], other["sem_seg"], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(96, 150), (150, 96), (64, 64)])
+def test_a_semantic_eomt_sees_windows(tmp_path, size):
+    folder = save_tiny("eomt", tmp_path, CLASSES)
+    edges = {"shortest_edge": 64, "longest_edge": None}
+    transformers.EomtImageProcessor(size=edges, do_split_image=True).save_pretrained(folder)
+    predictor = tiny_predictor(folder)
+    image = np.asarray(picture(5, *size))
+    found = predictor(image)
+    assert set(found) == {"sem_seg"}
+    outputs, processor = raw_outputs(predictor.model, image)
+    outputs.patch_offsets = processor(image.copy(), return_tensors="pt")["patch_offsets"]
+    assert len(outputs.patch_offsets) == (1 if size[0] == size[1] else 2)
+    theirs = processor.post_process_semantic_segmentation(
+        outputs, target_sizes=[size], return_segmentation_scores=True
+    )[0]["segmentation_scores"]
+    torch.testing.assert_close(found["sem_seg"], theirs, atol=1e-5, rtol=1e-4)

@@ -17,6 +17,7 @@ __all__ = ["cached_file", "get_checkpoint", "get_checkpoint_url", "is_here", "ve
 
 
 _HUB_FILE = "config.json"  # every model of the hub has it
+_KEEPERS = {"hub": "huggingface_hub", "package": "pip"}
 
 
 def get_checkpoint(name: str, *, progress: bool = True) -> str:
@@ -89,16 +90,19 @@ def verify(entry: ZooEntry) -> str:
     """Compute the hash of an entry's weights again and compare it.
 
     Returns:
-        What was compared, such as "good, as recorded at its download".
+        What was compared, such as "good, as recorded at its download"; of a package or a model of
+        the hub who keeps it.
 
     Raises:
         CheckpointError: the file is missing, or its hash cannot be known.
         DownloadError: the file is another one than the entry's.
     """
+    if entry.weights.kind in _KEEPERS:
+        return f"kept by {_KEEPERS[entry.weights.kind]}, which verifies what it fetches"
     path = cached_file(entry)
     if not path:
         raise CheckpointError(
-            f"not on this machine as a file; `panoptic-ext zoo get {entry.name}` fetches it"
+            f"not on this machine; `panoptic-ext zoo get {entry.name}` fetches it"
         )
     if entry.address:
         _local_path(entry, progress=False)

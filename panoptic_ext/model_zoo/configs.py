@@ -20,6 +20,7 @@ from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.errors import ConfigError, listed
 from panoptic_ext.model_zoo.catalog import entries, find
 from panoptic_ext.model_zoo.entry import ZooEntry, hub_model
+from panoptic_ext.model_zoo.licences import record_licence, tell_licence
 
 __all__ = [
     "SCHEME",
@@ -56,6 +57,9 @@ def get_config(name: str, *, trained: bool = True) -> CfgNode:
     cfg = _load(config_file(entry), entry, _options(entry))
     if entry.weights.kind == "hub":
         cfg.MODEL.TRANSFORMERS.PRETRAINED = trained
+        if trained:  # transformers fetches the weights itself, so this is where they are asked for
+            tell_licence(entry)
+            record_licence(entry)
     elif trained:
         cfg.MODEL.WEIGHTS = f"{SCHEME}{entry.name}"
     return cfg
@@ -114,8 +118,14 @@ def written_config(entry: ZooEntry) -> str:
         node[leaf] = value
     folder = os.path.join(get_cache_dir(), "panoptic_ext", "configs")
     written = os.path.join(folder, f"{entry.name.replace('/', '-')}.yaml")
-    os.makedirs(folder, exist_ok=True)
-    write_atomic(written, lambda stream: stream.write(yaml.safe_dump(content).encode()))
+    try:
+        os.makedirs(folder, exist_ok=True)
+        write_atomic(written, lambda stream: stream.write(yaml.safe_dump(content).encode()))
+    except OSError as error:
+        raise ConfigError(
+            f"{written} cannot be written: {error.strerror or error}. Name a folder that can be in "
+            "the environment variable FVCORE_CACHE"
+        ) from error
     return written
 
 

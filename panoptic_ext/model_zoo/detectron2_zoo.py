@@ -83,10 +83,12 @@ def _in_front_of(original: Callable, name: str) -> Callable:
 
 
 def _is_known_to_detectron2(name: Any) -> bool:
-    module = importlib.import_module("detectron2.model_zoo.model_zoo")
-    if not isinstance(name, str) or module._ModelZooUrls.query(name) is not None:
+    """Whether its own functions have a config or weights of this name, or refuse its type."""
+    if not isinstance(name, str):
         return True
-    try:
-        return bool(_originals["get_config_file"](name))
-    except RuntimeError:  # it has no such file
-        return False
+    for function in ("get_config_file", "get_checkpoint_url"):
+        try:
+            return bool(_originals[function](name))
+        except RuntimeError:  # it has none
+            continue
+    return False

@@ -127,8 +127,7 @@ def test_a_model_of_the_hub_has_no_file(tiny_entry: ZooEntry) -> None:
     changed(tiny_entry, weights={"hub": "nobody/nothing"}, sha256=None, size=None)
     with pytest.raises(ConfigError, match="transformers reads them from nobody/nothing"):
         model_zoo.get_checkpoint_url(NAME)
-    with pytest.raises(CheckpointError, match="not on this machine as a file"):
-        checkpoints.verify(model_zoo.info(NAME))
+    assert checkpoints.verify(model_zoo.info(NAME)).startswith("kept by huggingface_hub")
 
 
 # The licence is said once
@@ -223,6 +222,23 @@ def test_a_model_of_transformers_reads_its_own_weights(of_transformers: ZooEntry
     random = model_zoo.get("tiny_detr", trained=False).state_dict()
     assert all(torch.equal(value, second[key]) for key, value in first.items())
     assert not all(torch.equal(value, random[key]) for key, value in first.items())
+
+
+def test_its_licence_is_said_with_its_config(
+    of_transformers: ZooEntry, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = changed(of_transformers, commercial_use=False, licence="CC BY-NC 4.0")
+    caplog.set_level(logging.WARNING, logger="panoptic_ext")
+    for trained, expected in ((False, 0), (True, 1), (True, 0)):
+        model_zoo.get_config("tiny_detr", trained=trained)
+        assert said(caplog) == expected
+    assert os.path.exists(licences.notice_file(entry))
+
+
+def test_a_config_file_that_cannot_be_written(of_transformers: ZooEntry, own_zoo: Path) -> None:
+    own_zoo.write_text("a file where the cache should be")
+    with pytest.raises(ConfigError, match=r"tiny_detr\.yaml cannot be written: .* FVCORE_CACHE"):
+        detectron2_zoo.get_config_file("tiny_detr")
 
 
 def test_its_config_file_holds_all(of_transformers: ZooEntry) -> None:

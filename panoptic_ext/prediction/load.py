@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 
-from panoptic_ext.data.datasets.unified_classes import unified_metadata
+from panoptic_ext.data.datasets.unified_classes import unified_classes, unified_metadata
 from panoptic_ext.data.image_files import read_image
 from panoptic_ext.errors import ConfigError, check_known
-from panoptic_ext.prediction.kinds import result_of_kind
+from panoptic_ext.prediction.kinds import KINDS, result_of_kind
 from panoptic_ext.prediction.model_source import find_model
-from panoptic_ext.prediction.panoptic_result import PanopticResult
+from panoptic_ext.prediction.panoptic_result import PanopticResult, check_picture_name
 from panoptic_ext.prediction.pictures_in import CHANNELS, PictureIn, find_pictures, is_single
 from panoptic_ext.prediction.predictor import Predictor
 from panoptic_ext.prediction.result_stream import ResultStream
@@ -162,7 +162,13 @@ class PanopticPredictor:
                 model does not give.
             ImageError, UnreadableFileError, DownloadError: the picture cannot be used.
         """
+        # Wrong arguments are refused before the model runs, which may take long.
         check_known("channels", channels, CHANNELS)
+        check_known("kind", kind, KINDS)
+        if classes is not None:
+            unified_classes(self.predictor.metadata).find(classes)
+        if output_image_name:
+            check_picture_name(output_image_name)
         if not is_single(image):
             raise ConfigError("segment_image takes one picture; call the predictor with several")
         picture = next(find_pictures(image, channels=channels).pictures)

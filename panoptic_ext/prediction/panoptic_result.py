@@ -28,7 +28,7 @@ from panoptic_ext.prediction.segmented_image import SegmentedImage
 from panoptic_ext.visualization import draw_panoptic, mask_grid, save_picture
 from panoptic_ext.visualization.classes import class_color, class_metadata
 
-__all__ = ["PanopticResult"]
+__all__ = ["PanopticResult", "check_picture_name"]
 
 _PICTURES = (".png", ".jpg", ".jpeg")
 _NOTEBOOK_SIDE = 1024  # pixels, at most, of the longer side of a picture in a notebook
@@ -161,12 +161,7 @@ class PanopticResult(SegmentedImage):
         Raises:
             ConfigError: another suffix.
         """
-        path = os.fspath(path)
-        if not path.lower().endswith(_PICTURES):
-            raise ConfigError(
-                f"cannot save to {path}: expected a picture ending in"
-                f" {listed(_PICTURES, show=str)}; save_coco(folder) writes ids and segments"
-            )
+        path = check_picture_name(path)
         save_picture(path, self.draw(**options))
         return path
 
@@ -289,3 +284,18 @@ class PanopticResult(SegmentedImage):
         with io.BytesIO() as stream:
             Image.fromarray(self.draw(scale=scale)).save(stream, format="PNG")
             return stream.getvalue()
+
+
+def check_picture_name(path: str | os.PathLike) -> str:
+    """The path as a string, if `PanopticResult.save` writes such a file.
+
+    Raises:
+        ConfigError: another suffix.
+    """
+    path = os.fspath(path)
+    if not path.lower().endswith(_PICTURES):
+        raise ConfigError(
+            f"cannot save to {path}: expected a picture ending in"
+            f" {listed(_PICTURES, show=str)}; save_coco(folder) writes ids and segments"
+        )
+    return path

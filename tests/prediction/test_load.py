@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -135,6 +136,31 @@ def test_segment_image_writes_a_picture(tmp_path: Path, model: PanopticPredictor
     result = model.segment_image(gradient(), output_image_name=tmp_path / "out.png")
     assert Image.open(tmp_path / "out.png").size[0] >= result.width
     assert {s.name for s in result} == {"dark", "bright"}
+
+
+def test_segment_image_gives_the_kind_and_the_classes(model: PanopticPredictor) -> None:
+    whole = model.segment_image(gradient(), kind="semantic")
+    assert not any(segment.isthing for segment in whole)
+    assert whole.shares().keys() == {"dark", "bright"}
+    (bright,) = model.segment_image(gradient(), classes="bright")
+    assert bright.name == "bright"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kind": "semntic"}, "did you mean 'semantic'"),
+        ({"classes": ["brigt"]}, "did you mean 'bright'"),
+        ({"output_image_name": "out.gif"}, "cannot save to out.gif: expected a picture ending"),
+        ({"channels": "GRB"}, "unknown channels 'GRB'"),
+    ],
+)
+def test_wrong_arguments_of_segment_image_are_refused_before_the_model_runs(
+    model: PanopticPredictor, monkeypatch: pytest.MonkeyPatch, arguments: dict, message: str
+) -> None:
+    monkeypatch.setattr(model, "predictor", SimpleNamespace(metadata=model.predictor.metadata))
+    with pytest.raises(ConfigError, match=message):
+        model.segment_image(gradient(), **arguments)
 
 
 def test_an_unknown_model_has_a_suggestion(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from detectron2.data import MetadataCatalog
@@ -19,10 +19,12 @@ class DatasetClasses:
     Args:
         dataset_name: the registered data set.
         isthing: for each contiguous id whether it is a thing (K bools).
+        names: of the classes (K), or () where they are not known.
     """
 
     dataset_name: str
     isthing: tuple[bool, ...]
+    names: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def num_classes(self) -> int:
@@ -49,7 +51,8 @@ def classes_of_dataset(cfg: Any) -> DatasetClasses:
             "DATASETS.TRAIN and DATASETS.TEST are both empty, but the model takes its thing "
             "classes from a data set; name one in either"
         )
-    isthing = getattr(MetadataCatalog.get(names[0]), "isthing", None)
+    metadata = MetadataCatalog.get(names[0])
+    isthing = getattr(metadata, "isthing", None)
     if isthing is None:
         raise ConfigError(
             f"the metadata of data set {quoted(names[0])} has no `isthing`, which tells things "
@@ -57,4 +60,5 @@ def classes_of_dataset(cfg: Any) -> DatasetClasses:
             "DATASETS.PANOPTIC (instances alone: panoptic_ext.data.register_instances, "
             "DATASETS.INSTANCES)"
         )
-    return DatasetClasses(names[0], tuple(bool(thing) for thing in isthing))
+    class_names = tuple(getattr(metadata, "thing_classes", ()))
+    return DatasetClasses(names[0], tuple(bool(thing) for thing in isthing), class_names)

@@ -45,6 +45,12 @@ from panoptic_ext.fusion.base import check_threshold
 from panoptic_ext.modeling.backbone.folded_norm import fold_norms
 from panoptic_ext.modeling.meta_arch.base import MetaArchitecture
 from panoptic_ext.modeling.meta_arch.classes import classes_of_dataset
+from panoptic_ext.modeling.meta_arch.separated_ids import (
+    detectron2_channels,
+    keep_classes_of_segments,
+    shares_thing_channel,
+    to_contiguous_channels,
+)
 from panoptic_ext.modeling.roi_heads import KeepsMaskLogits
 from panoptic_ext.postprocessing import with_extents
 
@@ -78,6 +84,7 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         thing_ids: Sequence[int],
         num_classes: int,
         fusion: PanopticFusion | None = None,
+        separated_channels: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
         """Args (all by keyword):
@@ -86,6 +93,8 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         num_classes: K.
         fusion: merges the outputs for one image into a panoptic map; None: the heuristic one, with
             PanopticFPN's `combine_...` thresholds.
+        separated_channels: for each contiguous id its channel in the semantic head of Detectron2's
+            own PanopticFPN, whose weights are then loaded, too; see `separated_ids`.
         **kwargs: as `detectron2.modeling.PanopticFPN`.
 
         Raises:
@@ -110,6 +119,7 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         thing_index = torch.full((num_classes,), -1, dtype=torch.int64)
         thing_index[things] = torch.arange(len(things))
         self.register_buffer("thing_ids", things, persistent=False)
+        self.separated_channels = separated_channels
         self.thing_index = thing_index  # on the CPU, where ground truth comes from
         self.fusion = fusion or HeuristicFusion(
             FusionRule(
@@ -140,7 +150,9 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         cfg = complete_config(cfg, cls)
         ret = super().from_config(cls.with_mask_logits(cfg))
         fold_norms(ret["backbone"])
-        ret["thing_ids"] = classes_of_dataset(cfg).thing_ids
+        dataset = classes_of_dataset(cfg)
+        ret["thing_ids"] = dataset.thing_ids
+        ret["separated_channels"] = detectron2_channels(dataset)
         ret["num_classes"] = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         ret["fusion"] = cls.build_fusion(cfg, thing_ids=ret["thing_ids"])
         return ret
@@ -190,7 +202,8 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
 
         Returns:
             In training a dict of scalar losses, with those of the fusion if it has any; else one
-            dict per image with "sem_seg" ((K, H, W) logits), "instances" (pred_classes are
+            dict per image with "sem_seg" ((K, H, W) logits; where all things share one, it is -inf
+            outside of a thing's segments), "instances" (pred_classes are
             contiguous ids) and "panoptic_seg" ((H, W) int32 ids from 1, 0 void; list of segments
             with contiguous category_id and, as `with_extents` says, area and bbox).
         """
@@ -292,6 +305,8 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         instances = instances[nonempty]
         detections = self._detections(instances, boxes.tensor[nonempty])
         panoptic_seg = self.fusion(sem_seg, detections)
+        if shares_thing_channel(self.sem_seg_head, self.thing_ids):
+            keep_classes_of_segments(sem_seg, panoptic_seg, self.thing_ids)
         fields = dict(instances.get_fields())
         # detector_postprocess gets copies: it scales boxes in place.
         fields.pop("pred_mask_logits", None)
@@ -303,7 +318,13 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         }
 
     def adapt_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
-        """Remove the parameters of another fusion; see `AdaptsStateDict`."""
+        """Take weights of separated ids, and remove the parameters of another fusion.
+
+        See `AdaptsStateDict`.
+        """
+        if self.separated_channels is not None:
+            predictor = f"{prefix}sem_seg_head.predictor."
+            to_contiguous_channels(state_dict, predictor, self.separated_channels)
         prefix = f"{prefix}fusion."
         expected = {prefix + name for name in self.fusion.state_dict()}
         for name in [n for n in state_dict if n.startswith(prefix) and n not in expected]:

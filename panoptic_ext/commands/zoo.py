@@ -26,9 +26,10 @@ from tabulate import tabulate
 
 from panoptic_ext import model_zoo
 from panoptic_ext.commands.command_line import command_main, command_parser
-from panoptic_ext.errors import ConfigError, PanopticExtError, nearest
+from panoptic_ext.errors import ConfigError, PanopticExtError, listed, nearest
 from panoptic_ext.model_zoo.catalog import ENVIRONMENT, add, find, matching, names
 from panoptic_ext.model_zoo.checkpoints import cached_file, is_here, verify
+from panoptic_ext.model_zoo.configs import classes_of
 from panoptic_ext.model_zoo.entry import TASKS, ZooEntry
 from panoptic_ext.model_zoo.from_run import entry_from_run
 from panoptic_ext.regular_files import readable_size
@@ -107,18 +108,26 @@ def _row(entry: ZooEntry) -> dict[str, str]:
 
 
 def _info(args: argparse.Namespace) -> int:
-    content = _as_dict(find(args.name))
+    entry = find(args.name)
+    content = _as_dict(entry)
+    if entry.data_set:
+        classes = classes_of(entry)
+        pairs = zip(classes.thing_classes, classes.isthing, strict=True)
+        content["classes"] = [{"name": name, "isthing": bool(isthing)} for name, isthing in pairs]
     if args.json:
         print(json.dumps(content, indent=1, ensure_ascii=False))
         return 0
-    if content["classes"]:
-        names = [row["name"] for row in content["classes"]]
-        content["classes"] = f"{len(names)}: {', '.join(names)}"
-    rows = [
-        (key, _text(value)) for key, value in content.items() if value not in ("", None, {}, [])
-    ]
+    content["classes"] = _class_text(content["classes"])
+    known = {key: value for key, value in content.items() if value not in ("", None, {})}
+    rows = [(key, _text(value)) for key, value in known.items()]
     print(tabulate(rows, tablefmt="plain", disable_numparse=True))
     return 0
+
+
+def _class_text(classes: list[dict[str, Any]]) -> str:
+    things = sum(row["isthing"] for row in classes)
+    names = listed((row["name"] for row in classes), 8, show=str)
+    return f"{things} things and {len(classes) - things} stuff: {names}" if classes else ""
 
 
 def _text(value: Any) -> str:
@@ -130,7 +139,9 @@ def _text(value: Any) -> str:
 def _as_dict(entry: ZooEntry) -> dict[str, Any]:
     content = dataclasses.asdict(entry)
     content["weights"] = {entry.weights.kind: entry.weights.value}
-    content["classes"] = [category._asdict() for category in entry.classes]
+    content["classes"] = [
+        {"name": category.name, "isthing": category.isthing} for category in entry.classes
+    ]
     return {**content, "file": cached_file(entry), "here": is_here(entry)}
 
 

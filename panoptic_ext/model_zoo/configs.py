@@ -24,6 +24,7 @@ from panoptic_ext.model_zoo.licences import record_licence, tell_licence
 
 __all__ = [
     "SCHEME",
+    "classes_of",
     "config_file",
     "entry_of_config",
     "get_config",
@@ -147,7 +148,7 @@ def _options(entry: ZooEntry) -> list[str]:
 
 
 def _load(path: str, entry: ZooEntry, options: list[str]) -> CfgNode:
-    classes = _classes_of(entry)
+    classes = classes_of(entry)
     cfg = load_cfg(path, options, use_data=False, trained_on=classes).clone()
     cfg.defrost()
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
@@ -161,8 +162,12 @@ def _load(path: str, entry: ZooEntry, options: list[str]) -> CfgNode:
     return cfg
 
 
-def _classes_of(entry: ZooEntry) -> Metadata:
-    """Metadata with the classes of an entry, in no catalogue."""
+def classes_of(entry: ZooEntry) -> Metadata:
+    """Metadata with the classes of an entry, in no catalogue.
+
+    Raises:
+        ConfigError: they are not known, or those of a built-in data set are given as well.
+    """
     if entry.classes:
         if known_categories(entry.data_set) is not None:
             raise ConfigError(

@@ -59,7 +59,7 @@ def _modules() -> list[ModuleType]:
         try:
             package = importlib.import_module("detectron2.model_zoo")
             return [package, importlib.import_module("detectron2.model_zoo.model_zoo")]
-        except ImportError:
+        except (ImportError, AttributeError):  # the latter of old setuptools on Python 3.12
             return []
 
 

@@ -229,38 +229,39 @@ def _input(where: _Where, value: Any) -> dict[str, Any]:
 
 
 def _classes(where: _Where, value: Any) -> tuple[Category, ...]:
-    expected = "a list with {name: TEXT, isthing: true or false} for each class"
     if not isinstance(value, list) or not value:
-        raise where.wrong(value, expected)
+        raise where.wrong(value, "a list with {name: TEXT, isthing: true or false} for each class")
     colors = spare_colors(len(value))
-    categories = []
-    for number, row in enumerate(value):
-        if not isinstance(row, dict) or not {"name", "isthing"} <= set(row):
-            raise where.error(
-                f"class {number} of {where.key} is {quoted(row)}, expected {expected}"
-            )
-        color = row.get("color", list(colors[number]))
-        good = (
-            set(row) <= {"name", "isthing", "id", "color"}
-            and isinstance(row["name"], str)
-            and isinstance(row["isthing"], bool)
-            and type(row.get("id", 0)) is int
-            and isinstance(color, list)
-            and len(color) == 3
-            and all(type(part) is int and 0 <= part <= 255 for part in color)
-        )
-        if not good:
-            raise where.error(
-                f"class {number} of {where.key} is {quoted(row)}, expected name (text), isthing "
-                "(true or false), and if wished id (whole number) and color ([R, G, B], 0 to 255)"
-            )
-        categories.append(
-            Category(row.get("id", number), row["name"], row["isthing"], tuple(color))
-        )
+    categories = tuple(
+        _class(where, number, row, color)
+        for number, (row, color) in enumerate(zip(value, colors, strict=True))
+    )
     ids = [category.id for category in categories]
     if len(set(ids)) != len(ids):
         raise where.error(f"two classes of {where.key} have the same id; ids found: {quoted(ids)}")
-    return tuple(categories)
+    return categories
+
+
+def _class(where: _Where, number: int, row: Any, spare: tuple[int, int, int]) -> Category:
+    """One class: its id is `number` and its colour `spare` if it has no others."""
+    complete = {"id": number, "color": list(spare), **(row if isinstance(row, dict) else {})}
+    color = complete["color"]
+    is_good = (
+        set(complete) == {"id", "name", "isthing", "color"}
+        and type(complete["id"]) is int
+        and isinstance(complete["name"], str)
+        and isinstance(complete["isthing"], bool)
+        and isinstance(color, list)
+        and len(color) == 3
+        and all(type(part) is int and 0 <= part <= 255 for part in color)
+    )
+    if not is_good:
+        raise where.error(
+            f"class {number} of {where.key} is {quoted(row)}, expected name (text), isthing (true "
+            "or false), and if wished id (whole number) and color ([R, G, B], 0 to 255)"
+        )
+    red, green, blue = color
+    return Category(complete["id"], complete["name"], complete["isthing"], (red, green, blue))
 
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")

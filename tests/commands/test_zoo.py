@@ -43,7 +43,9 @@ def test_list_and_info_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted(rows) == catalog.names()
     assert main(["info", "mask2former_R50_coco", "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
-    assert row == rows["mask2former_R50_coco"] and row["commercial_use"] is False
+    assert row | {"classes": []} == rows["mask2former_R50_coco"]
+    assert row["commercial_use"] is False and len(row["classes"]) == 133
+    assert row["classes"][0] == {"name": "person", "isthing": True}
     assert row["weights"]["address"].startswith("https://") and (row["file"], row["here"]) == (
         "",
         False,
@@ -53,6 +55,7 @@ def test_list_and_info_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_info_says_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "mask2former_R50_coco"]) == 0
     printed = capsys.readouterr().out
+    assert "80 things and 53 stuff: person, bicycle, " in printed
     for text in ("licence         CC BY-NC 4.0", "figures         PQ 51.9", "commercial_use  no"):
         assert text in printed
     assert "sha256" not in printed, "what is not known is left out"

@@ -201,10 +201,6 @@ class QuerySegmentation:
     def _product_segments(
         self, logits: Tensor, masks: Tensor, sizes: Sizes
     ) -> tuple[Tensor, list[dict[str, Any]]]:
-        if self.family.mask_size is not None:
-            masks = torch.nn.functional.interpolate(
-                masks[None], self.family.mask_size, mode="bilinear", align_corners=False
-            )[0]
         return product_segments(
             logits,
             masks,
@@ -213,6 +209,7 @@ class QuerySegmentation:
             mask_threshold=self.thresholds.mask_threshold,
             overlap_threshold=self.thresholds.overlap_mask_area_threshold,
             output_size=sizes["output_size"],
+            mask_size=self.family.mask_size,
         )
 
     def _of_classes(

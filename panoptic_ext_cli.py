@@ -22,7 +22,7 @@ PROGRAM = "panoptic-ext"
 COMMANDS = {
     "train": "train or resume a model, or evaluate it with --eval-only",
     "evaluate": "compare two COCO panoptic results, such as a model's and the ground truth",
-    "predict": "predict images, folders and videos: pictures and COCO panoptic files",
+    "predict": "predict images, folders and videos: pictures, lists of segments, COCO files",
     "check-data": "check data sets and report everything that is wrong with them at once",
     "visualize-data": "draw the ground truth of data sets, as on disk or as the model sees it",
     "combine": "merge one model's instances and another's semantic predictions, from files",

@@ -23,6 +23,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
+from panoptic_ext.data.datasets.unified_classes import unified_metadata
 from panoptic_ext.data.image_files import READ_ERRORS
 from panoptic_ext.engine.memory_errors import explained_memory_errors
 from panoptic_ext.errors import ConfigError, PanopticExtError
@@ -31,9 +32,11 @@ from panoptic_ext.many_files import ManyFiles
 from panoptic_ext.prediction.ahead import PredictAhead
 from panoptic_ext.prediction.image_ids import choose_image_ids, ids_of_files
 from panoptic_ext.prediction.inputs import PredictionInput
-from panoptic_ext.prediction.outputs import Segments, panoptic_result, segments_to_draw
+from panoptic_ext.prediction.outputs import panoptic_result
+from panoptic_ext.prediction.panoptic_result import PanopticResult
 from panoptic_ext.prediction.predictor import Predictor
 from panoptic_ext.prediction.results_folder import ResultsFolder
+from panoptic_ext.prediction.segment_lists import SegmentLists
 from panoptic_ext.prediction.settings import check_prediction_settings, prediction_settings
 from panoptic_ext.prediction.video import VideoReader, VideoWriter
 from panoptic_ext.visualization import Pictures, readable_scale, save_picture
@@ -48,17 +51,21 @@ class JobOptions:
     Attributes:
         pictures: draw every input.
         panoptic: write COCO panoptic JSON and PNGs; the model must have panoptic results.
+        lists: collect the segments for a JSON or a CSV.
         overwrite: replace the results that an earlier job left in the folder.
         batch_size: images of one size that are predicted at once; for a GPU.
-        least_score: of the instances that are drawn, of a model without panoptic results.
-        drawing: keywords of `draw_panoptic`.
+        least_score: of the instances of a model without panoptic results.
+        min_score: of the segments in pictures and lists; those without a score stay.
+        drawing: keywords of `draw_panoptic`; its classes are also those of the lists.
     """
 
     pictures: bool = True
     panoptic: bool = False
+    lists: bool = False
     overwrite: bool = False
     batch_size: int = 1
     least_score: float = 0.5
+    min_score: float = 0.0
     drawing: dict[str, Any] = field(default_factory=dict)
 
 
@@ -88,9 +95,11 @@ class PredictionJob:
     Attributes:
         pictures: draws them; None where nothing is drawn.
         results: the COCO panoptic results; None where none are written.
+        lists: the segments of all inputs; None where they are not collected.
         files: the loop over the inputs: how many are done, and whether a signal stopped it.
         failed: path -> reason of each input that failed, or could not be used.
         skipped: how many inputs had all their results from an earlier job.
+        drawn: paths of the pictures and videos that were drawn.
     """
 
     def __init__(
@@ -109,16 +118,22 @@ class PredictionJob:
         self.predictor, self.output = predictor, output
         self.options = options = options or JobOptions()
         # Made in any case, because it checks the drawing options.
-        pictures = Pictures(predictor.metadata, options.drawing)
+        metadata = unified_metadata(predictor.metadata)
+        pictures = Pictures(metadata, options.drawing)
         self.pictures = pictures if options.pictures else None
-        settings = prediction_settings(predictor.cfg, predictor.weights, options.drawing)
+        shown = dict(options.drawing)
+        if options.min_score:
+            shown["min_score"] = options.min_score
+        settings = prediction_settings(predictor.cfg, predictor.weights, shown)
         check_prediction_settings(output, settings, overwrite=options.overwrite)
         self.results: ResultsFolder | None = None
         if options.panoptic:
-            self.results = ResultsFolder(output, predictor.metadata, fresh=options.overwrite)
+            self.results = ResultsFolder(output, metadata, fresh=options.overwrite)
+        self.lists = SegmentLists(output, fresh=options.overwrite) if options.lists else None
         self.files = ManyFiles[PredictionInput](lambda item: item.path)
         self.failed: dict[str, str] = {}
         self.skipped = 0
+        self.drawn: list[str] = []
         self._image_ids: dict[str, int | str] = {}
         self._ahead = self._predict_ahead([])
 
@@ -143,7 +158,8 @@ class PredictionJob:
 
     def is_done(self, item: PredictionInput) -> bool:
         """Whether all results of `item` are there from an earlier job."""
-        if self.results is not None and not self.results.has(item.name):
+        collections = (self.results, self.lists)
+        if any(kept is not None and not kept.has(item.name) for kept in collections):
             return False
         return not self.pictures or os.path.isfile(_picture_path(self.output, item))
 
@@ -169,29 +185,44 @@ class PredictionJob:
         known = ids_of_files(paths, _known_image_ids(self.predictor.cfg))
         return choose_image_ids(list(paths), known, self.results.image_ids())
 
-    def _predict_ahead(self, paths: Sequence[str]) -> PredictAhead[Segments]:
-        return PredictAhead(
-            self.predictor, paths, self._segments, batch_size=self.options.batch_size
-        )
+    def _predict_ahead(self, paths: Sequence[str]) -> PredictAhead[PanopticResult]:
+        return PredictAhead(self.predictor, paths, self._result, batch_size=self.options.batch_size)
 
-    def _segments(self, outputs: dict[str, Any]) -> Segments:
+    def _result(self, outputs: dict[str, Any]) -> PanopticResult:
         if self.results is not None:
-            return panoptic_result(outputs)
-        return segments_to_draw(outputs, least_score=self.options.least_score)
+            panoptic_result(outputs)  # raises an error if there is none
+        least, metadata = self.options.least_score, self.predictor.metadata
+        return PanopticResult.from_outputs(outputs, metadata, min_score=least)
 
     def _predict(self, item: PredictionInput) -> None:
         """Predict, draw and store one image or video."""
         self._predict_video(item) if item.is_video else self._predict_image(item)
 
     def _predict_image(self, item: PredictionInput) -> None:
-        image, segments = self._ahead(item.path)
+        image, result = self._ahead(item.path)
         # Pictures and results need memory too, not only the model.
         with explained_memory_errors(*image.shape[:2]):
             if self.pictures:
-                save_picture(_picture_path(self.output, item), self.pictures.draw(image, *segments))
-            if self.results is not None:
-                image_id = self._image_ids[item.name]
-                self.results.add(item.name, *segments, image_id=image_id, file_name=item.name)
+                path = _picture_path(self.output, item)
+                save_picture(path, self._drawn(image, result))
+                self.drawn.append(path)
+            self._collect(item.name, result, self._image_ids.get(item.name, item.name))
+
+    def _collect(self, name: str, result: PanopticResult, image_id: int | str) -> None:
+        if self.results is not None:
+            ids, infos = result.panoptic_seg, result.segments_info
+            self.results.add(name, ids, infos, image_id=image_id, file_name=name)
+        if self.lists is not None:
+            classes, min_score = self.options.drawing.get("classes"), self.options.min_score
+            self.lists.add(name, result.filter(classes, min_score=min_score))
+
+    def _drawn(self, image: np.ndarray, result: PanopticResult, **options: Any) -> np.ndarray:
+        """An image, (H, W, 3) uint8 RGB, with its segments drawn over it."""
+        assert self.pictures is not None
+        shown = result.filter(min_score=self.options.min_score)
+        # Boxes of whole instances, although others may lie over a part of them.
+        infos = [{**info, "full_bbox": info["bbox"]} for info in shown.segments_info]
+        return self.pictures.draw(image, shown.panoptic_seg, infos, **options)
 
     def _predict_video(self, item: PredictionInput) -> None:
         reader = VideoReader(item.path)
@@ -200,23 +231,26 @@ class PredictionJob:
         )
         path = _picture_path(self.output, item)
         with VideoWriter(path, reader.fps) as writer, stoppable() as stop:
-            for number, (frame, segments) in enumerate(self._predicted(frames)):
+            for number, (frame, result) in enumerate(self._predicted(frames)):
                 # Without a message, because the command prints one. A video may be hours long, so a
                 # signal does not wait for its end; the next job starts this video again.
                 stop.check("")
                 if self.pictures:
-                    writer.write(self._drawn_frame(frame, segments))
-                if self.results is not None:
-                    key = f"{item.name}/{number:06d}"
-                    self.results.add(key, *segments, image_id=key, file_name=key)
+                    writer.write(self._drawn_frame(frame, result))
+                key = f"{item.name}/{number:06d}"
+                self._collect(key, result, key)
             if self.pictures:
                 writer.commit()
-        if self.results is not None:
-            # Last: a job that was killed before predicts the video again.
-            self.results.mark(item.name)
+                self.drawn.append(path)
+        for collection in (self.results, self.lists):
+            if collection is not None:
+                # Last: a job that was killed before predicts the video again.
+                collection.mark(item.name)
 
-    def _predicted(self, frames: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, Segments]]:
-        """Each frame with its segments."""
+    def _predicted(
+        self, frames: Iterable[np.ndarray]
+    ) -> Iterator[tuple[np.ndarray, PanopticResult]]:
+        """Each frame with its result."""
         waiting: deque[np.ndarray] = deque()
 
         def read_frames() -> Iterator[np.ndarray]:
@@ -228,15 +262,13 @@ class PredictionJob:
         for outputs in self.predictor.predict_each(
             read_frames(), batch_size=self.options.batch_size
         ):
-            yield waiting.popleft(), self._segments(outputs)
+            yield waiting.popleft(), self._result(outputs)
 
-    def _drawn_frame(self, frame: np.ndarray, segments: Segments) -> np.ndarray:
+    def _drawn_frame(self, frame: np.ndarray, result: PanopticResult) -> np.ndarray:
         """A frame, (H, W, 3) BGR, with its segments drawn over it."""
-        assert self.pictures is not None
         scale = readable_scale(*frame.shape[:2])
         # No legend: its height would change from frame to frame.
-        picture = self.pictures.draw(frame[:, :, ::-1], *segments, scale=scale, legend=False)
-        return picture[:, :, ::-1]
+        return self._drawn(frame[:, :, ::-1], result, scale=scale, legend=False)[:, :, ::-1]
 
 
 def _picture_path(output: str, item: PredictionInput) -> str:

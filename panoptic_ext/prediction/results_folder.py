@@ -6,7 +6,6 @@ written from the log at the end.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -19,8 +18,7 @@ from panoptic_ext.data.coco.divisor import segments_without_info
 from panoptic_ext.data.coco.runs import find_runs
 from panoptic_ext.data.coco.writer import PanopticWriter
 from panoptic_ext.data.datasets.metadata import categories_of, dataset_ids
-from panoptic_ext.errors import NOT_JSON, PanopticExtError
-from panoptic_ext.regular_files import LOG_FILE, check_regular_file
+from panoptic_ext.prediction.progress_log import ProgressLog
 
 __all__ = ["ResultsFolder", "coco_segments"]
 
@@ -86,17 +84,14 @@ class ResultsFolder:
         self._writer = PanopticWriter(
             self.json_path, os.path.join(folder, PNG_FOLDER), error=None, ensure_ascii=False
         )
-        self._log_path = os.path.join(folder, _LOG_FILE)
         self._metadata = metadata
         self._dataset_ids = dataset_ids(metadata)
         os.makedirs(os.path.join(folder, PNG_FOLDER), exist_ok=True)
-        if fresh and os.path.exists(self._log_path):
-            os.remove(self._log_path)
-        self._entries = _read_log(self._log_path)
+        self._log = ProgressLog(os.path.join(folder, _LOG_FILE), fresh=fresh)
 
     def has(self, key: str) -> bool:
         """Whether `key` was added or marked, now or by an earlier run, and its PNG is there."""
-        entry = self._entries.get(key)
+        entry = self._log.entries.get(key)
         if entry is None or "annotation" not in entry:
             return entry is not None
         name = entry["annotation"]["file_name"]
@@ -104,7 +99,7 @@ class ResultsFolder:
 
     def image_ids(self) -> dict[str, int | str]:
         """key -> image id of everything added so far, now or by an earlier run."""
-        return {k: e["image"]["id"] for k, e in self._entries.items() if "annotation" in e}
+        return {k: e["image"]["id"] for k, e in self._log.entries.items() if "annotation" in e}
 
     def add(
         self,
@@ -128,15 +123,15 @@ class ResultsFolder:
         annotation = self._writer.add(image_id, f"{key}.png", ids, segments)
         height, width = ids.shape
         image = {"id": image_id, "file_name": file_name, "height": height, "width": width}
-        self._log(key, {"image": image, "annotation": annotation})
+        self._log.add(key, {"image": image, "annotation": annotation})
 
     def mark(self, key: str) -> None:
         """Log that `key`, such as a whole video, is done."""
-        self._log(key, {})
+        self._log.add(key, {})
 
     def write_json(self) -> str:
         """Write the COCO panoptic JSON of everything added so far; returns its path."""
-        entries = [entry for entry in self._entries.values() if "annotation" in entry]
+        entries = [entry for entry in self._log.entries.values() if "annotation" in entry]
         content = {
             "images": [entry["image"] for entry in entries],
             "annotations": [],  # filled in by the writer, here for its place in the file
@@ -144,32 +139,3 @@ class ResultsFolder:
         }
         self._writer.close(content, [entry["annotation"] for entry in entries])
         return self.json_path
-
-    def _log(self, key: str, entry: dict[str, Any]) -> None:
-        self._entries[key] = entry
-        with open(self._log_path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"key": key, **entry}, ensure_ascii=False) + "\n")
-
-
-def _read_log(path: str) -> dict[str, dict[str, Any]]:
-    """Read the entries by key; an incomplete last line of a killed run is removed from the file."""
-    entries: dict[str, dict[str, Any]] = {}
-    if not os.path.lexists(path):
-        return entries
-    check_regular_file(path, LOG_FILE)
-    with open(path, "rb+") as stream:
-        content = stream.read()
-        end = content.rfind(b"\n") + 1  # of the complete lines
-        if end < len(content):
-            # Else the next entry would be appended to the incomplete line.
-            stream.truncate(end)
-    for number, line in enumerate(content[:end].splitlines(), start=1):
-        try:
-            entry = json.loads(line)
-            entries[entry.pop("key")] = entry
-        except (*NOT_JSON, KeyError, TypeError, AttributeError) as error:
-            raise PanopticExtError(
-                f"{path}:{number} is not a line that predict wrote: {error}; remove this file to"
-                " predict its images again"
-            ) from error
-    return entries

@@ -23,8 +23,9 @@ DRAWING_OPTIONS = {
     "font_size": "--font-size",
     "boxes": "--boxes",
     "classes": "--classes",
+    "min_score": "--min-score",
 }
-"""The option of the command predict that gives each keyword of `draw_panoptic`."""
+"""The option of the command predict that gives each keyword of `draw_panoptic`, and the score."""
 
 _COMPARED = ("weights", "config", "pictures")
 
@@ -35,7 +36,7 @@ def prediction_settings(cfg: CfgNode, weights: str, drawing: dict[str, Any]) -> 
     Args:
         cfg: of the model.
         weights: file or address of its weights.
-        drawing: keywords of `draw_panoptic`.
+        drawing: keywords of `draw_panoptic`, and "min_score" where segments are left out by it.
 
     Returns:
         "weights", "config" (hashes) and "pictures", which are compared; "weights_file" and

@@ -1,0 +1,72 @@
+"""The segments of many images as lists, for programs and spreadsheets: JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from panoptic_ext.prediction.panoptic_result import PanopticResult
+from panoptic_ext.prediction.progress_log import ProgressLog
+
+__all__ = ["CSV_COLUMNS", "SegmentLists"]
+
+CSV_COLUMNS = (
+    "file_name", "id", "class_id", "category_id", "name", "isthing", "score", "area", "share",
+    "x0", "y0", "x1", "y1",
+)  # fmt: skip
+"""Columns of the CSV: the file, and the attributes of `Segment`; one row for each segment."""
+
+_LOG_FILE = "segments_progress.jsonl"
+
+
+class SegmentLists:
+    """Collects the segments of the images of a folder; the next run continues.
+
+    Args:
+        folder: results go there; it is made.
+        fresh: discard the log of an earlier run.
+    """
+
+    def __init__(self, folder: str, *, fresh: bool = False) -> None:
+        os.makedirs(folder, exist_ok=True)
+        self._log = ProgressLog(os.path.join(folder, _LOG_FILE), fresh=fresh)
+
+    def has(self, key: str) -> bool:
+        """Whether `key` was added or marked, now or by an earlier run."""
+        return key in self._log.entries
+
+    def add(self, key: str, result: PanopticResult) -> None:
+        """Add an image; `key` names it among all, and in the lists."""
+        image = {"file_name": key, "height": result.height, "width": result.width}
+        self._log.add(key, {**image, "segments": result.to_dicts()})
+
+    def mark(self, key: str) -> None:
+        """Log that `key`, such as a whole video, is done."""
+        self._log.add(key, {})
+
+    def json_text(self) -> str:
+        """A list with an object for each image: file_name, height, width and segments.
+
+        A segment has the attributes of `Segment`; its score is null where the model gives none.
+        """
+        rows = (json.dumps(image, ensure_ascii=False) for image in self._images())
+        return "[" + ",\n ".join(rows) + "]\n"
+
+    def csv_text(self) -> str:
+        """A line of `CSV_COLUMNS`, and a line for each segment; no score is an empty field."""
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(CSV_COLUMNS)
+        for image in self._images():
+            for segment in image["segments"]:
+                values = {**segment, **dict(zip(CSV_COLUMNS[-4:], segment["box"], strict=True))}
+                values["file_name"] = image["file_name"]
+                writer.writerow([values[column] for column in CSV_COLUMNS])
+        return stream.getvalue()
+
+    def _images(self) -> Iterator[dict[str, Any]]:
+        return (entry for entry in self._log.entries.values() if "segments" in entry)

@@ -89,7 +89,8 @@ def _list(args: argparse.Namespace) -> int:
     filled = [key for key in rows[0] if key == "here" or any(row[key] for row in rows)]
     table = [{key: row[key] for key in filled} for row in rows]
     print(tabulate(table, headers="keys", tablefmt="simple", disable_numparse=True))
-    print(f"\n{len(found)} models. A licence with ! forbids commercial use; here: on this machine")
+    number = f"{len(found)} model{'s' if len(found) > 1 else ''}"
+    print(f"\n{number}. A licence with ! forbids commercial use; here: on this machine")
     return 0
 
 
@@ -162,7 +163,7 @@ def _verify(args: argparse.Namespace) -> int:
         except PanopticExtError as error:
             print(f"{entry.name}: {error}", flush=True)
             wrong += 1
-    print(f"{len(found) - wrong} of {len(found)} files are good")
+    print(f"{len(found) - wrong} of {len(found)} are good")
     return 1 if wrong else 0
 
 

@@ -67,7 +67,7 @@ def entry_from_run(
     content = {
         "name": name,
         "task": _task(cfg),
-        "data_set": saved.name,
+        "data_set": (*cfg.DATASETS.TEST, saved.name)[0],
         "classes": [_class_row(category) for category in categories_of(saved)],
         "config": _CONFIG,
         "weights": {"file": f"{stem}.pth"},

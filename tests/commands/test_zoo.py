@@ -65,20 +65,20 @@ def test_get_and_verify(
     served: ZooEntry, capsys: pytest.CaptureFixture[str], own_zoo: Path
 ) -> None:
     assert main(["verify"]) == 0
-    assert capsys.readouterr().out == "0 of 0 files are good\n"
+    assert capsys.readouterr().out == "0 of 0 are good\n"
     assert main(["get", "tiny_street"]) == 0
     path = own_zoo / "zoo" / "tiny_street.pth"
     assert capsys.readouterr().out == f"tiny_street: {path}\n"
     assert main(["verify"]) == 0
     assert capsys.readouterr().out == (
-        f"tiny_street: good, the sha256 of the entry ({path})\n1 of 1 files are good\n"
+        f"tiny_street: good, the sha256 of the entry ({path})\n1 of 1 are good\n"
     )
     assert main(["list", "tiny_street"]) == 0
     assert capsys.readouterr().out.splitlines()[2].endswith("yes")
     path.write_bytes(b"x" * path.stat().st_size)
     assert main(["verify", "tiny_street"]) == 1
     printed = capsys.readouterr().out
-    assert "it is damaged, or another file" in printed and "0 of 1 files are good" in printed
+    assert "it is damaged, or another file" in printed and "0 of 1 are good" in printed
 
 
 def test_unknown_names_are_errors_before_anything_is_fetched(

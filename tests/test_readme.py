@@ -87,7 +87,11 @@ def test_scripts_exist(script):
     assert (ROOT / script).is_file()
 
 
-@pytest.mark.parametrize("text", ["README.md", "datasets/README.md", "CONTRIBUTING.md"])
+TEXTS = ["README.md", "datasets/README.md", "CONTRIBUTING.md"]
+TUTORIALS = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("docs/tutorials/*.md"))]
+
+
+@pytest.mark.parametrize("text", [*TEXTS, *TUTORIALS])
 def test_commands_exist_and_know_their_options(text):
     lines = (ROOT / text).read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
     calls = [call for line in lines for call in re.findall(r"panoptic-ext ([a-z][^`#]*)", line)]

@@ -25,6 +25,7 @@ from panoptic_ext.prediction.outputs import segments_to_draw
 from panoptic_ext.prediction.result_exports import CocoPanoptic
 from panoptic_ext.prediction.results_folder import ResultsFolder
 from panoptic_ext.prediction.segmented_image import SegmentedImage
+from panoptic_ext.prediction.segments import Segment
 from panoptic_ext.visualization import draw_panoptic, mask_grid, save_picture
 from panoptic_ext.visualization.classes import class_color, class_metadata
 
@@ -164,6 +165,27 @@ class PanopticResult(SegmentedImage):
         path = check_picture_name(path)
         save_picture(path, self.draw(**options))
         return path
+
+    def cut_out(self, segment: Segment | int) -> np.ndarray:
+        """The image within the box of one segment, transparent around it.
+
+        Args:
+            segment: of this result, or its id.
+
+        Returns:
+            (h, w, 4) uint8 RGBA, for `PIL.Image.fromarray`; alpha is 255 in the segment, else 0.
+
+        Raises:
+            ConfigError: there is no such segment, or the result has no image.
+        """
+        mask = self.crop(segment)
+        if self.image is None:
+            raise ConfigError(
+                "the result has no image to cut a segment out of; give one to PanopticResult, or "
+                "take `mask`"
+            )
+        x0, y0, x1, y1 = self._find(segment).box
+        return np.dstack([self.image[y0:y1, x0:x1], 255 * mask.astype(np.uint8)])
 
     def mask_grid(self, **options: Any) -> np.ndarray:
         """A picture of all masks, one beside the other, each below its class and score.

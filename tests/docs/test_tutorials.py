@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from docs.notebooks import TUTORIALS, code_and_shown, pages
+from panoptic_ext import model_zoo
 from tests.docs.notebook_runs import pictures, printed, run_page
 from tests.tiny.street import stand_ins
 
@@ -17,6 +18,8 @@ pytestmark = pytest.mark.slow
 CHECKS = {
     "segment_image": """
 from pathlib import Path
+
+import numpy as np
 
 assert result.counts() == cars.counts() == {"car": 2}
 assert {s.name for s in result} == {"car", "road", "tree-merged", "sky-other-merged"}
@@ -53,6 +56,13 @@ def values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]
 
 def test_every_page_is_checked() -> None:
     assert {page.stem for page in pages()} == set(CHECKS)
+
+
+@pytest.mark.parametrize("name", sorted(CHECKS))
+def test_models_that_a_page_names_are_in_the_zoo(name: str) -> None:
+    text = (TUTORIALS / f"{name}.md").read_text(encoding="utf-8")
+    found = set(re.findall(r"\b[a-z0-9]+_\w+_(?:coco|cityscapes|ade20k)\b", text))
+    assert found and found <= set(model_zoo.list()), found - set(model_zoo.list())
 
 
 @pytest.mark.parametrize("name", sorted(CHECKS))

@@ -329,6 +329,20 @@ def test_the_image_may_be_read_later():
         PanopticResult(street_ids(), [], METADATA, np.zeros((10, 6, 3), np.uint8))
 
 
+def test_a_segment_is_cut_out_of_the_image():
+    result = street()
+    for segment in result:
+        picture = result.cut_out(segment)
+        x0, y0, x1, y1 = segment.box
+        assert picture.shape == (y1 - y0, x1 - x0, 4) and picture.dtype == np.uint8
+        np.testing.assert_array_equal(picture[:, :, :3], street_image()[y0:y1, x0:x1])
+        assert (picture[:, :, 3] == 255).sum() == segment.area
+        assert set(np.unique(picture[:, :, 3])) <= {0, 255}
+    np.testing.assert_array_equal(result.cut_out(1), result.cut_out(result.segments[2]))
+    with pytest.raises(ConfigError, match="no image to cut a segment out of"):
+        PanopticResult(street_ids(), STREET_SEGMENTS, METADATA).cut_out(1)
+
+
 def test_detectron2s_visualizer_draws_it():
     for metadata in (METADATA, separated_metadata()):
         segments = [{"id": 1, "category_id": 1, "isthing": True}]

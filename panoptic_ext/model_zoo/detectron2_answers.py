@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from panoptic_ext.config.shipped import shipped_config
-from panoptic_ext.errors import nearest
+from panoptic_ext.errors import ConfigError, nearest
 from panoptic_ext.model_zoo import catalog, checkpoints, configs, models
 
 __all__ = [
@@ -58,9 +58,11 @@ def get_checkpoint_url(config_path: str) -> str:
         RuntimeError: there are none, as Detectron2's function raises it.
     """
     shipped = _shipped(config_path)
-    return checkpoints.get_checkpoint_url(
-        _entry_name(config_path, shipped) if shipped else config_path
-    )
+    name = _entry_name(config_path, shipped) if shipped else config_path
+    try:
+        return checkpoints.get_checkpoint_url(name)
+    except ConfigError as error:  # a model that reads its weights itself
+        raise RuntimeError(str(error)) from error
 
 
 def get(config_path: str, trained: bool = False, device: str | None = None) -> nn.Module:

@@ -125,8 +125,9 @@ def test_a_file_beside_the_entry(tiny_entry: ZooEntry) -> None:
 
 def test_a_model_of_the_hub_has_no_file(tiny_entry: ZooEntry) -> None:
     changed(tiny_entry, weights={"hub": "nobody/nothing"}, sha256=None, size=None)
-    with pytest.raises(ConfigError, match="transformers reads them from nobody/nothing"):
-        model_zoo.get_checkpoint_url(NAME)
+    for zoo, error in ((model_zoo, ConfigError), (detectron2_zoo, RuntimeError)):
+        with pytest.raises(error, match="transformers reads them from nobody/nothing"):
+            zoo.get_checkpoint_url(NAME)
     assert checkpoints.verify(model_zoo.info(NAME)).startswith("kept by huggingface_hub")
 
 

@@ -11,6 +11,7 @@ import torch
 
 from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.prediction.predictor import Predictor
+from tests.tiny.transformers_models import FAMILIES
 
 transformers = pytest.importorskip(
     "transformers", minversion="5.0", reason="transformers (the hf extra) is not installed"
@@ -19,6 +20,13 @@ if not transformers.utils.is_torch_available():
     pytest.skip("this transformers needs a newer torch", allow_module_level=True)
 transformers.utils.logging.disable_progress_bar()
 
+AVAILABLE = tuple(
+    family
+    for family in FAMILIES
+    if hasattr(transformers, f"{'EomtDinov3' if family == 'eomt_dinov3' else 'Eomt'}Config")
+    or not family.startswith("eomt")
+)
+"""The families that the installed transformers has."""
 CLASSES = ("sky", "tree", "disc", "grass", "road")
 # Lower than in use: random masks overlap much, and random classes are not sure.
 LOW = {

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tests.tiny.finished_run import picture
-from tests.tiny.transformers_models import FAMILIES, save_tiny
+from tests.tiny.transformers_models import save_tiny
 from tests.tiny.transformers_predictor import (
+    AVAILABLE,
     CLASSES,
     LOW,
     post_processed,
@@ -24,7 +25,7 @@ STUFF = [0, 1, 2, 3]
 TIES = 3  # pixels of a picture at which two queries tie in float32
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=AVAILABLE)
 def folder(request, tmp_path_factory):
     """A tiny model of each family."""
     path = tmp_path_factory.mktemp(request.param)

@@ -20,8 +20,15 @@ from panoptic_ext.modeling.meta_arch.transformers_panoptic import TransformersPa
 from tests.tiny.finished_run import picture
 from tests.tiny.mask_former import mapped
 from tests.tiny.model_inputs import IS_THING
-from tests.tiny.transformers_models import FAMILIES, save_tiny
-from tests.tiny.transformers_predictor import CLASSES, LOW, opts, tiny_predictor, transformers
+from tests.tiny.transformers_models import save_tiny
+from tests.tiny.transformers_predictor import (
+    AVAILABLE,
+    CLASSES,
+    LOW,
+    opts,
+    tiny_predictor,
+    transformers,
+)
 
 NAME = "fake_transformers"
 # Six classes of which the networks have labels for three.
@@ -32,7 +39,7 @@ NAMES = ["sky", "person", "disc", "wall", "car", "Grass-merged"]
 def folders(tmp_path_factory):
     """Family -> folder of a tiny model."""
     root = tmp_path_factory.mktemp("networks")
-    return {f: save_tiny(f, root / f, CLASSES, things=[2]) for f in FAMILIES}
+    return {f: save_tiny(f, root / f, CLASSES, things=[2]) for f in AVAILABLE}
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +63,7 @@ def batch():
     return [mapped((64, 96), 3, 0), mapped((70, 64), 2, 1)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", AVAILABLE)
 def test_losses_sum_up_to_transformers_own(folders, family):
     model = model_of(folders[family]).train()
     for module in model.modules():
@@ -73,7 +80,7 @@ def test_losses_sum_up_to_transformers_own(folders, family):
     assert len(head) == 2 and all(p.grad.abs().sum() > 0 for p in head)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", AVAILABLE)
 def test_an_image_without_segments_has_a_class_loss_alone(folders, family):
     losses = model_of(folders[family]).train()([mapped((64, 64), 0, 3)])
     sum(losses.values()).backward()
@@ -141,7 +148,7 @@ def test_a_model_of_other_classes_is_refused_if_they_are_to_be_kept(folders):
         model_of(folders["detr"], MODEL__TRANSFORMERS__CLASS_HEAD="keep")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", AVAILABLE)
 def test_a_runs_config_and_checkpoint_are_enough(folders, family, tmp_path):
     cfg = config(folders[family])
     model = build_model(cfg)
@@ -176,7 +183,7 @@ def test_the_saved_model_is_transformers_own(folders, family, tmp_path):
 def test_half_precision_finds_the_same_classes(folders):
     changes = {"TEST__AMP_DTYPE": "bfloat16", **LOW}
     image = np.asarray(picture(3, 64, 64))
-    for family in FAMILIES:
+    for family in AVAILABLE:
         half = tiny_predictor(folders[family], **changes)(image)
         full = tiny_predictor(folders[family], **LOW)(image)
         same = half["sem_seg"].argmax(0) == full["sem_seg"].argmax(0)
@@ -273,7 +280,7 @@ def test_a_missing_package_is_named(folders, monkeypatch):
         model_of(folders["detr"])
 
 
-@pytest.mark.parametrize("family", FAMILIES[1:])  # transformers freezes DETR's ResNet
+@pytest.mark.parametrize("family", AVAILABLE[1:])  # transformers freezes DETR's ResNet
 def test_backbones_have_their_own_learning_rate(folders, family):
     model = model_of(folders[family])
     groups = param_groups(model, base_lr=1.0, weight_decay=0.0, backbone_multiplier=0.1)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from panoptic_ext.postprocessing.product_segments import product_segments
@@ -44,6 +44,7 @@ def ours(classes, masks, stuff, output_size, **thresholds):
 
 
 @settings(max_examples=60)
+@example(5, 5, set(), 0.0, 0.5, 0.8, (9, 12))  # a query wins exactly 0.8 of its mask
 @given(
     seed=st.integers(0, 10**6),
     queries=st.integers(1, 12),

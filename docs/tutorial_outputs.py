@@ -28,7 +28,8 @@ from docs.notebooks import SHOWN, pages  # noqa: E402
 from tests.docs.notebook_runs import pictures, printed, run_page  # noqa: E402
 from tests.tiny.street import stand_ins  # noqa: E402
 
-WIDTH = 640  # pixels, of a picture on a page
+ITERATIONS = 300  # more than the tests need, for good outlines
+WIDTH = 900  # pixels, of a picture on a page
 TEXT = re.compile(r"(?<=^```text\n).*?(?=^```)", re.DOTALL | re.MULTILINE)
 
 
@@ -50,7 +51,7 @@ def write_outputs(page: Path, executed: NotebookNode) -> None:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        values = stand_ins(Path(folder))
+        values = stand_ins(Path(folder), iterations=ITERATIONS)
         for page in pages():
             work = Path(folder) / f"work_{page.stem}"
             work.mkdir()

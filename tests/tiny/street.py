@@ -96,7 +96,7 @@ DATASETS:
       IMAGE_ROOT: {data}/images
       PNG_ROOT: {data}/labels
 INPUT: {{MIN_SIZE_TRAIN: [120], MIN_SIZE_TEST: 120, COLOR_AUG_SSD: False, RANDOM_FLIP: none}}
-SOLVER: {{MAX_ITER: 90, IMS_PER_BATCH: 1, WARMUP_ITERS: 10, BASE_LR: 0.002}}
+SOLVER: {{IMS_PER_BATCH: 1, WARMUP_ITERS: 10, BASE_LR: 0.002}}
 DATALOADER: {{NUM_WORKERS: 0}}
 TEST: {{EVAL_PERIOD: 0}}
 SEED: 1
@@ -105,7 +105,7 @@ OUTPUT_DIR: {output}
 
 
 def write_panoptic_fpn_config(data: Path, output: Path) -> Path:
-    """Write the config of a Panoptic FPN that learns the picture in `data` in 90 steps."""
+    """Write the config of a Panoptic FPN that learns the picture in `data`."""
     path = data / "panoptic_fpn.yaml"
     path.write_text(PANOPTIC_FPN.format(root=ROOT, data=data, output=output))
     return path
@@ -240,17 +240,19 @@ def write_detr_config(folder: Path) -> Path:
     return path
 
 
-def stand_ins(folder: Path) -> dict[str, dict[str, str]]:
+def stand_ins(folder: Path, *, iterations: int = 90) -> dict[str, dict[str, str]]:
     """Train both models; the values of the first cell of each tutorial, by the name of its page.
 
     Args:
         folder: gets the picture, the models and their configs.
+        iterations: of the Panoptic FPN.
     """
     from panoptic_ext.commands import train
 
     picture = write_street(folder / "data")
     run, detr = folder / "run", save_street_detr(folder / "detr")
-    code = train.main(["--config-file", str(write_panoptic_fpn_config(folder / "data", run))])
+    config = write_panoptic_fpn_config(folder / "data", run)
+    code = train.main(["--config-file", str(config), "SOLVER.MAX_ITER", str(iterations)])
     if code:
         raise RuntimeError(f"training the small Panoptic FPN ended with {code}")
     return {

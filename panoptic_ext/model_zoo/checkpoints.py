@@ -28,7 +28,8 @@ def get_checkpoint(name: str, *, progress: bool = True) -> str:
         progress: whether a download shows its progress.
 
     Returns:
-        A file; for a model of Hugging Face's hub the folder of its snapshot.
+        A file, converted if the entry says so; for a model of Hugging Face's hub the folder of its
+        snapshot.
 
     Raises:
         ConfigError: there is no such entry.
@@ -40,11 +41,16 @@ def get_checkpoint(name: str, *, progress: bool = True) -> str:
     tell_licence(entry)
     path = _local_path(entry, progress)
     record_licence(entry)
+    if entry.convert:
+        conversion = importlib.import_module("panoptic_ext.model_zoo.separated_weights")
+        return conversion.contiguous_weights(entry, path)
     return path
 
 
 def get_checkpoint_url(name: str) -> str:
-    """An address of the weights that MODEL.WEIGHTS takes; the published one where there is one.
+    """An address of the weights that MODEL.WEIGHTS takes.
+
+    The published one, unless there is none or its file is converted: these are "zoo://NAME".
 
     Raises:
         ConfigError: there is no such entry, or its model reads the weights itself.
@@ -55,7 +61,8 @@ def get_checkpoint_url(name: str) -> str:
             f"{entry.name} has no single file of weights: transformers reads them from "
             f"{entry.weights.value}. Take get_config({entry.name!r}), which names that"
         )
-    return entry.address or f"zoo://{entry.name}"
+    is_as_published = entry.address and not entry.convert
+    return entry.address if is_as_published else f"zoo://{entry.name}"
 
 
 def cached_file(entry: ZooEntry) -> str:

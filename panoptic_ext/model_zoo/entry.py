@@ -12,7 +12,16 @@ from panoptic_ext.config.yaml_reader import read_mapping
 from panoptic_ext.data.coco.categories import Category, spare_colors
 from panoptic_ext.errors import ConfigError, quoted, unknown
 
-__all__ = ["TASKS", "WEIGHTS", "Weights", "ZooEntry", "check_name", "hub_model", "read_entry"]
+__all__ = [
+    "CONVERSIONS",
+    "TASKS",
+    "WEIGHTS",
+    "Weights",
+    "ZooEntry",
+    "check_name",
+    "hub_model",
+    "read_entry",
+]
 
 TASKS = ("panoptic", "instance", "semantic", "backbone")
 """What a model gives; a backbone gives features, and its weights begin a training."""
@@ -24,6 +33,10 @@ WEIGHTS = {
     "package": "a Python package that holds the file",
 }
 """The kinds of weights, and what the value of each is."""
+
+
+CONVERSIONS = ("separated_ids",)
+"""What is done with a file of weights; separated_ids: Detectron2's Panoptic FPN, to our ids."""
 
 
 class Weights(NamedTuple):
@@ -53,6 +66,7 @@ class ZooEntry:
         figures: metric -> its value as published; of PQ, AP and mIoU in percent.
         input: what the model expects, e.g. {"format": "RGB", "min_size": 800, "max_size": 1333}:
             order of channels, and pixels of the shortest and longest edge.
+        convert: one of `CONVERSIONS`, or "" for weights that are loaded as they are.
         notes: anything else.
         path: the YAML file.
     """
@@ -70,6 +84,7 @@ class ZooEntry:
     size: int | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
     input: Mapping[str, Any] = field(default_factory=dict)
+    convert: str = ""
     notes: str = ""
     path: str = ""
 
@@ -146,6 +161,10 @@ def check_name(name: str) -> None:
 
 def _check_together(entry: ZooEntry, lines: Mapping[str, str]) -> None:
     """Check the keys that depend on each other."""
+    if entry.convert and entry.weights.kind not in ("address", "file"):
+        raise _Where(entry.path, lines, "convert").error(
+            f"convert is for weights of an address or a file, but they are a {entry.weights.kind}"
+        )
     if entry.task == "backbone":
         return
     for key in ("config", "data_set"):
@@ -183,6 +202,12 @@ def _weights(where: _Where, value: Any) -> Weights:
     if kind == "address" and not text.startswith(("https://", "http://")):
         raise where.below(kind).wrong(text, "an address that begins with https://")
     return Weights(kind, text)
+
+
+def _convert(where: _Where, value: Any) -> str:
+    if value not in CONVERSIONS:
+        raise where.wrong(value, f"one of {', '.join(CONVERSIONS)}")
+    return value
 
 
 def _switch(where: _Where, value: Any) -> bool:
@@ -280,6 +305,7 @@ _KEYS: dict[str, Read] = {
     "source": _text,
     "figures": _figures,
     "input": _input,
+    "convert": _convert,
     "notes": _text,
 }
 _REQUIRED = ("name", "task", "weights", "licence", "commercial_use", "source")

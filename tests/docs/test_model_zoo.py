@@ -23,11 +23,13 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_yaml_of_an_entry_is_valid_and_complete(tmp_path: Path) -> None:
-    (tmp_path / "entry.yaml").write_text(blocks("yaml")[1])
+    (text,) = (block for block in blocks("yaml") if block.startswith("name:"))
+    (tmp_path / "entry.yaml").write_text(text)
     entry = entry_module.read_entry(str(tmp_path / "entry.yaml"))
     assert entry.name == "my_street" and [c.id for c in entry.classes] == [0, 26]
-    keys = re.findall(r"^(\w+):", blocks("yaml")[1], re.MULTILINE)
-    assert sorted(keys) == sorted(entry_module._KEYS)
+    keys = re.findall(r"^(\w+):", text, re.MULTILINE)
+    assert sorted([*keys, "convert"]) == sorted(entry_module._KEYS)
+    assert all(f"`convert: {conversion}`" in TEXT for conversion in entry_module.CONVERSIONS)
     for kind in entry_module.WEIGHTS:
         assert f"`{kind}` (" in TEXT
 

@@ -25,6 +25,7 @@ GOOD: dict[str, Any] = {
     "source": "https://example.org",
     "figures": {"PQ": 50},
     "input": {"format": "RGB", "min_size": 800},
+    "convert": "separated_ids",
     "notes": "none",
 }
 
@@ -54,7 +55,7 @@ def test_a_complete_entry(tmp_path: Path) -> None:
 
 
 def test_what_may_be_left_out(tmp_path: Path) -> None:
-    optional = dict.fromkeys(("classes", "sha256", "size", "figures", "input", "notes"))
+    optional = dict.fromkeys(("classes", "sha256", "size", "figures", "input", "convert", "notes"))
     entry = read_entry(write(tmp_path, **optional, weights={"file": "a.pth"}))
     assert (entry.sha256, entry.size, entry.address, dict(entry.input)) == ("", None, "", {})
     backbone = dict.fromkeys((*optional, "data_set", "config"))
@@ -100,7 +101,9 @@ def test_a_missing_key(key: str, tmp_path: Path) -> None:
             {"classes": [{"name": n, "isthing": True, "id": 3} for n in "ab"]},
             r"two classes of classes have the same id; ids found: \[3, 3\]",
         ),
-        ({"licens": "MIT"}, r":24: unknown key of a zoo entry 'licens'; did you mean 'licence'\?"),
+        ({"convert": "ids"}, r":23: convert is 'ids', expected one of separated_ids"),
+        ({"weights": {"package": "a"}}, r"convert is for weights of an address or a file, but"),
+        ({"licens": "MIT"}, r":25: unknown key of a zoo entry 'licens'; did you mean 'licence'\?"),
     ],
 )  # fmt: skip
 def test_a_wrong_value(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

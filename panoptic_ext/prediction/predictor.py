@@ -249,7 +249,7 @@ def find_weights(cfg: CN, *, opts: Sequence[str] = (), path: str = "") -> str:
         raise ConfigError(
             f"no weights to predict with: {quoted(cfg.OUTPUT_DIR)} has no checkpoint and"
             " MODEL.WEIGHTS is empty. Train first, or name a checkpoint: --weights FILE on a"
-            " command line, Predictor(cfg, weights=FILE) in Python"
+            " command line, weights=FILE in Python"
         )
     return cfg.MODEL.WEIGHTS
 

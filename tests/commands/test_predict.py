@@ -240,7 +240,7 @@ def test_a_run_is_found_from_any_folder(base, tmp_path, monkeypatch):
         assert Predictor(cfg).weights == str(moved / "model_final.pth")
     assert load_run_cfg("moved", ["OUTPUT_DIR", "other"]).OUTPUT_DIR == "other"
     (moved / "model_final.pth").unlink()
-    with pytest.raises(ConfigError, match=r"moved' has no checkpoint .* weights=FILE\) in Python"):
+    with pytest.raises(ConfigError, match=r"moved' has no checkpoint .* weights=FILE in Python"):
         Predictor(load_run_cfg("moved"))
 
 

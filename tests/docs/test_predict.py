@@ -61,7 +61,7 @@ def test_there_are_commands() -> None:
 def test_the_commands_predict(line: str, folder: Path, capsys) -> None:
     words = shlex.split(line.replace("mask2former_R50_coco", "output/demo"), comments=True)
     # The tiny run has other classes, and its scores are low.
-    words = [{"disc": "disc", "square": "sky", "clip.mp4": "photo.jpg"}.get(w, w) for w in words]
+    words = [{"circle": "disc", "square": "sky", "clip.mp4": "photo.jpg"}.get(w, w) for w in words]
     assert predict.main([*words[2:], "--confidence-threshold", "0.01"]) == 0
     assert "0 failed" in "".join(capsys.readouterr())
 

@@ -134,7 +134,7 @@ def test_a_cache_that_cannot_be_written_is_an_error(own_zoo: Path) -> None:
 
 class _Lines(logging.Handler):
     def __init__(self) -> None:
-        super().__init__(logging.INFO)
+        super().__init__(logging.DEBUG)
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -149,7 +149,7 @@ def lines() -> list[str]:
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+        logger.setLevel(logging.DEBUG)  # as the commands do
     yield handler.lines
     for logger, level in zip(loggers, levels, strict=True):
         logger.removeHandler(handler)

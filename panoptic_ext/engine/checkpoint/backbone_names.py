@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -13,8 +12,6 @@ from torch import Tensor
 from panoptic_ext.errors import CheckpointError
 
 __all__ = ["add_backbone_prefix", "has_caffe2_names", "split_heuristics"]
-
-logger = logging.getLogger(__name__)
 
 _BACKBONE = "backbone."
 
@@ -67,7 +64,6 @@ def add_backbone_prefix(
             f"is {in_file}, the model's is {in_model}. Use weights of this backbone's size, or set "
             "its keys (such as MODEL.SWIN) to the weights' size"
         )
-    logger.debug("%s: %d of %d names belong to %s", path, len(names), len(weights), prefix[:-1])
     return {prefix + name if name in shapes else name: v for name, v in weights.items()}
 
 

@@ -15,6 +15,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from panoptic_ext.data.augmentation import ResizeShortestEdge
+from panoptic_ext.data.datasets.known_classes import set_classes
 from panoptic_ext.data.datasets.metadata_file import METADATA_FILE, load_metadata
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.engine.device import choose_device, set_precision
@@ -206,9 +207,7 @@ def load_run_cfg(path: str, opts: Sequence[str] = (), *, own_data: bool = False)
     cfg = load_cfg(config, opts, use_data=saved is None, trained_on=None if own_data else saved)
     if saved is not None:
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-            # Not by setattr, which would read the data set to compare with the old value.
-            values = {k: v for k, v in saved.as_dict().items() if k != "name"}
-            MetadataCatalog.get(name).__dict__.update(values)
+            set_classes(name, saved.as_dict())
     choose_device(cfg)
     folder = os.path.dirname(os.path.abspath(config))
     is_of_run = left_by_run or os.path.isdir(path) or _has_checkpoint(folder)

@@ -52,6 +52,14 @@ def test_a_run_is_loaded_from_any_folder(
     assert outputs["panoptic_seg"][0].shape == (50, 70)
 
 
+def test_an_entry_and_the_run_that_it_was_made_of_are_loaded_in_one_process(
+    run: Path, tiny_entry: ZooEntry
+) -> None:
+    model_zoo.add(tiny_entry.path)
+    first = load("tiny_street")
+    assert load(run).classes == first.classes == load("tiny_street").classes
+
+
 def test_given_weights_options_and_devices_win(run: Path, tmp_path: Path) -> None:
     other = shutil.copy(run / "model_final.pth", tmp_path / "other.pth")
     cfg, found = find_model(run, weights=other, opts=["INPUT.MIN_SIZE_TEST", 32])

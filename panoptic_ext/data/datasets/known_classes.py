@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES
 
 from panoptic_ext.data.coco.categories import Category
 from panoptic_ext.data.datasets.builtin import BUILTIN, builtin_names
+from panoptic_ext.data.datasets.metadata import ClassesOfModel
 from panoptic_ext.errors import DatasetError, quoted
 
-__all__ = ["describe_classes", "known_categories"]
+__all__ = ["describe_classes", "known_categories", "set_classes"]
 
 # Of the 150 classes of ADE20K these 50 are stuff; the instances JSON has the other 100.
 _ADE20K_STUFF = (
@@ -155,8 +156,7 @@ def describe_classes(name: str, classes: Mapping[str, Any]) -> None:
     # A built-in data set has the classes of its table, so that a JSON of 200 MB is not read.
     is_built_in = known_categories(name) is not None
     if "thing_classes" not in metadata.__dict__ and (is_built_in or not _can_be_read(metadata)):
-        # Not by setattr, which would read the data set to compare with the old value.
-        metadata.__dict__.update({key: value for key, value in classes.items() if key != "name"})
+        set_classes(name, classes)
         return
     present, wanted = _rows(metadata), _rows(classes)
     if present != wanted:
@@ -172,6 +172,20 @@ def describe_classes(name: str, classes: Mapping[str, Any]) -> None:
             f"{len(wanted)}{first}. Register it under another name, or remove it from "
             "DatasetCatalog and MetadataCatalog"
         )
+
+
+def set_classes(name: str, classes: Mapping[str, Any]) -> None:
+    """Give a data set the classes of a model, whatever it has.
+
+    Args:
+        name, classes: as those of `describe_classes`.
+    """
+    values = {key: value for key, value in classes.items() if key != "name"}
+    if name in DatasetCatalog:
+        # Not by setattr, which would read the data set to compare with the old value.
+        MetadataCatalog.get(name).__dict__.update(values)
+    else:
+        MetadataCatalog[name] = ClassesOfModel(name=name, **values)
 
 
 def _can_be_read(metadata: Metadata) -> bool:

@@ -14,7 +14,14 @@ from panoptic_ext.data.datasets.file_search import expand, search
 from panoptic_ext.data.datasets.parsed import parsed_content
 from panoptic_ext.errors import DatasetError, quoted
 
-__all__ = ["PanopticMetadata", "PanopticSource", "categories_of", "class_attributes", "dataset_ids"]
+__all__ = [
+    "ClassesOfModel",
+    "PanopticMetadata",
+    "PanopticSource",
+    "categories_of",
+    "class_attributes",
+    "dataset_ids",
+]
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,13 @@ class PanopticSource:
     def image_name(self, entry: dict[str, Any]) -> str:
         """Return the image file of an entry of `images`, relative to the image root."""
         return str(entry["file_name"])
+
+
+class ClassesOfModel(Metadata):
+    """Metadata of a data set that is not registered: a model that was trained on it names it.
+
+    A data set that is registered under the name takes its place.
+    """
 
 
 class PanopticMetadata(Metadata):

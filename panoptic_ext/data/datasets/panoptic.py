@@ -21,7 +21,7 @@ from panoptic_ext.data.coco.divisor import segments_of_png
 from panoptic_ext.data.coco.label_png import check_encoding
 from panoptic_ext.data.coco.problems import Problem, raise_if_any
 from panoptic_ext.data.datasets.file_search import FolderIndex
-from panoptic_ext.data.datasets.metadata import PanopticMetadata, PanopticSource
+from panoptic_ext.data.datasets.metadata import ClassesOfModel, PanopticMetadata, PanopticSource
 from panoptic_ext.data.datasets.parsed import parsed_source
 from panoptic_ext.data.datasets.same_source import check_name, other_content, source_differences
 from panoptic_ext.errors import DatasetError, quoted, shortened
@@ -93,7 +93,7 @@ def register_source(name: str, source: PanopticSource, *, replace: bool = False)
     if old is not None:
         # `MetadataCatalog.get` creates empty metadata for any name, which is no registration.
         extra = sorted(set(vars(old)) - {"name"})
-        if extra and not ours:
+        if extra and not ours and not isinstance(old, ClassesOfModel):
             raise DatasetError(
                 f"metadata of {quoted(name)} exists already, with {extra}; choose another name"
             )

@@ -65,6 +65,16 @@ def test_a_data_set_that_is_not_there_gets_the_classes() -> None:
     assert metadata.thing_dataset_id_to_contiguous_id == {9: 1}
 
 
+def test_a_data_set_is_registered_after_a_model_that_was_trained_on_it(tmp_path: Path) -> None:
+    describe_classes(NAME, class_attributes(CATEGORIES))
+    data = TinyDataset(tmp_path)
+    register_panoptic(NAME, data.json, data.images, data.pngs)
+    assert get_metadata(NAME).thing_classes == ["road", "car", "person"]
+    MetadataCatalog.get("mine").thing_classes = ["road"]
+    with pytest.raises(DatasetError, match=r"exists already.*choose another name"):
+        register_panoptic("mine", data.json, data.images, data.pngs)
+
+
 def test_other_classes_are_refused() -> None:
     describe_classes(NAME, class_attributes(CATEGORIES))
     for other in (CATEGORIES[:1], (CATEGORIES[0], CATEGORIES[1]._replace(name="bus"))):

@@ -18,7 +18,16 @@ from typing import Any
 from panoptic_ext.errors import ConfigError, quoted, shortened, unknown
 from panoptic_ext.model_zoo.entry import ZooEntry, read_entry
 
-__all__ = ["ENTRY_POINTS", "ENVIRONMENT", "add", "entries", "find", "matching", "names"]
+__all__ = [
+    "ENTRY_POINTS",
+    "ENVIRONMENT",
+    "add",
+    "entries",
+    "find",
+    "is_whole_entry",
+    "matching",
+    "names",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -169,6 +178,13 @@ def _is_entry(path: str) -> bool:
     """Whether a YAML file is no config, by its text: the keys of configs are in capitals."""
     with open(path, encoding="utf-8", errors="replace") as stream:
         return any(re.match(r"[a-z]\w*:", line) for line in stream)
+
+
+def is_whole_entry(path: str) -> bool:
+    """Whether a YAML file has the keys that every entry has, by its text."""
+    with open(path, encoding="utf-8", errors="replace") as stream:
+        keys = {line.partition(":")[0] for line in stream if ":" in line}
+    return {"name", "task", "weights"} <= keys
 
 
 def _put_of_packages(by_name: dict[str, ZooEntry]) -> None:

@@ -38,9 +38,10 @@ def load(
     """Load a trained model to predict with.
 
     Args:
-        source: the output folder of a training run, or a checkpoint in it; a YAML file; a folder
-            that transformers saved a model in; a name of the model zoo (`panoptic-ext zoo list`);
-            a config that comes with panoptic_ext or with Detectron2's model zoo, such as
+        source: the output folder of a training run, or a checkpoint in it; a YAML file, also one of
+            a zoo entry; a folder that `panoptic-ext zoo add` wrote, or transformers saved a model
+            in; a name of the model zoo (`panoptic-ext zoo list`); a config that comes with
+            panoptic_ext or with Detectron2's model zoo, such as
             "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml"; a name on Hugging Face's hub; or
             a config in memory. What exists as a file or folder comes first.
         weights: a checkpoint in place of the model's own.

@@ -48,11 +48,13 @@ def find_model(
     """The config and the weights to predict with.
 
     Args:
-        source: one of the following, in this order. What exists as a path: the output folder of a
-            training run, a checkpoint in it, a YAML file, a folder that transformers saved a model
-            in. A name of the model zoo. A config that comes with panoptic_ext, which has the
-            weights that were trained with it where the zoo has them. A config of Detectron2's model
-            zoo. A name on Hugging Face's hub, "owner/name". Or a config in memory.
+        source: one of the following, in this order. What exists as a path: the file of a zoo entry
+            or the folder that `panoptic-ext zoo add` wrote, which is added to the zoo of this
+            process; the output folder of a training run, a checkpoint in it, a YAML file, a folder
+            that transformers saved a model in. A name of the model zoo. A config that comes with
+            panoptic_ext, which has the weights that were trained with it where the zoo has them. A
+            config of Detectron2's model zoo. A name on Hugging Face's hub, "owner/name". Or a
+            config in memory.
         weights: a checkpoint. None: those of the zoo; of a run, or a config whose OUTPUT_DIR is
             one, the last checkpoint; else MODEL.WEIGHTS of the config.
         device: such as "cpu", "cuda:1" or a torch.device. None: CUDA where it is there, else the
@@ -98,6 +100,9 @@ def _of_path(path: str, opts: list[str]) -> Found:
     if not os.path.lexists(path):
         return None
     is_folder = os.path.isdir(path)
+    entry_file = _entry_file(path)
+    if entry_file:
+        return _of_zoo(catalog.add(entry_file)[0], opts)
     if is_folder and not os.path.lexists(os.path.join(path, _CONFIG_FILE)):
         if os.path.isfile(os.path.join(path, _TRANSFORMERS_FILE)):
             return _of_transformers(path, opts)
@@ -109,6 +114,15 @@ def _of_path(path: str, opts: list[str]) -> Found:
         return _of_zoo(entry.name, opts)
     cfg = load_run_cfg(path, opts)
     return cfg, lambda: find_weights(cfg, opts=opts, path=path)
+
+
+def _entry_file(path: str) -> str:
+    """The file of a zoo entry: `path`, or the one in that folder; "" if none or several."""
+    pattern = os.path.join(glob.escape(path), "*.yaml")
+    files = glob.glob(pattern) if os.path.isdir(path) else [path]
+    files = [file for file in files if file.endswith(".yaml") and os.path.isfile(file)]
+    found = [file for file in files if catalog.is_whole_entry(file)]
+    return found[0] if len(found) == 1 else ""
 
 
 def _of_checkpoint(path: str, opts: list[str]) -> Found:
@@ -185,12 +199,19 @@ def _with_options(cfg: CfgNode, opts: Sequence[str]) -> CfgNode:
 def _device(device: Any) -> str:
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if str(device).startswith("cuda") and not torch.cuda.is_available():
+    try:
+        name = str(torch.device(device))  # of a number, too: 0 is cuda:0
+    except (RuntimeError, TypeError) as error:
         raise ConfigError(
-            f"device is {quoted(str(device))}, but torch finds no CUDA on this machine; leave it"
+            f"device is {quoted(device)}, which torch does not know; expected such as 'cpu', 'cuda'"
+            " or 'cuda:1'"
+        ) from error
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"device is {quoted(name)}, but torch finds no CUDA on this machine; leave it"
             " out, or take 'cpu'"
         )
-    return str(device)
+    return name
 
 
 def _no_run(folder: str) -> str:

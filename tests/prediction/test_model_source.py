@@ -60,6 +60,24 @@ def test_an_entry_and_the_run_that_it_was_made_of_are_loaded_in_one_process(
     assert load(run).classes == first.classes == load("tiny_street").classes
 
 
+def test_an_entry_is_loaded_from_its_file_or_folder(
+    run: Path, tiny_entry: ZooEntry, tmp_path: Path
+) -> None:
+    for source in (tiny_entry.path, tiny_entry.folder):
+        assert find_model(source)[1] == "zoo://tiny_street"
+    # A config is no entry, and of several entries in a folder none is chosen.
+    assert find_model(f"{tiny_entry.folder}/config.yaml", weights="w")[0].OUTPUT_DIR
+    shutil.copy(tiny_entry.path, f"{tiny_entry.folder}/second.yaml")
+    with pytest.raises(ConfigError, match="no weights to predict with"):
+        find_model(tiny_entry.folder)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", 1.5])
+def test_a_device_that_is_none_is_named(run: Path, device: object) -> None:
+    with pytest.raises(ConfigError, match=rf"device is '?{device}'?, which torch does not know"):
+        find_model(run, device=device)
+
+
 def test_given_weights_options_and_devices_win(run: Path, tmp_path: Path) -> None:
     other = shutil.copy(run / "model_final.pth", tmp_path / "other.pth")
     cfg, found = find_model(run, weights=other, opts=["INPUT.MIN_SIZE_TEST", 32])

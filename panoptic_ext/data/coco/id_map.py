@@ -6,6 +6,7 @@ Shapes: H x W is the image. In COCO's colours an id is R + 256 G + 65536 B.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def rgb_to_id(array: np.ndarray) -> np.ndarray:
     return ids
 
 
-def id_to_rgb(ids: np.ndarray) -> np.ndarray:
+def id_to_rgb(ids: Any) -> np.ndarray:
     """(...) integer ids in [0, 2^24) to (..., 3) uint8 colours; the inverse of `rgb_to_id`."""
     ids = np.asarray(ids)
     if ids.size and (ids.min() < 0 or ids.max() > MAX_RGB_ID):
@@ -66,18 +67,17 @@ def rgb2id(color: np.ndarray | Sequence[int]) -> np.ndarray | int:
     return int(ids) if colors.ndim == 1 else ids
 
 
-def id2rgb(id_map: np.ndarray | int) -> np.ndarray | list[int]:
+def id2rgb(id_map: Any) -> np.ndarray | list[int]:
     """Colours of ids as panopticapi's function of this name gives them.
 
     Args:
-        id_map: (H, W) integer array, or one id; from 0 to 2^24 - 1.
+        id_map: (H, W) integer array, or a tensor on the CPU, or one id; from 0 to 2^24 - 1.
 
     Returns:
         (H, W, 3) uint8, or one colour as a list [R, G, B].
     """
-    if isinstance(id_map, np.ndarray):
-        return id_to_rgb(id_map)
-    return id_to_rgb(np.asarray(int(id_map))).tolist()
+    colors = id_to_rgb(id_map)
+    return colors if colors.ndim > 1 else colors.tolist()
 
 
 def remap_ids(ids: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -37,6 +38,13 @@ def test_one_id_and_one_colour(number):
     assert id2rgb(np.int64(number)) == color and isinstance(color, list)
     for form in (color, tuple(color), np.array(color, np.uint8), np.array(color)):
         assert rgb2id(form) == number and isinstance(rgb2id(form), int)
+
+
+def test_ids_of_a_tensor():
+    """Models give panoptic_seg as one."""
+    ids = torch.tensor([[0, 70000]], dtype=torch.int32)
+    assert id2rgb(ids).tolist() == [[[0, 0, 0], [112, 17, 1]]]
+    assert id2rgb(torch.tensor([[7]])).shape == (1, 1, 3) and id2rgb(torch.tensor(7)) == [7, 0, 0]
 
 
 def test_wrong_colours_and_ids():

@@ -170,9 +170,12 @@ def _of_detectron2(name: str, opts: list[str]) -> Found:
 
 
 def _of_hub(name: str, opts: list[str]) -> Found:
-    # A mistyped path would be looked for on the hub: only names that nothing here resembles.
-    is_path = os.path.isdir(os.path.dirname(name)) or name.endswith((".yaml", *_CHECKPOINTS))
-    if is_path or not _HUB_NAME.fullmatch(name) or "did you mean" in _unknown(name):
+    # A mistyped path would be looked for on the hub, which takes long without a network.
+    owner = os.path.dirname(name)
+    known = {known.split("/")[0] for known in (*catalog.names(), *_shipped_names()) if "/" in known}
+    is_path = os.path.isdir(owner) or owner in {*known, "configs"}
+    is_path = is_path or name.endswith((".yaml", *_CHECKPOINTS))
+    if is_path or not _HUB_NAME.fullmatch(name):
         return None
     for entry in catalog.entries().values():
         if entry.weights == ("hub", name):

@@ -141,3 +141,21 @@ def test_inputs_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     check_inputs(inputs, str(tmp_path / "out"))
     with pytest.raises(ConfigError, match="would replace the input"):
         check_inputs(inputs, str(tmp_path))
+
+
+def test_lists_have_a_row_for_each_frame_of_a_video_and_go_on(
+    fake: Predictor, photos: Path, tmp_path: Path
+) -> None:
+    inputs = search_inputs([str(photos)]).inputs
+    options = JobOptions(pictures=False, lists=True)
+    job = PredictionJob(fake, str(tmp_path / "out"), options)
+    job.run(inputs)
+    assert job.lists is not None and list(job.failed) == [str(photos / "broken.png")]
+    images = json.loads(job.lists.json_text())
+    names = ["a.png", "clip.mp4/000000", "clip.mp4/000001", "sub/b.png"]
+    assert [image["file_name"] for image in images] == names
+    assert all([s["name"] for s in image["segments"]] == ["grass"] for image in images)
+    again = PredictionJob(fake, str(tmp_path / "out"), options)
+    again.run(inputs)
+    assert again.skipped == 3 and again.lists is not None
+    assert again.lists.json_text() == job.lists.json_text()

@@ -14,6 +14,7 @@ from PIL import Image
 
 from panoptic_ext import load, model_zoo
 from panoptic_ext.errors import CheckpointError, ConfigError, DownloadError
+from panoptic_ext.model_zoo import catalog
 from panoptic_ext.model_zoo.entry import ZooEntry
 from panoptic_ext.prediction.model_source import find_model, source_name
 from panoptic_ext.prediction.predictor import Predictor, load_run_cfg
@@ -143,8 +144,17 @@ def test_a_folder_of_transformers_is_a_model(tmp_path: Path) -> None:
     result = model(picture())
     assert (result.height, result.width) == (48, 64)
     assert result.class_names == model.classes == ["person", "sky", "dog"]
-    of_hub, _ = find_model("some-one/some-model")
-    assert of_hub.MODEL.TRANSFORMERS.NAME_OR_PATH == "some-one/some-model"
+
+
+def test_names_of_the_hub() -> None:
+    """One that the zoo has is its entry, with the classes of the data set; others by themselves."""
+    for name in ("some-one/some-model", "some-one/mask2former-swin-small-coco"):
+        cfg, weights = find_model(name)
+        assert weights == "" and name == cfg.MODEL.TRANSFORMERS.NAME_OR_PATH
+        assert not cfg.DATASETS.TRAIN
+    hub = [entry for entry in catalog.entries().values() if entry.weights.kind == "hub"]
+    cfg, weights = find_model(hub[0].weights.value)
+    assert weights == "" and (hub[0].data_set,) == cfg.DATASETS.TRAIN
 
 
 @pytest.mark.parametrize(
@@ -152,7 +162,7 @@ def test_a_folder_of_transformers_is_a_model(tmp_path: Path) -> None:
     [
         ("mask2former_R5_coco", "'mask2former_R50_coco'"),
         ("shapes/panoptic_fpn/panoptic_fpn_R18_shape.yaml", "R18_shapes.yaml'"),
-        ("outptu/street", None),
+        ("coco/mask2former_R50", None),
         ("outptu", "'output'"),
         ("output/stret", "'output/street'"),
     ],

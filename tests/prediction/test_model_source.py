@@ -154,7 +154,7 @@ def test_names_of_the_hub() -> None:
         assert not cfg.DATASETS.TRAIN
     hub = [entry for entry in catalog.entries().values() if entry.weights.kind == "hub"]
     cfg, weights = find_model(hub[0].weights.value)
-    assert weights == "" and (hub[0].data_set,) == cfg.DATASETS.TRAIN
+    assert weights == "" and hub[0].data_set in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
 
 
 @pytest.mark.parametrize(

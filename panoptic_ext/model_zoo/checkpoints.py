@@ -11,6 +11,7 @@ from panoptic_ext.errors import CheckpointError, ConfigError
 from panoptic_ext.model_zoo.catalog import find
 from panoptic_ext.model_zoo.entry import ZooEntry, hub_model
 from panoptic_ext.model_zoo.licences import record_licence, tell_licence
+from panoptic_ext.optional_packages import import_optional
 from panoptic_ext.regular_files import readable_size
 
 __all__ = ["cached_file", "get_checkpoint", "get_checkpoint_url", "is_here", "verify"]
@@ -155,13 +156,7 @@ def _snapshot(name: str) -> str:
     """Folder of a model of Hugging Face's hub, which its own package keeps in its own cache."""
     if os.path.isdir(name):
         return name
-    try:
-        hub = importlib.import_module("huggingface_hub")
-    except ImportError as error:
-        raise ConfigError(
-            f"{name} is a model of Hugging Face's hub, which needs the package huggingface_hub: "
-            "pip install 'panoptic_ext[hf]'"
-        ) from error
+    hub = import_optional("huggingface_hub", "hf", f"{name}, a model of Hugging Face's hub,")
     try:
         return hub.snapshot_download(name)
     except (OSError, ValueError) as error:  # huggingface_hub derives its errors from these

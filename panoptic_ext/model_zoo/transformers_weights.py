@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from panoptic_ext.errors import CheckpointError, listed, unknown
+from panoptic_ext.optional_packages import import_optional
 
 __all__ = ["from_transformers", "load_from_transformers", "our_name", "to_transformers"]
 
@@ -247,15 +248,10 @@ def load_from_transformers(model: nn.Module, source: str | nn.Module | Mapping[s
 
 
 def _pretrained(name: str) -> nn.Module:
+    what = f"reading the weights {name!r}"
+    transformers = import_optional("transformers", "hf", what, error=CheckpointError)
     try:
-        from transformers import Mask2FormerForUniversalSegmentation
-    except ImportError as error:
-        raise CheckpointError(
-            f"weights {name!r} are read by the package transformers, which cannot be imported "
-            f"({error}); pip install 'panoptic_ext[hf]'"
-        ) from error
-    try:
-        return Mask2FormerForUniversalSegmentation.from_pretrained(name)
+        return transformers.Mask2FormerForUniversalSegmentation.from_pretrained(name)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(

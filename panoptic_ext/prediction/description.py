@@ -23,7 +23,8 @@ _UNCHANGED = ("sheep", "broccoli", "bread", "scissors", "skis", "people")
 
 def plural(name: str) -> str:
     """The plural of a class's English name, such as "cars", "people" or "wine glasses"."""
-    start, last = re.fullmatch(r"(.*?)([^\W_]*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
+    start = re.sub(r"[^\W_]+\Z", "", name)
+    last = name[len(start) :]
     if last in _IRREGULAR:
         return start + _IRREGULAR[last]
     if not last or last in _UNCHANGED:

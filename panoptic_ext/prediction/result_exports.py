@@ -6,7 +6,6 @@ number of segments. Other packages are imported when they are needed.
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,8 @@ from panoptic_ext.data.coco.label_png import encode_png
 from panoptic_ext.data.coco.runs import find_runs
 from panoptic_ext.data.coco.writer import measured_segments, png_name
 from panoptic_ext.data.datasets.metadata import categories_of
-from panoptic_ext.errors import ConfigError, DatasetError, check_known
+from panoptic_ext.errors import DatasetError, check_known
+from panoptic_ext.optional_packages import import_optional
 
 if TYPE_CHECKING:
     from panoptic_ext.prediction.panoptic_result import PanopticResult
@@ -136,7 +136,7 @@ def to_semantic(result: PanopticResult, void: int | None = None) -> np.ndarray:
 
 def to_supervision(result: PanopticResult) -> Any:
     """See `PanopticResult.to_supervision`."""
-    supervision = _imported("supervision", "results")
+    supervision = import_optional("supervision", "results", "to_supervision")
     return supervision.Detections(
         xyxy=result.boxes.astype(np.float32),
         mask=result.masks(),
@@ -154,7 +154,7 @@ def to_supervision(result: PanopticResult) -> Any:
 def to_fiftyone(result: PanopticResult, kind: str = "detections") -> Any:
     """See `PanopticResult.to_fiftyone`."""
     check_known("kind of FiftyOne labels", kind, ("detections", "segmentation"))
-    fiftyone = _imported("fiftyone", "fiftyone")
+    fiftyone = import_optional("fiftyone", "fiftyone", "to_fiftyone")
     if kind == "segmentation":
         # 0 is FiftyOne's background, so that classes begin with 1.
         classes = to_semantic(result, void=-1) + 1
@@ -178,7 +178,7 @@ def to_fiftyone(result: PanopticResult, kind: str = "detections") -> Any:
 
 def to_pandas(result: PanopticResult) -> Any:
     """See `PanopticResult.to_pandas`."""
-    pandas = _imported("pandas", "results")
+    pandas = import_optional("pandas", "results", "to_pandas")
     columns: dict[str, Any] = {
         name: [getattr(segment, name) for segment in result]
         for name in ("id", "class_id", "category_id", "name", "isthing")
@@ -206,13 +206,3 @@ def _relative_box(box: Sequence[int], height: int, width: int) -> list[float]:
     """x, y, width and height relative to the image, 0 to 1."""
     x0, y0, x1, y1 = box
     return [x0 / width, y0 / height, (x1 - x0) / width, (y1 - y0) / height]
-
-
-def _imported(module: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(
-            f"this needs the package {module}, which cannot be imported ({error}); "
-            f"pip install 'panoptic_ext[{extra}]'"
-        ) from error

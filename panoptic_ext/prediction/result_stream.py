@@ -112,10 +112,11 @@ class ResultStream(Iterator[PanopticResult]):
         batch = self._next_batch()
         if not batch:
             return False
-        pixels = [pixels for _, pixels in batch if isinstance(pixels, np.ndarray)]
-        if len(pixels) < len(batch):  # one picture, which could not be read
-            self._ready.append((batch[0][0], batch[0][1]))  # type: ignore[arg-type]  # no pixels
+        first, error = batch[0]
+        if isinstance(error, Exception):  # it could not be read, and is alone in its batch
+            self._ready.append((first, error))
             return True
+        pixels = [pixels for _, pixels in batch if isinstance(pixels, np.ndarray)]
         self._ready.extend(self._outcomes([picture for picture, _ in batch], pixels))
         return True
 

@@ -10,6 +10,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from panoptic_ext.atomic import write_atomic
+from panoptic_ext.download import sha256_of
 from panoptic_ext.engine.earlier_results import config_differences, config_values, listed_some
 from panoptic_ext.errors import NOT_JSON, ConfigError, quoted
 from panoptic_ext.prediction.inputs import SETTINGS_FILE
@@ -120,10 +121,4 @@ def _config_hash(cfg: CfgNode) -> str:
 
 def _file_hash(path: str) -> str:
     """sha256 of a file; the address itself where `path` is one."""
-    if not os.path.isfile(path):
-        return path
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
+    return sha256_of(path) if os.path.isfile(path) else path

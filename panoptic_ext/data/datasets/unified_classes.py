@@ -14,6 +14,7 @@ from typing import Any
 from detectron2.data import Metadata
 
 from panoptic_ext.data.coco.categories import Category, spare_colors
+from panoptic_ext.data.datasets.metadata import class_attributes
 from panoptic_ext.errors import ConfigError, DatasetError, check_known, quoted
 
 __all__ = ["UnifiedClasses", "unified_classes", "unified_metadata"]
@@ -86,22 +87,8 @@ class UnifiedClasses:
 
     def metadata(self) -> Metadata:
         """New metadata in the unified numbering, as `register_panoptic` sets them."""
-        names = [category.name for category in self.categories]
-        colors = [list(category.color) for category in self.categories]
-        ids = {
-            kind: {c.id: i for i, c in enumerate(self.categories) if c.isthing is kind}
-            for kind in (True, False)
-        }
-        return Metadata(
-            **({"name": self.name} if self.name else {}),
-            thing_classes=names,
-            stuff_classes=list(names),
-            thing_colors=colors,
-            stuff_colors=[list(color) for color in colors],
-            thing_dataset_id_to_contiguous_id=ids[True],
-            stuff_dataset_id_to_contiguous_id=ids[False],
-            isthing=tuple(category.isthing for category in self.categories),
-        )
+        name = {"name": self.name} if self.name else {}
+        return Metadata(**name, **class_attributes(self.categories))
 
 
 def unified_classes(metadata: Any) -> UnifiedClasses:

@@ -7,7 +7,6 @@ files are read with `weights_only=True`. MODEL.ALLOW_PICKLE lifts both restricti
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import os
@@ -20,6 +19,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from panoptic_ext.download import sha256_of
 from panoptic_ext.engine.checkpoint.archive_checksums import check_checksums
 from panoptic_ext.engine.checkpoint.archive_size import check_archive_size
 from panoptic_ext.errors import CheckpointError
@@ -89,11 +89,8 @@ def check_hash(path: str, url: str) -> None:
     suffix = re.search(r"-([0-9a-f]{8,64})\.\w+$", url)
     if suffix is None:
         return
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    if digest.hexdigest().startswith(suffix[1]):
+    digest = sha256_of(path)
+    if digest.startswith(suffix[1]):
         return
     # Digits alone may be a hash or a date. Those that differ from the hash and are a date of this
     # century are taken for a date, and the warning gives the hash to compare by hand.
@@ -101,7 +98,7 @@ def check_hash(path: str, url: str) -> None:
         logger.warning(  # INFO is not shown by panoptic-ext predict
             "%s ends in a date, not in a hash: not checked; its sha256 is %s",
             url,
-            digest.hexdigest(),
+            digest,
         )
         return
     no_hash = (
@@ -110,7 +107,7 @@ def check_hash(path: str, url: str) -> None:
         else ""
     )
     raise CheckpointError(
-        f"{url} was fetched to {path}, but its sha256 begins with {digest.hexdigest()[:8]}, "
+        f"{url} was fetched to {path}, but its sha256 begins with {digest[:8]}, "
         f"expected {suffix[1]}: a wrong or damaged file. Delete {path} and fetch it again.{no_hash}"
     )
 

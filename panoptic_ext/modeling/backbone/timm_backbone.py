@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from panoptic_ext.errors import ConfigError, check_known, unknown
 from panoptic_ext.modeling.backbone.timm_norm import convert_norms
+from panoptic_ext.optional_packages import import_optional
 
-__all__ = ["TimmBackbone", "build_timm_backbone"]
+__all__ = ["TimmBackbone", "build_timm_backbone", "import_timm"]
 
 _PRESETS = ("", "paper")
 
@@ -58,7 +59,7 @@ class TimmBackbone(Backbone):
                 does not fit the model.
         """
         super().__init__()
-        timm = _import_timm(name)
+        timm = import_timm(name)
         strides, any_size = _strides_and_size_arguments(timm, name)
         wanted = _index_of_features(name, strides, out_features or [], out_indices or [])
         arguments = {"pretrained": pretrained, "out_indices": list(wanted.values()), **any_size}
@@ -111,13 +112,13 @@ def build_timm_backbone(cfg: Any, input_shape: ShapeSpec) -> TimmBackbone:
     )
 
 
-def _import_timm(name: str) -> ModuleType:
-    try:
-        import timm
-    except ImportError as error:
-        raise ConfigError(
-            f"backbone {name!r} needs timm, which cannot be imported ({error}); pip install timm"
-        ) from error
+def import_timm(name: str) -> ModuleType:
+    """The package timm, which has a model of this name.
+
+    Raises:
+        ConfigError: timm is not installed, or has no such model.
+    """
+    timm = import_optional("timm", "timm", f"timm's model {name!r}")
     if not timm.is_model(name):
         what, mend = f"model of timm {timm.__version__}", "timm.list_models() lists them"
         raise ConfigError(unknown(what, name, timm.list_models(), mend=mend, limit=0))

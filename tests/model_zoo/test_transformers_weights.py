@@ -27,7 +27,7 @@ from tests.model_zoo.random_peer import randomise
 from tests.postprocessing import naive_mask_inference as naive
 
 transformers = pytest.importorskip(
-    "transformers", minversion="4.40", reason="the peer (the hf extra) is not installed"
+    "transformers", minversion="4.49", reason="the peer (the hf extra) is not installed"
 )
 if not transformers.utils.is_torch_available():
     pytest.skip("this transformers needs a newer torch", allow_module_level=True)

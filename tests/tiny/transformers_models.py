@@ -186,7 +186,13 @@ _BUILDERS: dict[str, Callable[[Any, dict[str, Any]], nn.Module]] = {
     "oneformer": _oneformer,
 }
 _CLASS_HEADS = ("class_predictor", "class_labels_classifier", "class_embed")
-_LAST_MASK_LAYERS = ("mask_head.output_conv.", "mask_head.fc3.", "mask_embedder.2.", "layers.2.0.")
+_LAST_MASK_LAYERS = (
+    "mask_head.output_conv.",
+    "mask_head.out_lay.",
+    "mask_head.fc3.",
+    "mask_embedder.2.",
+    "layers.2.0.",
+)
 
 
 @torch.no_grad()

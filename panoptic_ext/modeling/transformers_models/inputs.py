@@ -6,6 +6,7 @@ targets.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +76,7 @@ def make_test_input(
     offsets = list(made.get("patch_offsets") or [])
     inner = (pixels.shape[-2], pixels.shape[-1])
     if family.is_square and processor.do_resize:
-        inner = _resized(grey.shape[-2:], options.get("size") or dict(processor.size))
+        inner = _resized(grey.shape[-2:], options.get("size") or dict(processor.size), processor)
     return TestInput(pixels, inner, offsets)
 
 
@@ -165,11 +166,14 @@ def _within(inputs: dict[str, Any], side: int) -> dict[str, Any]:
     return shrunk
 
 
-def _resized(image_size: Sequence[int], size: dict[str, int]) -> tuple[int, int]:
+def _resized(image_size: Sequence[int], size: dict[str, int], processor: Any) -> tuple[int, int]:
     """Size of an image after the processor's resizing, before it is padded."""
-    from transformers.image_transforms import get_size_with_aspect_ratio
+    from transformers import image_transforms
 
-    height, width = get_size_with_aspect_ratio(
+    # EoMT's processor has its own function in transformers 4, which rounds; that of 5 truncates.
+    module = sys.modules[type(processor).__module__]
+    resized = getattr(module, "get_size_with_aspect_ratio", None)
+    height, width = (resized or image_transforms.get_size_with_aspect_ratio)(
         tuple(image_size), size["shortest_edge"], size.get("longest_edge")
     )
     return int(height), int(width)

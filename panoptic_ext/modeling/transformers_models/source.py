@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import logging
 import os
-from collections.abc import Callable
+import re
+import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -73,18 +76,18 @@ class Source:
         Raises:
             CheckpointError: the weights cannot be read, or do not fit.
         """
-        kind = _network_class(self.config)
+        kind = getattr(import_transformers(), FAMILIES[self.config.model_type].network)
         if not pretrained:
             return kind(without_backbone_weights(self.config))
         loaded, info = _reading(
             "weights", self.name, lambda: kind.from_pretrained(self.name, output_loading_info=True)
         )
-        missing = sorted(info["missing_keys"])
+        missing = _needed(loaded, info["missing_keys"])
         if missing:
             raise CheckpointError(
                 f"the weights of {quoted(self.name)} lack {len(missing)} of the network's tensors, "
                 f"e.g. {missing[0]}; a model for detection or for classification has no masks: "
-                "name a panoptic one"
+                "name a panoptic one. Another major version of transformers may have other tensors"
             )
         return loaded
 
@@ -114,8 +117,13 @@ def read_source(name: str) -> Source:
         )
     transformers = import_transformers()
     name = _existing_folder(name)
+    read = transformers.PretrainedConfig.get_config_dict
+    values = _reading("config.json", name, lambda: read(name))[0]
+    # Checked first, as AutoConfig does not say which versions know a family.
+    if "model_type" in values:
+        _check_family(str(values["model_type"]), name)
     config = _reading("config.json", name, lambda: transformers.AutoConfig.from_pretrained(name))
-    _check_family(config, name)
+    _check_family(config.model_type, name)
     read = transformers.AutoImageProcessor.from_pretrained
     processor = _reading("preprocessor_config.json", name, lambda: read(name))
     tokenizer, tokens = None, {}
@@ -143,10 +151,10 @@ def source_of_text(text: str, name: str) -> Source:
         # The text is a user's file: only names of transformers' own classes are taken from it.
         kind = getattr(transformers, str(processor["image_processor_type"]))
         config["id2label"] = {int(i): name for i, name in config["id2label"].items()}
+        _check_family(str(config["model_type"]), name)
         made = transformers.AutoConfig.for_model(**config)
-        _check_family(made, name)
         tokens = dict(content.get("task_tokens", {}))
-        return Source(made, kind.from_dict(processor), name, tokens)
+        return Source(made, _processor_of_text(kind, processor, config["id2label"]), name, tokens)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"MODEL.TRANSFORMERS.ARCHITECTURE cannot be used ({type(error).__name__}: {error}); "
@@ -164,18 +172,47 @@ def without_backbone_weights(config: Any) -> Any:
     return config
 
 
-def _network_class(config: Any) -> Any:
+def _needed(network: nn.Module, missing: Iterable[str]) -> list[str]:
+    """Names of missing tensors, sorted, without those that a part of the network does not use.
+
+    Swin's backbone names the last norm so, but transformers asks the whole network alone.
+    """
+    patterns = {
+        pattern
+        for part in network.modules()
+        for pattern in getattr(part, "_keys_to_ignore_on_load_missing", None) or ()
+    }
+    return sorted(name for name in missing if not any(re.search(p, name) for p in patterns))
+
+
+def _check_family(model_type: str, name: str) -> None:
+    """Raise ConfigError if this package or the installed transformers lacks a kind of model."""
+    if model_type not in FAMILIES:
+        kind = f"kind of panoptic model in {quoted(name)}:"
+        raise ConfigError(unknown(kind, model_type, sorted(FAMILIES)))
     transformers = import_transformers()
-    return getattr(transformers, FAMILIES[config.model_type].network)
-
-
-def _check_family(config: Any, name: str) -> None:
-    if config.model_type not in FAMILIES:
+    there = sorted(kind for kind, f in FAMILIES.items() if hasattr(transformers, f.network))
+    if model_type not in there:
         raise ConfigError(
-            unknown(
-                f"kind of panoptic model in {quoted(name)}:", config.model_type, sorted(FAMILIES)
-            )
+            f"{quoted(name)} is a model of the family {model_type}, which transformers "
+            f"{transformers.__version__} lacks; it has {', '.join(there)}. Install a newer one: "
+            "pip install --upgrade transformers"
         )
+
+
+def _processor_of_text(kind: Any, values: dict[str, Any], labels: dict[int, str]) -> Any:
+    """An image processor of class `kind` from its values, without files of class names."""
+    if "class_info_file" not in inspect.signature(kind).parameters:
+        return kind.from_dict(values)
+    # OneFormer's of transformers 4 reads such a file when it is made, though only its own training
+    # targets need one.
+    info = {str(i): {"name": label, "isthing": 0} for i, label in labels.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        with open(os.path.join(folder, "classes.json"), "w", encoding="utf-8") as file:
+            json.dump(info, file)
+        made = kind.from_dict({**values, "repo_path": folder, "class_info_file": "classes.json"})
+    made.repo_path = made.class_info_file = made.metadata = None
+    return made
 
 
 def _existing_folder(name: str) -> str:

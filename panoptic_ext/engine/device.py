@@ -19,13 +19,13 @@ logger = logging.getLogger(__name__)
 _PRECISIONS = ("highest", "high", "medium")  # of torch.set_float32_matmul_precision
 
 
-def choose_device(cfg: CfgNode) -> None:
+def choose_device(cfg: CfgNode, *, training: bool = True) -> None:
     """Change a config, in place, to what the machine has.
 
     Without CUDA the device becomes the CPU, and float16 becomes float32. bfloat16 is kept, because
     it works on a CPU too; a warning is logged if it is slower there than float32. The change of
     the device is logged as a warning, or as information if the model is made for the CPU
-    (MODEL.MADE_FOR_CPU).
+    (MODEL.MADE_FOR_CPU). Without `training`, where SOLVER.AMP has no effect, nothing is said of it.
     """
     wanted = cfg.MODEL.DEVICE
     fall_back = wanted.startswith("cuda") and not torch.cuda.is_available()
@@ -37,6 +37,11 @@ def choose_device(cfg: CfgNode) -> None:
         _set(cfg.SOLVER.AMP, "ENABLED", False)
     if "TEST.AMP_DTYPE" in float16_keys:
         _set(cfg.TEST, "AMP_DTYPE", "")
+    bfloat16_keys = bfloat16_on_cpu(cfg)
+    if not training:
+        float16_keys, bfloat16_keys = (
+            [key for key in keys if key != "SOLVER.AMP"] for keys in (float16_keys, bfloat16_keys)
+        )
     if fall_back and cfg.MODEL.MADE_FOR_CPU:
         in_full = ", in full precision: float16 is for CUDA" if float16_keys else ""
         logger.info("Running on the CPU, which this model is made for%s", in_full)
@@ -54,7 +59,7 @@ def choose_device(cfg: CfgNode) -> None:
             ", ".join(float16_keys),
             wanted,
         )
-    warn_if_bfloat16_is_slow(bfloat16_on_cpu(cfg))
+    warn_if_bfloat16_is_slow(bfloat16_keys)
 
 
 def set_precision(cfg: CfgNode) -> None:

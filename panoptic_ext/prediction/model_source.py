@@ -173,7 +173,7 @@ def _of_hub(name: str, opts: list[str]) -> Found:
     # A mistyped path would be looked for on the hub, which takes long without a network.
     owner = os.path.dirname(name)
     known = {known.split("/")[0] for known in (*catalog.names(), *_shipped_names()) if "/" in known}
-    is_path = os.path.isdir(owner) or owner in {*known, "configs"}
+    is_path = os.path.isdir(owner) or owner in {*known, "configs", "output"}
     is_path = is_path or name.endswith((".yaml", *_CHECKPOINTS))
     if is_path or not _HUB_NAME.fullmatch(name):
         return None
@@ -194,7 +194,7 @@ def _with_options(cfg: CfgNode, opts: Sequence[str]) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     merge_settings(cfg, read_opts(opts))
-    choose_device(cfg)
+    choose_device(cfg, training=False)
     cfg.freeze()
     return cfg
 

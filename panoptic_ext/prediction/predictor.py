@@ -208,7 +208,7 @@ def load_run_cfg(path: str, opts: Sequence[str] = (), *, own_data: bool = False)
     if saved is not None:
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
             set_classes(name, saved.as_dict())
-    choose_device(cfg)
+    choose_device(cfg, training=False)
     folder = os.path.dirname(os.path.abspath(config))
     is_of_run = left_by_run or os.path.isdir(path) or _has_checkpoint(folder)
     if is_of_run and "OUTPUT_DIR" not in opts[::2]:

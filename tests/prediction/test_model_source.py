@@ -175,9 +175,28 @@ def test_a_wrong_name_gets_the_nearest_one(
         load(name)
     message = str(caught.value)
     assert name in message and "\n" not in message
+    if name == "outptu/street":
+        assert f"there is no folder {tmp_path}/outptu/street" in message
     if hint:
         assert f"did you mean {hint}" in message or hint in message
         assert "panoptic-ext zoo list" in message and f"{tmp_path}/{name}" in message
+
+
+def test_a_run_that_is_not_there_is_not_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"unknown model 'output/demo'.*{tmp_path}/output/demo"):
+        find_model("output/demo")
+
+
+def test_the_precision_of_training_is_no_matter_of_predicting(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cfg, _ = find_model("mask2former_R50_coco", device="cpu")
+    assert not cfg.SOLVER.AMP.ENABLED and "float16" not in caplog.text
+    find_model("mask2former_R50_coco", device="cpu", opts=["TEST.AMP_DTYPE", "float16"])
+    assert "float16 (TEST.AMP_DTYPE) is for CUDA" in caplog.text
 
 
 def test_the_picture_of_a_result_is_drawn_over_the_picture(run: Path, tmp_path: Path) -> None:

@@ -237,11 +237,13 @@ def _reading(what: str, name: str, read: Callable[[], Any]) -> Any:
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())
         kind = CheckpointError if what == "weights" else ConfigError
+        is_folder = os.path.isdir(name)
+        place = "" if is_folder else f"there is no folder {os.path.abspath(name)}; on the hub, "
         raise kind(
-            f"MODEL.TRANSFORMERS.NAME_OR_PATH {quoted(name)}: its {what} cannot be read: {reason}. "
-            "Give a folder that save_pretrained wrote (with config.json, preprocessor_config.json "
-            "and model.safetensors), or a name on the hub; without a network, the hub's files "
-            "must be in its cache ($HF_HOME)"
+            f"MODEL.TRANSFORMERS.NAME_OR_PATH {quoted(name)}: {place}its {what} cannot be "
+            f"read: {reason}. Give a folder that save_pretrained wrote (with config.json, "
+            "preprocessor_config.json and model.safetensors), or a name on the "
+            "hub; without a network, the hub's files must be in its cache ($HF_HOME)"
         ) from error
 
 

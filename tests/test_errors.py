@@ -138,14 +138,19 @@ def test_a_name_is_looked_up_in_a_registry_or_is_an_error_of_the_config() -> Non
 
 
 def test_names_that_do_not_exist_have_one_wording() -> None:
-    """`nearest` is called by `unknown`, and where the name is half of a dotted key, alone."""
+    """`nearest` is called by `unknown`; alone where the name is half of a dotted key, where
+    several names are missing at once, and where a pattern, or a name in Detectron2's own message,
+    was looked for among the names of the zoo."""
     users = [
         path.relative_to(ROOT).as_posix()
         for path in sorted((ROOT / "panoptic_ext").rglob("*.py"))
         if "nearest(" in path.read_text()
     ]
     assert users == [
+        "panoptic_ext/commands/zoo.py",
         "panoptic_ext/config/yaml_reader.py",
+        "panoptic_ext/data/map_categories.py",
         "panoptic_ext/errors.py",
         "panoptic_ext/evaluation/truth.py",
+        "panoptic_ext/model_zoo/detectron2_answers.py",
     ]

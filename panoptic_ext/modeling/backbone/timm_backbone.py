@@ -59,6 +59,7 @@ class TimmBackbone(Backbone):
                 does not fit the model.
         """
         super().__init__()
+        self.timm_name = name
         timm = import_timm(name)
         strides, any_size = _strides_and_size_arguments(timm, name)
         wanted = _index_of_features(name, strides, out_features or [], out_indices or [])

@@ -46,6 +46,16 @@ def test_a_model_that_does_not(other: nn.Module) -> None:
     )
 
 
+@pytest.mark.parametrize(("name", "fits"), [("resnet18.a1_in1k", True), ("resnet34", False)])
+def test_another_backbone(name: str, fits: bool) -> None:
+    """The tensors of ResNet-18 would fit a part of ResNet-34."""
+    whole = model()
+    whole.backbone = nn.Sequential(nn.Identity())
+    whole.backbone[0].timm_name = name
+    text = EXPECTED.difference(whole)
+    assert text == "" if fits else text.startswith("the backbone is resnet34, but the weights are")
+
+
 def test_a_model_without_means_is_not_compared() -> None:
     assert EXPECTED.difference(nn.Linear(1, 1)) == ""
 

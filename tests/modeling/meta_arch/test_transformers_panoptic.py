@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import logging
 import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -307,14 +307,7 @@ def test_a_name_on_the_hub_without_a_network(folders, monkeypatch, tmp_path):
 
 
 def test_a_missing_package_is_named(folders, monkeypatch):
-    real = builtins.__import__
-
-    def without_transformers(name, *args, **kwargs):
-        if name == "transformers":
-            raise ImportError("No module named 'transformers'")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_transformers)
+    monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConfigError, match=r"pip install 'panoptic_ext\[hf\]'"):
         model_of(folders["detr"])
 

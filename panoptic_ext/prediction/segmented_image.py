@@ -202,8 +202,6 @@ class SegmentedImage:
             and all(np.array_equal(self.crop(s), other.crop(s)) for s in self.segments)
         )
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __repr__(self) -> str:
         stuff = self._shares([segment for segment in self.segments if not segment.isthing])
         of_file = f" of {os.path.basename(self.file_name)}" if self.file_name else ""

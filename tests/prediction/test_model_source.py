@@ -176,7 +176,7 @@ def test_a_wrong_name_gets_the_nearest_one(
     message = str(caught.value)
     assert name in message and "\n" not in message
     if hint:
-        assert f"did you mean {hint}" in message or hint in message
+        assert "did you mean" in message and hint in message
         assert "panoptic-ext zoo list" in message and f"{tmp_path}/{name}" in message
 
 

@@ -59,7 +59,8 @@ def _url(address: str, path_manager: PathManager) -> str:
 
 
 def _class_of_handler(address: str, path_manager: PathManager) -> Any:
-    handlers = path_manager._path_handlers.items()  # the longest prefixes come first
+    # iopath has no public way to ask for the handler of an address. Longest prefixes come first.
+    handlers = path_manager._path_handlers.items()
     return next((type(found) for prefix, found in handlers if address.startswith(prefix)), None)
 
 

@@ -156,6 +156,8 @@ def _verify(args: argparse.Namespace) -> int:
     found = [find(name) for name in args.names] or [
         entry for entry in map(find, matching()) if cached_file(entry)
     ]
+    if not found:
+        print("nothing to verify: no file of the zoo has been downloaded to this machine")
     wrong = 0
     for entry in found:
         try:
@@ -163,7 +165,8 @@ def _verify(args: argparse.Namespace) -> int:
         except PanopticExtError as error:
             print(f"{entry.name}: {error}", flush=True)
             wrong += 1
-    print(f"{len(found) - wrong} of {len(found)} are good")
+    if found:
+        print(f"{len(found) - wrong} of {len(found)} are good")
     return 1 if wrong else 0
 
 

@@ -97,10 +97,8 @@ def dataset_id_separated(segment: dict[str, Any]) -> int:
 
 
 def test_the_map_is_that_of_detectron2s_model() -> None:
-    cfg, inputs = (
-        cfg_of("MODEL.FPN.OUT_CHANNELS", "64", "MODEL.ROI_BOX_HEAD.FC_DIM", "128"),
-        photographs(160),
-    )
+    cfg = cfg_of("MODEL.FPN.OUT_CHANNELS", "64", "MODEL.ROI_BOX_HEAD.FC_DIM", "128")
+    inputs = photographs(160)
     theirs = detectron2s(cfg)
     let_things_win(theirs, inputs[:1])
     ours, state = build_model(cfg).eval(), theirs.state_dict()

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import socket
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
@@ -19,6 +16,7 @@ from typing import Any
 from panoptic_ext.download import sha256_of
 from panoptic_ext.engine.checkpoint.backbone_input import BackboneInput
 from panoptic_ext.errors import CheckpointError, ConfigError, unknown
+from panoptic_ext.hub import hub_address, why_unknown_host
 from panoptic_ext.model_zoo.converted_files import backbone_file, converted_file
 from panoptic_ext.modeling.backbone.timm_backbone import import_timm
 
@@ -98,19 +96,9 @@ def _converted(timm: ModuleType, name: str, config: Any, local: str) -> Mapping[
 
 def _check_host(config: Any) -> None:
     """Raise OSError at once where the name of the host is not known, i.e. without a network."""
-    # huggingface_hub repeats its request for three quarters of a minute.
-    address = str(config.url or "")
-    if config.hf_hub_id:
-        try:
-            address = importlib.import_module("huggingface_hub").constants.ENDPOINT
-        except ImportError:
-            return
-    host = urllib.parse.urlsplit(address).hostname
-    if host and not urllib.request.getproxies():
-        try:
-            socket.getaddrinfo(host, None)
-        except OSError as error:
-            raise OSError(f"the host {host} cannot be found ({error.strerror})") from error
+    reason = why_unknown_host(hub_address() if config.hf_hub_id else str(config.url or ""))
+    if reason:
+        raise OSError(reason)
 
 
 @contextmanager

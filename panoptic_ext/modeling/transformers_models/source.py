@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import json
 import logging
@@ -17,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from panoptic_ext.errors import CheckpointError, ConfigError, quoted, unknown
+from panoptic_ext.hub import hub_address, why_unknown_host
 from panoptic_ext.modeling.transformers_models.families import FAMILIES
 from panoptic_ext.optional_packages import import_optional
 
@@ -80,7 +82,7 @@ class Source:
         if not pretrained:
             return kind(without_backbone_weights(self.config))
         loaded, info = _reading(
-            "weights", self.name, lambda: kind.from_pretrained(self.name, output_loading_info=True)
+            "weights", self.name, functools.partial(kind.from_pretrained, output_loading_info=True)
         )
         missing = _needed(loaded, info["missing_keys"])
         if missing:
@@ -118,18 +120,18 @@ def read_source(name: str) -> Source:
     transformers = import_transformers()
     name = _existing_folder(name)
     read = transformers.PretrainedConfig.get_config_dict
-    values = _reading("config.json", name, lambda: read(name))[0]
+    values = _reading("config.json", name, read)[0]
     # Checked first, as AutoConfig does not say which versions know a family.
     if "model_type" in values:
         _check_family(str(values["model_type"]), name)
-    config = _reading("config.json", name, lambda: transformers.AutoConfig.from_pretrained(name))
+    config = _reading("config.json", name, transformers.AutoConfig.from_pretrained)
     _check_family(config.model_type, name)
     read = transformers.AutoImageProcessor.from_pretrained
-    processor = _reading("preprocessor_config.json", name, lambda: read(name))
+    processor = _reading("preprocessor_config.json", name, read)
     tokenizer, tokens = None, {}
     if config.model_type == "oneformer":
         read = transformers.AutoTokenizer.from_pretrained
-        tokenizer = _reading("tokenizer", name, lambda: read(name))
+        tokenizer = _reading("tokenizer", name, read)
         tokens = {task: _task_tokens(tokenizer, task, config.task_seq_len) for task in _TASKS}
     return Source(config, processor, name, tokens, tokenizer)
 
@@ -230,14 +232,15 @@ def _existing_folder(name: str) -> str:
     return name
 
 
-def _reading(what: str, name: str, read: Callable[[], Any]) -> Any:
-    """Call `read`, and turn transformers' errors into one that says how to mend it."""
+def _reading(what: str, name: str, read: Callable[..., Any]) -> Any:
+    """Call `read` with a name, and turn transformers' errors into one that says how to mend it."""
+    is_folder = os.path.isdir(name)
+    unknown_host = "" if is_folder else why_unknown_host(hub_address())
     try:
-        return read()
+        return read(name, local_files_only=bool(unknown_host))
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        reason = " ".join(str(error).split())
+        reason = unknown_host or " ".join(str(error).split()).rstrip(".")
         kind = CheckpointError if what == "weights" else ConfigError
-        is_folder = os.path.isdir(name)
         place = "" if is_folder else f"there is no folder {os.path.abspath(name)}; on the hub, "
         raise kind(
             f"MODEL.TRANSFORMERS.NAME_OR_PATH {quoted(name)}: {place}its {what} cannot be "

@@ -306,6 +306,17 @@ def test_a_name_on_the_hub_without_a_network(folders, monkeypatch, tmp_path):
         model_of("nobody/none")
 
 
+def test_without_a_network_the_hub_is_not_asked(monkeypatch):
+    def unknown_host(*args):
+        raise OSError(-2, "Name or service not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", unknown_host)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    monkeypatch.setattr("time.sleep", None)  # huggingface_hub waits between its requests
+    with pytest.raises(ConfigError, match=r"huggingface\.co cannot be found \(Name or service"):
+        model_of("nobody/none")
+
+
 def test_a_missing_package_is_named(folders, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConfigError, match=r"pip install 'panoptic_ext\[hf\]'"):

@@ -20,6 +20,7 @@ from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.errors import ConfigError, listed, quoted, unknown
 from panoptic_ext.model_zoo import catalog
 from panoptic_ext.model_zoo.configs import SCHEME, entry_of_config, get_config, load_shipped
+from panoptic_ext.prediction.inputs import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from panoptic_ext.prediction.predictor import find_weights, load_run_cfg
 
 __all__ = ["find_model", "source_name"]
@@ -109,6 +110,11 @@ def _of_path(path: str, opts: list[str]) -> Found:
         raise ConfigError(_no_run(path))
     if path.lower().endswith(_CHECKPOINTS) and not is_folder:
         return _of_checkpoint(path, opts)
+    if path.lower().endswith(IMAGE_SUFFIXES + VIDEO_SUFFIXES) and not is_folder:
+        raise ConfigError(
+            f"{path} is a picture or a video, expected a model; the model comes first: load(MODEL)"
+            f"({path!r}) in Python, predict --model MODEL {path} on a command line"
+        )
     entry = None if is_folder else entry_of_config(path)
     if entry is not None:
         return _of_zoo(entry.name, opts)

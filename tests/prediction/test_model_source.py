@@ -203,3 +203,9 @@ def test_the_picture_of_a_result_is_drawn_over_the_picture(run: Path, tmp_path: 
     picture(5).save(tmp_path / "photo.png")
     result = load(run)(tmp_path / "photo.png")
     assert Image.open(result.save(tmp_path / "drawn.png")).size >= (64, 48)
+
+
+def test_a_picture_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "street.JPG").write_bytes(b"\xff\xd8")
+    with pytest.raises(ConfigError, match=r"street\.JPG is a picture or a video, expected a model"):
+        find_model(tmp_path / "street.JPG")

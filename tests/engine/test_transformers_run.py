@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from panoptic_ext.commands.predict import main as predict
-from panoptic_ext.commands.train import main as train
 from tests import PATIENCE, ROOT
+from tests.tiny.train_in_process import train
 from tests.tiny.transformers_models import save_tiny
 
 pytest.importorskip("transformers", minversion="4.49", reason="the hf extra is not installed")

@@ -247,12 +247,12 @@ def stand_ins(folder: Path, *, iterations: int = 90) -> dict[str, dict[str, str]
         folder: gets the picture, the models and their configs.
         iterations: of the Panoptic FPN.
     """
-    from panoptic_ext.commands import train
+    from tests.tiny.train_in_process import train
 
     picture = write_street(folder / "data")
     run, detr = folder / "run", save_street_detr(folder / "detr")
     config = write_panoptic_fpn_config(folder / "data", run)
-    code = train.main(["--config-file", str(config), "SOLVER.MAX_ITER", str(iterations)])
+    code = train(["--config-file", str(config), "SOLVER.MAX_ITER", str(iterations)])
     if code:
         raise RuntimeError(f"training the small Panoptic FPN ended with {code}")
     return {

@@ -87,8 +87,10 @@ new_environment() { # at $env, on top of the packages of $base
     "$base" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >"$packages/base.pth"
 }
 
-build_tools() { # those that a new environment brings are too old in some versions of Python
-    quiet "$python" -m pip install --disable-pip-version-check --no-input "setuptools>=77" ninja
+# Those that a new environment brings are too old in some versions of Python. Detectron2's model_zoo
+# imports pkg_resources, which newer setuptools lacks.
+build_tools() {
+    quiet "$python" -m pip install --disable-pip-version-check --no-input "setuptools>=77,<81" ninja
 }
 
 commit=$(git -C "$checkout" log -1 --format='%h of %cs' 2>/dev/null || echo "no commit")

@@ -23,7 +23,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from docs.make_figures import write_svg  # noqa: E402  (found through the line above)
+# E402: these modules are found only through the line above.
+from docs.make_figures import write_svg  # noqa: E402
 from docs.notebooks import SHOWN, pages  # noqa: E402
 from tests.docs.notebook_runs import pictures, printed, run_page  # noqa: E402
 from tests.tiny.street import stand_ins  # noqa: E402

@@ -24,6 +24,7 @@ from panoptic_ext._detectron2 import import_quietly, require_detectron2
 require_detectron2()
 import_quietly()
 
+# E402: the rooms can be imported only after Detectron2 has been found.
 from panoptic_ext import data, modeling  # noqa: E402, F401  (imported to register)
 from panoptic_ext.config import add_panoptic_ext_config  # noqa: E402
 from panoptic_ext.data import (  # noqa: E402

@@ -1,7 +1,7 @@
 """timm's own pretrained weights as weights of a backbone: MODEL.WEIGHTS timm://NAME or NAME.TAG.
 
-timm downloads them; what it has loaded is kept under the names that its feature maps' model has, so
-that later loads need no network.
+timm downloads them; what it has loaded is kept under the names that its feature maps' model has, or
+for a plain ViT under its own, so that later loads need no network.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from panoptic_ext.modeling.backbone.timm_backbone import import_timm
 __all__ = ["timm_weights"]
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+# timm's modules of plain ViTs, which give no pyramid of feature maps.
+_PLAIN_VITS = ("vision_transformer", "eva", "deit", "beit")
 # What timm and huggingface_hub raise where weights do not exist, cannot be had or do not fit.
 _TIMM_ERRORS = (RuntimeError, AttributeError, AssertionError, TypeError, ValueError, OSError)
 
@@ -31,8 +33,8 @@ def timm_weights(name: str) -> str:
     """The path of timm's pretrained weights of a model.
 
     Args:
-        name: of a timm model, as MODEL.TIMM.NAME takes it, with or without the tag of its weights:
-            "resnet18" or "resnet18.tv_in1k".
+        name: of a timm model, as MODEL.TIMM.NAME and MODEL.VIT.NAME take it, with or without the
+            tag of its weights: "resnet18" or "resnet18.tv_in1k".
 
     Raises:
         ConfigError: timm is not installed, or has no such model or no such weights.
@@ -81,7 +83,7 @@ def _converted(timm: ModuleType, name: str, config: Any, local: str) -> Mapping[
             _check_host(config)
         with _without_retry_warnings():
             model = timm.create_model(
-                name, pretrained=True, pretrained_cfg_overlay=overlay, features_only=True
+                name, pretrained=True, pretrained_cfg_overlay=overlay, **_kind_of_model(timm, name)
             )
     except _TIMM_ERRORS as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -92,6 +94,14 @@ def _converted(timm: ModuleType, name: str, config: Any, local: str) -> Mapping[
         ) from error
     mean, std = (tuple(255.0 * value for value in part) for part in (config.mean, config.std))
     return backbone_file(model.state_dict(), BackboneInput(config.architecture, mean, std))
+
+
+def _kind_of_model(timm: ModuleType, name: str) -> dict[str, Any]:
+    """Arguments of timm's model: feature maps, or a plain ViT without its classifier."""
+    architecture = name.partition(".")[0]
+    if any(timm.list_models(architecture, module=module) for module in _PLAIN_VITS):
+        return {"num_classes": 0}
+    return {"features_only": True}
 
 
 def _check_host(config: Any) -> None:

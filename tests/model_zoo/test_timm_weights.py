@@ -68,6 +68,15 @@ def test_names_of_a_model_whose_feature_maps_have_other_names(hub_cache: Path) -
     assert torch.equal(loaded["stem_0.weight"], expected["stem.0.weight"])
 
 
+def test_a_plain_vit_keeps_its_names_and_its_last_norm(hub_cache: Path) -> None:
+    expected = put_into_cache(hub_cache, "test_vit").state_dict()
+    path = PathManager.get_local_path("timm://test_vit")
+    found = torch.load(path, weights_only=True)["model"]
+    assert found.keys() == {name for name in expected if not name.startswith("head.")}
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+    assert "norm.weight" in found
+
+
 def test_without_a_network_and_a_file(hub_cache: Path, monkeypatch) -> None:
     def unknown_host(*args: object) -> None:
         raise OSError(-2, "Name or service not known")

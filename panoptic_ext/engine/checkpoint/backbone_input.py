@@ -14,6 +14,7 @@ __all__ = ["BACKBONE_INPUT", "BackboneInput"]
 BACKBONE_INPUT = "backbone_input"
 """Key of a weight file, beside "model", under which `BackboneInput.as_dict` lies."""
 
+_PLAIN_VITS = ("beit", "deit", "eva", "vit_")  # beginnings of timm's names
 _TOLERANCE = 0.51  # grey levels: 127, 127.5 and 128 are all written for the same weights
 
 
@@ -22,7 +23,7 @@ class BackboneInput:
     """The images and the model that the weights of a backbone were trained with.
 
     Attributes:
-        timm_name: of the model, as MODEL.TIMM.NAME takes it.
+        timm_name: of the model, as MODEL.TIMM.NAME or MODEL.VIT.NAME takes it.
         pixel_mean, pixel_std: of red, green and blue, grey levels of 0 to 255.
     """
 
@@ -51,9 +52,13 @@ class BackboneInput:
 
     def mend(self) -> str:
         """How to build the backbone, for the error about weights that do not fit."""
+        if self.timm_name.startswith(_PLAIN_VITS):
+            kind, builder = "MODEL.VIT.NAME", "build_plain_vit_backbone"
+        else:
+            kind, builder = "MODEL.TIMM.NAME", "build_timm_two_way_fpn_backbone"
         return (
-            f"They are of the backbone MODEL.TIMM.NAME {self.timm_name}, with MODEL.BACKBONE.NAME "
-            f"such as build_timm_two_way_fpn_backbone, and of {self.keys()}"
+            f"They are of the backbone {kind} {self.timm_name}, with MODEL.BACKBONE.NAME "
+            f"such as {builder}, and of {self.keys()}"
         )
 
     def difference(self, model: nn.Module) -> str:

@@ -20,7 +20,6 @@ from panoptic_ext.atomic import remove_leftovers, write_atomic
 from panoptic_ext.engine.checkpoint.backbone_input import BackboneInput
 from panoptic_ext.engine.checkpoint.backbone_names import (
     add_backbone_prefix,
-    has_caffe2_names,
     split_heuristics,
 )
 from panoptic_ext.engine.checkpoint.fetch_weights import fetch_weights
@@ -32,9 +31,9 @@ from panoptic_ext.engine.checkpoint.files import (
 )
 from panoptic_ext.engine.checkpoint.load_report import LoadReport, report_load
 from panoptic_ext.engine.checkpoint.parts import PartError
-from panoptic_ext.engine.checkpoint.read_weights import load_pickle, load_torch
+from panoptic_ext.engine.checkpoint.weight_files import read_weight_file, weights_in
 from panoptic_ext.errors import CheckpointError, PanopticExtError
-from panoptic_ext.modeling.meta_arch.base import AdaptsStateDict
+from panoptic_ext.modeling.meta_arch.base import AdaptsStateDict, TakesBaseWeights
 from panoptic_ext.regular_files import CHECKPOINT, check_regular_file
 
 __all__ = ["Checkpointer"]
@@ -49,7 +48,7 @@ class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, with atomic writing, safe reading and a load report.
 
     It reads everything DetectionCheckpointer reads: torch files, model zoo pickles, pycls files,
-    `detectron2://` and http(s) addresses.
+    `detectron2://` and http(s) addresses; also safetensors, and folders of `save_pretrained`.
     """
 
     def __init__(
@@ -160,7 +159,8 @@ class Checkpointer(DetectionCheckpointer):
         """Load weights (and checkpointables) from a file or address.
 
         Args:
-            path: file, http(s) or `detectron2://` address; "" loads nothing.
+            path: file, folder of `save_pretrained`, http(s) or `detectron2://` address; "" loads
+                nothing.
             checkpointables: names to load; None for all that are in the file.
             strict: every parameter of the model must be found with its shape, as in evaluation.
 
@@ -195,7 +195,7 @@ class Checkpointer(DetectionCheckpointer):
             )
         local = os.path.expanduser(split_heuristics(path)[0])
         if not urlparse(local).scheme:
-            check_regular_file(local, CHECKPOINT, error=CheckpointError)
+            check_regular_file(weights_in(local), CHECKPOINT, error=CheckpointError)
 
     def _load_on_all(
         self,
@@ -209,6 +209,7 @@ class Checkpointer(DetectionCheckpointer):
         path, checkpoint = self._read_for_all(read)
         if heuristics:
             checkpoint["matching_heuristics"] = True
+        self._add_base(path, checkpoint["model"])
         self._prepare_names(path, checkpoint)
         incompatible = self._load_model(checkpoint)
         self._report(path, incompatible, strict, BackboneInput.of_checkpoint(checkpoint))
@@ -260,8 +261,9 @@ class Checkpointer(DetectionCheckpointer):
     def _read(self, path: str) -> tuple[str, dict[str, Any]]:
         """File or address -> (local file, content)."""
         local = os.path.expanduser(path)
-        if not os.path.isfile(local) and urlparse(path).scheme:
+        if not os.path.exists(local) and urlparse(path).scheme:
             local = fetch_weights(path, self.path_manager)
+        local = weights_in(local)
         return local, self._load_file(local)
 
     def _read_for_all(
@@ -294,37 +296,24 @@ class Checkpointer(DetectionCheckpointer):
         return path, self._load_file(path) if checkpoint is None else checkpoint
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        """File -> {"model": name -> tensor or array, ...}, as Detectron2 expects it."""
-        if filename.endswith(".pkl"):
-            loaded = load_pickle(filename, allow_pickle=self.allow_pickle)
-            self._check_mapping(filename, loaded)
-            if "model" in loaded and "__author__" in loaded:
-                return loaded
-            weights = loaded.get("blobs", loaded.get("model", loaded))
-            if "blobs" in loaded or has_caffe2_names(weights):  # Caffe2 and Detectron1
-                blobs = {k: v for k, v in weights.items() if not k.endswith("_momentum")}
-                return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
-            return loaded if "model" in loaded else {"model": loaded}
-        loaded = load_torch(filename, allow_pickle=self.allow_pickle)
-        self._check_mapping(filename, loaded)
-        if filename.endswith(".pyth") and "model_state" in loaded:  # pycls
-            weights = {
-                k: v
-                for k, v in loaded["model_state"].items()
-                if not k.endswith("num_batches_tracked")
-            }
-            return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
-        return loaded if "model" in loaded else {"model": loaded}
+        return read_weight_file(filename, allow_pickle=self.allow_pickle)
 
-    @staticmethod
-    def _check_mapping(filename: str, loaded: Any) -> None:
-        weights = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
-        names = list(weights) if isinstance(weights, dict) else []
-        if not names or not all(isinstance(name, str) for name in names):
+    def _add_base(self, path: str, weights: dict[str, Any]) -> None:
+        """Complete weights that are differences to others, in place; see `TakesBaseWeights`."""
+        if not isinstance(self.model, TakesBaseWeights):
+            return
+        address = self.model.base_weights(weights)
+        if not address:
+            return
+        self.logger.info("%s holds differences to %s", path, address)
+        try:
+            _, base = self._read_for_all(lambda: self._read(address))
+        except PanopticExtError as error:
             raise CheckpointError(
-                f"checkpoint {filename} holds a {type(weights).__name__}, expected a dict of "
-                "tensors by parameter name (or one under the key 'model')"
-            )
+                f"{path} holds differences to an encoder, whose weights {address} cannot be had: "
+                f"{error}. {self.model.base_weights_key} names them"
+            ) from error
+        self.model.add_base_weights(weights, base["model"])
 
     def _prepare_names(self, path: str, checkpoint: dict[str, Any]) -> None:
         """Rename the weights of the file, in place, as the model names them."""

@@ -18,7 +18,14 @@ from torch import Tensor
 
 from panoptic_ext.errors import CheckpointError, listed
 
-__all__ = ["is_dinov3", "num_blocks", "timm_to_transformers", "transformers_to_timm"]
+__all__ = [
+    "encoder_to_timm",
+    "is_dinov3",
+    "num_blocks",
+    "timm_to_transformers",
+    "transformers_to_timm",
+    "with_biases",
+]
 
 # timm's beginning of a name -> transformers'. Attention and gated MLPs, whose tensors are cut and
 # joined, are not in these tables.
@@ -52,6 +59,16 @@ _DINOV3 = (
         "mlp.fc2.": "mlp.down_proj.",
     },
 )
+# Beginnings of names of a DINOv3 encoder, in `.bin` files and in transformers' DINOv3 (version 4,
+# version 5) -> those of transformers' EoMT.
+_ENCODER_NAMES = {
+    "patch_embed.patch_embeddings.": "embeddings.patch_embeddings.",
+    "patch_embed.": "embeddings.",
+    "blocks.": "layers.",
+    "model.layer.": "layers.",
+    "layer.": "layers.",
+    "norm.": "layernorm.",
+}
 # The MLP of the giant encoder: files of 2025 hold its first layer packed, the gate first, as timm
 # does; transformers 5 cuts it in two.
 _PACKED_IN, _PACKED_OUT = "mlp.weights_in.", "mlp.weights_out."
@@ -136,6 +153,34 @@ def timm_to_transformers(
     return theirs
 
 
+def encoder_to_timm(state_dict: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """An encoder alone -> timm's names.
+
+    Args:
+        state_dict: names of timm's ViT, of transformers' DINOv3 (`DINOv3ViTModel`), or of a DINOv3
+            encoder in a `.bin` file of EoMT.
+        prefix: if there are names that begin with it, all others are left out, and it is cut off.
+
+    Raises:
+        CheckpointError: an unknown or missing tensor, if the names are not timm's.
+    """
+    encoder = dict(state_dict)
+    if prefix and any(name.startswith(prefix) for name in encoder):
+        encoder = {n.removeprefix(prefix): v for n, v in encoder.items() if n.startswith(prefix)}
+    if not any(".attention.q_proj." in name for name in encoder):
+        return encoder
+    return transformers_to_timm({_in_eomt(name): value for name, value in encoder.items()})
+
+
+def with_biases(encoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A DINOv3 encoder in timm's names; biases of query and value that it lacks are 0."""
+    complete = dict(encoder)
+    for i in range(num_blocks(encoder, "blocks.")):
+        for name in (f"blocks.{i}.attn.q_bias", f"blocks.{i}.attn.v_bias"):
+            complete.setdefault(name, torch.zeros(encoder["cls_token"].shape[-1]))
+    return complete
+
+
 def _renamed(
     name: str, stem: Mapping[str, str], block: Mapping[str, str], prefixes: tuple[str, str]
 ) -> str:
@@ -149,6 +194,13 @@ def _renamed(
         f"tensor {name!r} is none of a plain ViT that EoMT of transformers has a form for: DINOv2 "
         "or another ViT with a learned position embedding, or DINOv3"
     )
+
+
+def _in_eomt(name: str) -> str:
+    for begin, new in _ENCODER_NAMES.items():
+        if name.startswith(begin):
+            return new + name.removeprefix(begin)
+    return name
 
 
 def _joined(theirs: Mapping[str, Tensor], *, dinov3: bool) -> dict[str, Tensor]:

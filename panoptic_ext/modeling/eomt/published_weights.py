@@ -19,17 +19,18 @@ from torch import Tensor
 
 from panoptic_ext.errors import CheckpointError
 from panoptic_ext.modeling.backbone.vit_names import (
+    encoder_to_timm,
     is_dinov3,
     num_blocks,
     timm_to_transformers,
     transformers_to_timm,
+    with_biases,
 )
 
 __all__ = [
     "BACKBONE",
     "HEAD",
     "EomtForm",
-    "encoder_to_timm",
     "from_published",
     "is_eomt",
     "published_form",
@@ -63,16 +64,6 @@ _UPSCALE = (r"upscale\.(\d+)\.(conv1|conv2)\.", r"upscale_block.block.\1.\2.")
 _UPSCALE_NORM = (r"upscale\.(\d+)\.norm\.", r"upscale_block.block.\1.layernorm2d.")
 _UPSCALE_BACK = (r"upscale_block\.block\.(\d+)\.(conv1|conv2)\.", r"upscale.\1.\2.")
 _UPSCALE_NORM_BACK = (r"upscale_block\.block\.(\d+)\.layernorm2d\.", r"upscale.\1.norm.")
-# Beginnings of names of a DINOv3 encoder, in `.bin` files and in transformers' DINOv3 (version 4,
-# version 5) -> those of transformers' EoMT.
-_TO_EOMT = {
-    "patch_embed.patch_embeddings.": "embeddings.patch_embeddings.",
-    "patch_embed.": "embeddings.",
-    "blocks.": "layers.",
-    "model.layer.": "layers.",
-    "layer.": "layers.",
-    "norm.": "layernorm.",
-}
 # Width -> the size in the names of timm's DINOv3 models.
 _SIZES = {384: "small", 768: "base", 1024: "large", 1280: "huge_plus"}
 
@@ -132,30 +123,11 @@ def from_published(
     if not form.is_bin:
         head, encoder = _split_transformers(used)
     else:
-        encoder = _below(_ENCODER, used)
+        encoder = encoder_to_timm(_below(_ENCODER, used))
         head = _below(_NETWORK, {n: v for n, v in used.items() if not n.startswith(_ENCODER)})
-        encoder = encoder_to_timm(encoder)
     if form.is_difference:
         encoder = _with_base(encoder, base)
     return _prefixed(BACKBONE, encoder) | _prefixed(HEAD, head)
-
-
-def encoder_to_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An encoder alone -> timm's names.
-
-    Args:
-        state_dict: names of timm's ViT, with or without `backbone.net.` before them, of
-            transformers' DINOv3 (`DINOv3ViTModel`), or of an encoder in a `.bin` file.
-
-    Raises:
-        CheckpointError: an unknown or missing tensor, if the names are not timm's.
-    """
-    encoder = dict(state_dict)
-    if any(name.startswith(BACKBONE) for name in encoder):
-        encoder = _below(BACKBONE, encoder)
-    if not any(".attention.q_proj." in name for name in encoder):
-        return encoder
-    return transformers_to_timm({_in_eomt(name): value for name, value in encoder.items()})
 
 
 def to_transformers(
@@ -203,7 +175,7 @@ def to_bin(
     encoder = _below(BACKBONE, state_dict)
     if is_dinov3(encoder):
         known = _checked_base(encoder, base)
-        difference = {n: value - known[n] for n, value in _with_biases(encoder).items()}
+        difference = {n: value - known[n] for n, value in with_biases(encoder).items()}
         encoder = {_in_bin(n): v for n, v in timm_to_transformers(difference).items()}
     theirs = _prefixed(_ENCODER, encoder) | _prefixed(_NETWORK, _below(HEAD, state_dict))
     return theirs | {
@@ -239,13 +211,6 @@ def _head_name(ours: str) -> str:
     return re.sub(*_UPSCALE_NORM, re.sub(*_UPSCALE, ours))
 
 
-def _in_eomt(name: str) -> str:
-    for begin, new in _TO_EOMT.items():
-        if name.startswith(begin):
-            return new + name.removeprefix(begin)
-    return name
-
-
 def _in_bin(name: str) -> str:
     for begin, new in (("embeddings.", "patch_embed."), ("layers.", "blocks.")):
         name = new + name.removeprefix(begin) if name.startswith(begin) else name
@@ -256,7 +221,7 @@ def _with_base(
     difference: Mapping[str, Tensor], base: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
     known = _checked_base(difference, base)
-    return {name: value.float() + known[name] for name, value in _with_biases(difference).items()}
+    return {name: value.float() + known[name] for name, value in with_biases(difference).items()}
 
 
 def _checked_base(
@@ -272,7 +237,9 @@ def _checked_base(
             f"the encoder's weights are differences to the DINOv3 encoder {wanted}, which is not "
             f"given. {give}"
         )
-    known = {name: value.float() for name, value in _with_biases(encoder_to_timm(base)).items()}
+    known = {
+        name: value.float() for name, value in with_biases(encoder_to_timm(base, BACKBONE)).items()
+    }
     for name, value in encoder.items():
         if name not in known or known[name].shape != value.shape:
             found = f"is {tuple(known[name].shape)}" if name in known else "is missing"
@@ -281,15 +248,6 @@ def _checked_base(
                 f"another one: {name} {found}, expected {tuple(value.shape)}. {give}"
             )
     return known
-
-
-def _with_biases(encoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A DINOv3 encoder in timm's names; biases of query and value that it lacks are 0."""
-    complete = dict(encoder)
-    for i in range(num_blocks(encoder, "blocks.")):
-        for name in (f"blocks.{i}.attn.q_bias", f"blocks.{i}.attn.v_bias"):
-            complete.setdefault(name, torch.zeros(encoder["cls_token"].shape[-1]))
-    return complete
 
 
 def _base_name(encoder: Mapping[str, Tensor]) -> str:

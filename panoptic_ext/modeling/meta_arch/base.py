@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
-__all__ = ["AdaptsStateDict", "MetaArchitecture", "meta_architecture"]
+__all__ = ["AdaptsStateDict", "MetaArchitecture", "TakesBaseWeights", "meta_architecture"]
 
 
 @runtime_checkable
@@ -31,6 +31,25 @@ class AdaptsStateDict(Protocol):
             state_dict: weights of the whole model by name.
             prefix: prefix of this module's names: "" for the model, "part." for a part.
         """
+        ...
+
+
+@runtime_checkable
+class TakesBaseWeights(Protocol):
+    """A model some of whose published weights are differences to other weights.
+
+    The checkpointer reads the others and has the model add them, before `adapt_state_dict`.
+    """
+
+    base_weights_key: str
+    """Config key that names the others."""
+
+    def base_weights(self, state_dict: Mapping[str, Any]) -> str:
+        """Address or file of the weights to which a state dict holds differences; "": to none."""
+        ...
+
+    def add_base_weights(self, state_dict: dict[str, Any], base: Mapping[str, Any]) -> None:
+        """Complete `state_dict`, in place, by the weights that `base_weights` named."""
         ...
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from panoptic_ext.errors import CheckpointError
+from panoptic_ext.modeling.backbone.vit_names import encoder_to_timm
 from panoptic_ext.modeling.eomt.published_weights import (
     BACKBONE,
-    encoder_to_timm,
     from_published,
     is_eomt,
     published_form,

@@ -223,6 +223,7 @@ MODELING_WORDS = {
     "backbone": "image: features",
     "pixel_decoder": "features: mask features",
     "transformer_decoder": "features: queries",
+    "eomt": "queries in the blocks of a ViT",
     "mask_classification": "targets, matching, losses",
     "semantic_head": "features: semantic logits",
     "proposal_generator": "region proposals",

@@ -11,10 +11,12 @@ from detectron2.config import CfgNode as CN
 
 from panoptic_ext.config.backbones import add_backbone_keys
 from panoptic_ext.config.efficientps import add_efficientps_keys
+from panoptic_ext.config.eomt import add_eomt_keys
 from panoptic_ext.config.fusion import add_fusion_keys
 from panoptic_ext.config.left_out import mark_left_out
 from panoptic_ext.config.mask_former import add_mask_former_keys
 from panoptic_ext.config.transformers import add_transformers_keys
+from panoptic_ext.config.vit import add_vit_keys
 
 __all__ = ["add_keys", "add_panoptic_ext_config"]
 
@@ -52,6 +54,8 @@ def add_panoptic_ext_config(cfg: CN) -> None:
     add_efficientps_keys(cfg)
     add_fusion_keys(cfg)
     add_transformers_keys(cfg)
+    add_vit_keys(cfg)
+    add_eomt_keys(cfg)
     mark_left_out(cfg)
     for function in _key_functions:
         function(cfg)

@@ -21,7 +21,7 @@ __all__ = ["resolve_published_names"]
 
 logger = logging.getLogger(__name__)
 
-META_ARCH = {"MaskFormer": "PanopticExtMaskFormer"}
+META_ARCH = {"MaskFormer": "PanopticExtMaskFormer", "EoMT": "PanopticExtEoMT"}
 HEADS = {"MaskFormerHead": "PanopticExtMaskFormerHead"}
 BACKBONES = {"D2SwinTransformer": "PanopticExtSwinTransformer"}
 
@@ -90,7 +90,9 @@ def resolve_published_names(cfg: Any, given: Collection[str] = ()) -> None:
     _resolve_mapper(cfg.INPUT, model.MASK_FORMER, "MODEL.MASK_FORMER.TASK" in given)
     mask_former_task(cfg)
     cfg.INPUT.SIZE_DIVISIBILITY = max(cfg.INPUT.SIZE_DIVISIBILITY, 0)
-    if cfg.SOLVER.WEIGHT_DECAY_EMBED is None:
+    # The published EoMT decays its embeddings, too.
+    decays_embeddings = model.META_ARCHITECTURE == "PanopticExtEoMT"
+    if cfg.SOLVER.WEIGHT_DECAY_EMBED is None and not decays_embeddings:
         cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
     switches = model.MASK_FORMER.TEST
     cfg.TEST.EVALUATORS = [

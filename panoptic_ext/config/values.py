@@ -16,6 +16,8 @@ MAX_LITERAL = 10_000  # characters; Python's parser may exhaust the stack on muc
 _NAMES = ("DATASETS.TRAIN", "DATASETS.TEST", "MODEL.FPN.IN_FEATURES")
 # Keys whose default is None and whose other values are not numbers.
 _OPTIONAL_SWITCHES = ("INPUT.KEEP_EMPTY_SEGMENTS",)
+# Keys that hold a word or a list. YAML reads the word off as False.
+_WORD_OR_LIST = ("MODEL.EOMT.ANNEALING",)
 _OPTIONAL_NAMES = ("INPUT.PANOPTIC_TARGETS", "MODEL.TRANSFORMERS.STUFF_CLASSES")
 
 
@@ -62,6 +64,8 @@ def coerce(value: Any, default: Any, setting: Setting) -> Any:
     Raises:
         ConfigError: it is of another type, or an item of a list is.
     """
+    if setting.key in _WORD_OR_LIST and isinstance(value, (str, list, tuple, bool)):
+        return "off" if value is False else value
     if isinstance(default, (tuple, list)) and isinstance(value, (tuple, list)):
         _check_items(value, default, setting)
         return type(default)(value)

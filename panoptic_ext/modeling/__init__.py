@@ -4,6 +4,7 @@ from panoptic_ext.config.published_names import resolve_published_names
 from panoptic_ext.modeling.backbone import TwoWayFPN
 from panoptic_ext.modeling.meta_arch import (
     EfficientPS,
+    PanopticExtEoMT,
     PanopticExtMaskFormer,
     PanopticExtMaskFormerHead,
     TransformersPanoptic,
@@ -17,6 +18,7 @@ __all__ = [
     "EfficientPS",
     "EfficientPSSemSegHead",
     "MaskLogitsConvUpsampleHead",
+    "PanopticExtEoMT",
     "PanopticExtMaskFormer",
     "PanopticExtMaskFormerHead",
     "SeparableMaskHead",

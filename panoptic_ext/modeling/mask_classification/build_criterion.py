@@ -67,25 +67,38 @@ def build_semantic_classifier(cfg: Any, *, has_stuff: bool) -> nn.Module | None:
     return nn.Conv2d(keys.MASK_DIM, keys.NUM_CLASSES, kernel_size=1)
 
 
-def build_criterion(cfg: Any) -> SetCriterion:
-    """Build the criterion that the config's decoder needs, with the weight of each of its losses.
+def build_criterion(
+    cfg: Any,
+    *,
+    num_auxiliary: int | None = None,
+    queries_key: str = "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES",
+) -> SetCriterion:
+    """Build the criterion of a model, with the weight of each of its losses.
+
+    Args:
+        cfg: a config with the keys of `add_panoptic_ext_config`.
+        num_auxiliary: number of the auxiliary outputs of a model without a transformer decoder;
+            None: as the config's decoder, which also chooses the criterion.
+        queries_key: the key of the number of queries, for a warning.
 
     Raises:
         ConfigError: a key of the loss is out of its range.
     """
     keys = cfg.MODEL.MASK_FORMER
     _check_loss_keys(keys)
+    places_queries = num_auxiliary is None and transformer_decoder_class(cfg).places_queries
+    if num_auxiliary is None:
+        # DEC_LAYERS counts all predictions. One of them is the final one, the others are auxiliary.
+        num_auxiliary = keys.DEC_LAYERS - 1
     weights = {
         "loss_ce": keys.CLASS_WEIGHT,
         "loss_mask": keys.MASK_WEIGHT,
         "loss_dice": keys.DICE_WEIGHT,
     }
     if keys.DEEP_SUPERVISION:
-        # DEC_LAYERS counts all predictions. One of them is the final one, the others are auxiliary.
         final_weights = dict(weights)
-        for i in range(keys.DEC_LAYERS - 1):
+        for i in range(num_auxiliary):
             weights.update({f"{name}_{i}": weight for name, weight in final_weights.items()})
-    places_queries = transformer_decoder_class(cfg).places_queries
     if places_queries or keys.SEMANTIC_LOSS_WEIGHT:
         weights["loss_sem_seg"] = keys.SEMANTIC_LOSS_WEIGHT
     if places_queries:
@@ -97,6 +110,7 @@ def build_criterion(cfg: Any) -> SetCriterion:
         num_points=keys.TRAIN_NUM_POINTS,
         box_sample_ratio=keys.BOX_SAMPLE_RATIO,
         shared_points=keys.SHARED_MATCHING_POINTS,
+        queries_key=queries_key,
     )
     arguments = {
         "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,

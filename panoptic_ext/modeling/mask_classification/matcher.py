@@ -36,7 +36,7 @@ class HungarianMatcher(nn.Module):
     `box_sample_ratio` lies in the targets' boxes. Each output of the decoder draws its own points,
     as in the published code. With `shared_points` all outputs use one draw. The cost of each output
     is as random as before, but more outputs match a target to the same query, and the features are
-    sampled once.
+    sampled once. `queries_key` is the config key that the warning of too few queries names.
     """
 
     def __init__(
@@ -48,12 +48,14 @@ class HungarianMatcher(nn.Module):
         num_points: int = 12544,
         box_sample_ratio: float = 0.0,
         shared_points: bool = False,
+        queries_key: str = "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES",
     ) -> None:
         super().__init__()
         self.weights = (class_weight, mask_weight, dice_weight)
         self.num_points = num_points
         self.box_sample_ratio = box_sample_ratio
         self.shared_points = shared_points
+        self.queries_key = queries_key
         self._surplus_reported = False
 
     @torch.no_grad()
@@ -193,12 +195,12 @@ class HungarianMatcher(nn.Module):
                 self._surplus_reported = True
                 logger.warning(
                     "image %s has %d objects but the model %d queries: %d of them are not "
-                    "learnt. Raise MODEL.MASK_FORMER.NUM_OBJECT_QUERIES; further images are not "
-                    "reported",
+                    "learnt. Raise %s; further images are not reported",
                     _name(target, image),
                     len(target),
                     num_queries,
                     len(target) - num_queries,
+                    self.queries_key,
                 )
                 return
 

@@ -1,6 +1,7 @@
 """Meta-architectures: whole models, wired from their parts; importing this registers them."""
 
 from panoptic_ext.modeling.meta_arch.efficientps import EfficientPS
+from panoptic_ext.modeling.meta_arch.eomt import PanopticExtEoMT
 from panoptic_ext.modeling.meta_arch.mask_former import PanopticExtMaskFormer
 from panoptic_ext.modeling.meta_arch.mask_former_head import PanopticExtMaskFormerHead
 from panoptic_ext.modeling.meta_arch.panoptic_fpn import UnifiedPanopticFPN
@@ -8,6 +9,7 @@ from panoptic_ext.modeling.meta_arch.transformers_panoptic import TransformersPa
 
 __all__ = [
     "EfficientPS",
+    "PanopticExtEoMT",
     "PanopticExtMaskFormer",
     "PanopticExtMaskFormerHead",
     "TransformersPanoptic",

@@ -1,249 +1,59 @@
-"""Mask2Former (Cheng et al., CVPR 2022): backbone, mask-classification head, loss and inference.
-
-Shapes: B images, Q queries, K classes of the data set, H x W an image's output size. Inputs and
-outputs have contiguous class ids. The head of an instance model may have things only (`class_ids`).
-"""
+"""Mask2Former (Cheng et al., CVPR 2022): backbone, mask-classification head, loss and inference."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_sem_seg_head
-from detectron2.modeling.backbone import Backbone
-from detectron2.structures import ImageList
-from torch import Tensor, nn
+from torch import Tensor
 
 from panoptic_ext.config.left_out import complete_config
-from panoptic_ext.config.mask_former import TASKS, mask_former_task
 from panoptic_ext.modeling.backbone.folded_norm import fold_norms
 from panoptic_ext.modeling.mask_classification.build_criterion import (
     build_criterion,
     build_semantic_classifier,
 )
-from panoptic_ext.modeling.mask_classification.criterion import SetCriterion, semantic_map_loss
-from panoptic_ext.modeling.mask_classification.targets import MaskTargets, build_mask_targets
-from panoptic_ext.modeling.meta_arch.base import MetaArchitecture
-from panoptic_ext.modeling.meta_arch.classes import classes_of_dataset
-from panoptic_ext.modeling.meta_arch.mask_former_head import class_ids_of_head
-from panoptic_ext.modeling.meta_arch.segmentation import MaskSegmentation, build_segmentation
+from panoptic_ext.modeling.meta_arch.query_model import QueryModel
+from panoptic_ext.modeling.meta_arch.segmentation import build_segmentation
 from panoptic_ext.modeling.transformer_decoder import DecoderOutputs
-from panoptic_ext.postprocessing import Sizes
 
 __all__ = ["PanopticExtMaskFormer"]
 
 
 @META_ARCH_REGISTRY.register()
-class PanopticExtMaskFormer(MetaArchitecture, nn.Module):
-    """One model for panoptic, instance and semantic segmentation."""
+class PanopticExtMaskFormer(QueryModel):
+    """One model for panoptic, instance and semantic segmentation.
 
-    has_contiguous_classes: ClassVar[bool] = True
-    score_threshold_key: ClassVar[str] = "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD"
-    default_fusion: ClassVar[str | None] = ""  # it takes none
-    mapper_targets: ClassVar[tuple[str, ...]] = ()  # it reads the id map and its table
-
-    pixel_mean: Tensor
-    pixel_std: Tensor
-    class_ids: Tensor
+    The backbone gives features of images (B, 3, h, w) by name, and the head is a
+    `PanopticExtMaskFormerHead`, or a module with the same interface.
+    """
 
     @configurable
-    def __init__(
-        self,
-        *,
-        backbone: Backbone,
-        sem_seg_head: nn.Module,
-        criterion: SetCriterion,
-        segmentation: MaskSegmentation,
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
-        size_divisibility: int,
-        class_ids: Sequence[int],
-        num_dataset_classes: int,
-        task: str = "panoptic",
-        ignore_value: int = 255,
-        deep_supervision: bool = True,
-        semantic_classifier: nn.Module | None = None,
-    ) -> None:
-        """Args (all by keyword):
-
-        backbone: image (B, 3, h, w) -> features by name.
-        sem_seg_head: a `PanopticExtMaskFormerHead`, or a module with the same interface.
-        criterion: losses, and their weights in `weight_dict`.
-        segmentation: converts outputs of the head to segmentations.
-        pixel_mean, pixel_std: of each channel, grey levels.
-        size_divisibility: batches are padded to a multiple of this many pixels.
-        class_ids: the contiguous id of each class of the head.
-        num_dataset_classes: K.
-        task: one of `TASKS`, which chooses the targets; see `build_mask_targets`.
-        ignore_value: void in the ground truth "sem_seg".
-        deep_supervision: also apply the losses to the predictions before the last layer.
-        semantic_classifier: mask_features -> logits of the auxiliary semantic loss
-            ("loss_sem_seg"), in training only; None: no such loss.
-        """
-        super().__init__()
-        if task not in TASKS:
-            raise ValueError(f"task is {task!r}, expected one of {TASKS}")
-        self.backbone = backbone
-        self.sem_seg_head = sem_seg_head
-        self.criterion = criterion
-        self.segmentation = segmentation
-        self.size_divisibility = size_divisibility
-        self.task = task
-        self.ignore_value = ignore_value
-        self.deep_supervision = deep_supervision
-        self.semantic_classifier = semantic_classifier
-        self.find_unused_parameters = sem_seg_head.leaves_parameters_unused
-        self.register_buffer("pixel_mean", _column(pixel_mean), persistent=False)
-        self.register_buffer("pixel_std", _column(pixel_std), persistent=False)
-        ids = torch.as_tensor(list(class_ids), dtype=torch.int64)
-        self.class_index = torch.full((num_dataset_classes,), -1, dtype=torch.int64)
-        self.class_index[ids] = torch.arange(len(ids))
-        self.renamed_classes = bool((self.class_index != torch.arange(num_dataset_classes)).any())
-        self.register_buffer("class_ids", ids, persistent=False)
+    def __init__(self, **arguments: Any) -> None:
+        """Args: see `QueryModel`."""
+        super().__init__(**arguments)
+        self.find_unused_parameters = self.sem_seg_head.leaves_parameters_unused
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
         cfg = complete_config(cfg, cls)
         backbone = fold_norms(build_backbone(cfg))
-        keys = cfg.MODEL.MASK_FORMER
-        divisibility = keys.SIZE_DIVISIBILITY
-        dataset = classes_of_dataset(cfg)
-        class_ids = class_ids_of_head(cfg, dataset)
-        things = set(dataset.thing_ids)
+        divisibility = cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY
+        arguments, things = cls.common_arguments(cfg)
         return {
+            **arguments,
             "backbone": backbone,
             "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
             "criterion": build_criterion(cfg),
-            "segmentation": build_segmentation(
-                cfg, [i for i, class_id in enumerate(class_ids) if class_id in things]
-            ),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "segmentation": build_segmentation(cfg, things),
             "size_divisibility": divisibility if divisibility >= 0 else backbone.size_divisibility,
-            "class_ids": class_ids,
-            "num_dataset_classes": dataset.num_classes,
-            "task": mask_former_task(cfg),
-            "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-            "deep_supervision": keys.DEEP_SUPERVISION,
             "semantic_classifier": build_semantic_classifier(
-                cfg, has_stuff=len(class_ids) > len(things)
+                cfg, has_stuff=len(arguments["class_ids"]) > len(things)
             ),
         }
 
-    @staticmethod
-    def head_classes(cfg: Any, num_classes: int, num_things: int) -> int:
-        """What MODEL.SEM_SEG_HEAD.NUM_CLASSES is for a data set of so many classes and things."""
-        return num_things if mask_former_task(cfg) == "instance" else num_classes
-
-    @staticmethod
-    def learns_from_instances(cfg: Any) -> bool:
-        """Whether data sets of instances alone, without label maps, are enough for this config."""
-        return mask_former_task(cfg) == "instance"
-
-    @property
-    def device(self) -> torch.device:
-        return self.pixel_mean.device
-
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """
-        Args:
-            batched_inputs: one dict for each image, as PanopticDatasetMapper makes them: "image"
-                ((3, h, w), channels in INPUT.FORMAT); "height" and "width" of the output; in
-                training also the ground truth, see `build_mask_targets`.
-
-        Returns:
-            In training a dict of weighted scalar losses; else one dict for each image with the
-            outputs that are on: "panoptic_seg" ((H, W) int32 ids from 1, 0 void; list of segments
-            with contiguous `category_id`, `isthing`, `score`, `area`, `bbox`), "sem_seg" ((K, H, W)
-            scores) and "instances" (contiguous `pred_classes`).
-        """
-        images = self.preprocess_image(batched_inputs)
+    def outputs(self, images: Tensor) -> DecoderOutputs:
+        """See `QueryModel.outputs`."""
         aux = self.training and self.deep_supervision
-        outputs = self.sem_seg_head(self.backbone(images.tensor), aux=aux)
-        if self.training:
-            return self.losses(outputs, self.mask_targets(images, batched_inputs))
-        return self.postprocess(outputs, images, batched_inputs)
-
-    def adapt_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
-        """Accept weights with and without the auxiliary classifier; see `AdaptsStateDict`.
-
-        Inference does not use the classifier, so weights without it lack nothing.
-        """
-        has_head = any(name.startswith(f"{prefix}sem_seg_head.") for name in state_dict)
-        prefix = f"{prefix}semantic_classifier."
-        expected = {} if self.semantic_classifier is None else self.semantic_classifier.state_dict()
-        for name in [n for n in state_dict if n.startswith(prefix)]:
-            if name.removeprefix(prefix) not in expected:
-                del state_dict[name]
-        # In a file without a head, added tensors would hide that nothing in the file fits.
-        if has_head:
-            for name, value in expected.items():
-                state_dict.setdefault(prefix + name, value)
-
-    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalised images, padded with 0 to one size; on a CPU in channels_last layout."""
-        images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
-        images = [(image - self.pixel_mean) / self.pixel_std for image in images]
-        batch = ImageList.from_tensors(images, self.size_divisibility)
-        # Convolutions keep the layout, and 1x1 ones are several times faster in it on a CPU.
-        if self.device.type == "cpu":
-            batch.tensor = batch.tensor.contiguous(memory_format=torch.channels_last)
-        return batch
-
-    def mask_targets(
-        self, images: ImageList, batched_inputs: list[dict[str, Any]]
-    ) -> list[MaskTargets]:
-        """Ground truth of each image at the padded size of the batch, see `build_mask_targets`."""
-        return [
-            build_mask_targets(
-                inputs,
-                task=self.task,
-                padded_size=(images.tensor.shape[-2], images.tensor.shape[-1]),
-                device=self.device,
-                class_index=self.class_index,
-                ignore_value=self.ignore_value,
-            )
-            for inputs in batched_inputs
-        ]
-
-    def losses(self, outputs: DecoderOutputs, targets: Sequence[MaskTargets]) -> dict[str, Tensor]:
-        """Weighted losses of the head's outputs, by name."""
-        losses = self.criterion(outputs, targets)
-        # The classifier has to stay behind the criterion: autograd adds the gradients of
-        # mask_features in the reverse order of its uses; another order changes their last bit.
-        if self.semantic_classifier is not None:
-            logits = self.semantic_classifier(outputs.mask_features)
-            losses["loss_sem_seg"] = semantic_map_loss(logits, targets)
-        weights = self.criterion.weight_dict
-        return {name: loss * weights[name] for name, loss in losses.items() if name in weights}
-
-    def postprocess(
-        self, outputs: DecoderOutputs, images: ImageList, batched_inputs: list[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
-        """The outputs of each image, see `forward`.
-
-        Args:
-            outputs: of the head.
-            images: the padded batch.
-            batched_inputs: "height" and "width" give the output size.
-        """
-        sizes = [
-            Sizes(
-                image_size=tuple(size),
-                padded_size=tuple(images.tensor.shape[-2:]),
-                output_size=(inputs.get("height", size[0]), inputs.get("width", size[1])),
-            )
-            for size, inputs in zip(images.image_sizes, batched_inputs, strict=True)
-        ]
-        results = self.segmentation(outputs, sizes)
-        for result in results:
-            if "instances" in result and self.renamed_classes:
-                instances = result["instances"]
-                instances.pred_classes = self.class_ids[instances.pred_classes]
-        return results
-
-
-def _column(values: Sequence[float]) -> Tensor:
-    return torch.as_tensor(list(values), dtype=torch.float32).view(-1, 1, 1)
+        return self.sem_seg_head(self.backbone(images), aux=aux)

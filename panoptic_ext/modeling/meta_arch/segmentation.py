@@ -20,7 +20,7 @@ from panoptic_ext.postprocessing import (
     with_extents,
 )
 
-__all__ = ["MaskSegmentation", "PlacedSegmentation", "build_segmentation"]
+__all__ = ["MaskSegmentation", "PlacedSegmentation", "build_segmentation", "wanted_outputs"]
 
 
 class MaskSegmentation:
@@ -90,8 +90,8 @@ class PlacedSegmentation(MaskSegmentation):
         return results
 
 
-def build_segmentation(cfg: Any, thing_classes: Collection[int]) -> MaskSegmentation:
-    """Build the conversion for the decoder and the task of a config.
+def wanted_outputs(cfg: Any, thing_classes: Collection[int]) -> MaskOutputs:
+    """The outputs that MODEL.MASK_FORMER.TEST asks for, with their thresholds.
 
     Args:
         cfg: a config with the keys of `add_panoptic_ext_config`.
@@ -101,7 +101,7 @@ def build_segmentation(cfg: Any, thing_classes: Collection[int]) -> MaskSegmenta
     # If semantic scores are the only output, classes may be summed up before they are resized. The
     # other outputs need the resized masks, and semantic scores are then computed from these.
     resize_first = keys.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE
-    wanted = MaskOutputs(
+    return MaskOutputs(
         panoptic=keys.PANOPTIC_ON,
         semantic=keys.SEMANTIC_ON,
         instances=keys.INSTANCE_ON,
@@ -111,6 +111,11 @@ def build_segmentation(cfg: Any, thing_classes: Collection[int]) -> MaskSegmenta
         resize_first=resize_first or keys.INSTANCE_ON or keys.PANOPTIC_ON,
         top_k=cfg.TEST.DETECTIONS_PER_IMAGE,
     )
+
+
+def build_segmentation(cfg: Any, thing_classes: Collection[int]) -> MaskSegmentation:
+    """Build the conversion for the decoder and the task of a config; see `wanted_outputs`."""
+    wanted = wanted_outputs(cfg, thing_classes)
     # The semantic map of an instance model was never trained on stuff: all its outputs come from
     # the queries.
     if transformer_decoder_class(cfg).places_queries and mask_former_task(cfg) == "panoptic":

@@ -1,0 +1,139 @@
+"""The head of EoMT (Kerssies et al., CVPR 2025): queries in a ViT's last blocks, and predictions.
+
+Shapes: B images, D channels of a token, Q queries, P prefix tokens (class and register tokens),
+N = h * w patches, L blocks that the queries pass, K classes. Tokens come in the order queries,
+prefix, patches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from panoptic_ext.modeling.eomt.attention_mask import attention_mask
+from panoptic_ext.modeling.transformer_decoder.outputs import (
+    DecoderOutputs,
+    Predictions,
+    mask_logits,
+)
+
+__all__ = ["EoMTHead"]
+
+RunBlock = Callable[[int, Tensor, Tensor | None], Tensor]
+"""Number of the block (0 to L - 1), tokens (B, T, D), attention mask or None -> tokens."""
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of a map (B, D, h, w)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, h, w) -> the same shape."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ScaleBlock(nn.Module):
+    """Doubles the resolution of a map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2)
+        self.conv2 = nn.Conv2d(
+            channels, channels, kernel_size=3, padding=1, groups=channels, bias=False
+        )
+        self.norm = ChannelNorm(channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, h, w) -> (B, D, 2 h, 2 w)."""
+        return self.norm(self.conv2(F.gelu(self.conv1(x))))
+
+
+class EoMTHead(nn.Module):
+    """Query embeddings, and what predicts a class and a mask from a query and the patches."""
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        num_queries: int,
+        num_blocks: int,
+        num_classes: int,
+        patch_size: int,
+    ) -> None:
+        """Args (all by keyword):
+
+        embed_dim: D.
+        num_queries: Q.
+        num_blocks: L.
+        num_classes: K, without "no object".
+        patch_size: side of a patch, pixels. Masks have about a quarter of the image's resolution.
+        """
+        super().__init__()
+        self.num_blocks = num_blocks
+        self.q = nn.Embedding(num_queries, embed_dim)
+        self.class_head = nn.Linear(embed_dim, num_classes + 1)
+        self.mask_head = nn.Sequential(
+            nn.Linear(embed_dim, embed_dim),
+            nn.GELU(),
+            nn.Linear(embed_dim, embed_dim),
+            nn.GELU(),
+            nn.Linear(embed_dim, embed_dim),
+        )
+        num_upscale = max(1, int(math.log2(patch_size)) - 2)
+        self.upscale = nn.Sequential(*(ScaleBlock(embed_dim) for _ in range(num_upscale)))
+
+    def forward(
+        self,
+        tokens: Tensor,
+        grid: tuple[int, int],
+        *,
+        run_block: RunBlock,
+        norm: Callable[[Tensor], Tensor],
+        probabilities: Sequence[float] = (),
+        aux: bool = False,
+    ) -> DecoderOutputs:
+        """
+        Args:
+            tokens: (B, P + N, D), of the last block without queries.
+            grid: (h, w).
+            run_block: runs one of the L blocks.
+            norm: the encoder's final norm, applied before each prediction.
+            probabilities: of each block, that a query attends to the patches in its mask alone;
+                empty: never.
+            aux: also give the L predictions before the last block's.
+
+        Returns:
+            Masks have the resolution of the upscaled patches.
+        """
+        num_prefix_tokens = tokens.shape[1] - grid[0] * grid[1]
+        queries = self.q.weight.expand(len(tokens), -1, -1).to(tokens.dtype)
+        tokens = torch.cat((queries, tokens), dim=1)
+        aux_outputs = []
+        for block in range(self.num_blocks):
+            mask, probability = None, probabilities[block] if probabilities else 0.0
+            if aux or probability > 0:
+                outputs = self.predict(norm(tokens), grid)
+                aux_outputs.append(outputs)
+                if probability > 0:
+                    at_patches = F.interpolate(outputs.dense_masks(), size=grid, mode="bilinear")
+                    mask = attention_mask(at_patches, num_prefix_tokens, probability)
+            tokens = run_block(block, tokens, mask)
+        final = self.predict(norm(tokens), grid)
+        return DecoderOutputs(
+            final.pred_logits, final.pred_masks, tuple(aux_outputs) if aux else ()
+        )
+
+    def predict(self, tokens: Tensor, grid: tuple[int, int]) -> Predictions:
+        """Classes and masks of the queries.
+
+        Args:
+            tokens: (B, T, D), normalised.
+            grid: (h, w).
+        """
+        num_queries = self.q.num_embeddings
+        queries, patches = tokens[:, :num_queries], tokens[:, -grid[0] * grid[1] :]
+        features = self.upscale(patches.unflatten(1, grid).permute(0, 3, 1, 2))
+        return Predictions(self.class_head(queries), mask_logits(self.mask_head(queries), features))

@@ -1,0 +1,148 @@
+"""EoMT (Kerssies et al., CVPR 2025): a plain ViT whose last blocks carry queries.
+
+There is no pixel decoder and no cross-attention: `modeling.eomt` has the few parts beside the ViT.
+Shapes: B images, L blocks that the queries pass.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.utils.events import get_event_storage
+from torch import Tensor
+
+from panoptic_ext.config.left_out import complete_config
+from panoptic_ext.errors import ConfigError
+from panoptic_ext.modeling.backbone.plain_vit import PlainViT
+from panoptic_ext.modeling.eomt import Annealing, EoMTHead, annealing_pairs
+from panoptic_ext.modeling.mask_classification.build_criterion import build_criterion
+from panoptic_ext.modeling.meta_arch.query_model import QueryModel
+from panoptic_ext.modeling.meta_arch.segmentation import MaskSegmentation, wanted_outputs
+from panoptic_ext.modeling.transformer_decoder import DecoderOutputs
+
+__all__ = ["PanopticExtEoMT"]
+
+logger = logging.getLogger(__name__)
+
+
+@META_ARCH_REGISTRY.register()
+class PanopticExtEoMT(QueryModel):
+    """One model for panoptic, instance and semantic segmentation."""
+
+    backbone: PlainViT
+    sem_seg_head: EoMTHead
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        masked_attention: bool = True,
+        annealing: Annealing | None = None,
+        **arguments: Any,
+    ) -> None:
+        """Args (all by keyword):
+
+        masked_attention: whether queries attend to the patches in their masks alone, in training.
+        annealing: how often, by the iteration; None: always, and in evaluation, too.
+        arguments: of `QueryModel`; the backbone is a `PlainViT`, the head an `EoMTHead`.
+        """
+        super().__init__(**arguments)
+        self.masked_attention = masked_attention
+        self.annealing = annealing
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> dict[str, Any]:
+        cfg = complete_config(cfg, cls)
+        keys = cfg.MODEL.EOMT
+        backbone = build_backbone(cfg)
+        if not isinstance(backbone, PlainViT):
+            raise ConfigError(
+                f"MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME!r}, but EoMT needs a plain ViT; "
+                "set it to build_plain_vit_backbone, and MODEL.VIT.NAME to a ViT of timm"
+            )
+        if not 1 <= keys.NUM_BLOCKS <= backbone.depth:
+            raise ConfigError(
+                f"MODEL.EOMT.NUM_BLOCKS is {keys.NUM_BLOCKS}, but {cfg.MODEL.VIT.NAME!r} has "
+                f"{backbone.depth} blocks; expected 1 to {backbone.depth}"
+            )
+        arguments, things = cls.common_arguments(cfg)
+        return {
+            **arguments,
+            "backbone": backbone,
+            "sem_seg_head": EoMTHead(
+                embed_dim=backbone.embed_dim,
+                num_queries=keys.NUM_QUERIES,
+                num_blocks=keys.NUM_BLOCKS,
+                num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+                patch_size=backbone.patch_size,
+            ),
+            "criterion": build_criterion(
+                cfg, num_auxiliary=keys.NUM_BLOCKS, queries_key="MODEL.EOMT.NUM_QUERIES"
+            ),
+            "segmentation": MaskSegmentation(wanted_outputs(cfg, things)),
+            "size_divisibility": backbone.size_divisibility,
+            "masked_attention": keys.MASKED_ATTENTION,
+            "annealing": build_annealing(cfg),
+        }
+
+    def outputs(self, images: Tensor) -> DecoderOutputs:
+        """See `QueryModel.outputs`."""
+        vit, head = self.backbone, self.sem_seg_head
+        first = vit.depth - head.num_blocks
+        tokens, grid, rope = vit.embed(images)
+        tokens = vit.blocks(tokens, 0, first, rope=rope)
+        num_prefix_tokens = head.q.num_embeddings + vit.num_prefix_tokens
+
+        def run_block(block: int, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
+            return vit.blocks(
+                tokens,
+                first + block,
+                first + block + 1,
+                rope=rope,
+                num_prefix_tokens=num_prefix_tokens,
+                attention_mask=attention_mask,
+            )
+
+        return head(
+            tokens,
+            grid,
+            run_block=run_block,
+            norm=vit.norm,
+            probabilities=self._mask_probabilities(),
+            aux=self.training and self.deep_supervision,
+        )
+
+    def _mask_probabilities(self) -> tuple[float, ...]:
+        """Of each of the L blocks, that a query is masked now; empty: never."""
+        if not self.masked_attention or not (self.training or self.annealing is None):
+            return ()
+        if self.annealing is None:
+            return (1.0,) * self.sem_seg_head.num_blocks
+        return self.annealing.probabilities(_iteration())
+
+
+def build_annealing(cfg: Any) -> Annealing | None:
+    """The annealing that MODEL.EOMT.ANNEALING chooses; None: "off".
+
+    Raises:
+        ConfigError: the key is no known word, and no list of a pair for each block.
+    """
+    keys = cfg.MODEL.EOMT
+    if keys.ANNEALING == "off":
+        return None
+    if keys.ANNEALING == "auto":
+        pairs = annealing_pairs(cfg.SOLVER.MAX_ITER, keys.NUM_BLOCKS, keys.ANNEALING_FIRST)
+    else:
+        pairs = tuple(tuple(pair) for pair in keys.ANNEALING)
+    return Annealing(pairs, keys.ANNEALING_POWER)
+
+
+def _iteration() -> int:
+    """The iteration of Detectron2's training loop; 0 outside of one."""
+    try:
+        return get_event_storage().iter
+    except AssertionError:
+        return 0

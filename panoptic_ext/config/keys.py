@@ -145,6 +145,21 @@ def _add_run_keys(cfg: CN) -> None:
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0
     # Learning rate of the parameters backbone.*, relative to BASE_LR.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # Learning rates that fall from the backbone's last block to its first: block i of n has the
+    # factor LAYER_DECAY ** (n - 1 - i), beside BACKBONE_MULTIPLIER. Stem, embedding of patches and
+    # positions, class and register tokens have that of block 0, norms behind the last block 1. More
+    # than 0, at most 1 (no decay). `panoptic-ext parameter-table --learning-rates` lists the factor
+    # of every parameter.
+    cfg.SOLVER.LAYER_DECAY = 1.0
+    # Number of the backbone's last blocks whose factor is 1 instead; the blocks before them keep
+    # theirs. The published EoMT of DINOv3 leaves the blocks free that see the queries.
+    cfg.SOLVER.LAYER_DECAY_FREE_BLOCKS = 0
+    # Iterations of a second warm-up, of the backbone: its learning rate is 0 for WARMUP_ITERS, in
+    # which the other parameters warm up, and grows for so many iterations. Each then has its own
+    # curve (LR_SCHEDULER_NAME) from the end of its warm-up to MAX_ITER. Layers of a feature pyramid
+    # belong to the others. 0: one warm-up and one curve. The published EoMT has WARMUP_ITERS 500
+    # and 1000 here (DINOv3: 2000 and 3000), WARMUP_FACTOR 0.0 and WarmupPolyLR.
+    cfg.SOLVER.BACKBONE_WARMUP_ITERS = 0
     # Weight decay of nn.Embedding. None: as SOLVER.WEIGHT_DECAY.
     cfg.SOLVER.WEIGHT_DECAY_EMBED = None
 

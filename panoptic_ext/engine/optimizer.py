@@ -12,9 +12,11 @@ from detectron2.solver import build_lr_scheduler as build_detectron2_scheduler
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch import nn
 
+from panoptic_ext.engine.layer_decay import backbone_prefixes, split_by_layer
+from panoptic_ext.engine.schedule import poly_schedule, two_warmups_schedule
 from panoptic_ext.errors import ConfigError, check_known, quoted
 
-__all__ = ["build_lr_scheduler", "build_optimizer", "param_groups"]
+__all__ = ["build_lr_scheduler", "build_optimizer", "param_groups", "solver_groups"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ def param_groups(
     embeddings = {
         id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(False)
     }
-    prefixes = getattr(model, "backbone_prefixes", ("backbone.",))
+    prefixes = backbone_prefixes(model)
     backbone = {id(p) for name, p in model.named_parameters() if name.startswith(prefixes)}
     merged: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for group in groups:
@@ -77,17 +79,12 @@ def param_groups(
     return [{"params": p, "lr": lr, "weight_decay": wd} for (lr, wd), p in merged.items()]
 
 
-def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Build SGD or AdamW, by SOLVER.OPTIMIZER, with gradient clipping if that is enabled.
-
-    SOLVER.CLIP_GRADIENTS.CLIP_TYPE may be "full_model" (one norm over all gradients) as well as
-    Detectron2's "value" and "norm" (of each parameter). CLIP_VALUE 0 disables clipping, as in the
-    published Mask2Former, because gradients clipped to 0 would train nothing.
+def solver_groups(solver: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
+    """The parameters of a model, grouped by the keys SOLVER; see `param_groups`, `split_by_layer`.
 
     Raises:
-        ConfigError: unknown optimizer or clip type, a CLIP_VALUE below 0, or no parameter to train.
+        ConfigError: a key is out of its range, or the layers of the backbone are unknown.
     """
-    solver = cfg.SOLVER
     groups = param_groups(
         model,
         base_lr=solver.BASE_LR,
@@ -98,6 +95,22 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         backbone_multiplier=solver.BACKBONE_MULTIPLIER,
     )
+    return split_by_layer(groups, model, solver)
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """Build SGD or AdamW, by SOLVER.OPTIMIZER, with gradient clipping if that is enabled.
+
+    SOLVER.CLIP_GRADIENTS.CLIP_TYPE may be "full_model" (one norm over all gradients) as well as
+    Detectron2's "value" and "norm" (of each parameter). CLIP_VALUE 0 disables clipping, as in the
+    published Mask2Former, because gradients clipped to 0 would train nothing.
+
+    Raises:
+        ConfigError: unknown optimizer or clip type, a CLIP_VALUE below 0, no parameter to train, or
+            what `solver_groups` refuses.
+    """
+    solver = cfg.SOLVER
+    groups = solver_groups(solver, model)
     if not groups:
         raise ConfigError("the model has no parameter to train: all parameters are frozen")
     name = solver.OPTIMIZER.upper()
@@ -111,24 +124,19 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
-    """Build one of Detectron2's schedules or the WarmupPolyLR of its DeepLab project.
+    """Build one of Detectron2's schedules or a WarmupPolyLR, with one warm-up or two.
+
+    SOLVER.BACKBONE_WARMUP_ITERS is for an optimizer of `build_optimizer`, which marks the groups of
+    the backbone.
 
     Raises:
         ConfigError: the name is unknown, or the schedule cannot use the values of its keys.
     """
     solver = cfg.SOLVER
+    if solver.BACKBONE_WARMUP_ITERS:
+        return two_warmups_schedule(solver, optimizer)
     if solver.LR_SCHEDULER_NAME == "WarmupPolyLR":
-        from detectron2.projects.deeplab.lr_scheduler import WarmupPolyLR
-
-        return WarmupPolyLR(
-            optimizer,
-            solver.MAX_ITER,
-            warmup_factor=solver.WARMUP_FACTOR,
-            warmup_iters=solver.WARMUP_ITERS,
-            warmup_method=solver.WARMUP_METHOD,
-            power=solver.POLY_LR_POWER,
-            constant_ending=solver.POLY_LR_CONSTANT_ENDING,
-        )
+        return poly_schedule(solver, optimizer)
     try:
         return build_detectron2_scheduler(cfg, optimizer)
     except (AssertionError, ValueError) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from detectron2.modeling import build_model
 from torch import nn
@@ -82,6 +84,44 @@ def test_tensors_equal_those_of_the_published_model(capsys):
     assert rows[0] == ["tensor", "shape"]
     found = {name: tuple(map(int, shape.split(" x "))) for name, shape in rows[2:]}
     assert found == published()
+
+
+def test_learning_rates_of_every_parameter(capsys):
+    path = "configs/shapes/panoptic_fpn/panoptic_fpn_R18_shapes.yaml"
+    options = {
+        "SOLVER.BASE_LR": 0.01, "SOLVER.LAYER_DECAY": 0.5, "SOLVER.LAYER_DECAY_FREE_BLOCKS": 2,
+        "SOLVER.WARMUP_ITERS": 10, "SOLVER.BACKBONE_WARMUP_ITERS": 20,
+        "SOLVER.BACKBONE_MULTIPLIER": 0.1, "MODEL.BACKBONE.FREEZE_AT": 1,
+    }  # fmt: skip
+    opts = [str(part) for pair in options.items() for part in pair]
+    assert parameter_table.main(["--learning-rates", path, "--opts", *opts]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
+    headers = ["parameter", "shape", "factor", "learning rate", "weight decay", "warm-up"]
+    assert rows[0] == headers
+    found = {name: tuple(cells) for name, _, *cells in rows[2:]}
+    assert found["backbone.bottom_up.stem.conv1.weight"] == ("frozen", "", "", "")
+    decay = found["sem_seg_head.predictor.weight"][2]
+    block2, block6, block7, lateral, head = (
+        found[f"{name}.weight"]
+        for name in (
+            "backbone.bottom_up.res3.0.conv1", "backbone.bottom_up.res5.0.conv1",
+            "backbone.bottom_up.res5.1.conv1", "backbone.fpn_lateral5", "sem_seg_head.predictor",
+        )
+    )  # fmt: skip
+    assert block2 == ("0.003125", "3.125e-05", decay, "10 to 30")
+    assert block6 == block7 == ("0.1", "0.001", decay, "10 to 30")
+    assert lateral == ("0.1", "0.001", decay, "0 to 10")
+    assert head == ("1", "0.01", decay, "0 to 10")
+    trained, listed = re.match(r"(\d+) of (\d+) parameters are trained, in", lines[-1]).groups()
+    assert int(listed) == len(found)
+    assert int(trained) == sum(cells[0] != "frozen" for cells in found.values())
+
+
+def test_tensors_and_learning_rates_are_two_lists(capsys):
+    with pytest.raises(SystemExit):
+        parameter_table.main(["--tensors", "--learning-rates", "x.yaml"])
+    assert "not allowed with" in capsys.readouterr().err
 
 
 def test_a_scalar_has_a_row_too():

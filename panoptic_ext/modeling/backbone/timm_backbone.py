@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +14,7 @@ from detectron2.modeling.backbone import Backbone
 from torch import Tensor, nn
 
 from panoptic_ext.errors import ConfigError, check_known, unknown
+from panoptic_ext.modeling.backbone.timm_layers import timm_layers
 from panoptic_ext.modeling.backbone.timm_norm import convert_norms
 from panoptic_ext.optional_packages import import_optional
 
@@ -84,6 +86,19 @@ class TimmBackbone(Backbone):
     def size_divisibility(self) -> int:
         """The coarsest stride."""
         return max(self._out_feature_strides.values())
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks of all stages; see `backbone_layers`."""
+        return self._layers[1]
+
+    def layer_of(self, parameter_name: str) -> int:
+        """The layer of a parameter; that of the preset's last convolution comes behind all."""
+        return self._layers[0].get(parameter_name.removeprefix("net."), self.num_layers)
+
+    @cached_property
+    def _layers(self) -> tuple[dict[str, int], int]:
+        return timm_layers(self.timm_name, [name for name, _ in self.net.named_parameters()])
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, h, w) -> features by name, (B, C, h / stride, w / stride)."""

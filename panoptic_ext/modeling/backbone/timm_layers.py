@@ -1,0 +1,54 @@
+"""The layers of timm's models with feature maps, from timm's own grouping of their parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from panoptic_ext.optional_packages import import_optional
+
+__all__ = ["timm_layers"]
+
+# What timm's wrappers of a model for feature maps put before the names of its parameters.
+_WRAPPERS = ("", "model.", "body.")
+
+
+def timm_layers(model_name: str, names: Iterable[str]) -> tuple[dict[str, int], int]:
+    """The layer of every parameter of a timm model that was created with `features_only`.
+
+    Args:
+        model_name: of a timm model.
+        names: of the parameters of the model with `features_only`.
+
+    Returns:
+        Name -> layer, and the number n of layers, as in `backbone_layers`; nothing and 0 if timm
+        does not group the parameters of this model. Stages that the model does not have, because
+        its last feature maps are not wanted, are not counted.
+    """
+    groups = _groups(model_name)
+    if not groups:
+        return {}, 0
+    # timm has the stem in group 0, the blocks behind it, and what follows no block in the last
+    # group: the classifier, which no model with `features_only` has.
+    behind = max(groups.values())
+    # A child of a Sequential becomes one of the wrapper: stages.0 is called stages_0 there.
+    groups.update({name.replace(".", "_", 1): group for name, group in groups.items()})
+    found = {name: _group_of(name, groups, behind) for name in names}
+    blocks = sorted({max(group, 1) for group in found.values() if group < behind})
+    layer = {group: i for i, group in enumerate(blocks)} | {0: 0, behind: len(blocks)}
+    return {name: layer[group] for name, group in found.items()}, len(blocks)
+
+
+def _groups(model_name: str) -> dict[str, int]:
+    models = import_optional("timm.models", "timm", f"timm's model {model_name!r}")
+    with torch.device("meta"):  # no memory for weights
+        model = models.create_model(model_name)
+    if not hasattr(model, "group_matcher"):
+        return {}
+    return models.group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+
+
+def _group_of(name: str, groups: dict[str, int], otherwise: int) -> int:
+    inside = (name.removeprefix(wrapper) for wrapper in _WRAPPERS)
+    return next((groups[candidate] for candidate in inside if candidate in groups), otherwise)

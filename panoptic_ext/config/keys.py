@@ -107,22 +107,39 @@ def _add_input_keys(cfg: CN) -> None:
     # then INPUT.CROP if it is enabled. "lsj": large-scale jitter (Ghiasi et al., CVPR 2021), then a
     # crop of fixed size.
     cfg.INPUT.AUGMENTATION = "shortest_edge"
-    # lsj: side of the square crop, pixels.
+    # lsj: side of the square crop, pixels. Also the side of INPUT.TEST_RESIZE "longest_side" and of
+    # INPUT.PAD_TO_SQUARE.
     cfg.INPUT.IMAGE_SIZE = 1024
     # lsj: smallest scale of an image, relative to IMAGE_SIZE.
     cfg.INPUT.MIN_SCALE = 0.1
     # lsj: largest scale of an image, relative to IMAGE_SIZE.
     cfg.INPUT.MAX_SCALE = 2.0
+    # lsj: place of the crop in an image that is larger. "diagonal": one random number for both axes
+    # (Detectron2's FixedSizeCrop, published Mask2Former). "uniform": one for each axis (EoMT).
+    cfg.INPUT.CROP_POSITION = "diagonal"
     # A crop is drawn again (ten times at most) while one category covers more than this share of
     # it, 0 to 1.
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
     # Change brightness, contrast, saturation and hue at random, as SSD does (Liu et al., ECCV
     # 2016).
     cfg.INPUT.COLOR_AUG_SSD = False
-    # Pad image (grey, 128) and ground truth (void) to a multiple of this many pixels; 0: no
+    # Pad image (INPUT.PAD_VALUE) and ground truth (void) to a multiple of this many pixels; 0: no
     # padding. Unlike in the published Mask2Former, larger images are not cropped: INPUT.CROP does
     # that.
     cfg.INPUT.SIZE_DIVISIBILITY = 0
+    # Pixels that are added right of and below an image. "mean": grey (128) where the data mapper
+    # pads, MODEL.PIXEL_MEAN where the model pads a batch, as in Detectron2 and the published
+    # Mask2Former. "black": 0 before normalisation in both, as EoMT (Kerssies et al., CVPR 2025).
+    # Detectron2's own models and TransformersPanoptic pad batches in their own way.
+    cfg.INPUT.PAD_VALUE = "mean"
+
+    # Resizing in testing. "shortest_edge": INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST. "longest_side":
+    # the longer side to INPUT.IMAGE_SIZE, up or down (EoMT). Detectron2's DefaultPredictor reads
+    # MIN_SIZE_TEST and MAX_SIZE_TEST alone; if both are IMAGE_SIZE, it does the same.
+    cfg.INPUT.TEST_RESIZE = "shortest_edge"
+    # In testing the model pads images to a square with sides of INPUT.IMAGE_SIZE (EoMT), which must
+    # not be exceeded by resized images.
+    cfg.INPUT.PAD_TO_SQUARE = False
 
     # Keep segments that have no pixel after a crop, as targets with empty masks. Most published
     # mappers of Mask2Former do so (docs/mask2former.md). None: as INPUT.DATASET_MAPPER_NAME, or if
@@ -174,6 +191,11 @@ def _add_run_keys(cfg: CN) -> None:
     # Outputs of the model that are evaluated, if it has them: "panoptic" (PQ), "semantic" (mIoU)
     # and "instance" (AP of boxes and masks).
     cfg.TEST.EVALUATORS = ["panoptic", "semantic", "instance"]
+    # Semantic scores from overlapping windows with sides of this many pixels; 0: from the whole
+    # image. The image's shorter side is resized to it, in place of INPUT.TEST_RESIZE. Where windows
+    # overlap, their scores are averaged (EoMT). Any model with "sem_seg" alone can do it: windows
+    # have no segments in common. Detectron2's DefaultPredictor does not read this key.
+    cfg.TEST.SEMANTIC_WINDOWS = 0
     # Also write predictions as COCO panoptic JSON and PNG files.
     cfg.TEST.WRITE_PREDICTIONS = False
     # The contact sheet shows this many images of the worst PQ, and as many of the best; 0: no

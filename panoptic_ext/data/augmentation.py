@@ -1,7 +1,7 @@
 """Augmentations that are injected into the mapper, built from a config.
 
 Geometric transforms are applied to the image (H, W, 3) and to the id map alike. Added pixels are
-0 (void) in the id map and grey in the image, whatever the installed Detectron2 would pad with.
+0 (void) in the id map and grey or black in the image, whatever Detectron2 would pad with.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from detectron2.data import transforms as T
 from fvcore.transforms.transform import NoOpTransform, Transform
 from PIL import Image
 
+from panoptic_ext.config.image_values import pads_black
 from panoptic_ext.data.augmentation_keys import (
     check_lsj_keys,
     check_shortest_edge_keys,
 )
+from panoptic_ext.data.resizing import ResizeShortestEdge, resize_in_testing
 from panoptic_ext.errors import check_known
 
 __all__ = [
@@ -28,7 +30,6 @@ __all__ = [
     "PadToDivisor",
     "PadToSize",
     "ResizeCropTransform",
-    "ResizeShortestEdge",
     "VoidPadTransform",
     "build_augmentations",
 ]
@@ -36,9 +37,10 @@ __all__ = [
 _KINDS = ("shortest_edge", "lsj")
 _FLIPS = ("horizontal", "vertical", "none")
 
-# The grey that Detectron2's FixedSizeCrop and the published mappers of Mask2Former pad images with.
-# Batches are padded later, with the mean pixel.
-_PADDING = (128.0, 128.0, 128.0)
+# INPUT.PAD_VALUE "mean": the grey that Detectron2's FixedSizeCrop and the published mappers of
+# Mask2Former pad images with. Batches are padded later, with the mean pixel.
+_GREY = (128.0, 128.0, 128.0)
+_BLACK = (0.0, 0.0, 0.0)
 
 
 class AugmentationInput:
@@ -160,25 +162,22 @@ class ResizeCropTransform(Transform):
         return np.asarray(Image.fromarray(array).resize(size, interpolation, box))
 
 
-class ResizeShortestEdge(T.ResizeShortestEdge):
-    """Detectron2's ResizeShortestEdge, but a very long image keeps at least one pixel per side."""
-
-    def get_transform(self, image: np.ndarray) -> Transform:
-        transform = super().get_transform(image)
-        if isinstance(transform, T.ResizeTransform):
-            transform.new_h, transform.new_w = max(transform.new_h, 1), max(transform.new_w, 1)
-        return transform
-
-
 class LargeScaleJitter(T.Augmentation):
     """Large-scale jitter (Ghiasi et al., CVPR 2021): scale at random, then cut out at random.
 
     The image is scaled to fit a square of `size` times a random factor, with its aspect ratio
     unchanged. A window of at most `size` x `size` is kept. The result is that of Detectron2's
-    ResizeScale and FixedSizeCrop. PadToSize does the padding.
+    ResizeScale and FixedSizeCrop, or with `independent` that of a random crop. PadToSize does the
+    padding.
     """
 
-    def __init__(self, size: int, min_scale: float, max_scale: float):
+    def __init__(self, size: int, min_scale: float, max_scale: float, independent: bool = False):
+        """
+        Args:
+            size: side of the window, pixels.
+            min_scale, max_scale: bounds of the uniform random factor.
+            independent: draw the window's place along each axis by itself.
+        """
         super().__init__()
         self._init(locals())
 
@@ -189,8 +188,10 @@ class LargeScaleJitter(T.Augmentation):
         crop_h, crop_w = min(new_h, self.size), min(new_w, self.size)
         # One random number places the window along both axes, as in FixedSizeCrop. Its centre
         # therefore lies on one diagonal of the image; a flip before it covers the other diagonal.
-        position = self._rand_range()
-        y0, x0 = round((new_h - crop_h) * position), round((new_w - crop_w) * position)
+        # Windows beside the diagonals come with `independent` alone.
+        down = self._rand_range()
+        right = self._rand_range() if self.independent else down
+        y0, x0 = round((new_h - crop_h) * down), round((new_w - crop_w) * right)
         return ResizeCropTransform(h, w, new_h, new_w, x0, y0, crop_w, crop_h)
 
 
@@ -321,7 +322,7 @@ def build_augmentations(cfg: Any, is_train: bool, ignore_label: int = 255) -> li
         ConfigError: a value that cannot be used; names the key.
     """
     if not is_train:
-        return [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
+        return [resize_in_testing(cfg)]
     kind = cfg.INPUT.AUGMENTATION
     check_known("INPUT.AUGMENTATION", kind, _KINDS)
     flip = cfg.INPUT.RANDOM_FLIP
@@ -337,11 +338,12 @@ def build_augmentations(cfg: Any, is_train: bool, ignore_label: int = 255) -> li
         augmentations = [*_shortest_edge(cfg, ignore_label), *flips]
     if cfg.INPUT.COLOR_AUG_SSD:
         augmentations.append(ColorJitter(bgr=cfg.INPUT.FORMAT == "BGR"))
-    # Padding comes after the change of colours, so that added pixels keep their grey.
+    # Padding comes after the change of colours, so that added pixels keep their grey or black.
+    padding = _BLACK if pads_black(cfg) else _GREY
     if kind == "lsj":
-        augmentations.append(PadToSize(cfg.INPUT.IMAGE_SIZE, cfg.INPUT.IMAGE_SIZE, _PADDING))
+        augmentations.append(PadToSize(cfg.INPUT.IMAGE_SIZE, cfg.INPUT.IMAGE_SIZE, padding))
     if cfg.INPUT.SIZE_DIVISIBILITY > 0:
-        augmentations.append(PadToDivisor(cfg.INPUT.SIZE_DIVISIBILITY, _PADDING))
+        augmentations.append(PadToDivisor(cfg.INPUT.SIZE_DIVISIBILITY, padding))
     return augmentations
 
 
@@ -364,4 +366,6 @@ def _shortest_edge(cfg: Any, ignore_label: int) -> list[T.Augmentation]:
 
 
 def _lsj(cfg: Any) -> list[T.Augmentation]:
-    return [LargeScaleJitter(cfg.INPUT.IMAGE_SIZE, cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE)]
+    keys = cfg.INPUT
+    independent = keys.CROP_POSITION == "uniform"
+    return [LargeScaleJitter(keys.IMAGE_SIZE, keys.MIN_SCALE, keys.MAX_SCALE, independent)]

@@ -21,6 +21,7 @@ def check_lsj_keys(keys: Any) -> None:
             f"INPUT.MIN_SCALE and MAX_SCALE are {low} and {high}, expected 0 < MIN_SCALE <= "
             "MAX_SCALE"
         )
+    check_known("INPUT.CROP_POSITION", keys.CROP_POSITION, ("diagonal", "uniform"))
 
 
 def check_shortest_edge_keys(keys: Any) -> None:

@@ -41,6 +41,7 @@ from panoptic_ext.errors import MemoryNeededError
 from panoptic_ext.evaluation import PanopticEvaluator, PanopticEvaluators, RunEvaluator
 from panoptic_ext.evaluation.build import result_folder
 from panoptic_ext.interruption import STOPPING, Interrupted, StopRequest, stoppable
+from panoptic_ext.modeling.meta_arch.semantic_windows import in_windows
 
 __all__ = ["build_evaluator", "evaluate"]
 
@@ -99,7 +100,8 @@ def evaluate(
                 data = trainer.build_test_loader(cfg, name)
                 evaluator = evaluators[i] if evaluators else trainer.build_evaluator(cfg, name)
                 with evaluation_precision(cfg).autocast():
-                    results[name] = _run(model, data, evaluator)
+                    windowed = in_windows(model, cfg.TEST.SEMANTIC_WINDOWS)
+                    results[name] = _run(windowed, data, evaluator)
                 if comm.is_main_process():
                     _publish(cfg, name, results[name], evaluator, settings)
     if len(results) == 1:

@@ -12,6 +12,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 
 from panoptic_ext.config import add_panoptic_ext_config
 from panoptic_ext.config.fusion_keys import check_fusion_keys
+from panoptic_ext.config.image_values import check_test_images
 from panoptic_ext.config.left_out import DERIVED_KEYS, get_key, is_left_out, set_key, settle
 from panoptic_ext.config.published_names import resolve_published_names
 from panoptic_ext.config.yaml_reader import Setting, merge_settings, read_file, read_opts
@@ -133,6 +134,7 @@ def _check_values(cfg: CfgNode) -> None:
     if not cfg.SOLVER.BASE_LR > 0:
         raise ConfigError(f"SOLVER.BASE_LR = {cfg.SOLVER.BASE_LR}, expected more than 0")
     check_precision(cfg)
+    check_test_images(cfg)
     device = cfg.MODEL.DEVICE
     if device != "cpu" and not device.startswith(("cuda", "mps", "xpu")):
         raise ConfigError(

@@ -14,15 +14,16 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from torch import nn
 
-from panoptic_ext.data.augmentation import ResizeShortestEdge
 from panoptic_ext.data.datasets.known_classes import set_classes
 from panoptic_ext.data.datasets.metadata_file import METADATA_FILE, load_metadata
+from panoptic_ext.data.resizing import resize_in_testing
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.engine.device import choose_device, set_precision
 from panoptic_ext.engine.memory_errors import explained_memory_errors
 from panoptic_ext.engine.precision import evaluation_precision
 from panoptic_ext.engine.run_config import has_own_weights, load_cfg, without_pretrained
 from panoptic_ext.errors import ConfigError, MemoryNeededError, quoted
+from panoptic_ext.modeling.meta_arch.semantic_windows import in_windows
 from panoptic_ext.postprocessing import with_extents
 from panoptic_ext.prediction.image_arrays import as_bgr_image, is_one_image
 
@@ -44,7 +45,10 @@ class Predictor(DefaultPredictor):
         metadata: of the data set that the model was trained on.
         weights: the file that the weights came from; "" if the model read its own.
         precision: of the forward pass, TEST.AMP_DTYPE.
+        window_side: of TEST.SEMANTIC_WINDOWS, pixels; 0 for whole images.
     """
+
+    window_side: int = 0
 
     def __init__(self, cfg: CN, *, weights: str = "") -> None:
         """
@@ -68,11 +72,10 @@ class Predictor(DefaultPredictor):
                 self.model, save_to_disk=False, allow_pickle=cfg.MODEL.ALLOW_PICKLE
             )
             checkpointer.load(self.weights, checkpointables=[], strict=True)
-        self.aug = ResizeShortestEdge(
-            [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST
-        )
+        self.aug = resize_in_testing(cfg)
         self.input_format = cfg.INPUT.FORMAT
         self.precision = evaluation_precision(cfg)
+        self.window_side = cfg.TEST.SEMANTIC_WINDOWS
 
     def __call__(self, original_image: Any, *, batch_size: int = 1) -> Any:
         """Predict, in the precision of TEST.AMP_DTYPE.
@@ -119,7 +122,7 @@ class Predictor(DefaultPredictor):
             yield from self._predict(batch)
 
     def _input(self, image: Any, name: str = "the image") -> dict[str, Any]:
-        """One input of the model, resized by INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST."""
+        """One input of the model, resized as the data mapper resizes it in testing."""
         pixels = as_bgr_image(image, name)
         height, width = pixels.shape[:2]
         if self.input_format == "RGB":
@@ -134,7 +137,7 @@ class Predictor(DefaultPredictor):
         height, width = inputs[0]["height"], inputs[0]["width"]
         try:
             with explained_memory_errors(height, width), self.precision.autocast():
-                outputs = self.model(inputs)
+                outputs = in_windows(self.model, self.window_side)(inputs)
         except MemoryNeededError as error:
             if len(inputs) == 1:
                 raise

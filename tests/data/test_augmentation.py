@@ -110,6 +110,54 @@ def test_padding_to_a_divisor_is_the_published_grey() -> None:
     assert (found.image[20:] == 128).all() and (found.image[:, 30:] == 128).all()
 
 
+@pytest.mark.parametrize("keys", [{"AUGMENTATION": "lsj"}, {"SIZE_DIVISIBILITY": 64}])
+def test_black_padding_changes_added_pixels_alone(keys: dict[str, Any]) -> None:
+    keys |= {"IMAGE_SIZE": 64, "MIN_SCALE": 0.5, "MAX_SCALE": 0.5, "MIN_SIZE_TRAIN": (40,)}
+    keys |= {"COLOR_AUG_SSD": True}
+    images = []
+    for value in ("mean", "black"):
+        np.random.seed(1)
+        found = sample()
+        T.AugmentationList(build_augmentations(config(PAD_VALUE=value, **keys), True))(found)
+        images.append(found.image)
+    added = np.zeros((64, 64), bool)
+    height, width = (21, 32) if "AUGMENTATION" in keys else (40, 60)
+    added[height:] = added[:, width:] = True
+    assert (images[0][added] == 128).all() and (images[1][added] == 0).all()
+    assert np.array_equal(images[0][~added], images[1][~added])
+
+
+# EoMT's factor r min(S / h, S / w) with a crop that is placed along each axis by itself.
+@pytest.mark.parametrize("seed", range(6))
+def test_uniform_crops_by_hand(seed: int) -> None:
+    image = np.zeros((60, 90, 3), np.uint8)
+    np.random.seed(seed)
+    step = LargeScaleJitter(64, 1.5, 3.0, independent=True).get_transform(image)
+    np.random.seed(seed)
+    factor = np.random.uniform(1.5, 3.0) * min(64 / 60, 64 / 90)
+    down, right = np.random.uniform(), np.random.uniform()
+    assert (step.new_h, step.new_w) == (round(60 * factor), round(90 * factor))
+    assert (step.y0, step.x0) == (
+        round(max(step.new_h - 64, 0) * down),
+        round(max(step.new_w - 64, 0) * right),
+    )
+
+
+@pytest.mark.parametrize(("position", "is_diagonal"), [("diagonal", True), ("uniform", False)])
+def test_places_of_crops(position: str, is_diagonal: bool) -> None:
+    cfg = config(AUGMENTATION="lsj", IMAGE_SIZE=64, MIN_SCALE=3.0, MAX_SCALE=3.0)
+    cfg.INPUT.CROP_POSITION = position
+    jitter = build_augmentations(cfg, True)[1]
+    places = []
+    for seed in range(40):
+        np.random.seed(seed)
+        step = jitter.get_transform(np.zeros((60, 60, 3), np.uint8))
+        places.append((step.y0 / 128, step.x0 / 128))
+    rows, columns = np.array(places).T
+    assert (np.abs(rows - columns).max() < 0.01) == is_diagonal
+    assert rows.min() < 0.1 and rows.max() > 0.9 and columns.min() < 0.1 and columns.max() > 0.9
+
+
 @pytest.mark.parametrize("scale", [0.001, 0.5, 1.0, 2.0])
 def test_jitter_fits_the_longer_side(scale: float) -> None:
     step = LargeScaleJitter(64, scale, scale).get_transform(np.zeros((50, 70, 3), np.uint8))
@@ -189,6 +237,8 @@ def test_flip_can_be_vertical_or_off() -> None:
         ({"AUGMENTATION": "lsj", "IMAGE_SIZE": 0}, "IMAGE_SIZE"),
         ({"AUGMENTATION": "lsj", "MIN_SCALE": 3.0}, "MIN_SCALE"),
         ({"AUGMENTATION": "ljs"}, "did you mean 'lsj'"),
+        ({"AUGMENTATION": "lsj", "CROP_POSITION": "unifrm"}, "did you mean 'uniform'"),
+        ({"PAD_VALUE": "blak"}, "INPUT.PAD_VALUE.*did you mean 'black'"),
     ],
 )
 def test_values_that_cannot_be_used(values: dict[str, Any], key: str) -> None:

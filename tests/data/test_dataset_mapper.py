@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from panoptic_ext.data import PanopticDatasetMapper
-from panoptic_ext.data.augmentation import PadToDivisor, PadToSize, ResizeShortestEdge
+from panoptic_ext.data.augmentation import PadToDivisor, PadToSize
 from panoptic_ext.data.coco.label_png import write_id_map
+from panoptic_ext.data.resizing import ResizeShortestEdge
 from panoptic_ext.errors import ConfigError, DatasetError
 from tests.tiny.mapper import mapper
 from tests.tiny.panoptic_dataset import CROWD, HEIGHT, WIDTH, TinyDataset

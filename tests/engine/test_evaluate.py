@@ -149,3 +149,25 @@ def test_a_model_is_evaluated_in_its_mode_and_left_in_the_former(
     cfg.DATASETS.TEST = ("some",)
     assert evaluate(FakeTrainer, cfg, model) == {"count": {"images": 2}}
     assert model.training == training
+
+
+def test_windows_of_an_evaluation(tmp_path: Path) -> None:
+    class Loader(FakeTrainer):
+        @staticmethod
+        def build_test_loader(cfg: CfgNode, name: str) -> list[list[dict[str, Any]]]:
+            return [[{"image": torch.zeros(3, 8, 20), "height": 4, "width": 10}]]
+
+    class Scores(nn.Module):
+        def forward(self, batch: list[dict[str, Any]]) -> list[dict[str, torch.Tensor]]:
+            seen.extend(tuple(x["image"].shape) for x in batch)
+            return [{"sem_seg": x["image"]} for x in batch]
+
+    class Shape(Count):
+        def process(self, inputs: Any, outputs: Any) -> None:
+            seen.append(tuple(outputs[0]["sem_seg"].shape))
+
+    seen: list[tuple[int, ...]] = []
+    cfg = tiny_cfg(tmp_path)
+    cfg.DATASETS.TEST, cfg.TEST.SEMANTIC_WINDOWS = ("some",), 8
+    evaluate(Loader, cfg, Scores(), Shape())
+    assert seen == [(3, 8, 8)] * 3 + [(3, 4, 10)]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from panoptic_ext.data.augmentation import ResizeShortestEdge
+from panoptic_ext.data.resizing import ResizeShortestEdge, ResizeSide
 from panoptic_ext.engine.precision import Precision
 from panoptic_ext.errors import (
     ConfigError,
@@ -237,3 +237,19 @@ def test_a_thin_image_is_resized_to_at_least_a_pixel():
     thin.aug = ResizeShortestEdge([8, 8], 16)
     output = thin([np.zeros((1, 900, 3), np.uint8), np.zeros((900, 1, 3), np.uint8)])
     assert [min(o["image"].shape[1:]) for o in output] == [1, 1]
+
+
+def test_windows_are_cut_from_the_resized_image():
+    class Scores(FakeModel):
+        def one(self, image):
+            return {"sem_seg": image}
+
+    model = Scores()
+    windowed = predictor(model)
+    windowed.aug, windowed.window_side = ResizeSide(8, longest=False), 8
+    outputs = windowed([np.zeros((4, 9, 3), np.uint8)] * 2, batch_size=2)
+    assert [o["sem_seg"].shape for o in outputs] == [(3, 4, 9)] * 2
+    assert model.batches == [[(3, 8, 8)] * 4, [(3, 8, 8)] * 2]
+    with pytest.raises(ConfigError, match=r"SEMANTIC_WINDOWS is 8 .* FakeModel gives image, pano"):
+        windowed.model = FakeModel()
+        windowed(BGR)

@@ -31,6 +31,7 @@ from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
+from panoptic_ext.config.image_values import pads_black, side_of_test_batches
 from panoptic_ext.config.left_out import complete_config
 from panoptic_ext.errors import ConfigError, look_up
 from panoptic_ext.fusion import (
@@ -45,6 +46,7 @@ from panoptic_ext.fusion.base import check_threshold
 from panoptic_ext.modeling.backbone.folded_norm import fold_norms
 from panoptic_ext.modeling.meta_arch.base import MetaArchitecture
 from panoptic_ext.modeling.meta_arch.classes import classes_of_dataset
+from panoptic_ext.modeling.meta_arch.image_batch import normalised_batch
 from panoptic_ext.modeling.meta_arch.separated_ids import (
     detectron2_channels,
     keep_classes_of_segments,
@@ -85,6 +87,8 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         num_classes: int,
         fusion: PanopticFusion | None = None,
         separated_channels: Sequence[int] | None = None,
+        pad_black: bool = False,
+        test_square: int = 0,
         **kwargs: Any,
     ) -> None:
         """Args (all by keyword):
@@ -95,6 +99,8 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
             PanopticFPN's `combine_...` thresholds.
         separated_channels: for each contiguous id its channel in the semantic head of Detectron2's
             own PanopticFPN, whose weights are then loaded, too; see `separated_ids`.
+        pad_black: see `normalised_batch`.
+        test_square: side that test batches are padded to, pixels; 0: as the backbone needs it.
         **kwargs: as `detectron2.modeling.PanopticFPN`.
 
         Raises:
@@ -120,6 +126,8 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         thing_index[things] = torch.arange(len(things))
         self.register_buffer("thing_ids", things, persistent=False)
         self.separated_channels = separated_channels
+        self.pad_black = pad_black
+        self.test_square = test_square
         self.thing_index = thing_index  # on the CPU, where ground truth comes from
         self.fusion = fusion or HeuristicFusion(
             FusionRule(
@@ -155,6 +163,8 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         ret["separated_channels"] = detectron2_channels(dataset)
         ret["num_classes"] = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         ret["fusion"] = cls.build_fusion(cfg, thing_ids=ret["thing_ids"])
+        ret["pad_black"] = pads_black(cfg)
+        ret["test_square"] = side_of_test_batches(cfg)
         return ret
 
     @classmethod
@@ -220,6 +230,20 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         if self.fusion.wants_training:
             losses.update(self._fusion_losses(images, features, sem_seg))
         return losses
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Normalised images, padded to one size; see `normalised_batch`."""
+        # Detectron2 main's backbones may ask for a square, in training, too.
+        constraints = getattr(self.backbone, "padding_constraints", {})
+        square = constraints.get("square_size", 0)
+        return normalised_batch(
+            [x["image"].to(self.device) for x in batched_inputs],
+            pixel_mean=self.pixel_mean,
+            pixel_std=self.pixel_std,
+            size_divisibility=self.backbone.size_divisibility,
+            pad_black=self.pad_black,
+            square=square if self.training else max(square, self.test_square),
+        )
 
     def _semantic_targets(self, images: ImageList, batched_inputs: list[dict[str, Any]]) -> Tensor:
         """(B, h, w) labels, padded with void to the size of the batch of images."""

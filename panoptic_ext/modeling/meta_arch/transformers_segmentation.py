@@ -17,6 +17,7 @@ from panoptic_ext.errors import ConfigError, check_known
 from panoptic_ext.modeling.transformers_models.families import Family, QueryOutputs
 from panoptic_ext.postprocessing import MaskOutputs, Sizes, mask_inference, with_extents
 from panoptic_ext.postprocessing.product_segments import product_segments
+from panoptic_ext.postprocessing.windows import WindowMean
 
 __all__ = ["QuerySegmentation", "Thresholds", "thresholds_of"]
 
@@ -165,16 +166,11 @@ class QuerySegmentation:
         alone = replace(self.wanted, panoptic=False, instances=False, semantic=True)
         logits = self._without_unmatched(self.by_class(outputs.class_logits))
         windows = mask_inference(logits, outputs.mask_logits, [sizes] * len(spans), alone)
-        total = logits.new_zeros(self.num_classes, *image_size)
-        count = logits.new_zeros(image_size)
-        for (start, stop), window in zip(spans, windows, strict=True):
-            axis = -2 if image_size[0] > image_size[1] else -1
-            total.narrow(axis, start, stop - start).add_(window["sem_seg"])
-            count.narrow(axis, start, stop - start).add_(1)
-        scores = total / count.clamp(min=1)
-        return torch.nn.functional.interpolate(
-            scores[None], output_size, mode="bilinear", align_corners=False
-        )[0]
+        mean = WindowMean(image_size)
+        for (start, _), window in zip(spans, windows, strict=True):
+            along_rows = image_size[0] > image_size[1]
+            mean.add(window["sem_seg"], *((start, 0) if along_rows else (0, start)))
+        return mean.mean(output_size)
 
     def by_class(self, class_logits: Tensor) -> Tensor:
         """(B, Q, C + 1) logits of labels -> (B, Q, K + U + 1): classes, other labels, no object.

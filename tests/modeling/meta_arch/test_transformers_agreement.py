@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from panoptic_ext.postprocessing.windows import window_starts
 from tests.tiny.finished_run import picture
 from tests.tiny.transformers_models import save_tiny
 from tests.tiny.transformers_predictor import (
@@ -145,3 +146,19 @@ def test_a_semantic_eomt_sees_windows(tmp_path, monkeypatch, size, family):
     monkeypatch.setattr(processor, "merge_image_patches", merge_and_keep)
     processor.post_process_semantic_segmentation(outputs, target_sizes=[size])
     torch.testing.assert_close(found["sem_seg"], theirs[0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", skip_absent("eomt"))
+@pytest.mark.parametrize("size", [(64, 64), (64, 65), (190, 64), (64, 257)])
+def test_windows_of_any_model_are_those_of_a_semantic_eomt(tmp_path, size, family):
+    folder = save_tiny(family, tmp_path, CLASSES)
+    alone = {"MODEL__TRANSFORMERS__PANOPTIC_ON": False, "MODEL__TRANSFORMERS__INSTANCE_ON": False}
+    windowed = tiny_predictor(folder, TEST__SEMANTIC_WINDOWS=64, **alone)
+    edges = {"shortest_edge": 64, "longest_edge": None}
+    processor = transformers.EomtImageProcessor(size=edges, do_split_image=True)
+    processor.save_pretrained(folder)
+    image = np.asarray(picture(5, *size))
+    offsets = processor(image.copy(), return_tensors="pt")["patch_offsets"]
+    assert [int(start) for _, start, _ in offsets] == window_starts(max(size), 64)
+    found, expected = windowed(image)["sem_seg"], tiny_predictor(folder)(image)["sem_seg"]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,66 @@
+"""Checked values of the keys that decide how images are resized in testing, and padded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from panoptic_ext.errors import ConfigError, check_known
+
+__all__ = ["check_test_images", "pads_black", "side_of_test_batches"]
+
+_PAD_VALUES = ("mean", "black")
+_TEST_RESIZES = ("shortest_edge", "longest_side")
+
+
+def pads_black(cfg: Any) -> bool:
+    """Whether INPUT.PAD_VALUE is "black", 0 before normalisation.
+
+    Raises:
+        ConfigError: the value is unknown.
+    """
+    check_known("INPUT.PAD_VALUE", cfg.INPUT.PAD_VALUE, _PAD_VALUES)
+    return cfg.INPUT.PAD_VALUE == "black"
+
+
+def side_of_test_batches(cfg: Any) -> int:
+    """Side of the square that models pad test batches to, pixels; 0 without INPUT.PAD_TO_SQUARE."""
+    check_test_images(cfg)
+    return cfg.INPUT.IMAGE_SIZE if cfg.INPUT.PAD_TO_SQUARE else 0
+
+
+def check_test_images(cfg: Any) -> None:
+    """Check TEST.SEMANTIC_WINDOWS, INPUT.TEST_RESIZE and INPUT.PAD_TO_SQUARE.
+
+    Raises:
+        ConfigError: a value is wrong, or two of them contradict each other.
+    """
+    keys, windows = cfg.INPUT, cfg.TEST.SEMANTIC_WINDOWS
+    check_known("INPUT.TEST_RESIZE", keys.TEST_RESIZE, _TEST_RESIZES)
+    is_longest = keys.TEST_RESIZE == "longest_side"
+    if windows < 0:
+        raise ConfigError(f"TEST.SEMANTIC_WINDOWS is {windows}, expected pixels, or 0 for none")
+    if windows and is_longest:
+        raise ConfigError(
+            "TEST.SEMANTIC_WINDOWS resizes the shorter side of an image, and INPUT.TEST_RESIZE is "
+            "'longest_side'; set it to 'shortest_edge', or TEST.SEMANTIC_WINDOWS to 0"
+        )
+    if (is_longest or keys.PAD_TO_SQUARE) and keys.IMAGE_SIZE < 1:
+        raise ConfigError(f"INPUT.IMAGE_SIZE is {keys.IMAGE_SIZE}, expected pixels, 1 or more")
+    if keys.PAD_TO_SQUARE and not is_longest:
+        _check_largest(cfg)
+
+
+def _check_largest(cfg: Any) -> None:
+    """Raise ConfigError if a resized image can be larger than the square that it is padded to."""
+    keys, windows = cfg.INPUT, cfg.TEST.SEMANTIC_WINDOWS
+    if windows:
+        found, fits = f"TEST.SEMANTIC_WINDOWS {windows}", windows <= keys.IMAGE_SIZE
+    else:
+        found = f"INPUT.MIN_SIZE_TEST {keys.MIN_SIZE_TEST}, MAX_SIZE_TEST {keys.MAX_SIZE_TEST}"
+        # A MIN_SIZE_TEST of 0 leaves images as they are, whatever MAX_SIZE_TEST is.
+        fits = keys.MIN_SIZE_TEST > 0 and keys.MAX_SIZE_TEST <= keys.IMAGE_SIZE
+    if not fits:
+        raise ConfigError(
+            f"INPUT.PAD_TO_SQUARE pads to INPUT.IMAGE_SIZE {keys.IMAGE_SIZE}, but with {found} "
+            "images can be larger; set INPUT.TEST_RESIZE 'longest_side', or a larger IMAGE_SIZE"
+        )

@@ -1,0 +1,71 @@
+"""Normalise and pad the images of a batch.
+
+Shapes: B images of h x w (each its own), H x W the padded size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from detectron2.structures import ImageList
+from torch import Tensor
+from torch.nn import functional as F
+
+from panoptic_ext.errors import ConfigError
+
+__all__ = ["normalised_batch"]
+
+
+def normalised_batch(
+    images: Sequence[Tensor],
+    *,
+    pixel_mean: Tensor,
+    pixel_std: Tensor,
+    size_divisibility: int,
+    pad_black: bool = False,
+    square: int = 0,
+) -> ImageList:
+    """Subtract the mean, divide by the deviation, and pad on the right and below to one size.
+
+    Args:
+        images: B tensors (C, h, w), grey levels, on one device.
+        pixel_mean, pixel_std: (C, 1, 1), grey levels.
+        size_divisibility: H and W are multiples of this many pixels; 0: no such rule.
+        pad_black: pad with a grey level of 0 (INPUT.PAD_VALUE "black"), which is -mean / deviation
+            after normalisation; otherwise with the mean, which is 0.
+        square: if it is not 0, H and W are this many pixels, rounded up to `size_divisibility`.
+
+    Returns:
+        (B, C, H, W) float32, and the sizes without padding.
+
+    Raises:
+        ConfigError: an image is larger than the square.
+    """
+    if pad_black:
+        batch = _padded(images, size_divisibility, square)
+        batch.tensor = (batch.tensor - pixel_mean) / pixel_std
+        return batch
+    normalised = [(image - pixel_mean) / pixel_std for image in images]
+    return _padded(normalised, size_divisibility, square)
+
+
+def _padded(images: Sequence[Tensor], size_divisibility: int, square: int) -> ImageList:
+    """A batch padded with 0, without the argument of Detectron2 main that makes it a square."""
+    batch = ImageList.from_tensors(list(images), size_divisibility)
+    if square:
+        _check_fits(images, square)
+        side = -(-square // max(1, size_divisibility)) * max(1, size_divisibility)
+        height, width = batch.tensor.shape[-2:]
+        batch.tensor = F.pad(batch.tensor, (0, side - width, 0, side - height))
+    return batch
+
+
+def _check_fits(images: Sequence[Tensor], square: int) -> None:
+    for image in images:
+        height, width = image.shape[-2:]
+        if max(height, width) > square:
+            raise ConfigError(
+                f"INPUT.PAD_TO_SQUARE pads to {square} x {square} (INPUT.IMAGE_SIZE), but an image "
+                f"of {height} x {width} (height x width) came; set INPUT.TEST_RESIZE "
+                "'longest_side', or resize images before they are given to the model"
+            )

@@ -2,8 +2,8 @@
 
 A mask is the product of a query's embedding with the mask features. The matcher needs it at random
 points, and sampling is linear: sample(embed . features) = embed . sample(features). One sampling
-thus serves all queries and decoder outputs. The mask loss needs whole masks, but of the matched
-queries only, and only these carry a gradient.
+thus serves all queries, and all decoder outputs with the same features. The mask loss needs whole
+masks, but of the matched queries only, and only these carry a gradient.
 
 Several outputs of a decoder share operations; `outputs_at_once` decides how many. On a GPU these
 are as many as memory allows, because the GPU would wait for the host to launch small operations. On
@@ -58,11 +58,20 @@ def masks_at_points(outputs: Sequence[Predictions], image: int, points: Tensor) 
     Returns:
         Tensors (o, Q, P) float32, each of o consecutive outputs; `outputs_at_once` decides o.
     """
-    draws, count = points.shape[:2]
+    draws = len(points)
     products, dense = _masks_of(outputs)
     if dense:
         pairs = zip(dense, points.expand(len(dense), -1, -1), strict=True)
         return [sample_at_common_points(masks[image].float(), at)[None] for masks, at in pairs]
+    blocks = []
+    for run in _runs_with_same_features(products):
+        blocks += _products_at_points(products[run], image, points if draws == 1 else points[run])
+    return blocks
+
+
+def _products_at_points(products: Sequence[QueryMasks], image: int, points: Tensor) -> list[Tensor]:
+    """As `masks_at_points`, for products with the same features."""
+    draws, count = points.shape[:2]
     features = products[0].features[image].float()
     shared = _sampled_rows(features, points) if draws == 1 else None
     blocks = []
@@ -71,6 +80,20 @@ def masks_at_points(outputs: Sequence[Predictions], image: int, points: Tensor) 
         rows = _sampled_rows(features, points[block]) if shared is None else shared
         blocks.append(_at_rows(embed, rows))
     return blocks
+
+
+def _runs_with_same_features(products: Sequence[QueryMasks]) -> list[slice]:
+    """Split products into consecutive ones whose features are the same tensor.
+
+    Mask2Former has one run, because its queries look at one map. EoMT has a run for each output,
+    because every block changes the queries and the patches.
+    """
+    starts = [
+        number
+        for number, masks in enumerate(products)
+        if number == 0 or masks.features is not products[number - 1].features
+    ]
+    return [slice(*ends) for ends in zip(starts, [*starts[1:], len(products)], strict=True)]
 
 
 def _masks_of(outputs: Sequence[Predictions]) -> tuple[list[QueryMasks], list[Tensor]]:
@@ -111,6 +134,22 @@ def matched_masks(outputs: Sequence[Predictions], rows: Sequence[Tensor]) -> lis
     products, dense = _masks_of(outputs)
     if dense:
         return _rows_of_dense(dense, rows)
+    runs = _runs_with_same_features(products)
+    if len(runs) == 1:
+        return _rows_of_products(products, rows)
+    queries_per_output = products[0].embed.shape[0] * products[0].embed.shape[1]
+    by_run = []
+    for run in runs:
+        rows_of_run = [
+            of_image.view(len(products), -1)[run].flatten() - run.start * queries_per_output
+            for of_image in rows
+        ]
+        by_run.append(_rows_of_products(products[run], rows_of_run))
+    return [torch.cat(of_image) for of_image in zip(*by_run, strict=True)]
+
+
+def _rows_of_products(products: Sequence[QueryMasks], rows: Sequence[Tensor]) -> list[Tensor]:
+    """As `matched_masks`, for products with the same features."""
     embeds = torch.stack([masks.embed for masks in products]).flatten(0, 2)
     # One product for all outputs: the gradient of the features is then one map of D channels, not
     # a sum of O such maps.

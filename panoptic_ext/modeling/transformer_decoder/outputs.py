@@ -37,7 +37,8 @@ class QueryMasks:
 
     Attributes:
         embed: (B, Q, D).
-        features: (B, D, h, w), the same tensor for all predictions of a decoder.
+        features: (B, D, h, w). A decoder that does not change them gives the same tensor to all of
+            its predictions, which the loss makes use of.
     """
 
     def __init__(self, embed: Tensor, features: Tensor) -> None:

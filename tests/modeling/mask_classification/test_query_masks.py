@@ -25,21 +25,33 @@ from panoptic_ext.modeling.transformer_decoder.outputs import (
 CLASSES, CHANNELS = 4, 6
 
 
-def make(batch: int, queries: int, size: tuple[int, int], outputs: int, seed: int, dtype=None):
-    """The same predictions twice: as dense masks and as products, each with leaves of its own."""
+def make(
+    batch: int,
+    queries: int,
+    size: tuple[int, int],
+    outputs: int,
+    seed: int,
+    dtype=None,
+    maps: int = 1,
+):
+    """The same predictions twice: as dense masks and as products, each with leaves of its own.
+
+    The outputs share `maps` feature maps, consecutive ones the same.
+    """
     generator = torch.Generator().manual_seed(seed)
-    features = torch.randn(batch, CHANNELS, *size, generator=generator)
+    maps = min(maps, outputs)
+    features = torch.randn(maps, batch, CHANNELS, *size, generator=generator)
     both = []
     embeds = [torch.randn(batch, queries, CHANNELS, generator=generator) for _ in range(outputs)]
     logits = [torch.randn(batch, queries, CLASSES + 1, generator=generator) for _ in range(outputs)]
     for lazy in (False, True):
-        shared = features.to(dtype).clone().requires_grad_()
+        shared = [of_map.to(dtype).clone().requires_grad_() for of_map in features]
         own = [embed.to(dtype).clone().requires_grad_() for embed in embeds]
-        each = [QueryMasks(embed, shared) for embed in own]
+        each = [QueryMasks(embed, shared[i * maps // outputs]) for i, embed in enumerate(own)]
         masks = each if lazy else [m.dense() for m in each]
         first, *others = zip(logits, masks, strict=True)
         predictions = DecoderOutputs(*first, tuple(Predictions(*each) for each in others))
-        both.append((predictions, [shared, *own]))
+        both.append((predictions, [*shared, *own]))
     return both
 
 
@@ -71,14 +83,17 @@ def loss_and_gradients(outputs, leaves, targets, seed):
     queries=st.integers(1, 7),
     size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     outputs=st.integers(1, 3),
+    maps=st.integers(1, 3),
     most=st.integers(0, 9),
     seed=st.integers(0, 2**16),
 )
-def test_losses_and_gradients_are_those_of_dense_masks(batch, queries, size, outputs, most, seed):
+def test_losses_and_gradients_are_those_of_dense_masks(
+    batch, queries, size, outputs, maps, most, seed
+):
     targets = make_targets(batch, (4 * size[0], 4 * size[1]), most, seed)
     found = [
         loss_and_gradients(*side, targets, seed)
-        for side in make(batch, queries, size, outputs, seed)
+        for side in make(batch, queries, size, outputs, seed, maps=maps)
     ]
     (dense, dense_grads), (lazy, lazy_grads) = found
     assert dense.keys() == lazy.keys()
@@ -91,13 +106,14 @@ def test_losses_and_gradients_are_those_of_dense_masks(batch, queries, size, out
 
 @pytest.mark.parametrize("values", [1, 2**20], ids=["one by one", "together"])
 @pytest.mark.parametrize("draws", [1, 2])
-def test_sampled_masks(monkeypatch, draws, values):
+@pytest.mark.parametrize("maps", [1, 2])
+def test_sampled_masks(monkeypatch, draws, values, maps):
     monkeypatch.setattr(query_masks, "_MAX_SHARED_VALUES_CPU", values)
-    (dense, _), (lazy, _) = make(2, 5, (6, 8), 2, 3)
+    (dense, _), (lazy, _) = make(2, 5, (6, 8), 2, 3, maps=maps)
     points = torch.rand(draws, 30, 2)
     every = dense.predictions
     blocks = masks_at_points(lazy.predictions, 1, points)
-    assert len(blocks) == (2 if values == 1 else 1)
+    assert len(blocks) == (2 if values == 1 or maps == 2 else 1)
     found, also = torch.cat(blocks), torch.cat(masks_at_points(every, 1, points))
     for number, output in enumerate(every):
         wanted = sample_at_common_points(output.pred_masks[1], points[number % draws])
@@ -106,8 +122,9 @@ def test_sampled_masks(monkeypatch, draws, values):
         assert found[number].shape == (5, 30) and not found.requires_grad
 
 
-def test_matched_masks():
-    (dense, _), (lazy, _) = make(2, 5, (6, 8), 2, 3)
+@pytest.mark.parametrize("maps", [1, 2])
+def test_matched_masks(maps):
+    (dense, _), (lazy, _) = make(2, 5, (6, 8), 2, 3, maps=maps)
     first, second = (output.pred_masks for output in dense.predictions)
     # Two matches of the first image, one of the second; the second output begins at 2 * 5.
     rows = [torch.tensor([4, 0, 12, 13]), torch.tensor([7, 15])]

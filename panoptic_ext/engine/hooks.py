@@ -16,10 +16,18 @@ from detectron2.utils.events import CommonMetricPrinter, JSONWriter, Tensorboard
 
 from panoptic_ext.atomic import write_atomic
 from panoptic_ext.engine.divergence import divergence_of
+from panoptic_ext.engine.layer_decay import BACKBONE_MARK
 from panoptic_ext.errors import NOT_JSON, ConfigError, NonFiniteLossError
 from panoptic_ext.regular_files import LOG_FILE, check_regular_file
 
-__all__ = ["CheckpointHook", "PreciseBNHook", "WriterHook", "is_precise_bn_wanted", "trim_metrics"]
+__all__ = [
+    "CheckpointHook",
+    "LRScheduler",
+    "PreciseBNHook",
+    "WriterHook",
+    "is_precise_bn_wanted",
+    "trim_metrics",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +79,26 @@ class CheckpointHook(HookBase):
                     f"first is {names[0]}; no checkpoint was written and the last one is untouched."
                     " Lower SOLVER.BASE_LR or enable SOLVER.CLIP_GRADIENTS, and go on with --resume"
                 )
+
+
+class LRScheduler(hooks.LRScheduler):
+    """Detectron2's hook, which also writes the learning rate of a backbone that warms up by itself.
+
+    "lr_backbone" is the highest of the backbone, and "lr" that of the largest group of the others.
+    The class has the name of Detectron2's, under which checkpoints hold its state.
+    """
+
+    def after_step(self) -> None:
+        groups = self.trainer.optimizer.param_groups
+        backbone = [group["lr"] for group in groups if group.get(BACKBONE_MARK)]
+        others = [group for group in groups if not group.get(BACKBONE_MARK)]
+        if not (backbone and others):
+            super().after_step()
+            return
+        largest = max(others, key=lambda group: len(group["params"]))
+        self.trainer.storage.put_scalar("lr", largest["lr"], smoothing_hint=False)
+        self.trainer.storage.put_scalar("lr_backbone", max(backbone), smoothing_hint=False)
+        self.scheduler.step()
 
 
 class PreciseBNHook(hooks.PreciseBN):

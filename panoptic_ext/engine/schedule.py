@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from torch.optim.lr_scheduler import LRScheduler
+from detectron2.solver import LRMultiplier
+from fvcore.common.param_scheduler import ConstantParamScheduler
 
 from panoptic_ext.engine.layer_decay import BACKBONE_MARK, check_layer_keys
 from panoptic_ext.errors import ConfigError, check_known, quoted
@@ -81,12 +82,12 @@ class RateCurve:
         return warm * self.curve(iteration, min(share, 1.0))
 
 
-class Schedule(LRScheduler):
+class Schedule(LRMultiplier):
     """One curve for each group of parameters.
 
-    The state is the iteration and the initial rates, as in Detectron2's LRMultiplier. A resumed run
-    has the curves of its own config, such as those of a larger MAX_ITER. It also takes the state of
-    WarmupPolyLR of Detectron2's DeepLab project, which earlier versions of this package used.
+    The state is the iteration and the initial rates, as in Detectron2's LRMultiplier, so that a
+    resumed run has the curves of its own config, such as those of a larger MAX_ITER. The state of
+    Detectron2's WarmupPolyLR, which earlier versions used, is taken, too.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, curves: Sequence[RateCurve]) -> None:
@@ -95,7 +96,8 @@ class Schedule(LRScheduler):
         curves: as many as the optimizer has groups.
         """
         self._curves = tuple(curves)
-        super().__init__(optimizer)
+        # The base class makes Detectron2's hook save the state; its one multiplier is not used.
+        super().__init__(optimizer, ConstantParamScheduler(1.0), curves[0].max_iter)
 
     def get_lr(self) -> list[float]:
         """The learning rate of each group at iteration `last_epoch`."""
@@ -103,10 +105,6 @@ class Schedule(LRScheduler):
             curve.rate(base, self.last_epoch)
             for curve, base in zip(self._curves, self.base_lrs, strict=True)
         ]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The iteration and the initial rates."""
-        return {"base_lrs": self.base_lrs, "last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue at the iteration of a state, with the rates of this schedule's curves."""

@@ -27,6 +27,7 @@ from panoptic_ext.engine.checkpoint.trainer_state import check_parts, restore_st
 from panoptic_ext.engine.first_steps import FirstStepsHook
 from panoptic_ext.engine.hooks import (
     CheckpointHook,
+    LRScheduler,
     PreciseBNHook,
     WriterHook,
     is_precise_bn_wanted,
@@ -193,7 +194,7 @@ class Trainer(DefaultTrainer):
         return [
             hooks.IterationTimer(),
             FirstStepsHook() if comm.is_main_process() else None,
-            hooks.LRScheduler(),
+            LRScheduler(),
             precise_bn,  # before the checkpoint, which then holds the statistics
             CheckpointHook(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINTS_TO_KEEP),
             # After the checkpoint, so that no training is lost if the evaluation fails.

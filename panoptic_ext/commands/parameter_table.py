@@ -72,8 +72,8 @@ def main(args: argparse.Namespace) -> int:
     """Build the models and print the table or the lists; returns 0."""
     rows, lists = [], []
     for path in args.configs:
-        options = ["MODEL.DEVICE", "cpu", "MODEL.TIMM.PRETRAINED", "False", *args.opts]
-        cfg = load_cfg(path, options)
+        untrained = ["MODEL.TIMM.PRETRAINED", "False", "MODEL.VIT.PRETRAINED", "False"]
+        cfg = load_cfg(path, ["MODEL.DEVICE", "cpu", *untrained, *args.opts])
         model = build_model(cfg)
         if args.tensors or args.learning_rates:
             listing = list_tensors(model) if args.tensors else list_rates(model, cfg.SOLVER)

@@ -227,6 +227,7 @@ def without_pretrained(cfg: CfgNode) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.TIMM.PRETRAINED = False
+    cfg.MODEL.VIT.PRETRAINED = False
     cfg.MODEL.TRANSFORMERS.PRETRAINED = False
     cfg.freeze()
     return cfg

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.modeling.backbone.timm_backbone import import_timm
+from panoptic_ext.modeling.backbone.vit_weights import fit_vit_weights
 
 __all__ = ["PlainViT", "build_plain_vit_backbone"]
 
@@ -78,6 +79,10 @@ class PlainViT(Backbone):
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of "last_feat"."""
         return {"last_feat": ShapeSpec(channels=self.embed_dim, stride=self.patch_size)}
+
+    def adapt_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Accept weights of other sizes and names; see `AdaptsStateDict` and `fit_vit_weights`."""
+        fit_vit_weights(state_dict, f"{prefix}net.", self.net)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, H, W) -> {"last_feat": (B, D, h, w)}, normalised."""

@@ -131,13 +131,18 @@ def from_published(
 
 
 def to_transformers(
-    state_dict: Mapping[str, Tensor], *, queried_blocks: int, packed_swiglu: bool = False
+    state_dict: Mapping[str, Tensor],
+    *,
+    queried_blocks: int,
+    mask_probability: float = 0.0,
+    packed_swiglu: bool = False,
 ) -> dict[str, Tensor]:
     """Our state dict -> transformers' form, of EoMT or, with rotary embedding, of EoMT-DINOv3.
 
     Args:
         state_dict: of a `PanopticExtEoMT`.
-        queried_blocks: L2. `attn_mask_probs` becomes so many zeros: no masks in evaluation.
+        queried_blocks: L2.
+        mask_probability: becomes `attn_mask_probs` of each of them. 0: no masks in evaluation.
         packed_swiglu: names of a gated MLP as in transformers 4.
 
     Raises:
@@ -147,7 +152,7 @@ def to_transformers(
     for name, value in _below(HEAD, state_dict).items():
         theirs[_head_name(name)] = value
     return theirs | {
-        _MASK_PROBABILITIES: torch.zeros(queried_blocks),
+        _MASK_PROBABILITIES: torch.full((queried_blocks,), mask_probability),
         _EMPTY_WEIGHT: _empty_weight(state_dict),
     }
 
@@ -164,7 +169,7 @@ def to_bin(
 
     Args:
         state_dict: of a `PanopticExtEoMT`.
-        queried_blocks: L2, see `to_transformers`.
+        queried_blocks: L2.
         pixel_mean, pixel_std: of red, green and blue, 3 values of 0 to 1.
         base: of a DINOv3 encoder, the weights that it was trained from, as `encoder_to_timm` takes
             them: the differences to them are written.

@@ -19,7 +19,7 @@ from panoptic_ext.errors import ConfigError
 from panoptic_ext.modeling.backbone.plain_vit import PlainViT
 from panoptic_ext.modeling.eomt import Annealing, EoMTHead, annealing_pairs
 from panoptic_ext.modeling.mask_classification.build_criterion import build_criterion
-from panoptic_ext.modeling.meta_arch.query_model import QueryModel
+from panoptic_ext.modeling.meta_arch.eomt_weights import PublishedWeights
 from panoptic_ext.modeling.meta_arch.segmentation import MaskSegmentation, wanted_outputs
 from panoptic_ext.modeling.transformer_decoder import DecoderOutputs
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 @META_ARCH_REGISTRY.register()
-class PanopticExtEoMT(QueryModel):
+class PanopticExtEoMT(PublishedWeights):
     """One model for panoptic, instance and semantic segmentation."""
 
     backbone: PlainViT
@@ -41,17 +41,20 @@ class PanopticExtEoMT(QueryModel):
         *,
         masked_attention: bool = True,
         annealing: Annealing | None = None,
+        encoder_weights: str = "",
         **arguments: Any,
     ) -> None:
         """Args (all by keyword):
 
         masked_attention: whether queries attend to the patches in their masks alone, in training.
         annealing: how often, by the iteration; None: always, and in evaluation, too.
+        encoder_weights: see `PublishedWeights`.
         arguments: of `QueryModel`; the backbone is a `PlainViT`, the head an `EoMTHead`.
         """
         super().__init__(**arguments)
         self.masked_attention = masked_attention
         self.annealing = annealing
+        self.encoder_weights = encoder_weights
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
@@ -86,6 +89,7 @@ class PanopticExtEoMT(QueryModel):
             "size_divisibility": backbone.size_divisibility,
             "masked_attention": keys.MASKED_ATTENTION,
             "annealing": build_annealing(cfg),
+            "encoder_weights": keys.ENCODER_WEIGHTS or f"timm://{cfg.MODEL.VIT.NAME}",
         }
 
     def outputs(self, images: Tensor) -> DecoderOutputs:

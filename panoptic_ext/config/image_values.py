@@ -6,7 +6,13 @@ from typing import Any
 
 from panoptic_ext.errors import ConfigError, check_known
 
-__all__ = ["check_test_images", "pads_black", "side_of_test_batches"]
+__all__ = [
+    "check_test_images",
+    "pads_black",
+    "resizing_of_test_images",
+    "side_of_test_batches",
+    "side_of_windows",
+]
 
 _PAD_VALUES = ("mean", "black")
 _TEST_RESIZES = ("shortest_edge", "longest_side")
@@ -28,39 +34,41 @@ def side_of_test_batches(cfg: Any) -> int:
     return cfg.INPUT.IMAGE_SIZE if cfg.INPUT.PAD_TO_SQUARE else 0
 
 
+def side_of_windows(cfg: Any) -> int:
+    """Side of the windows that semantic scores are computed in, pixels; 0 for whole images."""
+    check_test_images(cfg)
+    return cfg.INPUT.IMAGE_SIZE if cfg.TEST.SEMANTIC_WINDOWS else 0
+
+
+def resizing_of_test_images(cfg: Any) -> str:
+    """What resizes whole images before they reach the model, for messages; "" for nothing."""
+    if cfg.INPUT.TEST_RESIZE != "shortest_edge":
+        return f"INPUT.TEST_RESIZE is {cfg.INPUT.TEST_RESIZE}"
+    size = 0 if cfg.TEST.SEMANTIC_WINDOWS else cfg.INPUT.MIN_SIZE_TEST
+    return f"INPUT.MIN_SIZE_TEST is {size}" if size else ""
+
+
 def check_test_images(cfg: Any) -> None:
     """Check TEST.SEMANTIC_WINDOWS, INPUT.TEST_RESIZE and INPUT.PAD_TO_SQUARE.
 
     Raises:
         ConfigError: a value is wrong, or two of them contradict each other.
     """
-    keys, windows = cfg.INPUT, cfg.TEST.SEMANTIC_WINDOWS
+    keys, has_windows = cfg.INPUT, cfg.TEST.SEMANTIC_WINDOWS
     check_known("INPUT.TEST_RESIZE", keys.TEST_RESIZE, _TEST_RESIZES)
     is_longest = keys.TEST_RESIZE == "longest_side"
-    if windows < 0:
-        raise ConfigError(f"TEST.SEMANTIC_WINDOWS is {windows}, expected pixels, or 0 for none")
-    if windows and is_longest:
+    if has_windows and is_longest:
         raise ConfigError(
             "TEST.SEMANTIC_WINDOWS resizes the shorter side of an image, and INPUT.TEST_RESIZE is "
-            "'longest_side'; set it to 'shortest_edge', or TEST.SEMANTIC_WINDOWS to 0"
+            "'longest_side'; set it to 'shortest_edge', or TEST.SEMANTIC_WINDOWS to False"
         )
-    if (is_longest or keys.PAD_TO_SQUARE) and keys.IMAGE_SIZE < 1:
+    if (has_windows or is_longest or keys.PAD_TO_SQUARE) and keys.IMAGE_SIZE < 1:
         raise ConfigError(f"INPUT.IMAGE_SIZE is {keys.IMAGE_SIZE}, expected pixels, 1 or more")
-    if keys.PAD_TO_SQUARE and not is_longest:
-        _check_largest(cfg)
-
-
-def _check_largest(cfg: Any) -> None:
-    """Raise ConfigError if a resized image can be larger than the square that it is padded to."""
-    keys, windows = cfg.INPUT, cfg.TEST.SEMANTIC_WINDOWS
-    if windows:
-        found, fits = f"TEST.SEMANTIC_WINDOWS {windows}", windows <= keys.IMAGE_SIZE
-    else:
-        found = f"INPUT.MIN_SIZE_TEST {keys.MIN_SIZE_TEST}, MAX_SIZE_TEST {keys.MAX_SIZE_TEST}"
-        # A MIN_SIZE_TEST of 0 leaves images as they are, whatever MAX_SIZE_TEST is.
-        fits = keys.MIN_SIZE_TEST > 0 and keys.MAX_SIZE_TEST <= keys.IMAGE_SIZE
-    if not fits:
+    # A MIN_SIZE_TEST of 0 leaves images as they are, whatever MAX_SIZE_TEST is.
+    is_bounded = keys.MIN_SIZE_TEST > 0 and keys.MAX_SIZE_TEST <= keys.IMAGE_SIZE
+    if keys.PAD_TO_SQUARE and not (is_longest or has_windows or is_bounded):
         raise ConfigError(
-            f"INPUT.PAD_TO_SQUARE pads to INPUT.IMAGE_SIZE {keys.IMAGE_SIZE}, but with {found} "
-            "images can be larger; set INPUT.TEST_RESIZE 'longest_side', or a larger IMAGE_SIZE"
+            f"INPUT.PAD_TO_SQUARE pads to INPUT.IMAGE_SIZE {keys.IMAGE_SIZE}, but with INPUT."
+            f"MIN_SIZE_TEST {keys.MIN_SIZE_TEST} and MAX_SIZE_TEST {keys.MAX_SIZE_TEST} images can "
+            "be larger; set INPUT.TEST_RESIZE 'longest_side', or a larger IMAGE_SIZE"
         )

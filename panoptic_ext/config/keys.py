@@ -107,8 +107,8 @@ def _add_input_keys(cfg: CN) -> None:
     # then INPUT.CROP if it is enabled. "lsj": large-scale jitter (Ghiasi et al., CVPR 2021), then a
     # crop of fixed size.
     cfg.INPUT.AUGMENTATION = "shortest_edge"
-    # lsj: side of the square crop, pixels. Also the side of INPUT.TEST_RESIZE "longest_side" and of
-    # INPUT.PAD_TO_SQUARE.
+    # lsj: side of the square crop, pixels. Also the side of INPUT.TEST_RESIZE "longest_side", of
+    # INPUT.PAD_TO_SQUARE and of TEST.SEMANTIC_WINDOWS.
     cfg.INPUT.IMAGE_SIZE = 1024
     # lsj: smallest scale of an image, relative to IMAGE_SIZE.
     cfg.INPUT.MIN_SCALE = 0.1
@@ -191,11 +191,11 @@ def _add_run_keys(cfg: CN) -> None:
     # Outputs of the model that are evaluated, if it has them: "panoptic" (PQ), "semantic" (mIoU)
     # and "instance" (AP of boxes and masks).
     cfg.TEST.EVALUATORS = ["panoptic", "semantic", "instance"]
-    # Semantic scores from overlapping windows with sides of this many pixels; 0: from the whole
-    # image. The image's shorter side is resized to it, in place of INPUT.TEST_RESIZE. Where windows
-    # overlap, their scores are averaged (EoMT). Any model with "sem_seg" alone can do it: windows
-    # have no segments in common. Detectron2's DefaultPredictor does not read this key.
-    cfg.TEST.SEMANTIC_WINDOWS = 0
+    # Semantic scores from overlapping square windows, with the mean where they overlap (EoMT). The
+    # shorter side of an image is resized to INPUT.IMAGE_SIZE, which is also a window's side,
+    # whatever INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST are. Any model that gives "sem_seg" alone can
+    # do it: windows have no segments in common. Detectron2's DefaultPredictor does not do it.
+    cfg.TEST.SEMANTIC_WINDOWS = False
     # Also write predictions as COCO panoptic JSON and PNG files.
     cfg.TEST.WRITE_PREDICTIONS = False
     # The contact sheet shows this many images of the worst PQ, and as many of the best; 0: no

@@ -61,7 +61,7 @@ def resize_in_testing(cfg: Any) -> T.Augmentation:
     """
     check_test_images(cfg)
     if cfg.TEST.SEMANTIC_WINDOWS:
-        return ResizeSide(cfg.TEST.SEMANTIC_WINDOWS, longest=False)
+        return ResizeSide(cfg.INPUT.IMAGE_SIZE, longest=False)
     if cfg.INPUT.TEST_RESIZE == "longest_side":
         return ResizeSide(cfg.INPUT.IMAGE_SIZE, longest=True)
     return ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")

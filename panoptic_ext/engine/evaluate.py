@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from panoptic_ext import evaluation
 from panoptic_ext.atomic import write_atomic
+from panoptic_ext.config.image_values import side_of_windows
 from panoptic_ext.data.datasets.parsed import parsed_once
 from panoptic_ext.engine.checkpoint.rng import preserved_rng
 from panoptic_ext.engine.distributed import share_buffers
@@ -100,7 +101,7 @@ def evaluate(
                 data = trainer.build_test_loader(cfg, name)
                 evaluator = evaluators[i] if evaluators else trainer.build_evaluator(cfg, name)
                 with evaluation_precision(cfg).autocast():
-                    windowed = in_windows(model, cfg.TEST.SEMANTIC_WINDOWS)
+                    windowed = in_windows(model, side_of_windows(cfg))
                     results[name] = _run(windowed, data, evaluator)
                 if comm.is_main_process():
                     _publish(cfg, name, results[name], evaluator, settings)

@@ -29,6 +29,7 @@ from panoptic_ext.data.datasets.known_classes import describe_classes
 from panoptic_ext.engine.precision import check_precision
 from panoptic_ext.errors import ConfigError, look_up, quoted, unknown
 from panoptic_ext.modeling.meta_arch.base import meta_architecture
+from panoptic_ext.modeling.meta_arch.semantic_windows import check_windows
 
 __all__ = ["has_own_weights", "load_cfg", "warn_if_warmup_never_ends", "without_pretrained"]
 
@@ -82,6 +83,7 @@ def load_cfg(
     check_fusion_keys(
         cfg, given, default_fusion=arch.default_fusion, combine_keys=arch.combine_keys
     )
+    check_windows(cfg, arch)
     register_from_config(cfg, trained_on=trained_on)
     if use_data:
         _check_datasets_exist(cfg)

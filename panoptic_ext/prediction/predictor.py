@@ -14,6 +14,7 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from torch import nn
 
+from panoptic_ext.config.image_values import side_of_windows
 from panoptic_ext.data.datasets.known_classes import set_classes
 from panoptic_ext.data.datasets.metadata_file import METADATA_FILE, load_metadata
 from panoptic_ext.data.resizing import resize_in_testing
@@ -75,7 +76,7 @@ class Predictor(DefaultPredictor):
         self.aug = resize_in_testing(cfg)
         self.input_format = cfg.INPUT.FORMAT
         self.precision = evaluation_precision(cfg)
-        self.window_side = cfg.TEST.SEMANTIC_WINDOWS
+        self.window_side = side_of_windows(cfg)
 
     def __call__(self, original_image: Any, *, batch_size: int = 1) -> Any:
         """Predict, in the precision of TEST.AMP_DTYPE.

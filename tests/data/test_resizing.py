@@ -69,5 +69,5 @@ def test_each_key_chooses_its_resizing() -> None:
     assert size_after(usual.get_transform(blank(20, 80)), 20, 80) == (15, 60)
     longest = resize_in_testing(config("INPUT.TEST_RESIZE", "longest_side", "INPUT.IMAGE_SIZE", 64))
     assert size_after(longest.get_transform(blank(20, 80)), 20, 80) == (16, 64)
-    windows = resize_in_testing(config("TEST.SEMANTIC_WINDOWS", 32))
+    windows = resize_in_testing(config("TEST.SEMANTIC_WINDOWS", True, "INPUT.IMAGE_SIZE", 32))
     assert size_after(windows.get_transform(blank(20, 80)), 20, 80) == (32, 128)

@@ -168,6 +168,7 @@ def test_windows_of_an_evaluation(tmp_path: Path) -> None:
 
     seen: list[tuple[int, ...]] = []
     cfg = tiny_cfg(tmp_path)
-    cfg.DATASETS.TEST, cfg.TEST.SEMANTIC_WINDOWS = ("some",), 8
+    cfg.DATASETS.TEST, cfg.TEST.SEMANTIC_WINDOWS = ("some",), True
+    cfg.INPUT.IMAGE_SIZE = 8
     evaluate(Loader, cfg, Scores(), Shape())
     assert seen == [(3, 8, 8)] * 3 + [(3, 4, 10)]

@@ -250,6 +250,6 @@ def test_windows_are_cut_from_the_resized_image():
     outputs = windowed([np.zeros((4, 9, 3), np.uint8)] * 2, batch_size=2)
     assert [o["sem_seg"].shape for o in outputs] == [(3, 4, 9)] * 2
     assert model.batches == [[(3, 8, 8)] * 4, [(3, 8, 8)] * 2]
-    with pytest.raises(ConfigError, match=r"SEMANTIC_WINDOWS is 8 .* FakeModel gives image, pano"):
+    with pytest.raises(ConfigError, match=r"SEMANTIC_WINDOWS True .* FakeModel gives image, pano"):
         windowed.model = FakeModel()
         windowed(BGR)

@@ -117,6 +117,14 @@ class MetaArchitecture:
         return False
 
     @staticmethod
+    def gives_semantic_alone(cfg: Any) -> bool:
+        """Whether "sem_seg" is the only output with this config, as TEST.SEMANTIC_WINDOWS needs it.
+
+        True also where that is not known: the windows then look at the outputs.
+        """
+        return True
+
+    @staticmethod
     def loads_own_weights(cfg: Any) -> bool:
         """Whether a model that is built from this config has read its weights by itself.
 
@@ -158,6 +166,7 @@ _CLASS_ATTRIBUTES = (
     "combine_keys",
     "head_classes",
     "learns_from_instances",
+    "gives_semantic_alone",
     "loads_own_weights",
     "config_of_run",
 )

@@ -202,6 +202,11 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
             return cls.score_threshold_key
         return f"MODEL.PANOPTIC_FUSION.{key}"
 
+    @staticmethod
+    def gives_semantic_alone(cfg: Any) -> bool:
+        """False: it has detections, too."""
+        return False
+
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Losses or panoptic maps of a batch.
 

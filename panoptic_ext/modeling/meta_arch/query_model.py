@@ -14,11 +14,13 @@ from detectron2.modeling.backbone import Backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from panoptic_ext.config.image_values import pads_black, side_of_test_batches
 from panoptic_ext.config.mask_former import TASKS, mask_former_task
 from panoptic_ext.modeling.mask_classification.criterion import SetCriterion, semantic_map_loss
 from panoptic_ext.modeling.mask_classification.targets import MaskTargets, build_mask_targets
 from panoptic_ext.modeling.meta_arch.base import MetaArchitecture
 from panoptic_ext.modeling.meta_arch.classes import classes_of_dataset
+from panoptic_ext.modeling.meta_arch.image_batch import normalised_batch
 from panoptic_ext.modeling.meta_arch.mask_former_head import class_ids_of_head
 from panoptic_ext.modeling.meta_arch.segmentation import MaskSegmentation
 from panoptic_ext.modeling.transformer_decoder import DecoderOutputs
@@ -55,6 +57,8 @@ class QueryModel(MetaArchitecture, nn.Module):
         class_ids: Sequence[int],
         num_dataset_classes: int,
         task: str = "panoptic",
+        pad_black: bool = False,
+        test_square: int = 0,
         ignore_value: int = 255,
         deep_supervision: bool = True,
         semantic_classifier: nn.Module | None = None,
@@ -70,6 +74,8 @@ class QueryModel(MetaArchitecture, nn.Module):
         class_ids: the contiguous id of each class of the head.
         num_dataset_classes: K.
         task: one of `TASKS`, which chooses the targets; see `build_mask_targets`.
+        pad_black: see `normalised_batch`.
+        test_square: side that test batches are padded to, pixels; 0: as large as they need be.
         ignore_value: void in the ground truth "sem_seg".
         deep_supervision: also apply the losses to the predictions before the last layer.
         semantic_classifier: mask_features -> logits of the auxiliary semantic loss
@@ -83,6 +89,8 @@ class QueryModel(MetaArchitecture, nn.Module):
         self.criterion = criterion
         self.segmentation = segmentation
         self.size_divisibility = size_divisibility
+        self.pad_black = pad_black
+        self.test_square = test_square
         self.task = task
         self.ignore_value = ignore_value
         self.deep_supervision = deep_supervision
@@ -111,6 +119,8 @@ class QueryModel(MetaArchitecture, nn.Module):
             "class_ids": class_ids,
             "num_dataset_classes": dataset.num_classes,
             "task": mask_former_task(cfg),
+            "pad_black": pads_black(cfg),
+            "test_square": side_of_test_batches(cfg),
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "deep_supervision": cfg.MODEL.MASK_FORMER.DEEP_SUPERVISION,
         }
@@ -125,6 +135,12 @@ class QueryModel(MetaArchitecture, nn.Module):
     def learns_from_instances(cfg: Any) -> bool:
         """Whether data sets of instances alone, without label maps, are enough for this config."""
         return mask_former_task(cfg) == "instance"
+
+    @staticmethod
+    def gives_semantic_alone(cfg: Any) -> bool:
+        """See `MetaArchitecture.gives_semantic_alone`."""
+        keys = cfg.MODEL.MASK_FORMER.TEST
+        return keys.SEMANTIC_ON and not (keys.PANOPTIC_ON or keys.INSTANCE_ON)
 
     @property
     def device(self) -> torch.device:
@@ -174,10 +190,15 @@ class QueryModel(MetaArchitecture, nn.Module):
                 state_dict.setdefault(prefix + name, value)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalised images, padded with 0 to one size; on a CPU in channels_last layout."""
-        images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
-        images = [(image - self.pixel_mean) / self.pixel_std for image in images]
-        batch = ImageList.from_tensors(images, self.size_divisibility)
+        """Normalised images, padded to one size; on a CPU in channels_last layout."""
+        batch = normalised_batch(
+            [x["image"].to(self.device, non_blocking=True) for x in batched_inputs],
+            pixel_mean=self.pixel_mean,
+            pixel_std=self.pixel_std,
+            size_divisibility=self.size_divisibility,
+            pad_black=self.pad_black,
+            square=0 if self.training else self.test_square,
+        )
         # Convolutions keep the layout, and 1x1 ones are several times faster in it on a CPU.
         if self.device.type == "cpu":
             batch.tensor = batch.tensor.contiguous(memory_format=torch.channels_last)

@@ -7,16 +7,17 @@ side of a window.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 from panoptic_ext.errors import ConfigError
+from panoptic_ext.modeling.meta_arch.base import MetaArchitecture
 from panoptic_ext.postprocessing.windows import WindowMean, window_starts
 
-__all__ = ["SemanticWindows", "in_windows"]
+__all__ = ["SemanticWindows", "check_windows", "in_windows"]
 
 # Windows that go through the model at once. They bound its memory, whatever the image's size is.
 _WINDOWS_AT_ONCE = 4
@@ -26,7 +27,7 @@ _Window = tuple[int, int, int]
 
 
 def in_windows(model: nn.Module, side: int) -> nn.Module:
-    """The model itself if `side` (TEST.SEMANTIC_WINDOWS) is 0, else `SemanticWindows` of it."""
+    """The model itself if `side` (see `side_of_windows`) is 0, else `SemanticWindows` of it."""
     return SemanticWindows(model, side) if side else model
 
 
@@ -72,7 +73,7 @@ class SemanticWindows(nn.Module):
         for windows in self._batches(batched_inputs):
             outputs = self.model([self._cut(batched_inputs[i], *at) for i, *at in windows])
             for (i, top, left), output in zip(windows, outputs, strict=True):
-                self._check(output)
+                _check_names(type(self.model).__name__, output)
                 means[i].add(output["sem_seg"], top, left)
         return [
             {"sem_seg": mean.mean((x.get("height", mean.size[0]), x.get("width", mean.size[1])))}
@@ -95,13 +96,28 @@ class SemanticWindows(nn.Module):
         image = inputs["image"][:, top : top + self.side, left : left + self.side]
         return {"image": image, "height": image.shape[-2], "width": image.shape[-1]}
 
-    def _check(self, output: dict[str, Any]) -> None:
-        if set(output) != {"sem_seg"}:
-            name = type(self.model).__name__
-            raise ConfigError(
-                f"TEST.SEMANTIC_WINDOWS is {self.side} and needs a model with sem_seg alone, "
-                f"because windows have no segments in common, but {name} gives "
-                f"{', '.join(sorted(output)) or 'nothing'}; set SEMANTIC_ON True and PANOPTIC_ON "
-                "and INSTANCE_ON False (in MODEL.MASK_FORMER.TEST or MODEL.TRANSFORMERS), or "
-                "TEST.SEMANTIC_WINDOWS 0"
-            )
+
+def check_windows(cfg: Any, arch: type[MetaArchitecture]) -> None:
+    """Raise ConfigError if TEST.SEMANTIC_WINDOWS is on and the model is known to give segments.
+
+    Args:
+        cfg: a config.
+        arch: of its model, see `meta_architecture`.
+    """
+    if cfg.TEST.SEMANTIC_WINDOWS and not arch.gives_semantic_alone(cfg):
+        raise _segments_error(arch.__name__, "does not with this config")
+
+
+def _check_names(model: str, names: Collection[str]) -> None:
+    """Raise ConfigError if the outputs of a model are not semantic scores alone."""
+    if set(names) != {"sem_seg"}:
+        raise _segments_error(model, f"gives {', '.join(sorted(names)) or 'nothing'}")
+
+
+def _segments_error(model: str, found: str) -> ConfigError:
+    return ConfigError(
+        "TEST.SEMANTIC_WINDOWS True needs a model that gives sem_seg alone, because windows have "
+        f"no segments in common, but {model} {found}; set SEMANTIC_ON True and PANOPTIC_ON and "
+        "INSTANCE_ON False (in MODEL.MASK_FORMER.TEST or MODEL.TRANSFORMERS), or "
+        "TEST.SEMANTIC_WINDOWS False"
+    )

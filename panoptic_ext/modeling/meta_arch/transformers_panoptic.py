@@ -16,6 +16,7 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
+from panoptic_ext.config.image_values import resizing_of_test_images
 from panoptic_ext.config.left_out import complete_config
 from panoptic_ext.errors import ConfigError, check_known
 from panoptic_ext.modeling.meta_arch.base import MetaArchitecture
@@ -119,11 +120,11 @@ class TransformersPanoptic(MetaArchitecture, nn.Module):
             thing_ids=frozenset(i for i, isthing in enumerate(plan.isthing) if isthing),
             top_k=cfg.TEST.DETECTIONS_PER_IMAGE,
         )
-        if cfg.INPUT.MIN_SIZE_TEST:
+        if resizing := resizing_of_test_images(cfg):
             logger.warning(
-                "INPUT.MIN_SIZE_TEST is %d, so images are resized twice in testing, before and by "
-                "the model's image processor; 0 gives transformers' own results",
-                cfg.INPUT.MIN_SIZE_TEST,
+                "%s, so images are resized twice in testing, before and by the model's image "
+                "processor; INPUT.MIN_SIZE_TEST 0 gives transformers' own results",
+                resizing,
             )
         return {
             "network": network,
@@ -143,6 +144,12 @@ class TransformersPanoptic(MetaArchitecture, nn.Module):
             "metadata_name": plan.metadata_name,
             "untrained": plan.match.report() if plan.is_new and keys.PRETRAINED else "",
         }
+
+    @staticmethod
+    def gives_semantic_alone(cfg: Any) -> bool:
+        """See `MetaArchitecture.gives_semantic_alone`."""
+        keys = cfg.MODEL.TRANSFORMERS
+        return keys.SEMANTIC_ON and not (keys.PANOPTIC_ON or keys.INSTANCE_ON)
 
     @staticmethod
     def loads_own_weights(cfg: Any) -> bool:

@@ -153,7 +153,7 @@ def test_a_semantic_eomt_sees_windows(tmp_path, monkeypatch, size, family):
 def test_windows_of_any_model_are_those_of_a_semantic_eomt(tmp_path, size, family):
     folder = save_tiny(family, tmp_path, CLASSES)
     alone = {"MODEL__TRANSFORMERS__PANOPTIC_ON": False, "MODEL__TRANSFORMERS__INSTANCE_ON": False}
-    windowed = tiny_predictor(folder, TEST__SEMANTIC_WINDOWS=64, **alone)
+    windowed = tiny_predictor(folder, TEST__SEMANTIC_WINDOWS=True, INPUT__IMAGE_SIZE=64, **alone)
     edges = {"shortest_edge": 64, "longest_edge": None}
     processor = transformers.EomtImageProcessor(size=edges, do_split_image=True)
     processor.save_pretrained(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any
 
 import pytest
@@ -17,13 +18,15 @@ from panoptic_ext.engine.layer_decay import BACKBONE_MARK, layer_factor
 from panoptic_ext.engine.optimizer import build_optimizer, solver_groups
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.modeling.backbone.backbone_layers import Layer
+from panoptic_ext.modeling.backbone.plain_vit import PlainViT
+from panoptic_ext.modeling.eomt.head import EoMTHead
 from tests.tiny.training import PanopticExtTestTiny
 
 
 class PlainViTLike(nn.Module):
-    """Parameters named as those of an EoMT on timm's ViT with registers."""
+    """Some parameters of an EoMT, named as on a ViT of timm, without timm."""
 
-    def __init__(self, depth: int = 24) -> None:
+    def __init__(self, depth: int) -> None:
         super().__init__()
         self.backbone = nn.Module()
         self.backbone.net = net = nn.Module()
@@ -54,6 +57,19 @@ def by_name(model: nn.Module, groups: list[dict[str, Any]], key: str) -> dict[st
     return {names[p]: group.get(key) for group in groups for p in group["params"]}
 
 
+@cache
+def large_eomt(name: str) -> nn.Module:
+    """The parameters of an EoMT-L, without memory."""
+    pytest.importorskip("timm")
+    with torch.device("meta"):
+        model = nn.Module()
+        model.backbone = PlainViT(name)
+        model.sem_seg_head = EoMTHead(
+            embed_dim=1024, num_queries=200, num_blocks=4, num_classes=133, patch_size=16
+        )
+    return model
+
+
 def published_factor(name: str, depth: int, decay: float, free: int) -> float:
     """The rule of the published training, read from the name alone."""
     if not name.startswith("backbone.net.") or name.startswith("backbone.net.norm."):
@@ -63,23 +79,27 @@ def published_factor(name: str, depth: int, decay: float, free: int) -> float:
     return 1.0 if index in range(depth - free, depth) else decay ** (depth - 1 - index)
 
 
-@pytest.mark.parametrize("free", [0, 4])
-@pytest.mark.parametrize("multiplier", [1.0, 0.1])
-def test_factors_of_a_large_vit(free: int, multiplier: float) -> None:
-    model = PlainViTLike()
-    keys = solver(
-        LAYER_DECAY=0.8, LAYER_DECAY_FREE_BLOCKS=free, BACKBONE_MULTIPLIER=multiplier,
-        WEIGHT_DECAY_NORM=0.05,
-    )  # fmt: skip
-    groups = solver_groups(keys, model)
+@pytest.mark.parametrize(
+    ("name", "free", "multiplier"),
+    [
+        ("vit_large_patch14_reg4_dinov2", 0, 1.0),
+        ("vit_large_patch14_reg4_dinov2", 4, 0.1),
+        ("vit_large_patch16_dinov3_qkvb", 4, 1.0),
+    ],
+)
+def test_factors_of_eomt_large(name: str, free: int, multiplier: float) -> None:
+    model = large_eomt(name)
+    keys = {"LAYER_DECAY": 0.8, "LAYER_DECAY_FREE_BLOCKS": free, "WEIGHT_DECAY_NORM": 0.05}
+    groups = solver_groups(solver(BACKBONE_MULTIPLIER=multiplier, **keys), model)
     expected = {
-        name: 1e-4
-        * published_factor(name, 24, 0.8, free)
-        * (multiplier if name.startswith("backbone.") else 1)
-        for name, _ in model.named_parameters()
+        parameter: 1e-4
+        * published_factor(parameter, 24, 0.8, free)
+        * (multiplier if parameter.startswith("backbone.") else 1)
+        for parameter, _ in model.named_parameters()
     }
     assert by_name(model, groups, "lr") == pytest.approx(expected, rel=1e-12)
-    assert set(by_name(model, groups, "weight_decay").values()) == {0.05}
+    # Weight decay on everything: norms, biases, tokens, positions, queries and LayerScale.
+    assert by_name(model, groups, "weight_decay") == dict.fromkeys(expected, 0.05)
     assert by_name(model, groups, BACKBONE_MARK) == dict.fromkeys(expected)
     assert len(groups) == 24 - max(free - 1, 0) + (multiplier != 1)
 

@@ -67,9 +67,9 @@ _NAMINGS = (
     # Swin: ours and that of Detectron2's main branch; transformers'
     _Naming(r"layers\.(\d+)\.blocks\.(\d+)\.", closes_stage=r"layers\.(\d+)\.downsample\."),
     _Naming(
-        r"encoder\.layers\.(\d+)\.blocks\.(\d+)\.",
-        closes_stage=r"encoder\.layers\.(\d+)\.downsample\.",
-        behind=r"(layernorm|hidden_states_norms)\.",
+        r"(?:swin\.)?encoder\.layers\.(\d+)\.blocks\.(\d+)\.",
+        closes_stage=r"(?:swin\.)?encoder\.layers\.(\d+)\.downsample\.",
+        behind=r"(swin\.layernorm|layernorm|hidden_states_norms)\.",
     ),
     # ResNet, ConvNeXt and the like of transformers
     _Naming(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from panoptic_ext.modeling.backbone.backbone_layers import Layer, layers_of_name
 from panoptic_ext.modeling.backbone.swin import SwinTransformer
 from panoptic_ext.modeling.backbone.timm_backbone import TimmBackbone
 from panoptic_ext.modeling.backbone.two_way_fpn import TwoWayFPN
+from panoptic_ext.modeling.transformers_models.families import FAMILIES
+from tests.tiny.transformers_models import build_tiny
 
 
 def counted(model: nn.Module, block: str, *, gap: int = 0) -> dict[str, Layer]:
@@ -188,6 +191,19 @@ def test_names_of_a_plain_vit(name: str, layer: int) -> None:
 def test_names_of_transformers(names: dict[str, int], layers: int) -> None:
     expected = {name: Layer(layer, layers) for name, layer in names.items()}
     assert layers_of_names(names) == expected
+
+
+@pytest.mark.parametrize("family", ["detr", "eomt", "eomt_dinov3", "mask2former", "oneformer"])
+def test_all_of_a_transformers_backbone_has_layers(family: str) -> None:
+    pytest.importorskip("transformers")
+    network, _ = build_tiny(family, ("a", "b"))
+    names = {n for n, _ in network.named_parameters() if n.startswith(FAMILIES[family].backbone)}
+    layers = parameter_layers(network, FAMILIES[family].backbone)
+    assert layers.keys() == names
+    (number,) = {layer.num_blocks for layer in layers.values()}
+    assert {layer.block for layer in layers.values()} >= set(range(number))
+    counts = Counter(layer.block for layer in layers.values())
+    assert number >= 3 and max(counts.values()) < 2 * min(counts[i] for i in range(number)) + 8
 
 
 def test_a_backbone_of_ones_own_says_its_layers() -> None:

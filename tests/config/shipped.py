@@ -30,18 +30,34 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT / "configs").as_posix()
 
 
+# A ViT with the most blocks that carry queries, and one more.
+_TINY_VIT = {
+    "MODEL.VIT.EMBED_DIM": 96,
+    "MODEL.VIT.DEPTH": 6,
+    "MODEL.VIT.NUM_HEADS": 3,
+    "MODEL.VIT.IMAGE_SIZE": 64,
+}
+
+
 @cache
-def load_shipped(path: Path) -> CfgNode:
+def load_shipped(path: Path, *, tiny: bool = True) -> CfgNode:
     """The frozen config of a file on the CPU, its data set's classes filled in.
 
     The data sets must be there, see the fixture `dataset_jsons`.
+
+    Args:
+        path: of the file.
+        tiny: whether a network that is too large, or on the hub, is replaced by a tiny one.
     """
-    pairs = [part for pair in tiny_network(path).items() for part in map(str, pair)]
+    changes = tiny_network(path) if tiny else {}
+    pairs = [part for pair in changes.items() for part in map(str, pair)]
     return load_cfg(str(path), ["MODEL.DEVICE", "cpu", *SMALLER, *pairs])
 
 
 def tiny_network(path: Path) -> dict[str, object]:
-    """Keys of a tiny network for a leaf of transformers, whose own one is on the hub."""
+    """Keys of a tiny network for a leaf of EoMT, or of transformers, whose own is on the hub."""
+    if path.parent.name == "eomt":
+        return _TINY_VIT
     if path.parent.name != "transformers":
         return {}
     pytest.importorskip("transformers", minversion="4.57", reason="EoMT of the hf extra is absent")

@@ -68,6 +68,57 @@ def test_detectron2s_panoptic_models_have_its_addresses() -> None:
     assert len(ours) == 3
 
 
+# How the published tables of EoMT print an entry's figure.
+EOMT = {
+    "eomt_small_640_2x_coco": "| v2 S 640 2x | {} |",
+    "eomt_base_640_2x_coco": "| v2 B 640 2x | {} |",
+    "eomt_large_640_coco": "| v2 L 640 | {} |",
+    "eomt_large_1280_coco": "| v2 L 1280 | {} |",
+    "eomt_giant_640_coco": "| v2 g 640 | {} |",
+    "eomt_giant_1280_coco": "| v2 g 1280 | {} |",
+    "eomt_small_640_dinov3_coco": "| v3 S 640 2x | {} |",
+    "eomt_base_640_dinov3_coco": "| v3 B 640 2x | {} |",
+    "eomt_large_640_dinov3_coco": "| v3 L 640 | {} |",
+    "eomt_large_1280_dinov3_coco": "| v3 L 1280 | {} |",
+    "eomt_instance_large_640_coco": "mask AP L: {}/48.8 (v2",
+    "eomt_instance_large_1280_coco": "mask AP L: 45.2/{} (v2",
+    "eomt_instance_large_640_dinov3_coco": ", {}/49.9 (v3)",
+    "eomt_instance_large_1280_dinov3_coco": ", 45.9/{} (v3)",
+    "eomt_large_640_ade20k": ": L640 {},",
+    "eomt_large_1280_ade20k": " L1280 {},",
+    "eomt_giant_640_ade20k": " g640 {},",
+    "eomt_giant_1280_ade20k": " g1280 {}.",
+    "eomt_semantic_large_512_ade20k": "ADE20K mIoU {} (v2",
+    "eomt_semantic_large_512_dinov3_ade20k": "/ {} (v3). Cityscapes",
+    "eomt_semantic_large_1024_cityscapes": "Cityscapes mIoU {} (L1024)",
+}
+
+
+def eomt() -> dict[str, ZooEntry]:
+    return {e.name: e for e in built_in() if e.config.split("/")[1:2] == ["eomt"]}
+
+
+def test_eomt_is_complete_and_as_published() -> None:
+    table = TABLE.with_name("eomt.md")
+    if not table.is_file():
+        pytest.skip(f"{table} is missing")
+    text = table.read_text().partition("## 8.")[2].partition("## 9.")[0]
+    ours = eomt()
+    assert set(ours) == set(EOMT)
+    for name, row in EOMT.items():
+        (metric,) = ours[name].figures
+        assert metric == {"panoptic": "PQ", "instance": "AP", "semantic": "mIoU"}[ours[name].task]
+        assert row.format(ours[name].figures[metric]) in text, name
+
+
+def test_eomt_has_the_published_address_and_the_encoders_licence() -> None:
+    for entry in eomt().values():
+        assert entry.address == f"{entry.source}/resolve/main/pytorch_model.bin"
+        is_v3 = "dinov3" in entry.name
+        assert is_v3 == entry.source.endswith("dinov3") == ("DINOv3" in entry.licence)
+        assert bool(configs.get_config(entry.name).MODEL.EOMT.ENCODER_WEIGHTS) == is_v3
+
+
 def test_a_config_names_its_entry() -> None:
     """Only the base files of transformers' models have several entries."""
     for entry in (entry for entry in built_in() if entry.config):
@@ -89,7 +140,7 @@ def check_config(entry: ZooEntry) -> None:
     assert f"zoo://{entry.name}" == cfg.MODEL.WEIGHTS
     size = {"min_size": cfg.INPUT.MIN_SIZE_TEST, "max_size": cfg.INPUT.MAX_SIZE_TEST}
     assert entry.input == {"format": cfg.INPUT.FORMAT, **size}
-    if "mask2former" in entry.config:
+    if "mask2former" in entry.config or "eomt" in entry.config:
         assert entry.task == cfg.MODEL.MASK_FORMER.TASK
 
 

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from panoptic_ext.modeling.eomt.attention_mask import attention_mask
+from panoptic_ext.modeling.layers.linear import linear
 from panoptic_ext.modeling.transformer_decoder.outputs import (
     DecoderOutputs,
     Predictions,
-    mask_logits,
+    QueryMasks,
 )
 
 __all__ = ["EoMTHead"]
@@ -47,8 +48,22 @@ class ScaleBlock(nn.Module):
         self.norm = ChannelNorm(channels, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, D, h, w) -> (B, D, 2 h, 2 w)."""
-        return self.norm(self.conv2(F.gelu(self.conv1(x))))
+        """(B, D, h, w) -> (B, D, 2 h, 2 w), on a CPU in channels_last layout."""
+        on_host = x.device.type == "cpu" and not torch.compiler.is_compiling()
+        doubled = self._doubled_by_product(x) if on_host else self.conv1(x)
+        return self.norm(self.conv2(F.gelu(doubled)))
+
+    def _doubled_by_product(self, x: Tensor) -> Tensor:
+        """As `conv1`: its cells do not overlap, so that each pixel alone gives four others.
+
+        On a CPU, forward and backward took half of the time of the transposed convolution.
+        """
+        channels = x.shape[1]
+        weight = self.conv1.weight.permute(2, 3, 1, 0).reshape(4 * channels, channels)
+        assert self.conv1.bias is not None
+        cells = linear(x.permute(0, 2, 3, 1), weight, self.conv1.bias.repeat(4))
+        cells = cells.unflatten(-1, (2, 2, channels)).transpose(2, 3)  # (B, h, 2, w, 2, D)
+        return cells.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
 class EoMTHead(nn.Module):
@@ -118,7 +133,7 @@ class EoMTHead(nn.Module):
                 outputs = self.predict(norm(tokens), grid)
                 aux_outputs.append(outputs)
                 if probability > 0:
-                    at_patches = F.interpolate(outputs.dense_masks(), size=grid, mode="bilinear")
+                    at_patches = masks_at_patches(outputs.pred_masks, grid)
                     mask = attention_mask(at_patches, num_prefix_tokens, probability)
             tokens = run_block(block, tokens, mask)
         final = self.predict(norm(tokens), grid)
@@ -136,4 +151,16 @@ class EoMTHead(nn.Module):
         num_queries = self.q.num_embeddings
         queries, patches = tokens[:, :num_queries], tokens[:, -grid[0] * grid[1] :]
         features = self.upscale(patches.unflatten(1, grid).permute(0, 3, 1, 2))
-        return Predictions(self.class_head(queries), mask_logits(self.mask_head(queries), features))
+        return Predictions(self.class_head(queries), QueryMasks(self.mask_head(queries), features))
+
+
+@torch.no_grad()
+def masks_at_patches(masks: Tensor | QueryMasks, grid: tuple[int, int]) -> Tensor:
+    """Mask logits (B, Q, h, w) at the resolution of the patches, bilinear, without gradient.
+
+    Resizing is linear: the product with resized features is the resized product, and much smaller.
+    """
+    if isinstance(masks, Tensor):
+        return F.interpolate(masks, size=grid, mode="bilinear")
+    features = F.interpolate(masks.features, size=grid, mode="bilinear")
+    return QueryMasks(masks.embed, features).dense()

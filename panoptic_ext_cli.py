@@ -29,6 +29,7 @@ COMMANDS = {
     "compare-fusions": "compare panoptic fusions on the same weights: a table and pictures",
     "compare-runs": "draw the learning curves of several trainings into one picture",
     "zoo": "list, fetch and verify published models, and make an entry of your own",
+    "export-transformers": "write a trained EoMT as a model of transformers",
     "parameter-table": "count the parameters of models, or list their tensors",
     "demo": "train and evaluate on generated shapes, and draw what came out",
 }

@@ -30,7 +30,7 @@ def export_eomt(
     image_size: int = 0,
     channels: str = "RGB",
     packed_swiglu: bool = False,
-) -> None:
+) -> str:
     """Write config.json, preprocessor_config.json and model.safetensors into a folder.
 
     `EomtForUniversalSegmentation.from_pretrained(folder)`, with rotary position embedding
@@ -44,6 +44,9 @@ def export_eomt(
             position embedding is stored. Any other is for encoders with rotary embedding only.
         channels: order of the model's inputs, "RGB" or "BGR" (INPUT.FORMAT); theirs is RGB.
         packed_swiglu: names of the giant encoder's MLP as in transformers 4.
+
+    Returns:
+        The name of transformers' class.
 
     Raises:
         ConfigError: their model has no such architecture, or another number of classes.
@@ -73,6 +76,7 @@ def export_eomt(
     with TemporaryFile(os.path.join(folder, "model.safetensors")) as temporary:
         package.save_file(whole, temporary.path, metadata={"format": "pt"})
         temporary.commit()
+    return config["architectures"][0]
 
 
 def network_config(

@@ -11,9 +11,10 @@ al., "Masked-attention Mask Transformer", and the steps of the published model.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from panoptic_ext.postprocessing.mask_outputs import (
     Pixels,
     SemanticPixels,
     collect,
+    union,
 )
 from panoptic_ext.postprocessing.query_segments import KeptQuery, segments_of_queries
 from panoptic_ext.postprocessing.tiled_resize import Size
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack  # of typing from Python 3.11 on
 
 __all__ = [
+    "LazyMasks",
     "Sizes",
     "instance_inference",
     "mask_inference",
@@ -53,9 +56,20 @@ class Sizes(TypedDict):
     output_size: Size
 
 
+class LazyMasks(Protocol):
+    """(B, Q, h, w) mask logits that are computed when they are read."""
+
+    def rows(self, image: int, queries: Tensor) -> Tensor:
+        """(n, h, w) of the queries (n,) int64 of one image; they have the device of the result."""
+        ...
+
+
 @torch.no_grad()
 def mask_inference(
-    mask_cls: Tensor, mask_pred: Tensor, sizes: Sequence[Sizes], wanted: MaskOutputs
+    mask_cls: Tensor,
+    mask_pred: Tensor | LazyMasks,
+    sizes: Sequence[Sizes],
+    wanted: MaskOutputs,
 ) -> list[dict[str, Any]]:
     """Compute all wanted outputs of a batch.
 
@@ -63,7 +77,8 @@ def mask_inference(
 
     Args:
         mask_cls: (B, Q, K + 1) logits.
-        mask_pred: (B, Q, h, w) logits.
+        mask_pred: (B, Q, h, w) logits. Lazy ones are computed for the queries that an output needs;
+            most queries of a panoptic image are "no object".
         sizes: of each image.
         wanted: the outputs to compute.
 
@@ -71,11 +86,17 @@ def mask_inference(
         For each image a dict of those of "sem_seg", "panoptic_seg" and "instances" that are wanted;
         see `semantic_inference`, `panoptic_inference` and `instance_inference`.
     """
-    with torch.autocast(mask_pred.device.type, enabled=False):
+    with torch.autocast(mask_cls.device.type, enabled=False):
         probabilities = mask_cls.float().softmax(-1)
         choices = _choose(probabilities, wanted)
         images = [
-            _Image(probabilities[i], mask_pred[i], sizes[i], choice, wanted)
+            _Image(
+                probabilities[i],
+                mask_pred[i] if isinstance(mask_pred, Tensor) else partial(mask_pred.rows, i),
+                sizes[i],
+                choice,
+                wanted,
+            )
             for i, choice in enumerate(choices)
         ]
         things = None
@@ -247,22 +268,26 @@ class _Image:
     """
 
     def __init__(
-        self, probabilities: Tensor, masks: Tensor, sizes: Sizes, choice: _Choice,
-        wanted: MaskOutputs,
+        self, probabilities: Tensor, masks: Tensor | Callable[[Tensor], Tensor], sizes: Sizes,
+        choice: _Choice, wanted: MaskOutputs,
     ) -> None:  # fmt: skip
-        """Args: (Q, K + 1), (Q, h, w) logits, and the image's other values in `mask_inference`."""
+        """Args:
+        probabilities: (Q, K + 1).
+        masks: (Q, h, w) logits, or the function that computes (n, h, w) of some queries.
+        sizes, choice, wanted: the image's values in `mask_inference`.
+        """
         self.choice, self.output_size = choice, sizes["output_size"]
-        self.num_classes, self.device = probabilities.shape[1] - 1, masks.device
+        self.num_classes, self.device = probabilities.shape[1] - 1, probabilities.device
         self.panoptic: PanopticPixels | None = None
         self.semantic: SemanticPixels | None = None
         self.instances: InstancePixels | None = None
         semantic_size = self.output_size if wanted.resize_first else sizes["image_size"]
         if wanted.panoptic and len(choice.kept):
-            scores = to_device(choice.scores.astype(np.float32), masks.device)
+            scores = to_device(choice.scores.astype(np.float32), self.device)
             self.panoptic = PanopticPixels(choice.kept, scores, self.output_size)
         if wanted.instances:
             queries = np.unique(choice.pairs // self.num_classes)
-            self.instances = InstancePixels(queries, self.output_size, masks.device)
+            self.instances = InstancePixels(queries, self.output_size, self.device)
         if wanted.semantic:
             self.semantic = SemanticPixels(probabilities[:, :-1], semantic_size)
         # Outputs of the same size share one resizing of the masks.
@@ -272,10 +297,15 @@ class _Image:
             if pixels is not None:
                 size = semantic_size if pixels is self.semantic else self.output_size
                 by_size.setdefault(size, []).append(pixels)
+        needed = None
+        if by_size and not isinstance(masks, Tensor):
+            needed = union([pixels.queries for outputs in by_size.values() for pixels in outputs])
+            masks = masks(to_device(needed, self.device))
         for size, outputs in by_size.items():
             collect(
                 masks,
                 outputs,
+                queries=needed,
                 image_size=sizes["image_size"],
                 padded_size=sizes["padded_size"],
                 output_size=size,

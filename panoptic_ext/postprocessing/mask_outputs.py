@@ -17,7 +17,15 @@ from torch import Tensor
 from panoptic_ext.host_copies import to_device
 from panoptic_ext.postprocessing.tiled_resize import Size, Tile, TiledResize
 
-__all__ = ["InstancePixels", "MaskOutputs", "PanopticPixels", "Pixels", "SemanticPixels", "collect"]
+__all__ = [
+    "InstancePixels",
+    "MaskOutputs",
+    "PanopticPixels",
+    "Pixels",
+    "SemanticPixels",
+    "collect",
+    "union",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +91,7 @@ def collect(
     masks: Tensor,
     outputs: Sequence[Pixels],
     *,
+    queries: np.ndarray | None = None,
     image_size: Size,
     padded_size: Size,
     output_size: Size,
@@ -90,9 +99,13 @@ def collect(
     """Resize masks tile by tile, and add each tile to the outputs that need it.
 
     Args:
-        masks: (Q, h, w) logits.
+        masks: (Q, h, w) logits, or (n, h, w) of some queries.
         outputs: of the size `output_size`.
+        queries: (n,) int64, ascending: which masks are given, among them all that the outputs need;
+            None: all Q.
     """
+    if queries is None:
+        queries = np.arange(len(masks))
     sizes = {"image_size": image_size, "padded_size": padded_size, "output_size": output_size}
     # On a CPU every output has a pass of its own. It chooses the masks that a tile needs, and the
     # tiles are small enough for its own masks to stay in the cache. Resizing is a tenth of the
@@ -100,17 +113,18 @@ def collect(
     # wait before it could choose, so that every output gets all of its masks in one common pass.
     if _host_may_read(masks.device):
         for output in outputs:
-            _one_pass(masks, [output], **sizes)
+            _one_pass(masks, queries, [output], **sizes)
     else:
-        _one_pass(masks, outputs, **sizes)
+        _one_pass(masks, queries, outputs, **sizes)
 
 
-def _one_pass(masks: Tensor, outputs: Sequence[Pixels], **sizes: Size) -> None:
-    needed = _union([output.queries for output in outputs])
+def _one_pass(masks: Tensor, queries: np.ndarray, outputs: Sequence[Pixels], **sizes: Size) -> None:
+    needed = union([output.queries for output in outputs])
     if not len(needed):
         return
     if len(needed) < len(masks):
-        masks = masks.index_select(0, to_device(needed, masks.device))
+        rows = np.searchsorted(queries, needed)
+        masks = masks.index_select(0, to_device(rows, masks.device))
     resize = TiledResize(_finite(masks), **sizes)
     # The row of each query in `resize.masks`.
     rows_of_outputs = [np.searchsorted(needed, output.queries) for output in outputs]
@@ -146,7 +160,7 @@ def _add_tile(
         rows_of_outputs: for each output the rows of `resize.masks` that it needs in this tile.
         chosen: the same as indices in its `queries`.
     """
-    needed_rows = _union(rows_of_outputs)
+    needed_rows = union(rows_of_outputs)
     if not len(needed_rows):
         return
     all_masks = len(needed_rows) == len(resize.masks)
@@ -185,7 +199,7 @@ def _host_may_read(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def _union(parts: Sequence[np.ndarray]) -> np.ndarray:
+def union(parts: Sequence[np.ndarray]) -> np.ndarray:
     """The union of ascending integers, ascending; the longest part itself if it has all of them."""
     longest = max(parts, key=len)
     if sum(len(part) > 0 for part in parts) <= 1:

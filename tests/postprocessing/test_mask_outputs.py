@@ -126,3 +126,43 @@ def test_a_tile_of_all_queries_stays_small(queries):
     values = [tile.size[0] * tile.size[1] * queries for tile in resize]
     assert max(values) <= 2**19
     assert sum(values) == 2048 * 2048 * queries
+
+
+class RecordedRows:
+    """Lazy masks that note which of them are read."""
+
+    def __init__(self, masks):
+        self.masks, self.read = masks, {}
+
+    def rows(self, image, queries):
+        self.read[image] = queries.tolist()
+        return self.masks[image].index_select(0, queries)
+
+
+@pytest.mark.parametrize("host_may_read", [True, False])
+@pytest.mark.parametrize("semantic", [True, False])
+@pytest.mark.parametrize("instances", [True, False])
+def test_lazy_masks_are_read_where_an_output_needs_them(
+    monkeypatch, host_may_read, semantic, instances
+):
+    monkeypatch.setattr(mask_outputs, "_host_may_read", lambda device: host_may_read)
+    mask_cls, mask_pred, sizes = make_batch()
+    wanted = dataclasses.replace(
+        EVERYTHING, semantic=semantic, instances=instances, object_mask_threshold=0.9, top_k=2
+    )
+    masks = RecordedRows(mask_pred)
+    found = mask_inference(mask_cls, masks, sizes, wanted)
+    for one, other in zip(found, mask_inference(mask_cls, mask_pred, sizes, wanted), strict=True):
+        assert_same_outputs(one, other)
+    assert 0 in masks.read
+    for queries in masks.read.values():
+        assert queries == list(range(12)) if semantic else 0 < len(set(queries)) < 12
+
+
+def test_without_a_kept_query_no_lazy_mask_is_read():
+    mask_cls, mask_pred, sizes = make_batch()
+    masks = RecordedRows(mask_pred)
+    wanted = MaskOutputs(panoptic=True, thing_ids=THINGS, object_mask_threshold=1.0)
+    found = mask_inference(mask_cls, masks, sizes, wanted)
+    assert not masks.read
+    assert [result["panoptic_seg"][1] for result in found] == [[], []]

@@ -49,7 +49,7 @@ class MaskSegmentation:
         return results
 
     def _segment(self, outputs: DecoderOutputs, sizes: Sequence[Sizes]) -> list[dict[str, Any]]:
-        return mask_inference(outputs.pred_logits, outputs.dense_masks(), sizes, self.wanted)
+        return mask_inference(outputs.pred_logits, outputs.pred_masks, sizes, self.wanted)
 
 
 class PlacedSegmentation(MaskSegmentation):

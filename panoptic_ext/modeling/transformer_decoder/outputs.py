@@ -57,6 +57,21 @@ class QueryMasks:
         with torch.autocast(self.device.type, enabled=False):
             return mask_logits(self.embed, self.features.to(self.embed.dtype))
 
+    def rows(self, image: int, queries: Tensor) -> Tensor:
+        """Compute the masks of some queries of one image.
+
+        Args:
+            image: number in the batch.
+            queries: (n,) int64, on the masks' device.
+
+        Returns:
+            (n, h, w) of the embeddings' dtype.
+        """
+        embed = self.embed[image].index_select(0, queries)[None]
+        if not len(queries):  # a convolution cannot have 0 output channels
+            return embed.new_empty((0, *self.features.shape[-2:]))
+        return QueryMasks(embed, self.features[image : image + 1]).dense()[0]
+
 
 @dataclass(frozen=True)
 class Predictions:

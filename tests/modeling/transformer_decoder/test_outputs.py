@@ -58,3 +58,10 @@ def test_dense_masks_have_the_dtype_of_the_embeddings_whatever_autocast_says(dty
     expected = torch.einsum("bqd,bdhw->bqhw", embed.float(), features)
     tolerance = 1e-5 if dtype == torch.float32 else 0.1
     torch.testing.assert_close(masks.float(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("queries", [[2, 0], [1], []])
+def test_some_masks_of_an_image_are_those_of_all(queries):
+    masks = QueryMasks(torch.randn(2, 3, 6), torch.randn(2, 6, 5, 4))
+    rows = torch.tensor(queries, dtype=torch.int64)
+    torch.testing.assert_close(masks.rows(1, rows), masks.dense()[1, rows])

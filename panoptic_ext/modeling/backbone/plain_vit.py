@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.modeling.backbone.timm_backbone import import_timm
 from panoptic_ext.modeling.backbone.vit_weights import fit_vit_weights
+from panoptic_ext.modeling.layers.linear import use_fast_linears
 
 __all__ = ["PlainViT", "build_plain_vit_backbone"]
 
@@ -62,6 +63,7 @@ class PlainViT(Backbone):
                 f"timm cannot make {name!r} a plain ViT: {reason}; take a ViT such as "
                 "'vit_base_patch14_reg4_dinov2' or 'vit_base_patch16_dinov3_qkvb'"
             ) from error
+        use_fast_linears(self.net)
         self.embed_dim: int = self.net.embed_dim
         self.num_prefix_tokens: int = self.net.num_prefix_tokens
         self.patch_size: int = self.net.patch_embed.patch_size[0]

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from panoptic_ext.modeling.layers.linear import Linear, linear
+from panoptic_ext.modeling.layers.linear import Linear, linear, use_fast_linears
 
 
 @pytest.fixture(params=[1, 2])
@@ -41,3 +42,16 @@ def test_module_equals_torch_in_columns_and_half(threads):
         half = layer(x)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), layer(x), rtol=2e-2, atol=2e-2)
+
+
+def test_linears_of_another_package_keep_names_and_subclasses(threads):
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(12, 2, batch_first=True)  # its out_proj is a subclass
+    module = nn.Sequential(nn.Linear(12, 12), nn.Sequential(nn.GELU(), nn.Linear(12, 7)), attention)
+    x = torch.randn(2, 40, 12)
+    names, before = list(module.state_dict()), module[:2](x)
+    kind = type(attention.out_proj)
+    use_fast_linears(module)
+    assert [type(module[0]), type(module[1][1])] == [Linear, Linear]
+    assert type(attention.out_proj) is kind and list(module.state_dict()) == names
+    torch.testing.assert_close(module[:2](x), before)

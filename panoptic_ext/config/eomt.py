@@ -35,6 +35,6 @@ def add_eomt_keys(cfg: CN) -> None:
     cfg.MODEL.EOMT.ANNEALING_POWER = 0.9
     # Weights of the DINOv3 encoder that a published `.bin` file was trained from: file, folder or
     # address (timm://, zoo://, https://). Such a file holds the differences to them, because Meta's
-    # licence lets nobody else publish them. "": timm's weights of MODEL.VIT.NAME. Weights of other
-    # forms do not need it.
+    # licence lets nobody else publish them. "": timm's weights of the encoder of the file's size.
+    # Weights of other forms do not need it.
     cfg.MODEL.EOMT.ENCODER_WEIGHTS = ""

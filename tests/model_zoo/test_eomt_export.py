@@ -69,7 +69,7 @@ def test_same_logits(tmp_path, name, changes):
     # Random masks are near 0 in places, where a rounding error masks another patch.
     close = {"rtol": 1e-5, "atol": 2e-5}
     torch.testing.assert_close(found.pred_logits, expected.class_queries_logits, **close)
-    torch.testing.assert_close(found.pred_masks, expected.masks_queries_logits, **close)
+    torch.testing.assert_close(found.dense_masks(), expected.masks_queries_logits, **close)
 
 
 def test_labels_and_pixels(tmp_path):

@@ -302,16 +302,17 @@ class Checkpointer(DetectionCheckpointer):
         """Complete weights that are differences to others, in place; see `TakesBaseWeights`."""
         if not isinstance(self.model, TakesBaseWeights):
             return
-        address = self.model.base_weights(weights)
-        if not address:
+        wanted = self.model.base_weights(weights)
+        if wanted is None:
             return
-        self.logger.info("%s holds differences to %s", path, address)
+        self.logger.info("%s: differences to %s, from %s", path, wanted.name, wanted.address)
         try:
-            _, base = self._read_for_all(lambda: self._read(address))
+            _, base = self._read_for_all(lambda: self._read(wanted.address))
         except PanopticExtError as error:
+            reason = str(error).replace("MODEL.WEIGHTS", wanted.key)
             raise CheckpointError(
-                f"{path} holds differences to an encoder, whose weights {address} cannot be had: "
-                f"{error}. {self.model.base_weights_key} names them"
+                f"{path} holds differences to {wanted.name}, which cannot be had. {reason}. "
+                f"{wanted.key} names its weights: a file or an address"
             ) from error
         self.model.add_base_weights(weights, base["model"])
 

@@ -21,7 +21,6 @@ from panoptic_ext.errors import CheckpointError
 from panoptic_ext.modeling.backbone.vit_names import (
     encoder_to_timm,
     is_dinov3,
-    num_blocks,
     timm_to_transformers,
     transformers_to_timm,
     with_biases,
@@ -31,6 +30,7 @@ __all__ = [
     "BACKBONE",
     "HEAD",
     "EomtForm",
+    "base_of_differences",
     "from_published",
     "is_eomt",
     "published_form",
@@ -64,8 +64,14 @@ _UPSCALE = (r"upscale\.(\d+)\.(conv1|conv2)\.", r"upscale_block.block.\1.\2.")
 _UPSCALE_NORM = (r"upscale\.(\d+)\.norm\.", r"upscale_block.block.\1.layernorm2d.")
 _UPSCALE_BACK = (r"upscale_block\.block\.(\d+)\.(conv1|conv2)\.", r"upscale.\1.\2.")
 _UPSCALE_NORM_BACK = (r"upscale_block\.block\.(\d+)\.layernorm2d\.", r"upscale.\1.norm.")
-# Width -> the size in the names of timm's DINOv3 models.
-_SIZES = {384: "small", 768: "base", 1024: "large", 1280: "huge_plus"}
+# Width -> the name of timm's DINOv3 model, with biases of query and value where it has them.
+_ENCODERS = {
+    384: "vit_small_patch16_dinov3_qkvb",
+    768: "vit_base_patch16_dinov3_qkvb",
+    1024: "vit_large_patch16_dinov3_qkvb",
+    1280: "vit_huge_plus_patch16_dinov3_qkvb",
+    4096: "vit_7b_patch16_dinov3",
+}
 
 
 class EomtForm(NamedTuple):
@@ -97,6 +103,18 @@ def published_form(state_dict: Mapping[str, object]) -> EomtForm | None:
 def is_eomt(state_dict: Mapping[str, object]) -> bool:
     """Whether a state dict is a published EoMT, of any of the four forms."""
     return published_form(state_dict) is not None
+
+
+def base_of_differences(state_dict: Mapping[str, Tensor]) -> str:
+    """The name of timm's model of the encoder to which a `.bin` file of DINOv3 holds differences.
+
+    Raises:
+        CheckpointError: the file has no class token.
+    """
+    name = f"{_ENCODER}patch_embed.cls_token"
+    if name not in state_dict:
+        raise CheckpointError(f"{name} is missing of the weights: incomplete, take the whole file")
+    return _base_name(state_dict[name])
 
 
 def from_published(
@@ -233,7 +251,7 @@ def _checked_base(
     encoder: Mapping[str, Tensor], base: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
     """`base` in timm's names, float32 and with biases, for the encoder of these names."""
-    wanted = _base_name(encoder)
+    wanted = _base_name(encoder["cls_token"])
     give = (
         f"Give that encoder as MODEL.EOMT.ENCODER_WEIGHTS, such as timm://{wanted} or a file of it"
     )
@@ -255,14 +273,10 @@ def _checked_base(
     return known
 
 
-def _base_name(encoder: Mapping[str, Tensor]) -> str:
-    """The name of timm's DINOv3 model of an encoder's width and MLP."""
-    width = encoder["cls_token"].shape[-1]
-    size = _SIZES.get(width)
-    if size is None:
-        depth = num_blocks(encoder, "blocks.")
-        return f"of width {width} and {depth} blocks" if width != 4096 else "vit_7b_patch16_dinov3"
-    return f"vit_{size}_patch16_dinov3_qkvb"
+def _base_name(cls_token: Tensor) -> str:
+    """The name of timm's DINOv3 model of a class token's width."""
+    width = cls_token.shape[-1]
+    return _ENCODERS.get(width, f"of width {width}")
 
 
 def _empty_weight(state_dict: Mapping[str, Tensor]) -> Tensor:

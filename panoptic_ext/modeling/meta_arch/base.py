@@ -7,12 +7,18 @@ or define only those that differ; `meta_architecture` fills in the others.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
-__all__ = ["AdaptsStateDict", "MetaArchitecture", "TakesBaseWeights", "meta_architecture"]
+__all__ = [
+    "AdaptsStateDict",
+    "BaseWeights",
+    "MetaArchitecture",
+    "TakesBaseWeights",
+    "meta_architecture",
+]
 
 
 @runtime_checkable
@@ -34,6 +40,20 @@ class AdaptsStateDict(Protocol):
         ...
 
 
+class BaseWeights(NamedTuple):
+    """Weights to which other weights are differences.
+
+    Attributes:
+        address: file, folder or address to read them from.
+        name: what they are, for messages: "the encoder ...".
+        key: config key that names them.
+    """
+
+    address: str
+    name: str
+    key: str
+
+
 @runtime_checkable
 class TakesBaseWeights(Protocol):
     """A model some of whose published weights are differences to other weights.
@@ -41,15 +61,12 @@ class TakesBaseWeights(Protocol):
     The checkpointer reads the others and has the model add them, before `adapt_state_dict`.
     """
 
-    base_weights_key: str
-    """Config key that names the others."""
-
-    def base_weights(self, state_dict: Mapping[str, Any]) -> str:
-        """Address or file of the weights to which a state dict holds differences; "": to none."""
+    def base_weights(self, state_dict: Mapping[str, Any]) -> BaseWeights | None:
+        """The weights to which a state dict holds differences; None: it is whole."""
         ...
 
     def add_base_weights(self, state_dict: dict[str, Any], base: Mapping[str, Any]) -> None:
-        """Complete `state_dict`, in place, by the weights that `base_weights` named."""
+        """Complete `state_dict`, in place, by the tensors that `base_weights` named."""
         ...
 
 

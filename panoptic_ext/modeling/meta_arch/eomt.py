@@ -89,7 +89,7 @@ class PanopticExtEoMT(PublishedWeights):
             "size_divisibility": backbone.size_divisibility,
             "masked_attention": keys.MASKED_ATTENTION,
             "annealing": build_annealing(cfg),
-            "encoder_weights": keys.ENCODER_WEIGHTS or f"timm://{cfg.MODEL.VIT.NAME}",
+            "encoder_weights": keys.ENCODER_WEIGHTS,
         }
 
     def outputs(self, images: Tensor) -> DecoderOutputs:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from panoptic_ext.modeling.eomt.published_weights import from_published, is_eomt, published_form
+from panoptic_ext.modeling.eomt.published_weights import (
+    base_of_differences,
+    from_published,
+    is_eomt,
+    published_form,
+)
+from panoptic_ext.modeling.meta_arch.base import BaseWeights
 from panoptic_ext.modeling.meta_arch.query_model import QueryModel
 
 __all__ = ["PublishedWeights"]
 
 logger = logging.getLogger(__name__)
 
+_BASE_KEY = "MODEL.EOMT.ENCODER_WEIGHTS"
 _EMPTY_WEIGHT = "criterion.empty_weight"
 _TOLERANCE = 0.51  # grey levels, as for weights of a backbone
 
@@ -26,14 +33,18 @@ class PublishedWeights(QueryModel):
     A subclass sets `encoder_weights`.
     """
 
-    base_weights_key: ClassVar[str] = "MODEL.EOMT.ENCODER_WEIGHTS"
     encoder_weights: str
-    """Address or file of the DINOv3 encoder to which a published `.bin` file holds differences."""
+    """Address or file of the DINOv3 encoder to which a published `.bin` file holds differences;
+    "": timm's weights of that encoder."""
 
-    def base_weights(self, state_dict: Mapping[str, Any]) -> str:
+    def base_weights(self, state_dict: Mapping[str, Any]) -> BaseWeights | None:
         """See `TakesBaseWeights`."""
         form = published_form(state_dict)
-        return self.encoder_weights if form is not None and form.is_difference else ""
+        if form is None or not form.is_difference:
+            return None
+        name = base_of_differences(state_dict)
+        address = self.encoder_weights or f"timm://{name}"
+        return BaseWeights(address, f"the DINOv3 encoder {name}", _BASE_KEY)
 
     def add_base_weights(self, state_dict: dict[str, Tensor], base: Mapping[str, Tensor]) -> None:
         """See `TakesBaseWeights`."""

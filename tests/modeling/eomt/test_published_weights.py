@@ -7,6 +7,7 @@ from panoptic_ext.errors import CheckpointError
 from panoptic_ext.modeling.backbone.vit_names import encoder_to_timm
 from panoptic_ext.modeling.eomt.published_weights import (
     BACKBONE,
+    base_of_differences,
     from_published,
     is_eomt,
     published_form,
@@ -16,7 +17,7 @@ from panoptic_ext.modeling.eomt.published_weights import (
 from tests.tiny import eomt_published as tiny
 
 timm = pytest.importorskip("timm", reason="names are compared with timm's models")
-pytest.importorskip("transformers", reason="the weights are of transformers' models")
+transformers = pytest.importorskip("transformers", reason="the weights are of transformers' models")
 
 PIXELS = {
     "pixel_mean": torch.tensor([0.485, 0.456, 0.406]),
@@ -151,13 +152,17 @@ def test_differences_need_their_base(published, base):
     with pytest.raises(CheckpointError) as error:
         from_published(differences)
     assert "MODEL.EOMT.ENCODER_WEIGHTS" in str(error.value)
-    assert "of width 32 and 4 blocks" in str(error.value)
+    assert "the DINOv3 encoder of width 32" in str(error.value)
     wide = {
         name: torch.zeros(1, 1, 1024) if name.endswith("cls_token") else value
         for name, value in differences.items()
     }
     with pytest.raises(CheckpointError, match="timm://vit_large_patch16_dinov3_qkvb"):
         from_published(wide)
+    assert base_of_differences(wide) == "vit_large_patch16_dinov3_qkvb"
+    none = {name: value for name, value in wide.items() if "cls_token" not in name}
+    with pytest.raises(CheckpointError, match=r"patch_embed\.cls_token is missing"):
+        base_of_differences(none)
     other = {name: value for name, value in base.items() if "layer.3." not in name}
     with pytest.raises(CheckpointError, match=r"another one: blocks\.3\..* is missing"):
         from_published(differences, other)
@@ -196,6 +201,38 @@ def test_another_vit_in_transformers_form(name):
         torch.testing.assert_close(
             tiny.features(model, images), net.forward_features(images), rtol=1e-4, atol=1e-5
         )
+
+
+SIZES = {  # width, blocks, heads, blocks with queries, millions of parameters
+    "small": (384, 12, 6, 3, {"dinov2": 24.0, "dinov3": 23.4}),
+    "base": (768, 12, 12, 3, {"dinov2": 93.7, "dinov3": 92.4}),
+    "large": (1024, 24, 16, 4, {"dinov2": 316.7, "dinov3": 315.0}),
+    "giant": (1536, 40, 24, 5, {"dinov2": 1163.6}),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_published_sizes_have_timms_names_and_shapes(size):
+    width, depth, heads, blocks, kinds = SIZES[size]
+    for kind, millions in kinds.items():
+        sizes = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads}
+        dinov3, giant = kind == "dinov3", size == "giant"
+        mlp = {"intermediate_size": 4 * width} if dinov3 else {"use_swiglu_ffn": giant}
+        config, network = (
+            (transformers.EomtDinov3Config, transformers.EomtDinov3ForUniversalSegmentation)
+            if dinov3
+            else (transformers.EomtConfig, transformers.EomtForUniversalSegmentation)
+        )
+        name = f"patch16_{kind}_qkvb" if dinov3 else f"patch14_reg4_{kind}"
+        with torch.device("meta"):
+            theirs = network(config(num_blocks=blocks, num_labels=133, **sizes, **mlp))
+            vit = f"vit_{size}_{name}"
+            net = timm.create_model(vit, img_size=640, patch_size=16, num_classes=0)
+        ours = from_published(theirs.state_dict())
+        shapes = {n.removeprefix(BACKBONE): v.shape for n, v in ours.items() if BACKBONE in n}
+        assert shapes == {n: v.shape for n, v in net.state_dict().items()}
+        number = sum(value.numel() for value in ours.values()) / 1e6
+        assert number == pytest.approx(millions, abs=0.05)
 
 
 def test_vits_without_a_place_in_transformers_form():

@@ -67,7 +67,7 @@ def test_every_form_gives_transformers_logits(theirs, files, form):
         found.pred_logits, expected.class_queries_logits, rtol=1e-5, atol=2e-5
     )
     torch.testing.assert_close(
-        found.pred_masks, expected.masks_queries_logits, rtol=1e-5, atol=2e-5
+        found.dense_masks(), expected.masks_queries_logits, rtol=1e-5, atol=2e-5
     )
 
 
@@ -116,9 +116,10 @@ def test_differences_without_their_base(files):
     model = eomt("v3", **{"MODEL.EOMT.ENCODER_WEIGHTS": "missing.pth"})
     with pytest.raises(CheckpointError) as error:
         load(model, files["bin_v3"])
-    assert "bin_v3.bin holds differences to an encoder" in str(error.value)
-    assert "missing.pth does not exist" in str(error.value)
-    assert "MODEL.EOMT.ENCODER_WEIGHTS" in str(error.value)
+    text = str(error.value)
+    assert "bin_v3.bin holds differences to the DINOv3 encoder of width 32" in text
+    assert "missing.pth does not exist" in text and "MODEL.WEIGHTS" not in text
+    assert "MODEL.EOMT.ENCODER_WEIGHTS names its weights" in text
     other = eomt("v3", **{"MODEL.EOMT.ENCODER_WEIGHTS": files["bin_v2"]})
     with pytest.raises(CheckpointError, match="the base is another one"):
         load(other, files["bin_v3"])
@@ -126,8 +127,12 @@ def test_differences_without_their_base(files):
         eomt("v3").load_state_dict(torch.load(files["bin_v3"], weights_only=True))
 
 
-def test_the_base_is_timms_by_default():
-    assert eomt("v3").encoder_weights == f"timm://{DINOV3}"
+def test_the_base_is_timms_by_default(files):
+    differences = torch.load(files["bin_v3"], weights_only=True)
+    name = "network.encoder.backbone.patch_embed.cls_token"
+    wanted = eomt("v3").base_weights({**differences, name: torch.zeros(1, 1, 384)})
+    assert wanted.address == "timm://vit_small_patch16_dinov3_qkvb"
+    assert eomt("v3").base_weights(torch.load(files["bin_v2"], weights_only=True)) is None
 
 
 def test_other_pixel_values_are_said(files, caplog):

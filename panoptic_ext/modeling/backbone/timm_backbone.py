@@ -18,12 +18,12 @@ from panoptic_ext.modeling.backbone.timm_layers import timm_layers
 from panoptic_ext.modeling.backbone.timm_norm import convert_norms
 from panoptic_ext.optional_packages import import_optional
 
-__all__ = ["TimmBackbone", "build_timm_backbone", "import_timm"]
+__all__ = ["TIMM_ERRORS", "TimmBackbone", "build_timm_backbone", "import_timm"]
 
 _PRESETS = ("", "paper")
 
 # The errors that timm raises for models without feature maps and for weights that are missing.
-_TIMM_ERRORS = (RuntimeError, AttributeError, AssertionError, TypeError, ValueError, OSError)
+TIMM_ERRORS = (RuntimeError, AttributeError, AssertionError, TypeError, ValueError, OSError)
 
 
 class TimmBackbone(Backbone):
@@ -145,7 +145,7 @@ def _create(timm: ModuleType, name: str, **arguments: Any) -> Any:
     pretrained = arguments.get("pretrained", False)
     try:
         return timm.create_model(name, features_only=True, **arguments)
-    except _TIMM_ERRORS as error:
+    except TIMM_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         hint = (
             "MODEL.TIMM.PRETRAINED needs weights that exist and a network; set it to False and "
@@ -194,7 +194,7 @@ def _strides_and_size_arguments(timm: ModuleType, name: str) -> tuple[list[int],
         for any_size in ({"strict_img_size": False}, {"dynamic_img_size": True}):
             # Only families of models with a fixed image size have one of these arguments. Other
             # errors occur again in the plain call below, which reports them.
-            with suppress(*_TIMM_ERRORS):
+            with suppress(*TIMM_ERRORS):
                 net = timm.create_model(name, features_only=True, **any_size)
                 return list(net.feature_info.reduction()), any_size
         return list(_create(timm, name).feature_info.reduction()), {}

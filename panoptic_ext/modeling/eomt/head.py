@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from panoptic_ext.modeling.eomt.attention_mask import attention_mask
+from panoptic_ext.modeling.layers.layer_norm import LayerNorm2d
 from panoptic_ext.modeling.layers.linear import linear
 from panoptic_ext.modeling.transformer_decoder.outputs import (
     DecoderOutputs,
@@ -28,14 +29,6 @@ RunBlock = Callable[[int, Tensor, Tensor | None], Tensor]
 """Number of the block (0 to L - 1), tokens (B, T, D), attention mask or None -> tokens."""
 
 
-class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of a map (B, D, h, w)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, D, h, w) -> the same shape."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
 class ScaleBlock(nn.Module):
     """Doubles the resolution of a map."""
 
@@ -45,7 +38,7 @@ class ScaleBlock(nn.Module):
         self.conv2 = nn.Conv2d(
             channels, channels, kernel_size=3, padding=1, groups=channels, bias=False
         )
-        self.norm = ChannelNorm(channels, eps=1e-6)
+        self.norm = LayerNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, D, 2 h, 2 w), on a CPU in channels_last layout."""

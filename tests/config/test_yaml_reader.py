@@ -219,3 +219,22 @@ def test_a_dumped_config_loads_to_itself(tmp_path: Path) -> None:
     first = merged(opts=("DATASETS.PANOPTIC.mine.JSON", "a.json", "SOLVER.BASE_LR", "1e-5"))
     again = merged(write(tmp_path, "config.yaml", first.dump()))
     assert yaml.safe_load(again.dump()) == yaml.safe_load(first.dump())
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("off", "off"),  # which YAML reads as False
+        ("'off'", "off"),
+        ("auto", "auto"),
+        ("[[0, 3000], [6520, 9780]]", [[0, 3000], [6520, 9780]]),
+    ],
+)
+def test_a_key_that_holds_a_word_or_a_list(tmp_path: Path, text: str, value: object) -> None:
+    path = write(tmp_path, "a.yaml", f"MODEL:\n  EOMT:\n    ANNEALING: {text}\n")
+    from_file = merged(path)
+    dumped = write(tmp_path, "dumped.yaml", from_file.dump())
+    from_command_line = merged(opts=("MODEL.EOMT.ANNEALING", text.strip("'")))
+    for cfg in (from_file, from_command_line, merged(dumped)):
+        assert value == cfg.MODEL.EOMT.ANNEALING
+    assert merged(path, ("MODEL.EOMT.ANNEALING", "auto")).MODEL.EOMT.ANNEALING == "auto"

@@ -2,6 +2,15 @@
 
 from panoptic_ext.modeling.eomt.annealing import Annealing, annealing_pairs, mask_probability
 from panoptic_ext.modeling.eomt.attention_mask import attention_mask
+from panoptic_ext.modeling.eomt.build import build_annealing, build_eomt_head
 from panoptic_ext.modeling.eomt.head import EoMTHead
 
-__all__ = ["Annealing", "EoMTHead", "annealing_pairs", "attention_mask", "mask_probability"]
+__all__ = [
+    "Annealing",
+    "EoMTHead",
+    "annealing_pairs",
+    "attention_mask",
+    "build_annealing",
+    "build_eomt_head",
+    "mask_probability",
+]

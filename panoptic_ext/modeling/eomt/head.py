@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -124,18 +125,16 @@ class EoMTHead(nn.Module):
             mask, probability = None, probabilities[block] if probabilities else 0.0
             if aux or probability > 0:
                 outputs = self.predict(norm(tokens), grid)
-                aux_outputs.append(outputs)
+                aux_outputs.append(Predictions(outputs.pred_logits, outputs.pred_masks))
                 if probability > 0:
                     at_patches = masks_at_patches(outputs.pred_masks, grid)
                     mask = attention_mask(at_patches, num_prefix_tokens, probability)
             tokens = run_block(block, tokens, mask)
         final = self.predict(norm(tokens), grid)
-        return DecoderOutputs(
-            final.pred_logits, final.pred_masks, tuple(aux_outputs) if aux else ()
-        )
+        return replace(final, aux_outputs=tuple(aux_outputs) if aux else ())
 
-    def predict(self, tokens: Tensor, grid: tuple[int, int]) -> Predictions:
-        """Classes and masks of the queries.
+    def predict(self, tokens: Tensor, grid: tuple[int, int]) -> DecoderOutputs:
+        """Classes and masks of the queries, and the upscaled patches as `mask_features`.
 
         Args:
             tokens: (B, T, D), normalised.
@@ -144,7 +143,8 @@ class EoMTHead(nn.Module):
         num_queries = self.q.num_embeddings
         queries, patches = tokens[:, :num_queries], tokens[:, -grid[0] * grid[1] :]
         features = self.upscale(patches.unflatten(1, grid).permute(0, 3, 1, 2))
-        return Predictions(self.class_head(queries), QueryMasks(self.mask_head(queries), features))
+        masks = QueryMasks(self.mask_head(queries), features)
+        return DecoderOutputs(self.class_head(queries), masks, mask_features=features)
 
 
 @torch.no_grad()

@@ -38,12 +38,15 @@ def _check_loss_keys(keys: Any) -> None:
             raise ConfigError(f"MODEL.MASK_FORMER.{key} is {value}, expected {expected}")
 
 
-def build_semantic_classifier(cfg: Any, *, has_stuff: bool) -> nn.Module | None:
+def build_semantic_classifier(
+    cfg: Any, *, has_stuff: bool, channels: int | None = None
+) -> nn.Module | None:
     """Build the 1x1 convolution mask_features -> class logits of the auxiliary semantic loss.
 
     Args:
         cfg: a config with the keys of `add_panoptic_ext_config`.
         has_stuff: whether some class of the data set is stuff.
+        channels: of the mask_features of a model without a transformer decoder; None: MASK_DIM.
 
     Returns:
         None where the loss has no weight, or where the decoder computes such logits itself.
@@ -52,7 +55,7 @@ def build_semantic_classifier(cfg: Any, *, has_stuff: bool) -> nn.Module | None:
         ConfigError: the loss has no weight, although the decoder reads stuff from these logits.
     """
     weight = cfg.MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT
-    if transformer_decoder_class(cfg).places_queries:
+    if channels is None and transformer_decoder_class(cfg).places_queries:
         # Without the loss the decoder's semantic logits would stay random, and with them all stuff.
         if has_stuff and mask_former_task(cfg) != "instance" and not weight:
             raise ConfigError(
@@ -64,7 +67,25 @@ def build_semantic_classifier(cfg: Any, *, has_stuff: bool) -> nn.Module | None:
     if not weight:
         return None
     keys = cfg.MODEL.SEM_SEG_HEAD
-    return nn.Conv2d(keys.MASK_DIM, keys.NUM_CLASSES, kernel_size=1)
+    return nn.Conv2d(channels or keys.MASK_DIM, keys.NUM_CLASSES, kernel_size=1)
+
+
+def _loss_weights(keys: Any, num_auxiliary: int, places_queries: bool) -> dict[str, float]:
+    """Weight of each loss by its name; `keys` are those of MODEL.MASK_FORMER."""
+    final_weights = {
+        "loss_ce": keys.CLASS_WEIGHT,
+        "loss_mask": keys.MASK_WEIGHT,
+        "loss_dice": keys.DICE_WEIGHT,
+    }
+    weights = dict(final_weights)
+    if keys.DEEP_SUPERVISION:
+        for i in range(num_auxiliary):
+            weights.update({f"{name}_{i}": weight for name, weight in final_weights.items()})
+    if places_queries or keys.SEMANTIC_LOSS_WEIGHT:
+        weights["loss_sem_seg"] = keys.SEMANTIC_LOSS_WEIGHT
+    if places_queries:
+        weights["loss_centre"] = weights["loss_box"] = keys.CENTRE_LOSS_WEIGHT
+    return weights
 
 
 def build_criterion(
@@ -90,19 +111,6 @@ def build_criterion(
     if num_auxiliary is None:
         # DEC_LAYERS counts all predictions. One of them is the final one, the others are auxiliary.
         num_auxiliary = keys.DEC_LAYERS - 1
-    weights = {
-        "loss_ce": keys.CLASS_WEIGHT,
-        "loss_mask": keys.MASK_WEIGHT,
-        "loss_dice": keys.DICE_WEIGHT,
-    }
-    if keys.DEEP_SUPERVISION:
-        final_weights = dict(weights)
-        for i in range(num_auxiliary):
-            weights.update({f"{name}_{i}": weight for name, weight in final_weights.items()})
-    if places_queries or keys.SEMANTIC_LOSS_WEIGHT:
-        weights["loss_sem_seg"] = keys.SEMANTIC_LOSS_WEIGHT
-    if places_queries:
-        weights["loss_centre"] = weights["loss_box"] = keys.CENTRE_LOSS_WEIGHT
     matcher = HungarianMatcher(
         class_weight=keys.CLASS_WEIGHT,
         mask_weight=keys.MASK_WEIGHT,
@@ -115,7 +123,7 @@ def build_criterion(
     arguments = {
         "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
         "matcher": matcher,
-        "weight_dict": weights,
+        "weight_dict": _loss_weights(keys, num_auxiliary, places_queries),
         "no_object_weight": keys.NO_OBJECT_WEIGHT,
         "num_points": keys.TRAIN_NUM_POINTS,
         "oversample_ratio": keys.OVERSAMPLE_RATIO,

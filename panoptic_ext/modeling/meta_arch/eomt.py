@@ -17,8 +17,11 @@ from torch import Tensor
 from panoptic_ext.config.left_out import complete_config
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.modeling.backbone.plain_vit import PlainViT
-from panoptic_ext.modeling.eomt import Annealing, EoMTHead, annealing_pairs
-from panoptic_ext.modeling.mask_classification.build_criterion import build_criterion
+from panoptic_ext.modeling.eomt import Annealing, EoMTHead, build_annealing, build_eomt_head
+from panoptic_ext.modeling.mask_classification.build_criterion import (
+    build_criterion,
+    build_semantic_classifier,
+)
 from panoptic_ext.modeling.meta_arch.eomt_weights import PublishedWeights
 from panoptic_ext.modeling.meta_arch.segmentation import MaskSegmentation, wanted_outputs
 from panoptic_ext.modeling.transformer_decoder import DecoderOutputs
@@ -55,6 +58,7 @@ class PanopticExtEoMT(PublishedWeights):
         self.masked_attention = masked_attention
         self.annealing = annealing
         self.encoder_weights = encoder_weights
+        self._missing_iteration_reported = False
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
@@ -75,12 +79,8 @@ class PanopticExtEoMT(PublishedWeights):
         return {
             **arguments,
             "backbone": backbone,
-            "sem_seg_head": EoMTHead(
-                embed_dim=backbone.embed_dim,
-                num_queries=keys.NUM_QUERIES,
-                num_blocks=keys.NUM_BLOCKS,
-                num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-                patch_size=backbone.patch_size,
+            "sem_seg_head": build_eomt_head(
+                cfg, embed_dim=backbone.embed_dim, patch_size=backbone.patch_size
             ),
             "criterion": build_criterion(
                 cfg, num_auxiliary=keys.NUM_BLOCKS, queries_key="MODEL.EOMT.NUM_QUERIES"
@@ -90,6 +90,9 @@ class PanopticExtEoMT(PublishedWeights):
             "masked_attention": keys.MASKED_ATTENTION,
             "annealing": build_annealing(cfg),
             "encoder_weights": keys.ENCODER_WEIGHTS,
+            "semantic_classifier": build_semantic_classifier(
+                cfg, has_stuff=False, channels=backbone.embed_dim
+            ),
         }
 
     def outputs(self, images: Tensor) -> DecoderOutputs:
@@ -125,28 +128,20 @@ class PanopticExtEoMT(PublishedWeights):
             return ()
         if self.annealing is None:
             return (1.0,) * self.sem_seg_head.num_blocks
-        return self.annealing.probabilities(_iteration())
+        iteration = _iteration()
+        if iteration is None and not self._missing_iteration_reported:
+            self._missing_iteration_reported = True
+            logger.warning(
+                "EoMT trains outside of Detectron2's EventStorage, which counts the iterations: "
+                "its masks stay as at iteration 0. Put `with EventStorage():` around the loop and "
+                "call its step() after each iteration, or set MODEL.EOMT.ANNEALING off"
+            )
+        return self.annealing.probabilities(iteration or 0)
 
 
-def build_annealing(cfg: Any) -> Annealing | None:
-    """The annealing that MODEL.EOMT.ANNEALING chooses; None: "off".
-
-    Raises:
-        ConfigError: the key is no known word, and no list of a pair for each block.
-    """
-    keys = cfg.MODEL.EOMT
-    if keys.ANNEALING == "off":
-        return None
-    if keys.ANNEALING == "auto":
-        pairs = annealing_pairs(cfg.SOLVER.MAX_ITER, keys.NUM_BLOCKS, keys.ANNEALING_FIRST)
-    else:
-        pairs = tuple(tuple(pair) for pair in keys.ANNEALING)
-    return Annealing(pairs, keys.ANNEALING_POWER)
-
-
-def _iteration() -> int:
-    """The iteration of Detectron2's training loop; 0 outside of one."""
+def _iteration() -> int | None:
+    """The iteration of Detectron2's training loop; None outside of one."""
     try:
         return get_event_storage().iter
     except AssertionError:
-        return 0
+        return None

@@ -12,6 +12,7 @@ __all__ = [
     "resizing_of_test_images",
     "side_of_test_batches",
     "side_of_windows",
+    "sizes_of_test_images",
 ]
 
 _PAD_VALUES = ("mean", "black")
@@ -38,6 +39,16 @@ def side_of_windows(cfg: Any) -> int:
     """Side of the windows that semantic scores are computed in, pixels; 0 for whole images."""
     check_test_images(cfg)
     return cfg.INPUT.IMAGE_SIZE if cfg.TEST.SEMANTIC_WINDOWS else 0
+
+
+def sizes_of_test_images(cfg: Any) -> tuple[int, int]:
+    """The shorter and the longest longer side of resized images, for listings; 0: not resized."""
+    keys = cfg.INPUT
+    if cfg.TEST.SEMANTIC_WINDOWS:
+        return keys.IMAGE_SIZE, 0
+    if keys.TEST_RESIZE == "longest_side":
+        return keys.IMAGE_SIZE, keys.IMAGE_SIZE
+    return keys.MIN_SIZE_TEST, keys.MAX_SIZE_TEST
 
 
 def resizing_of_test_images(cfg: Any) -> str:

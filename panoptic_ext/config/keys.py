@@ -146,6 +146,10 @@ def _add_input_keys(cfg: CN) -> None:
     # that is "", no.
     cfg.INPUT.KEEP_EMPTY_SEGMENTS = None
 
+    # How often an image is augmented again, at most, while no segment is left to learn. Crowds do
+    # not count, nor does stuff if MODEL.MASK_FORMER.TASK is "instance". EoMT has no limit.
+    cfg.INPUT.REDRAW_EMPTY = 0
+
     # In training, skip images whose image or label file is missing or damaged. Each file is
     # reported once, and all are counted at the end. A file that can be read but has wrong content
     # is still an error. Evaluation never skips images.

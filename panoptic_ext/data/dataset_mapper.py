@@ -6,7 +6,7 @@ Shapes: H x W is the augmented image, N the number of segments kept in it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,8 @@ class PanopticDatasetMapper:
         ignore_label: int = 255,
         skip_corrupt: bool = False,
         keep_empty: bool = False,
+        redraw_empty: int = 0,
+        things_alone: bool = False,
     ):
         """
         Args:
@@ -83,6 +85,9 @@ class PanopticDatasetMapper:
                 published panoptic mappers of Mask2Former do. Queries are then also trained to
                 predict classes that the crop has removed, with empty masks. `instances` never has
                 such rows.
+            redraw_empty: how often augmentation is repeated, at most, while no segment is left.
+                Crowds do not count.
+            things_alone: whether stuff does not count, either.
         """
         check_known("INPUT.FORMAT", image_format, _FORMATS)
         for target in targets:
@@ -94,6 +99,8 @@ class PanopticDatasetMapper:
         self.ignore_label = ignore_label
         self.skip_corrupt = skip_corrupt
         self.keep_empty = keep_empty
+        self.redraw_empty = redraw_empty
+        self.things_alone = things_alone
         logger.info("augmentations in %s: %s", "training" if is_train else "test", augmentations)
 
     @classmethod
@@ -116,6 +123,8 @@ class PanopticDatasetMapper:
             "ignore_label": ignore_label,
             "skip_corrupt": is_train and cfg.DATALOADER.SKIP_CORRUPT,
             "keep_empty": bool(cfg.INPUT.KEEP_EMPTY_SEGMENTS),
+            "redraw_empty": cfg.INPUT.REDRAW_EMPTY,
+            "things_alone": cfg.MODEL.MASK_FORMER.TASK == "instance",
         }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any] | None:
@@ -153,16 +162,36 @@ class PanopticDatasetMapper:
             out["image"] = _to_tensor(aug_input.image)
             return out
         if "pan_seg_file_name" not in record and "annotations" in record:
-            out.update(self._map_instances(image, record))
-            return out
-        local, segments, present = _read_segments(record, image.shape[:2])
+            out.update(self._until_learnable(lambda: self._map_instances(image, record)))
+        else:
+            read = _read_segments(record, image.shape[:2])
+            out.update(self._until_learnable(lambda: self._map_segments(image, record, *read)))
+        return out
+
+    def _until_learnable(self, draw: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The first augmentation that leaves a segment to learn, or that of the last try."""
+        drawn = draw()
+        for _ in range(self.redraw_empty):
+            if _has_segment(drawn, self.things_alone):
+                break
+            drawn = draw()
+        return drawn
+
+    def _map_segments(
+        self,
+        image: np.ndarray,
+        record: dict[str, Any],
+        local: np.ndarray,
+        segments: list[dict[str, Any]],
+        present: np.ndarray,
+    ) -> dict[str, Any]:
+        """Augment once; image and targets. The last three arguments are of `_read_segments`."""
         # Local id 0 is void, so its category is the ignore label.
         categories = np.array([self.ignore_label] + [s["category_id"] for s in segments])
         aug_input = AugmentationInput(image, local, categories)
         self._augment(aug_input, record)
-        out["image"] = _to_tensor(aug_input.image)
-        out.update(self._targets(aug_input.id_map, segments, present))
-        return out
+        targets = self._targets(aug_input.id_map, segments, present)
+        return {"image": _to_tensor(aug_input.image), **targets}
 
     def _map_instances(self, image: np.ndarray, record: dict[str, Any]) -> dict[str, Any]:
         """Return image and instances of a record without a label map."""
@@ -271,6 +300,15 @@ def _instances(ids: torch.Tensor, rows: Instances, boxes: torch.Tensor) -> Insta
     # Row i has the id i + 1 in the map, since 0 is void. The masks share this one map.
     instances.gt_masks = IdMapMasks(ids, keep + 1, boxes[keep])
     return instances
+
+
+def _has_segment(mapped: dict[str, Any], things_alone: bool) -> bool:
+    """Whether an augmented image has a segment, visible or kept, that is no crowd."""
+    if "segments" not in mapped:
+        return len(mapped["instances"]) > 0
+    rows = mapped["segments"]
+    counted = rows.gt_isthing & ~rows.gt_iscrowd if things_alone else ~rows.gt_iscrowd
+    return bool(counted.any())
 
 
 def _read_segments(

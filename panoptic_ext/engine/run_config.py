@@ -12,7 +12,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 
 from panoptic_ext.config import add_panoptic_ext_config
 from panoptic_ext.config.fusion_keys import check_fusion_keys
-from panoptic_ext.config.image_values import check_test_images
+from panoptic_ext.config.image_values import check_test_images, pads_black
 from panoptic_ext.config.left_out import DERIVED_KEYS, get_key, is_left_out, set_key, settle
 from panoptic_ext.config.published_names import resolve_published_names
 from panoptic_ext.config.yaml_reader import Setting, merge_settings, read_file, read_opts
@@ -28,7 +28,7 @@ from panoptic_ext.data.datasets.class_numbers import (
 from panoptic_ext.data.datasets.known_classes import describe_classes
 from panoptic_ext.engine.precision import check_precision
 from panoptic_ext.errors import ConfigError, look_up, quoted, unknown
-from panoptic_ext.modeling.meta_arch.base import meta_architecture
+from panoptic_ext.modeling.meta_arch.base import MetaArchitecture, meta_architecture
 from panoptic_ext.modeling.meta_arch.semantic_windows import check_windows
 
 __all__ = ["has_own_weights", "load_cfg", "warn_if_warmup_never_ends", "without_pretrained"]
@@ -84,6 +84,7 @@ def load_cfg(
         cfg, given, default_fusion=arch.default_fusion, combine_keys=arch.combine_keys
     )
     check_windows(cfg, arch)
+    _warn_of_own_padding(cfg, arch)
     register_from_config(cfg, trained_on=trained_on)
     if use_data:
         _check_datasets_exist(cfg)
@@ -121,6 +122,7 @@ _SMALLEST_VALUES = {
     "SOLVER.REFERENCE_WORLD_SIZE": 0,
     "SOLVER.WEIGHT_DECAY": 0,
     "DATALOADER.NUM_WORKERS": 0,
+    "INPUT.REDRAW_EMPTY": 0,
     "TEST.EVAL_PERIOD": 0,
     "TEST.CONTACT_SHEET": 0,
 }
@@ -137,6 +139,7 @@ def _check_values(cfg: CfgNode) -> None:
         raise ConfigError(f"SOLVER.BASE_LR = {cfg.SOLVER.BASE_LR}, expected more than 0")
     check_precision(cfg)
     check_test_images(cfg)
+    pads_black(cfg)  # checks the value
     device = cfg.MODEL.DEVICE
     if device != "cpu" and not device.startswith(("cuda", "mps", "xpu")):
         raise ConfigError(
@@ -148,6 +151,18 @@ def _check_values(cfg: CfgNode) -> None:
 
 def _check_model_name(cfg: CfgNode) -> None:
     look_up(META_ARCH_REGISTRY, "MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE)
+
+
+def _warn_of_own_padding(cfg: CfgNode, arch: type[MetaArchitecture]) -> None:
+    """Warn of keys that a model does not read which pads its batches itself."""
+    asked = [name for name in ("PAD_VALUE", "PAD_TO_SQUARE") if cfg.INPUT[name] in ("black", True)]
+    if asked and not arch.pads_by_config:
+        logger.warning(
+            "%s pads its batches in its own way, whatever INPUT.%s is; the data mapper obeys "
+            "INPUT.PAD_VALUE in any case",
+            arch.__name__,
+            " and INPUT.".join(asked),
+        )
 
 
 def _check_datasets_exist(cfg: CfgNode) -> None:

@@ -13,6 +13,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from panoptic_ext.atomic import write_atomic
+from panoptic_ext.config.image_values import sizes_of_test_images
 from panoptic_ext.data.coco.categories import Category
 from panoptic_ext.data.datasets.metadata import categories_of
 from panoptic_ext.data.datasets.metadata_file import METADATA_FILE, load_metadata, save_metadata
@@ -106,7 +107,7 @@ def _task(cfg: CfgNode) -> str:
 
 
 def _input(cfg: CfgNode) -> dict[str, Any]:
-    sizes = {"min_size": cfg.INPUT.MIN_SIZE_TEST, "max_size": cfg.INPUT.MAX_SIZE_TEST}
+    sizes = dict(zip(("min_size", "max_size"), sizes_of_test_images(cfg), strict=True))
     return {"format": cfg.INPUT.FORMAT, **{key: size for key, size in sizes.items() if size}}
 
 

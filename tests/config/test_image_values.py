@@ -9,8 +9,10 @@ from panoptic_ext.config import add_panoptic_ext_config
 from panoptic_ext.config.image_values import (
     check_test_images,
     pads_black,
+    resizing_of_test_images,
     side_of_test_batches,
     side_of_windows,
+    sizes_of_test_images,
 )
 from panoptic_ext.data.resizing import resize_in_testing
 from panoptic_ext.engine.run_config import load_cfg
@@ -69,9 +71,37 @@ def test_bad_values_of_testing(opts: list[object], text: str) -> None:
         load_cfg("", [str(opt) for opt in opts], use_data=False)
 
 
+@pytest.mark.parametrize(
+    ("opts", "sizes", "resizing"),
+    [
+        ([], (800, 1333), "INPUT.MIN_SIZE_TEST is 800"),
+        (["INPUT.MIN_SIZE_TEST", 0], (0, 1333), ""),
+        (["INPUT.TEST_RESIZE", "longest_side"], (1024, 1024), "INPUT.TEST_RESIZE is longest_side"),
+        (["TEST.SEMANTIC_WINDOWS", True], (1024, 0), ""),
+    ],
+)
+def test_what_resizes_images(opts: list[object], sizes: tuple[int, int], resizing: str) -> None:
+    assert sizes_of_test_images(config(*opts)) == sizes
+    assert resizing_of_test_images(config(*opts)) == resizing
+
+
 def test_an_unknown_padding() -> None:
     with pytest.raises(ConfigError, match=r"INPUT\.PAD_VALUE 'blak'.*did you mean 'black'"):
         pads_black(config("INPUT.PAD_VALUE", "blak"))
+    with pytest.raises(ConfigError, match=r"did you mean 'black'"):
+        load_cfg("", ["INPUT.PAD_VALUE", "blak"], use_data=False)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "is_warned"), [("SemanticSegmentor", True), ("EfficientPS", False)]
+)
+def test_a_model_that_pads_in_its_own_way(
+    architecture: str, is_warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    opts = ["MODEL.META_ARCHITECTURE", architecture, "INPUT.PAD_VALUE", "black"]
+    load_cfg("", [*opts, "INPUT.PAD_TO_SQUARE", "True", "INPUT.IMAGE_SIZE", "1333"], use_data=False)
+    text = "SemanticSegmentor pads its batches in its own way, whatever INPUT.PAD_VALUE and INPUT."
+    assert (text in caplog.text) == is_warned
 
 
 @pytest.mark.parametrize(

@@ -278,3 +278,37 @@ def test_a_segment_that_the_label_map_lacks_is_never_kept(tiny: TinyDataset) -> 
     extra = {"id": 77, "category_id": 2, "isthing": True, "iscrowd": 0, "area": 1}
     found = mapper(keep_empty=True)({**record, "segments_info": [extra, *record["segments_info"]]})
     assert found["segments"].gt_classes.tolist() == classes
+
+
+class _Crops(T.Augmentation):
+    """Crops of 3 x 2 pixels, one place (first column, first row) after the other."""
+
+    def __init__(self, *places: tuple[int, int]) -> None:
+        self.places = list(places)
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        return T.CropTransform(*self.places.pop(0), 3, 2)
+
+
+_ON_VOID, _ON_ROAD, _ON_CAR, _ON_CROWD = (20, 0), (16, 6), (5, 6), (24, 12)
+
+
+@pytest.mark.parametrize(
+    ("options", "drawn"),
+    [
+        ({}, 1),
+        ({"redraw_empty": 1}, 2),
+        ({"redraw_empty": 9}, 3),
+        ({"redraw_empty": 3, "things_alone": True}, 4),
+        ({"redraw_empty": 9, "things_alone": True}, 5),
+    ],
+)
+def test_a_crop_with_nothing_to_learn_is_drawn_again(
+    tiny: TinyDataset, options: dict[str, int], drawn: int
+) -> None:
+    places = [_ON_VOID, _ON_CROWD, _ON_ROAD, _ON_CROWD, _ON_CAR, _ON_VOID]
+    crops = _Crops(*places)
+    sample = mapper(crops, **options)(tiny.load()[1])
+    assert crops.places == places[drawn:]
+    expected = {_ON_VOID: [], _ON_ROAD: [0], _ON_CAR: [1], _ON_CROWD: [2]}[places[drawn - 1]]
+    assert sample["segments"].gt_classes.tolist() == expected

@@ -102,6 +102,9 @@ class MetaArchitecture:
     combine_keys: ClassVar[Mapping[str, str]] = {}
     """Key below MODEL.PANOPTIC_FUSION -> the key below MODEL.PANOPTIC_FPN.COMBINE that the model
     reads in its place. The former are refused if they are set."""
+    pads_by_config: ClassVar[bool] = False
+    """Whether the model pads its batches as INPUT.PAD_VALUE and INPUT.PAD_TO_SQUARE say (by
+    `normalised_batch`). If not, these keys get a warning."""
     mapper_targets: ClassVar[tuple[str, ...]] = ("instances", "sem_seg")
     """Ground truth that the mapper derives from the id map where INPUT.PANOPTIC_TARGETS is None; ()
     for a model that reads the id map and its table directly."""
@@ -181,6 +184,7 @@ _CLASS_ATTRIBUTES = (
     "score_threshold_key",
     "default_fusion",
     "combine_keys",
+    "pads_by_config",
     "head_classes",
     "learns_from_instances",
     "gives_semantic_alone",

@@ -76,6 +76,7 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         "OVERLAP_THRESHOLD": "OVERLAP_THRESH",
         "STUFF_AREA_THRESHOLD": "STUFF_AREA_LIMIT",
     }
+    pads_by_config: ClassVar[bool] = True
     needs_mask_logits: ClassVar[bool] = False
     """Whether the mask head must keep logits even for a fusion that needs binary masks only."""
 

@@ -38,6 +38,7 @@ class QueryModel(MetaArchitecture, nn.Module):
     has_contiguous_classes: ClassVar[bool] = True
     score_threshold_key: ClassVar[str] = "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD"
     default_fusion: ClassVar[str | None] = ""  # it takes none
+    pads_by_config: ClassVar[bool] = True
     mapper_targets: ClassVar[tuple[str, ...]] = ()  # it reads the id map and its table
 
     pixel_mean: Tensor

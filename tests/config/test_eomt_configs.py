@@ -111,11 +111,12 @@ def published_recipe(name: str) -> dict[str, object]:
         "INPUT.COLOR_AUG_SSD": not name.startswith("coco"),
         "INPUT.PAD_VALUE": "black",
         "INPUT.CROP_POSITION": "uniform",
+        "INPUT.REDRAW_EMPTY": 10,
         "INPUT.TEST_RESIZE": "shortest_edge" if is_semantic else "longest_side",
         "INPUT.MIN_SIZE_TEST": size,
         "INPUT.MAX_SIZE_TEST": 2048 if is_semantic else size,
         "INPUT.PAD_TO_SQUARE": not is_semantic,
-        "TEST.SEMANTIC_WINDOWS": size if is_semantic else 0,
+        "TEST.SEMANTIC_WINDOWS": is_semantic,
     }
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from panoptic_ext.errors import ConfigError, check_known
 from panoptic_ext.modeling.backbone.plain_vit import build_plain_vit_backbone
+from panoptic_ext.modeling.layers.doubling import DoublingConv2d
 from panoptic_ext.modeling.layers.layer_norm import LayerNorm2d
 
 __all__ = ["SimpleFeaturePyramid", "build_plain_vit_pyramid_backbone"]
@@ -140,7 +141,7 @@ def _level_layers(coarser: int, dim: int, out_channels: int, norm: str) -> nn.Se
     for step in range(-coarser):
         if step > 0:
             layers += [*_norm_layers(norm, dim), nn.GELU()]
-        layers.append(nn.ConvTranspose2d(dim, dim // 2, kernel_size=2, stride=2))
+        layers.append(DoublingConv2d(dim, dim // 2))
         dim //= 2
     if coarser > 0:
         layers.append(nn.MaxPool2d(2**coarser, ceil_mode=True))

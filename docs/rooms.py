@@ -224,6 +224,7 @@ MODELING_WORDS = {
     "pixel_decoder": "features: mask features",
     "transformer_decoder": "features: queries",
     "eomt": "queries in the blocks of a ViT",
+    "pmt": "a decoder on a frozen ViT",
     "mask_classification": "targets, matching, losses",
     "semantic_head": "features: semantic logits",
     "proposal_generator": "region proposals",

@@ -15,6 +15,7 @@ from panoptic_ext.config.eomt import add_eomt_keys
 from panoptic_ext.config.fusion import add_fusion_keys
 from panoptic_ext.config.left_out import mark_left_out
 from panoptic_ext.config.mask_former import add_mask_former_keys
+from panoptic_ext.config.pmt import add_pmt_keys
 from panoptic_ext.config.transformers import add_transformers_keys
 from panoptic_ext.config.vit import add_vit_keys
 
@@ -56,6 +57,7 @@ def add_panoptic_ext_config(cfg: CN) -> None:
     add_transformers_keys(cfg)
     add_vit_keys(cfg)
     add_eomt_keys(cfg)
+    add_pmt_keys(cfg)
     mark_left_out(cfg)
     for function in _key_functions:
         function(cfg)
@@ -181,6 +183,10 @@ def _add_run_keys(cfg: CN) -> None:
     # belong to the others. 0: one warm-up and one curve. The published EoMT has WARMUP_ITERS 500
     # and 1000 here (DINOv3: 2000 and 3000), WARMUP_FACTOR 0.0 and WarmupPolyLR.
     cfg.SOLVER.BACKBONE_WARMUP_ITERS = 0
+    # Start the curve LR_SCHEDULER_NAME behind the warm-up, with the full learning rate (published
+    # PMT). False: at iteration 0, as in Detectron2, beside the warm-up. With BACKBONE_WARMUP_ITERS
+    # it starts behind the warm-ups in any case.
+    cfg.SOLVER.CURVE_AFTER_WARMUP = False
     # Weight decay of nn.Embedding. None: as SOLVER.WEIGHT_DECAY.
     cfg.SOLVER.WEIGHT_DECAY_EMBED = None
 

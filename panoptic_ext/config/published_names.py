@@ -55,6 +55,8 @@ DATASETS = {
     },
 }
 
+# Models without a published Detectron2 form that share the keys of those with one.
+_SAME_KEYS = ("PanopticExtPMT",)
 _OUTPUTS = {"panoptic": "PANOPTIC_ON", "semantic": "SEMANTIC_ON", "instance": "INSTANCE_ON"}
 
 
@@ -80,7 +82,7 @@ def resolve_published_names(cfg: Any, given: Collection[str] = ()) -> None:
         _warn_of_others(cfg)
         return
     model.META_ARCHITECTURE = META_ARCH.get(model.META_ARCHITECTURE, model.META_ARCHITECTURE)
-    if model.META_ARCHITECTURE not in META_ARCH.values():
+    if model.META_ARCHITECTURE not in (*META_ARCH.values(), *_SAME_KEYS):
         return
     model.SEM_SEG_HEAD.NAME = HEADS.get(model.SEM_SEG_HEAD.NAME, model.SEM_SEG_HEAD.NAME)
     model.BACKBONE.NAME = BACKBONES.get(model.BACKBONE.NAME, model.BACKBONE.NAME)
@@ -90,8 +92,8 @@ def resolve_published_names(cfg: Any, given: Collection[str] = ()) -> None:
     _resolve_mapper(cfg.INPUT, model.MASK_FORMER, "MODEL.MASK_FORMER.TASK" in given)
     mask_former_task(cfg)
     cfg.INPUT.SIZE_DIVISIBILITY = max(cfg.INPUT.SIZE_DIVISIBILITY, 0)
-    # The published EoMT decays its embeddings, too.
-    decays_embeddings = model.META_ARCHITECTURE == "PanopticExtEoMT"
+    # The published EoMT and PMT decay their embeddings, too.
+    decays_embeddings = model.META_ARCHITECTURE in ("PanopticExtEoMT", "PanopticExtPMT")
     if cfg.SOLVER.WEIGHT_DECAY_EMBED is None and not decays_embeddings:
         cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
     switches = model.MASK_FORMER.TEST

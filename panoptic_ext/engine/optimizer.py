@@ -126,14 +126,14 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
     """Build one of Detectron2's schedules or a WarmupPolyLR, with one warm-up or two.
 
-    SOLVER.BACKBONE_WARMUP_ITERS is for an optimizer of `build_optimizer`, which marks the groups of
-    the backbone.
+    SOLVER.CURVE_AFTER_WARMUP starts the curve behind the warm-up. BACKBONE_WARMUP_ITERS is for an
+    optimizer of `build_optimizer`, which marks the groups of the backbone.
 
     Raises:
         ConfigError: the name is unknown, or the schedule cannot use the values of its keys.
     """
     solver = cfg.SOLVER
-    if solver.BACKBONE_WARMUP_ITERS:
+    if solver.BACKBONE_WARMUP_ITERS or solver.CURVE_AFTER_WARMUP:
         return two_warmups_schedule(solver, optimizer)
     if solver.LR_SCHEDULER_NAME == "WarmupPolyLR":
         return poly_schedule(solver, optimizer)

@@ -128,7 +128,8 @@ def poly_schedule(solver: CfgNode, optimizer: torch.optim.Optimizer) -> Schedule
 def two_warmups_schedule(solver: CfgNode, optimizer: torch.optim.Optimizer) -> Schedule:
     """The backbone's warm-up after that of the others, each with its own curve behind it.
 
-    As in the training of the published EoMT (Kerssies et al., CVPR 2025).
+    As in the training of the published EoMT (Kerssies et al., CVPR 2025). The second warm-up may
+    have no iteration, as for PMT, whose backbone is frozen.
 
     Raises:
         ConfigError: the schedule or the method of the warm-up is unknown; a number is negative; the
@@ -149,7 +150,7 @@ def two_warmups_schedule(solver: CfgNode, optimizer: torch.optim.Optimizer) -> S
         RateCurve(warmup, curve, warmup.end, solver.MAX_ITER) for warmup in (first, second)
     )
     marks = [group.get(BACKBONE_MARK, False) for group in optimizer.param_groups]
-    if not any(marks):
+    if solver.BACKBONE_WARMUP_ITERS and not any(marks):
         logger.warning(
             "SOLVER.BACKBONE_WARMUP_ITERS is %d, but no parameter of a backbone is trained",
             solver.BACKBONE_WARMUP_ITERS,

@@ -7,6 +7,7 @@ from panoptic_ext.modeling.meta_arch import (
     PanopticExtEoMT,
     PanopticExtMaskFormer,
     PanopticExtMaskFormerHead,
+    PanopticExtPMT,
     TransformersPanoptic,
     UnifiedPanopticFPN,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "PanopticExtEoMT",
     "PanopticExtMaskFormer",
     "PanopticExtMaskFormerHead",
+    "PanopticExtPMT",
     "SeparableMaskHead",
     "SeparableRPNHead",
     "TransformersPanoptic",

@@ -35,7 +35,7 @@ def test_every_yaml_of_the_folder_is_found():
     assert {path.parent for path in LEAVES} == folders
     assert {path.parts[-3] for path in LEAVES} == CLASSES.keys()
     assert {path.parts[-2] for path in LEAVES} == {
-        "mask2former", "efficientps", "eomt", "panoptic_fpn", "transformers",
+        "mask2former", "efficientps", "eomt", "panoptic_fpn", "pmt", "transformers",
     }  # fmt: skip
 
 

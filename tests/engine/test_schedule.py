@@ -93,6 +93,20 @@ def test_cosine_and_steps_with_two_warmups() -> None:
         )
 
 
+@given(warmup=st.integers(0, 20), rest=st.integers(1, 40))
+@settings(max_examples=30, deadline=None)
+def test_a_cosine_behind_one_warmup_is_the_published_pmts(warmup: int, rest: int) -> None:
+    total = warmup + rest
+    keys = {"WARMUP_ITERS": warmup, "BACKBONE_WARMUP_ITERS": 0, "MAX_ITER": total}
+    cfg = schedule_cfg(LR_SCHEDULER_NAME="WarmupCosineLR", CURVE_AFTER_WARMUP=True, **keys)
+    for t, (rate, _) in enumerate(all_rates(cfg, total)):
+        if t < warmup:
+            expected = t / warmup
+        else:
+            expected = (1 + math.cos(math.pi * (t - warmup) / rest)) / 2
+        assert rate == pytest.approx(0.5 * expected, rel=1e-12)
+
+
 def test_the_factor_and_method_of_warmups() -> None:
     keys = {"WARMUP_ITERS": 2, "BACKBONE_WARMUP_ITERS": 4, "MAX_ITER": 12, "WARMUP_FACTOR": 0.5}
     linear = [backbone for _, backbone in all_rates(schedule_cfg(**keys))]

@@ -299,19 +299,19 @@ class Checkpointer(DetectionCheckpointer):
         return read_weight_file(filename, allow_pickle=self.allow_pickle)
 
     def _add_base(self, path: str, weights: dict[str, Any]) -> None:
-        """Complete weights that are differences to others, in place; see `TakesBaseWeights`."""
+        """Complete weights that need others, in place; see `TakesBaseWeights`."""
         if not isinstance(self.model, TakesBaseWeights):
             return
         wanted = self.model.base_weights(weights)
         if wanted is None:
             return
-        self.logger.info("%s: differences to %s, from %s", path, wanted.name, wanted.address)
+        self.logger.info("%s %s %s: %s", path, wanted.relation, wanted.name, wanted.address)
         try:
             _, base = self._read_for_all(lambda: self._read(wanted.address))
         except PanopticExtError as error:
             reason = str(error).replace("MODEL.WEIGHTS", wanted.key)
             raise CheckpointError(
-                f"{path} holds differences to {wanted.name}, which cannot be had. {reason}. "
+                f"{path} {wanted.relation} {wanted.name}, which cannot be had. {reason}. "
                 f"{wanted.key} names its weights: a file or an address"
             ) from error
         self.model.add_base_weights(weights, base["model"])

@@ -41,28 +41,30 @@ class AdaptsStateDict(Protocol):
 
 
 class BaseWeights(NamedTuple):
-    """Weights to which other weights are differences.
+    """Weights to which other weights are differences, or that other weights lack.
 
     Attributes:
         address: file, folder or address to read them from.
         name: what they are, for messages: "the encoder ...".
         key: config key that names them.
+        relation: of the other weights to them, for messages.
     """
 
     address: str
     name: str
     key: str
+    relation: str = "holds differences to"
 
 
 @runtime_checkable
 class TakesBaseWeights(Protocol):
-    """A model some of whose published weights are differences to other weights.
+    """A model some of whose published weights are differences to other weights, or lack them.
 
     The checkpointer reads the others and has the model add them, before `adapt_state_dict`.
     """
 
     def base_weights(self, state_dict: Mapping[str, Any]) -> BaseWeights | None:
-        """The weights to which a state dict holds differences; None: it is whole."""
+        """The weights to which a state dict holds differences, or lacks; None: it is whole."""
         ...
 
     def add_base_weights(self, state_dict: dict[str, Any], base: Mapping[str, Any]) -> None:

@@ -106,6 +106,7 @@ LONGEST = (
     "engine/test_precision.py",
     "test_import.py",
     "modeling/layers/test_ms_deform_attn_triton.py",
+    "modeling/meta_arch/test_eomt_overfit.py",
     "engine/test_trainer.py",
     "config/test_configs.py",
 )

@@ -125,6 +125,10 @@ def _add_input_keys(cfg: CN) -> None:
     # Change brightness, contrast, saturation and hue at random, as SSD does (Liu et al., ECCV
     # 2016).
     cfg.INPUT.COLOR_AUG_SSD = False
+    # How COLOR_AUG_SSD changes them. "ssd": as PointRend and the published Mask2Former, after the
+    # crop. "torchvision": before it, with contrast around the image's mean and half the range of
+    # hues (EoMT).
+    cfg.INPUT.COLOR_AUG_RULE = "ssd"
     # Pad image (INPUT.PAD_VALUE) and ground truth (void) to a multiple of this many pixels; 0: no
     # padding. Unlike in the published Mask2Former, larger images are not cropped: INPUT.CROP does
     # that.

@@ -19,6 +19,7 @@ from panoptic_ext.data.augmentation_keys import (
     check_lsj_keys,
     check_shortest_edge_keys,
 )
+from panoptic_ext.data.blended_colors import BlendedColorJitter
 from panoptic_ext.data.resizing import ResizeShortestEdge, resize_in_testing
 from panoptic_ext.errors import check_known
 
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 _KINDS = ("shortest_edge", "lsj")
+_COLOR_RULES = ("ssd", "torchvision")
 _FLIPS = ("horizontal", "vertical", "none")
 
 # INPUT.PAD_VALUE "mean": the grey that Detectron2's FixedSizeCrop and the published mappers of
@@ -327,6 +329,7 @@ def build_augmentations(cfg: Any, is_train: bool, ignore_label: int = 255) -> li
     check_known("INPUT.AUGMENTATION", kind, _KINDS)
     flip = cfg.INPUT.RANDOM_FLIP
     check_known("INPUT.RANDOM_FLIP", flip, _FLIPS)
+    check_known("INPUT.COLOR_AUG_RULE", cfg.INPUT.COLOR_AUG_RULE, _COLOR_RULES)
     check_lsj_keys(cfg.INPUT) if kind == "lsj" else check_shortest_edge_keys(cfg.INPUT)
     flips: list[T.Augmentation] = []
     if flip != "none":
@@ -336,8 +339,12 @@ def build_augmentations(cfg: Any, is_train: bool, ignore_label: int = 255) -> li
         augmentations = [*flips, *_lsj(cfg)]
     else:
         augmentations = [*_shortest_edge(cfg, ignore_label), *flips]
-    if cfg.INPUT.COLOR_AUG_SSD:
-        augmentations.append(ColorJitter(bgr=cfg.INPUT.FORMAT == "BGR"))
+    bgr = cfg.INPUT.FORMAT == "BGR"
+    if cfg.INPUT.COLOR_AUG_SSD and cfg.INPUT.COLOR_AUG_RULE == "ssd":
+        augmentations.append(ColorJitter(bgr=bgr))
+    elif cfg.INPUT.COLOR_AUG_SSD:
+        # First of all, because contrast depends on the mean of the whole image.
+        augmentations.insert(0, BlendedColorJitter(bgr=bgr))
     # Padding comes after the change of colours, so that added pixels keep their grey or black.
     padding = _BLACK if pads_black(cfg) else _GREY
     if kind == "lsj":

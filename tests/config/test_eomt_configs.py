@@ -109,6 +109,7 @@ def published_recipe(name: str) -> dict[str, object]:
         "INPUT.MIN_SCALE": 0.5 if is_semantic else 0.1,
         "INPUT.MAX_SCALE": 2.0,
         "INPUT.COLOR_AUG_SSD": not name.startswith("coco"),
+        "INPUT.COLOR_AUG_RULE": "ssd" if name.startswith("coco") else "torchvision",
         "INPUT.PAD_VALUE": "black",
         "INPUT.CROP_POSITION": "uniform",
         "INPUT.REDRAW_EMPTY": 10,

@@ -16,7 +16,8 @@ def add_vit_keys(cfg: CN) -> None:
     cfg.MODEL.VIT.NAME = ""
     # Download timm's own weights. MODEL.WEIGHTS, if it is given, is loaded after them.
     cfg.MODEL.VIT.PRETRAINED = False
-    # Side of a patch, pixels. 0: as timm's model.
+    # Side of a patch, pixels; behind the stem of a ViT such as "vit_tiny_r_s16_p8_224" positions of
+    # the stem, 4 pixels each. 0: as timm's model.
     cfg.MODEL.VIT.PATCH_SIZE = 0
     # Side of the square image for which the position embedding is stored, pixels; it is resampled
     # for images of other sizes. 0: as timm's model.

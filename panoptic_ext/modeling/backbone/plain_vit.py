@@ -64,7 +64,7 @@ class PlainViT(Backbone):
         use_fast_linears(self.net)
         self.embed_dim: int = self.net.embed_dim
         self.num_prefix_tokens: int = self.net.num_prefix_tokens
-        self.patch_size: int = self.net.patch_embed.patch_size[0]
+        self.patch_size: int = self.net.patch_embed.feat_ratio()  # with a hybrid's stem
         self.depth = len(self.net.blocks)
         self.gradient_checkpointing = gradient_checkpointing
         self.freeze = freeze

@@ -14,6 +14,9 @@ __all__ = ["create_plain_vit", "import_timm_for_vit", "is_plain_vit"]
 
 # timm's modules whose models are all of the classes VisionTransformer and Eva.
 _MODULES = ("vision_transformer", "eva", "deit")
+# ViTs on the stem of a ResNet, without its stages. From random weights they learn what outlines are
+# much sooner than on patches of pixels (docs/eomt.md).
+_WITH_STEM = "vit_*_r_s*_p*"
 _EXAMPLES = (
     "'vit_base_patch14_reg4_dinov2', 'vit_base_patch16_dinov3_qkvb' or 'vit_small_patch16_224'"
 )
@@ -87,7 +90,8 @@ def import_timm_for_vit(name: str) -> ModuleType:
 
 
 def _plain_vits(timm: ModuleType) -> list[str]:
-    return [name for module in _MODULES for name in timm.list_models(module=module)]
+    names = [name for module in _MODULES for name in timm.list_models(module=module)]
+    return names + timm.list_models(_WITH_STEM, module="vision_transformer_hybrid")
 
 
 def _check_values(changes: dict[str, Any]) -> None:
@@ -100,7 +104,7 @@ def _check_values(changes: dict[str, Any]) -> None:
 
 def _check_built(name: str, net: Any, changes: dict[str, Any]) -> None:
     """Refuse sizes that timm takes, but which fail or lose a part later."""
-    patch, image = net.patch_embed.patch_size[0], changes.get("img_size", 0)
+    patch, image = net.patch_embed.feat_ratio(), changes.get("img_size", 0)
     if image % patch:
         raise ConfigError(
             f"MODEL.VIT.IMAGE_SIZE {image} is no multiple of the patches' side, {patch} pixels; "

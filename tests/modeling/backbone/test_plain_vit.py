@@ -35,6 +35,7 @@ FAMILIES = [
     "eva02_enormous_patch14_clip_224",
     "vit_small_patch16_rope_mixed_224",
     "vit_pe_core_base_patch16_224",
+    "vit_tiny_r_s16_p8_224",
 ]
 
 
@@ -245,3 +246,9 @@ def test_weights_of_other_patches_and_images_are_resampled_as_timm_does(tmp_path
     for name, value in filtered.items():
         torch.testing.assert_close(state[name], value)
     assert "Position embedding resampled from 5 x 5 to 4 x 4 patches" in caplog.text
+
+
+def test_patches_behind_a_stem_have_its_stride_too():
+    net = small_vit("vit_tiny_r_s16_p8_224", patch_size=2, img_size=32).eval()
+    assert net.patch_size == net.size_divisibility == net.output_shape()["last_feat"].stride == 8
+    assert net(torch.zeros(1, 3, 40, 52))["last_feat"].shape == (1, 24, 5, 7)

@@ -119,6 +119,27 @@ def test_eomt_has_the_published_address_and_the_encoders_licence() -> None:
         assert bool(configs.get_config(entry.name).MODEL.EOMT.ENCODER_WEIGHTS) == is_v3
 
 
+# PMT's figures in its published tables.
+PMT = {
+    "pmt_small_640_coco": 45.3,
+    "pmt_base_640_coco": 52.8,
+    "pmt_large_640_coco": 56.1,
+    "pmt_large_1280_coco": 58.1,
+    "pmt_instance_large_640_coco": 45.4,
+    "pmt_instance_large_1280_coco": 49.0,
+    "pmt_semantic_large_512_ade20k": 58.5,
+}
+
+
+def test_pmt_is_complete_and_as_published() -> None:
+    entries = [e for e in built_in() if e.config.split("/")[1:2] == ["pmt"]]
+    assert {e.name: next(iter(e.figures.values())) for e in entries} == PMT
+    for entry in entries:
+        assert entry.address == f"{entry.source}/resolve/main/pytorch_model.bin"
+        assert entry.source.endswith("_dinov3") and "DINOv3" in entry.licence
+        assert configs.get_config(entry.name).MODEL.EOMT.ENCODER_WEIGHTS
+
+
 def test_a_config_names_its_entry() -> None:
     """Only the base files of transformers' models have several entries."""
     for entry in (entry for entry in built_in() if entry.config):
@@ -140,7 +161,7 @@ def check_config(entry: ZooEntry) -> None:
     assert f"zoo://{entry.name}" == cfg.MODEL.WEIGHTS
     size = {"min_size": cfg.INPUT.MIN_SIZE_TEST, "max_size": cfg.INPUT.MAX_SIZE_TEST}
     assert entry.input == {"format": cfg.INPUT.FORMAT, **size}
-    if "mask2former" in entry.config or "eomt" in entry.config:
+    if entry.config.split("/")[1] in ("mask2former", "eomt", "pmt"):
         assert entry.task == cfg.MODEL.MASK_FORMER.TASK
 
 

@@ -100,6 +100,19 @@ def test_evaluation_is_one_pass_without_masks(model):
     assert all(s["isthing"] == IS_THING[s["category_id"]] for s in segments)
 
 
+def test_one_encoder_serves_two_decoders():
+    first, second = build_pmt().eval(), build_pmt(**{"MODEL.PMT.NUM_LAYERS": 3}).eval()
+    second.backbone = first.backbone
+    inputs = [mapped(), mapped(seed=1)]
+    images = first.preprocess_image(inputs)
+    features = first.encode(images.tensor)
+    for model in (first, second):
+        with torch.no_grad():
+            outputs = model.sem_seg_head.decode(*features)
+        shared = model.postprocess(outputs, images, inputs)[1]["sem_seg"]
+        torch.testing.assert_close(shared, predict(model, inputs)[1]["sem_seg"])
+
+
 def test_masks_vanish_with_the_iterations():
     model = build_pmt(**{"SOLVER.MAX_ITER": 60})  # "auto": (10, 20) and (40, 50)
     probabilities = {}

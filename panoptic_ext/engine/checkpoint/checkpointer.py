@@ -310,9 +310,9 @@ class Checkpointer(DetectionCheckpointer):
             _, base = self._read_for_all(lambda: self._read(wanted.address))
         except PanopticExtError as error:
             reason = str(error).replace("MODEL.WEIGHTS", wanted.key)
+            mend = "" if wanted.key in reason else f". {wanted.key} names its file or address"
             raise CheckpointError(
-                f"{path} {wanted.relation} {wanted.name}, which cannot be had. {reason}. "
-                f"{wanted.key} names its weights: a file or an address"
+                f"{path} {wanted.relation} {wanted.name}, which cannot be had. {reason}{mend}"
             ) from error
         self.model.add_base_weights(weights, base["model"])
 

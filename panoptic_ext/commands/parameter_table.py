@@ -114,9 +114,8 @@ def list_rates(model: nn.Module, solver: CfgNode) -> str:
     ]
     headers = ("parameter", "shape", "factor", "learning rate", "weight decay", "warm-up")
     table = tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
-    return (
-        f"{table}\n\n{len(group_of)} of {len(rows)} parameters are trained, in {len(groups)} groups"
-    )
+    grouped = f"{len(groups)} group{'s' * (len(groups) != 1)}"
+    return f"{table}\n\n{len(group_of)} of {len(rows)} parameters are trained, in {grouped}"
 
 
 def _rate(group: dict[str, Any] | None, solver: CfgNode) -> tuple[str, str, str, str]:

@@ -13,6 +13,8 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem
 from torch import nn
 
 from panoptic_ext.modeling.backbone.backbone_layers import Layer, layers_of_names, parameter_layers
+from panoptic_ext.modeling.backbone.plain_vit import PlainViT
+from panoptic_ext.modeling.backbone.simple_feature_pyramid import SimpleFeaturePyramid
 from panoptic_ext.modeling.backbone.swin import SwinTransformer
 from panoptic_ext.modeling.backbone.timm_backbone import TimmBackbone
 from panoptic_ext.modeling.backbone.two_way_fpn import TwoWayFPN
@@ -135,6 +137,17 @@ def test_a_pyramid_has_no_layers_and_its_backbone_has(make: Any) -> None:
     expected = counted(bottom_up, "BasicBlock")
     assert got == {f"backbone.bottom_up.{name}": layer for name, layer in expected.items()}
     assert len(got) < sum(name.startswith("backbone.") for name, _ in model.named_parameters())
+
+
+def test_a_plain_vit_under_a_pyramid() -> None:
+    pytest.importorskip("timm")
+    with torch.device("meta"):
+        vit = PlainViT("vit_tiny_patch16_224", depth=3)
+        model = Pyramid(SimpleFeaturePyramid(vit, ["res3", "res4"], 8))
+    got = parameter_layers(model, ("backbone.",))
+    expected = counted(vit, "Block")
+    assert got == {f"backbone.bottom_up.{name}": layer for name, layer in expected.items()}
+    assert {layer.num_blocks for layer in got.values()} == {3}
 
 
 @pytest.mark.parametrize(

@@ -151,11 +151,14 @@ def matched_masks(outputs: Sequence[Predictions], rows: Sequence[Tensor]) -> lis
 def _rows_of_products(products: Sequence[QueryMasks], rows: Sequence[Tensor]) -> list[Tensor]:
     """As `matched_masks`, for products with the same features."""
     embeds = torch.stack([masks.embed for masks in products]).flatten(0, 2)
+    # One image needs no split, whose gradient would be a copy of a large map.
+    maps = products[0].features
+    maps_of_images = (maps,) if len(rows) == 1 else maps.split(1)
     # One product for all outputs: the gradient of the features is then one map of D channels, not
     # a sum of O such maps.
     return [
         _product(embeds.index_select(0, chosen), features).float()
-        for chosen, features in zip(rows, products[0].features.split(1), strict=True)
+        for chosen, features in zip(rows, maps_of_images, strict=True)
     ]
 
 

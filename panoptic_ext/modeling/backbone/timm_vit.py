@@ -6,12 +6,15 @@ import difflib
 from types import ModuleType
 from typing import Any
 
+from torch.torch_version import TorchVersion
+
 from panoptic_ext.errors import ConfigError, listed, shortened
 from panoptic_ext.modeling.backbone.timm_backbone import TIMM_ERRORS
 from panoptic_ext.optional_packages import import_optional
 
 __all__ = ["create_plain_vit", "import_timm_for_vit", "is_plain_vit"]
 
+_OLDEST_TIMM = "1.0.22"  # before it, DINOv3 is missing or blocks of EVA take no mask
 # timm's modules whose models are all of the classes VisionTransformer and Eva.
 _MODULES = ("vision_transformer", "eva", "deit")
 # ViTs on the stem of a ResNet, without its stages. From random weights they learn what outlines are
@@ -53,11 +56,14 @@ def create_plain_vit(name: str, *, pretrained: bool = False, **changes: Any) -> 
         )
     _check_values(changes)
     arguments = {"num_classes": 0, "dynamic_img_size": True, **changes}
+    rope_rescale = arguments.pop("rope_rescale_coords", None)
     try:
         net = timm.create_model(name, pretrained=pretrained, **arguments)
     except TIMM_ERRORS as error:
         raise ConfigError(_why_not_built(name, str(error), pretrained, changes)) from error
     _check_built(name, net, changes)
+    if rope_rescale is not None:
+        _rescale_rope(name, net, float(rope_rescale))
     net.attn_pool = None  # a part of the classifier, such as SigLIP's
     return net
 
@@ -76,9 +82,14 @@ def import_timm_for_vit(name: str) -> ModuleType:
     """The package timm, which has a model of this name.
 
     Raises:
-        ConfigError: timm is not installed, or has no such model.
+        ConfigError: timm is not installed, is too old, or has no such model.
     """
     timm = import_optional("timm", "timm", f"the ViT {name!r}")
+    if TorchVersion(timm.__version__) < _OLDEST_TIMM:
+        raise ConfigError(
+            f"MODEL.VIT needs timm {_OLDEST_TIMM} or newer, found {timm.__version__}; "
+            f"pip install 'timm>={_OLDEST_TIMM}'"
+        )
     if timm.is_model(name):
         return timm
     near = difflib.get_close_matches(name[:100].lower(), _plain_vits(timm), n=4, cutoff=0.5)
@@ -110,8 +121,6 @@ def _check_built(name: str, net: Any, changes: dict[str, Any]) -> None:
             f"MODEL.VIT.IMAGE_SIZE {image} is no multiple of the patches' side, {patch} pixels; "
             f"take {max(image // patch, 1) * patch}, or another MODEL.VIT.PATCH_SIZE"
         )
-    if changes.get("rope_rescale_coords") and net.rope is None:
-        raise ConfigError(_no_rope(name))
     heads, dim = changes.get("num_heads"), net.embed_dim
     step = 4 if getattr(net, "rope", None) is not None else 1
     if heads and dim % (step * heads):
@@ -122,16 +131,18 @@ def _check_built(name: str, net: Any, changes: dict[str, Any]) -> None:
         )
 
 
-def _no_rope(name: str) -> str:
-    return (
-        f"MODEL.VIT.ROPE_RESCALE is set, but {name!r} has no rotary position embedding; set it to "
-        "0, or take a DINOv3 or an EVA-02"
-    )
+def _rescale_rope(name: str, net: Any, factor: float) -> None:
+    """Set the augmentation of positions, of which timm before 1.0.27 makes no argument."""
+    rope = getattr(net, "rope", None)
+    if not hasattr(rope, "rescale_coords"):
+        raise ConfigError(
+            f"MODEL.VIT.ROPE_RESCALE is {factor}, but {name!r} has no rotary position embedding "
+            "that timm rescales; set it to 0, or take a DINOv3"
+        )
+    rope.rescale_coords, rope.aug_active = factor, True
 
 
 def _why_not_built(name: str, reason: str, pretrained: bool, changes: dict[str, Any]) -> str:
-    if "rope_rescale_coords" in reason:
-        return _no_rope(name)
     reason = reason.strip().split("\n")[0].rstrip(".")
     mend = "check " + ", ".join(f"MODEL.VIT.{_KEYS[key]} {changes[key]}" for key in changes)
     if pretrained:

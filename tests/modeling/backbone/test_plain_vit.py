@@ -62,6 +62,9 @@ def timms_features(net, images):
     return tokens[:, own.num_prefix_tokens :].mT.unflatten(2, grid)
 
 
+FAMILIES = [name for name in FAMILIES if timm.is_model(name)]  # RADIO is not in timm 1.0.26
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_features_are_timms_at_the_own_size_and_at_others(name):
     net = small_vit(name).eval()

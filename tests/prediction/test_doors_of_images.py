@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.engine import DefaultPredictor
+from detectron2.structures import ImageList
 from PIL import Image
 
 from panoptic_ext import load
@@ -78,8 +79,14 @@ def test_windows_from_yaml_to_results_and_pictures(tmp_path: Path) -> None:
     assert json.loads(results.read_text())["sem_seg"]["mIoU"] >= 0
     model = load(tmp_path / "run")
     seen: list[tuple[int, ...]] = []
-    model.predictor.model.backbone.net.patch_embed.proj.register_forward_pre_hook(
-        lambda _, args: seen.append(tuple(args[0].shape))
-    )
+    network = model.predictor.model
+    preprocess = network.preprocess_image
+
+    def recorded(inputs: list[dict[str, torch.Tensor]]) -> ImageList:
+        batch = preprocess(inputs)
+        seen.append(tuple(batch.tensor.shape))
+        return batch
+
+    network.preprocess_image = recorded
     result = model(np.zeros((48, 108, 3), np.uint8))
     assert seen == [(3, 3, 32, 32)] and result.to_semantic().shape == (48, 108)

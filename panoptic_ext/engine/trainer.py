@@ -242,10 +242,12 @@ class Trainer(DefaultTrainer):
             key = _key_of_feature(cfg, error)
             if key is None:
                 raise
+            name = cfg.MODEL.BACKBONE.NAME
+            block = "SIMPLE_FEATURE_PYRAMID" if "plain_vit" in name else "RESNETS"
             raise ConfigError(
                 f"{key} names the feature {error}, which the backbone does not give; "
-                f"MODEL.BACKBONE.NAME = {cfg.MODEL.BACKBONE.NAME}, MODEL.RESNETS.OUT_FEATURES = "
-                f"{cfg.MODEL.RESNETS.OUT_FEATURES}"
+                f"MODEL.BACKBONE.NAME = {name}, MODEL.{block}.OUT_FEATURES = "
+                f"{cfg.MODEL[block].OUT_FEATURES}"
             ) from error
         except AssertionError as error:
             if "MODEL." not in str(error):

@@ -19,12 +19,11 @@ from panoptic_ext.errors import CheckpointError, ConfigError, unknown
 from panoptic_ext.hub import hub_address, why_unknown_host
 from panoptic_ext.model_zoo.converted_files import backbone_file, converted_file
 from panoptic_ext.modeling.backbone.timm_backbone import import_timm
+from panoptic_ext.modeling.backbone.timm_vit import is_plain_vit
 
 __all__ = ["timm_weights"]
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-# timm's modules of plain ViTs, which give no pyramid of feature maps.
-_PLAIN_VITS = ("vision_transformer", "eva", "deit", "beit")
 # What timm and huggingface_hub raise where weights do not exist, cannot be had or do not fit.
 _TIMM_ERRORS = (RuntimeError, AttributeError, AssertionError, TypeError, ValueError, OSError)
 
@@ -98,10 +97,7 @@ def _converted(timm: ModuleType, name: str, config: Any, local: str) -> Mapping[
 
 def _kind_of_model(timm: ModuleType, name: str) -> dict[str, Any]:
     """Arguments of timm's model: feature maps, or a plain ViT without its classifier."""
-    architecture = name.partition(".")[0]
-    if any(timm.list_models(architecture, module=module) for module in _PLAIN_VITS):
-        return {"num_classes": 0}
-    return {"features_only": True}
+    return {"num_classes": 0} if is_plain_vit(timm, name) else {"features_only": True}
 
 
 def _check_host(config: Any) -> None:

@@ -133,7 +133,7 @@ def _check_built(name: str, net: Any, changes: dict[str, Any]) -> None:
 
 def _rescale_rope(name: str, net: Any, factor: float) -> None:
     """Set the augmentation of positions, of which timm before 1.0.27 makes no argument."""
-    rope = getattr(net, "rope", None)
+    rope: Any = getattr(net, "rope", None)
     if not hasattr(rope, "rescale_coords"):
         raise ConfigError(
             f"MODEL.VIT.ROPE_RESCALE is {factor}, but {name!r} has no rotary position embedding "

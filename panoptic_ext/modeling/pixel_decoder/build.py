@@ -8,7 +8,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from panoptic_ext.errors import check_known, look_up
+from panoptic_ext.errors import ConfigError, look_up, unknown
 
 __all__ = ["PIXEL_DECODER_REGISTRY", "build_pixel_decoder", "checked_features"]
 
@@ -43,6 +43,11 @@ def checked_features(
         ConfigError: a name that the backbone does not give.
     """
     for name in names:
-        check_known(f"feature of the backbone in {key}", name, sorted(input_shape))
+        if name not in input_shape:
+            mend = "build_plain_vit_pyramid_backbone makes levels of a ViT's only map"
+            what, known = f"feature of the backbone in {key}", sorted(input_shape)
+            raise ConfigError(
+                unknown(what, name, known, mend=mend if known == ["last_feat"] else "")
+            )
     by_stride = sorted(names, key=lambda name: input_shape[name].stride)
     return {name: input_shape[name] for name in by_stride}

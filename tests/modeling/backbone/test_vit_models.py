@@ -1,10 +1,14 @@
 """Every model over a plain ViT with a feature pyramid: a step on shapes from its shipped config."""
 
 import pytest
+import torch
 from detectron2.utils.events import EventStorage
 
 from panoptic_ext.engine import Trainer
+from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.engine.run_config import load_cfg
+from panoptic_ext.errors import ConfigError
+from panoptic_ext.modeling.backbone.plain_vit import PlainViT
 
 pytest.importorskip("timm", reason="the ViTs are timm's")
 
@@ -66,3 +70,39 @@ def test_a_frozen_vit_under_mask2former_stays(tmp_path):
     changed = step(trainer)
     assert "simfp_2.0.weight" in changed
     assert not any(name.startswith("bottom_up.") for name in changed)
+
+
+def test_an_encoder_of_other_patches_loads_below_the_pyramid(tmp_path):
+    model = shapes_trainer("mask2former", tmp_path).model
+    other = PlainViT("vit_tiny_patch16_224", embed_dim=32, depth=2, num_heads=2, img_size=80)
+    torch.save(other.net.state_dict(), tmp_path / "vit.pth")
+    Checkpointer(model).load(str(tmp_path / "vit.pth"))
+    state = model.backbone.bottom_up.net.state_dict()
+    assert state.keys() == other.net.state_dict().keys()
+    assert state["blocks.1.mlp.fc2.weight"].equal(other.net.blocks[1].mlp.fc2.weight)
+    assert state["norm.weight"].equal(other.net.norm.weight)
+    positions = state["pos_embed"]
+    assert positions.shape == (1, 257, 32)
+    assert positions[:, :1].equal(other.net.pos_embed[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "value", "message"),
+    [
+        (
+            "mask2former",
+            "MODEL.BACKBONE.NAME",
+            "build_plain_vit_backbone",
+            "'res2'.*known: last_feat; build_plain_vit_pyramid_backbone makes",
+        ),
+        (
+            "panoptic_fpn",
+            "MODEL.SIMPLE_FEATURE_PYRAMID.OUT_FEATURES",
+            "['res2']",
+            r"the feature 'p2'.*SIMPLE_FEATURE_PYRAMID.OUT_FEATURES = \['res2'\]",
+        ),
+    ],
+)
+def test_levels_that_a_head_lacks_are_one_error(model, key, value, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        shapes_trainer(model, tmp_path, **{key: value})

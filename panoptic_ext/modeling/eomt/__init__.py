@@ -2,7 +2,7 @@
 
 from panoptic_ext.modeling.eomt.annealing import Annealing, annealing_pairs, mask_probability
 from panoptic_ext.modeling.eomt.attention_mask import attention_mask
-from panoptic_ext.modeling.eomt.build import build_annealing, build_eomt_head
+from panoptic_ext.modeling.eomt.build import build_annealing, head_arguments
 from panoptic_ext.modeling.eomt.head import EoMTHead
 
 __all__ = [
@@ -11,6 +11,6 @@ __all__ = [
     "annealing_pairs",
     "attention_mask",
     "build_annealing",
-    "build_eomt_head",
+    "head_arguments",
     "mask_probability",
 ]

@@ -7,43 +7,50 @@ from typing import Any
 
 from panoptic_ext.errors import ConfigError, quoted, unknown
 from panoptic_ext.modeling.eomt.annealing import Annealing, annealing_pairs
-from panoptic_ext.modeling.eomt.head import EoMTHead
 
-__all__ = ["build_annealing", "build_eomt_head"]
+__all__ = ["build_annealing", "head_arguments"]
 
 logger = logging.getLogger(__name__)
 
 
-def build_eomt_head(cfg: Any, *, embed_dim: int, patch_size: int) -> EoMTHead:
-    """Build the queries and the prediction head.
+def head_arguments(cfg: Any, *, embed_dim: int, patch_size: int, num_blocks: int) -> dict[str, Any]:
+    """The arguments of `EoMTHead`.
 
     Args:
         cfg: a config with the keys of `add_panoptic_ext_config`.
         embed_dim: channels of the encoder's tokens.
         patch_size: side of a patch, pixels.
+        num_blocks: blocks that the queries pass.
 
     Raises:
         ConfigError: there is no query.
     """
-    keys = cfg.MODEL.EOMT
-    if keys.NUM_QUERIES < 1:
+    num_queries = cfg.MODEL.EOMT.NUM_QUERIES
+    if num_queries < 1:
         raise ConfigError(
-            f"MODEL.EOMT.NUM_QUERIES is {keys.NUM_QUERIES}, expected 1 or more (published: 200)"
+            f"MODEL.EOMT.NUM_QUERIES is {num_queries}, expected 1 or more (published: 200)"
         )
-    return EoMTHead(
-        embed_dim=embed_dim,
-        num_queries=keys.NUM_QUERIES,
-        num_blocks=keys.NUM_BLOCKS,
-        num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-        patch_size=patch_size,
-    )
+    return {
+        "embed_dim": embed_dim,
+        "num_queries": num_queries,
+        "num_blocks": num_blocks,
+        "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        "patch_size": patch_size,
+    }
 
 
-def build_annealing(cfg: Any) -> Annealing | None:
+def build_annealing(
+    cfg: Any, num_blocks: int, *, blocks_key: str = "MODEL.EOMT.NUM_BLOCKS"
+) -> Annealing | None:
     """Build the annealing that MODEL.EOMT.ANNEALING chooses; None for "off".
 
     A warning says that a training ends before its masks have vanished, because evaluation then has
     none to which the model was used.
+
+    Args:
+        cfg: a config with the keys of `add_panoptic_ext_config`.
+        num_blocks: blocks that the queries pass.
+        blocks_key: the key of their number, for errors.
 
     Raises:
         ConfigError: the key is neither a known word nor a list with a pair for each block.
@@ -60,9 +67,9 @@ def build_annealing(cfg: Any) -> Annealing | None:
         first = list(keys.ANNEALING_FIRST)
         if first:
             _check_pair("MODEL.EOMT.ANNEALING_FIRST", first)
-        pairs = annealing_pairs(max_iter, keys.NUM_BLOCKS, first)
+        pairs = annealing_pairs(max_iter, num_blocks, first)
     else:
-        pairs = _given_pairs(keys.ANNEALING, keys.NUM_BLOCKS)
+        pairs = _given_pairs(keys.ANNEALING, num_blocks, blocks_key)
     # The rule has windows of a sixth of the training.
     is_too_short = max_iter < 6 and keys.ANNEALING == "auto"
     if keys.MASKED_ATTENTION and (is_too_short or max(end for _, end in pairs) > max_iter):
@@ -70,14 +77,14 @@ def build_annealing(cfg: Any) -> Annealing | None:
     return Annealing(pairs, keys.ANNEALING_POWER)
 
 
-def _given_pairs(value: Any, num_blocks: int) -> tuple[tuple[int, int], ...]:
+def _given_pairs(value: Any, num_blocks: int, blocks_key: str) -> tuple[tuple[int, int], ...]:
     if not isinstance(value, (list, tuple)):
         mend = "or a list of [start, end] iterations for each block"
         raise ConfigError(unknown("MODEL.EOMT.ANNEALING", value, ("auto", "off"), mend=mend))
     if len(value) != num_blocks:
         raise ConfigError(
-            f"MODEL.EOMT.ANNEALING has {len(value)} pairs, but MODEL.EOMT.NUM_BLOCKS is "
-            f"{num_blocks}; give [start, end] for each block"
+            f"MODEL.EOMT.ANNEALING has {len(value)} pairs, but {blocks_key} is {num_blocks}; give "
+            "[start, end] for each block"
         )
     for pair in value:
         _check_pair("MODEL.EOMT.ANNEALING", pair)

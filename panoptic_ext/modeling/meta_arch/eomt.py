@@ -7,7 +7,7 @@ Shapes: B images, L blocks that the queries pass.
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, ClassVar
 
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
@@ -17,7 +17,7 @@ from torch import Tensor
 from panoptic_ext.config.left_out import complete_config
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.modeling.backbone.plain_vit import PlainViT
-from panoptic_ext.modeling.eomt import Annealing, EoMTHead, build_annealing, build_eomt_head
+from panoptic_ext.modeling.eomt import Annealing, EoMTHead, build_annealing, head_arguments
 from panoptic_ext.modeling.mask_classification.build_criterion import (
     build_criterion,
     build_semantic_classifier,
@@ -26,7 +26,7 @@ from panoptic_ext.modeling.meta_arch.eomt_weights import PublishedWeights
 from panoptic_ext.modeling.meta_arch.segmentation import MaskSegmentation, wanted_outputs
 from panoptic_ext.modeling.transformer_decoder import DecoderOutputs
 
-__all__ = ["PanopticExtEoMT"]
+__all__ = ["PanopticExtEoMT", "build_vit"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 @META_ARCH_REGISTRY.register()
 class PanopticExtEoMT(PublishedWeights):
     """One model for panoptic, instance and semantic segmentation."""
+
+    blocks_key: ClassVar[str] = "MODEL.EOMT.NUM_BLOCKS"
 
     backbone: PlainViT
     sem_seg_head: EoMTHead
@@ -63,35 +65,44 @@ class PanopticExtEoMT(PublishedWeights):
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
         cfg = complete_config(cfg, cls)
-        keys = cfg.MODEL.EOMT
-        backbone = build_backbone(cfg)
-        if not isinstance(backbone, PlainViT):
+        num_blocks, vit = cfg.MODEL.EOMT.NUM_BLOCKS, build_vit(cfg)
+        if not 1 <= num_blocks <= vit.depth:
             raise ConfigError(
-                f"MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME!r}, but EoMT needs a plain ViT; "
-                "set it to build_plain_vit_backbone, and MODEL.VIT.NAME to a ViT of timm"
+                f"{cls.blocks_key} is {num_blocks}, but {cfg.MODEL.VIT.NAME!r} has {vit.depth} "
+                f"blocks; expected 1 to {vit.depth}"
             )
-        if not 1 <= keys.NUM_BLOCKS <= backbone.depth:
-            raise ConfigError(
-                f"MODEL.EOMT.NUM_BLOCKS is {keys.NUM_BLOCKS}, but {cfg.MODEL.VIT.NAME!r} has "
-                f"{backbone.depth} blocks; expected 1 to {backbone.depth}"
-            )
+        arguments = head_arguments(
+            cfg, embed_dim=vit.embed_dim, patch_size=vit.patch_size, num_blocks=num_blocks
+        )
+        return {
+            **cls.arguments_on_vit(cfg, vit, num_blocks),
+            "sem_seg_head": EoMTHead(**arguments),
+        }
+
+    @classmethod
+    def arguments_on_vit(cls, cfg: Any, vit: PlainViT, num_blocks: int) -> dict[str, Any]:
+        """Arguments of the constructor, the head excepted.
+
+        Args:
+            cfg: a complete config.
+            vit: the backbone.
+            num_blocks: L.
+        """
         arguments, things = cls.common_arguments(cfg)
+        keys = cfg.MODEL.EOMT
         return {
             **arguments,
-            "backbone": backbone,
-            "sem_seg_head": build_eomt_head(
-                cfg, embed_dim=backbone.embed_dim, patch_size=backbone.patch_size
-            ),
+            "backbone": vit,
             "criterion": build_criterion(
-                cfg, num_auxiliary=keys.NUM_BLOCKS, queries_key="MODEL.EOMT.NUM_QUERIES"
+                cfg, num_auxiliary=num_blocks, queries_key="MODEL.EOMT.NUM_QUERIES"
             ),
             "segmentation": MaskSegmentation(wanted_outputs(cfg, things)),
-            "size_divisibility": backbone.size_divisibility,
+            "size_divisibility": vit.size_divisibility,
             "masked_attention": keys.MASKED_ATTENTION,
-            "annealing": build_annealing(cfg),
+            "annealing": build_annealing(cfg, num_blocks, blocks_key=cls.blocks_key),
             "encoder_weights": keys.ENCODER_WEIGHTS,
             "semantic_classifier": build_semantic_classifier(
-                cfg, has_stuff=False, channels=backbone.embed_dim
+                cfg, has_stuff=False, channels=vit.embed_dim
             ),
         }
 
@@ -118,11 +129,11 @@ class PanopticExtEoMT(PublishedWeights):
             grid,
             run_block=run_block,
             norm=vit.norm,
-            probabilities=self._mask_probabilities(),
+            probabilities=self.mask_probabilities(),
             aux=self.training and self.deep_supervision,
         )
 
-    def _mask_probabilities(self) -> tuple[float, ...]:
+    def mask_probabilities(self) -> tuple[float, ...]:
         """Of each of the L blocks, that a query is masked now; empty: never."""
         if not self.masked_attention or not (self.training or self.annealing is None):
             return ()
@@ -137,6 +148,22 @@ class PanopticExtEoMT(PublishedWeights):
                 "call its step() after each iteration, or set MODEL.EOMT.ANNEALING off"
             )
         return self.annealing.probabilities(iteration or 0)
+
+
+def build_vit(cfg: Any) -> PlainViT:
+    """The backbone of a config.
+
+    Raises:
+        ConfigError: it is no plain ViT.
+    """
+    backbone = build_backbone(cfg)
+    if not isinstance(backbone, PlainViT):
+        raise ConfigError(
+            f"MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME!r}, but "
+            f"{cfg.MODEL.META_ARCHITECTURE} needs a plain ViT; set it to build_plain_vit_backbone, "
+            "and MODEL.VIT.NAME to a ViT of timm"
+        )
+    return backbone
 
 
 def _iteration() -> int | None:

@@ -7,7 +7,7 @@ through the decoder alone. Shapes: B images, P prefix tokens, N = h * w patches,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import configurable
@@ -19,9 +19,10 @@ from panoptic_ext.config.left_out import complete_config
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.modeling.backbone.plain_vit import PlainViT
 from panoptic_ext.modeling.backbone.vit_names import encoder_to_timm
+from panoptic_ext.modeling.eomt import head_arguments
 from panoptic_ext.modeling.eomt.published_weights import BACKBONE
 from panoptic_ext.modeling.meta_arch.base import BaseWeights
-from panoptic_ext.modeling.meta_arch.eomt import PanopticExtEoMT
+from panoptic_ext.modeling.meta_arch.eomt import PanopticExtEoMT, build_vit
 from panoptic_ext.modeling.pmt import (
     PlainMaskDecoder,
     from_published,
@@ -40,6 +41,8 @@ class PanopticExtPMT(PanopticExtEoMT):
     Queries, masked attention and annealing are EoMT's.
     """
 
+    blocks_key: ClassVar[str] = "MODEL.PMT.NUM_LAYERS"
+
     sem_seg_head: PlainMaskDecoder  # type: ignore[assignment]  # it decodes, see `outputs`
 
     @configurable
@@ -57,21 +60,12 @@ class PanopticExtPMT(PanopticExtEoMT):
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
-        cfg = complete_config(cfg, cls).clone()
-        keys, eomt = cfg.MODEL.PMT, cfg.MODEL.EOMT
+        cfg = complete_config(cfg, cls)
+        keys, vit = cfg.MODEL.PMT, build_vit(cfg)
         if keys.NUM_LAYERS < 1:
-            raise ConfigError(f"MODEL.PMT.NUM_LAYERS is {keys.NUM_LAYERS}, expected at least 1")
-        cfg.defrost()
-        eomt.NUM_BLOCKS = keys.NUM_LAYERS  # queries pass the blocks of the decoder
-        arguments = super().from_config(cfg)
-        vit = arguments["backbone"]
+            raise ConfigError(f"{cls.blocks_key} is {keys.NUM_LAYERS}, expected at least 1")
         feature_blocks = _feature_blocks(keys.FEATURE_BLOCKS, vit.depth)
         head = PlainMaskDecoder(
-            embed_dim=vit.embed_dim,
-            num_queries=eomt.NUM_QUERIES,
-            num_blocks=keys.NUM_LAYERS,
-            num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            patch_size=vit.patch_size,
             num_features=len(feature_blocks),
             num_heads=vit.net.blocks[0].attn.num_heads,
             num_prefix_tokens=vit.num_prefix_tokens,
@@ -79,12 +73,17 @@ class PanopticExtPMT(PanopticExtEoMT):
             own_rope=not has_dinov3_rope(vit.net),
             rope_rescale=keys.ROPE_RESCALE,
             synchronized=comm.get_world_size() > 1 and cfg.MODEL.DEVICE.startswith("cuda"),
+            gradient_checkpointing=cfg.MODEL.VIT.GRADIENT_CHECKPOINTING,
+            compile_blocks=cfg.MODEL.VIT.COMPILE,
+            **head_arguments(
+                cfg, embed_dim=vit.embed_dim, patch_size=vit.patch_size, num_blocks=keys.NUM_LAYERS
+            ),
         )
         return {
-            **arguments,
+            **cls.arguments_on_vit(cfg, vit, keys.NUM_LAYERS),
             "sem_seg_head": head,
             "feature_blocks": feature_blocks,
-            "encoder_weights": eomt.ENCODER_WEIGHTS or f"timm://{cfg.MODEL.VIT.NAME}",
+            "encoder_weights": cfg.MODEL.EOMT.ENCODER_WEIGHTS or f"timm://{cfg.MODEL.VIT.NAME}",
         }
 
     def train(self, mode: bool = True) -> PanopticExtPMT:
@@ -127,7 +126,7 @@ class PanopticExtPMT(PanopticExtEoMT):
             features,
             grid,
             rope,
-            probabilities=self._mask_probabilities(),
+            probabilities=self.mask_probabilities(),
             aux=self.training and self.deep_supervision,
         )
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.modeling.eomt import EoMTHead
@@ -42,6 +43,8 @@ class PlainMaskDecoder(EoMTHead):
         own_rope: bool = False,
         rope_rescale: float = 0.0,
         synchronized: bool = False,
+        gradient_checkpointing: bool = False,
+        compile_blocks: bool = False,
         **head: Any,
     ) -> None:
         """Args (all by keyword):
@@ -54,6 +57,8 @@ class PlainMaskDecoder(EoMTHead):
         rope_rescale: of the decoder's own embedding; coordinates are multiplied in training by a
             factor that is log-uniform in [1 / rope_rescale, rope_rescale]. 0: they are not.
         synchronized: see `LateralConnection`.
+        gradient_checkpointing: recompute each block in the backward pass to save memory.
+        compile_blocks: compile each block by torch.compile.
         head: arguments of `EoMTHead`; `num_blocks` is the number of blocks.
         """
         super().__init__(**head)
@@ -73,10 +78,13 @@ class PlainMaskDecoder(EoMTHead):
             )
             for _ in range(self.num_blocks)
         )
+        self.gradient_checkpointing = gradient_checkpointing
         for block in self.blocks:
             # As a Linear's; timm begins with 0.
             for bias in (block.attn.q_bias, block.attn.v_bias):
                 nn.init.uniform_(bias, -(dim**-0.5), dim**-0.5)
+            if compile_blocks:
+                block.compile()
         self.norm = nn.LayerNorm(dim)
         self.rope = None
         if own_rope:
@@ -110,7 +118,10 @@ class PlainMaskDecoder(EoMTHead):
             rope = self.rope.get_embed(list(grid))
 
         def run_block(index: int, tokens: Tensor, mask: Tensor | None) -> Tensor:
-            return self.blocks[index](tokens, rope=rope, attn_mask=mask)
+            block, arguments = self.blocks[index], {"rope": rope, "attn_mask": mask}
+            if self.gradient_checkpointing and self.training:
+                return checkpoint(block, tokens, use_reentrant=False, **arguments)
+            return block(tokens, **arguments)
 
         laterals = (lateral(x) for lateral, x in zip(self.lateral, features, strict=True))
         return self(

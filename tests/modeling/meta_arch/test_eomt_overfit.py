@@ -1,4 +1,4 @@
-"""A narrow EoMT from scratch overfits one batch, while its masks vanish on the way."""
+"""Narrow EoMT and PMT from scratch overfit one batch, while their masks vanish on the way."""
 
 from __future__ import annotations
 
@@ -34,12 +34,18 @@ NARROW = {
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "full_model",
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": 1.0,
 }
+# Its random encoder stays as it is.
+PMT = {
+    "MODEL.META_ARCHITECTURE": "PanopticExtPMT",
+    "MODEL.PMT.NUM_LAYERS": 2,
+}
 
 
 @pytest.mark.slow
-def test_it_overfits_one_batch():
+@pytest.mark.parametrize("changes", [{}, PMT], ids=["EoMT", "PMT"])
+def test_it_overfits_one_batch(changes):
     torch.manual_seed(0)
-    cfg = tiny_cfg(**NARROW)
+    cfg = tiny_cfg(**{**NARROW, **changes})
     model, scenes = build_model(cfg), [scene(0), scene(1)]
     optimizer = build_optimizer(cfg, model)
     model.train()

@@ -118,10 +118,10 @@ def test_masks_vanish_with_the_iterations():
     probabilities = {}
     for iteration in (0, 15, 45, 50):
         with EventStorage(iteration):
-            probabilities[iteration] = model.train()._mask_probabilities()
+            probabilities[iteration] = model.train().mask_probabilities()
     half = pytest.approx(0.5**0.9)
     assert probabilities == {0: (1.0, 1.0), 15: (half, 1.0), 45: (0.0, half), 50: (0.0, 0.0)}
-    assert model.eval()._mask_probabilities() == ()
+    assert model.eval().mask_probabilities() == ()
 
 
 def test_no_object_and_more_objects_than_queries_train(model):
@@ -185,7 +185,7 @@ def test_a_checkpoint_of_ours_needs_no_encoder(files, tmp_path):
         ({"MODEL.PMT.NUM_LAYERS": 0}, "NUM_LAYERS is 0, expected at least 1"),
         ({"MODEL.PMT.FEATURE_BLOCKS": [2, 1]}, "ascending numbers from 0 to 3"),
         ({"MODEL.PMT.FEATURE_BLOCKS": [1, 4]}, "ascending numbers from 0 to 3"),
-        ({"MODEL.BACKBONE.NAME": "build_resnet_backbone"}, "needs a plain ViT"),
+        ({"MODEL.BACKBONE.NAME": "build_resnet_backbone"}, "PanopticExtPMT needs a plain ViT"),
     ],
 )
 def test_bad_keys_are_named(changes, message):

@@ -107,6 +107,18 @@ def test_every_parameter_gets_a_gradient():
     assert [n for n, p in built.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
+def test_recomputed_blocks_have_the_same_gradients():
+    gradients = []
+    for recompute in (False, True):
+        built = decoder(gradient_checkpointing=recompute).train()
+        outputs = built.decode(features(), GRID, rope(), probabilities=(1.0, 1.0))
+        outputs.pred_logits.square().sum().backward()
+        gradients.append({n: p.grad for n, p in built.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient)
+
+
 def test_a_lateral_connection_begins_with_a_normalised_feature_and_knows_all_tokens():
     lateral = LateralConnection(8)
     assert lateral.scale.tolist() == [1.0] * 8

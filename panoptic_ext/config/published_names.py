@@ -1,4 +1,4 @@
-"""Names in configs of the published Mask2Former, and the names of the same things here.
+"""Names in configs of the published Mask2Former and EoMT, and the names of the same things here.
 
 Our classes are registered under names of their own, so that an installed Mask2Former can register
 its classes in the same process. Where no other package has registered a published name, a config
@@ -61,13 +61,15 @@ _OUTPUTS = {"panoptic": "PANOPTIC_ON", "semantic": "SEMANTIC_ON", "instance": "I
 
 
 def resolve_published_names(cfg: Any, given: Collection[str] = ()) -> None:
-    """Translate a config of the published Mask2Former, in place, to this project's names and keys.
+    """Translate a config of a published model, in place, to this project's names and keys.
 
-    A config of another model does not change. Neither does one whose MODEL.META_ARCHITECTURE
-    another package has registered under the published name. Otherwise these change: the names of
-    model, head, backbone and data sets; INPUT.DATASET_MAPPER_NAME sets INPUT.AUGMENTATION,
-    MODEL.MASK_FORMER.TASK and, if that is None, INPUT.KEEP_EMPTY_SEGMENTS; TEST.EVALUATORS loses
-    outputs that are off; embeddings get no weight decay unless SOLVER.WEIGHT_DECAY_EMBED is set.
+    Published models are Mask2Former and EoMT, which here has Mask2Former's keys of tasks and
+    outputs. A config of another model does not change. Neither does one whose
+    MODEL.META_ARCHITECTURE another package has registered under the published name. Otherwise these
+    change: the names of model, head, backbone and data sets; INPUT.DATASET_MAPPER_NAME sets
+    INPUT.AUGMENTATION, MODEL.MASK_FORMER.TASK and, if that is None, INPUT.KEEP_EMPTY_SEGMENTS;
+    TEST.EVALUATORS loses outputs that are off; Mask2Former's embeddings get no weight decay unless
+    SOLVER.WEIGHT_DECAY_EMBED is set.
 
     Args:
         cfg: unfrozen, with the keys of `add_panoptic_ext_config`. A second call changes nothing.

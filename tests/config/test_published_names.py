@@ -186,3 +186,15 @@ def test_the_new_keys_leave_detectron2s_own_alone():
                 assert b[key] == value, f"{path}{key}"
 
     same(plain, ours)
+
+
+def test_the_published_eomt_decays_its_embeddings() -> None:
+    cfg = get_cfg()
+    add_panoptic_ext_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "EoMT"
+    cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = True
+    cfg.MODEL.MASK_FORMER.TEST.SEMANTIC_ON = False
+    resolve_published_names(cfg)
+    assert cfg.MODEL.META_ARCHITECTURE == "PanopticExtEoMT"
+    assert cfg.SOLVER.WEIGHT_DECAY_EMBED is None
+    assert cfg.TEST.EVALUATORS == ["panoptic"]

@@ -30,8 +30,8 @@ from panoptic_ext.postprocessing.mask_outputs import (
     Pixels,
     SemanticPixels,
     collect,
-    union,
 )
+from panoptic_ext.postprocessing.query_indices import union
 from panoptic_ext.postprocessing.query_segments import KeptQuery, segments_of_queries
 from panoptic_ext.postprocessing.tiled_resize import Size
 

@@ -15,17 +15,10 @@ import torch
 from torch import Tensor
 
 from panoptic_ext.host_copies import to_device
+from panoptic_ext.postprocessing.query_indices import DeviceIndices, union
 from panoptic_ext.postprocessing.tiled_resize import Size, Tile, TiledResize
 
-__all__ = [
-    "InstancePixels",
-    "MaskOutputs",
-    "PanopticPixels",
-    "Pixels",
-    "SemanticPixels",
-    "collect",
-    "union",
-]
+__all__ = ["InstancePixels", "MaskOutputs", "PanopticPixels", "Pixels", "SemanticPixels", "collect"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +130,7 @@ def _one_pass(masks: Tensor, queries: np.ndarray, outputs: Sequence[Pixels], **s
             output.choose(tiles, low[:, rows], high[:, rows])
             for output, rows in zip(outputs, rows_of_outputs, strict=True)
         ]
-    on_device = _DeviceIndices(masks.device)
+    on_device = DeviceIndices(masks.device)
     for tile, chosen_here in zip(tiles, zip(*chosen, strict=True), strict=True):
         tile_rows = [
             rows if chosen_queries is None else rows[chosen_queries]
@@ -152,7 +145,7 @@ def _add_tile(
     outputs: Sequence[Pixels],
     rows_of_outputs: Sequence[np.ndarray],
     chosen: Sequence[np.ndarray | None],
-    on_device: _DeviceIndices,
+    on_device: DeviceIndices,
 ) -> None:
     """Resize the masks of one tile that any output needs, and add them to the outputs.
 
@@ -176,36 +169,9 @@ def _add_tile(
             output.add(tile, values, inside.index_select(0, index), chosen_queries)
 
 
-class _DeviceIndices:
-    """Copies index arrays to the device, and caches the last copy.
-
-    On a GPU all tiles have the same indices, so that they are copied once.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._cached: tuple[np.ndarray, Tensor] | None = None
-
-    def __call__(self, indices: np.ndarray) -> Tensor:
-        if self._device.type == "cpu":
-            return torch.from_numpy(indices)
-        if self._cached is None or not np.array_equal(self._cached[0], indices):
-            self._cached = indices, to_device(indices, self._device)
-        return self._cached[1]
-
-
 def _host_may_read(device: torch.device) -> bool:
     """Whether the host can read values on the device without waiting."""
     return device.type == "cpu"
-
-
-def union(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """The union of ascending integers, ascending; the longest part itself if it has all of them."""
-    longest = max(parts, key=len)
-    if sum(len(part) > 0 for part in parts) <= 1:
-        return longest
-    union = np.unique(np.concatenate(parts))
-    return longest if len(union) == len(longest) else union
 
 
 _LARGEST_LOGIT = torch.finfo(torch.float16).max

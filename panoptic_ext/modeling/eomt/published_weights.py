@@ -260,9 +260,14 @@ def _checked_base(
             f"the encoder's weights are differences to the DINOv3 encoder {wanted}, which is not "
             f"given. {give}"
         )
-    known = {
-        name: value.float() for name, value in with_biases(encoder_to_timm(base, BACKBONE)).items()
-    }
+    try:
+        renamed = encoder_to_timm(base, BACKBONE)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the weights are differences to the DINOv3 encoder {wanted}, but the base is no "
+            f"encoder alone: {error}. {give}"
+        ) from error
+    known = {name: value.float() for name, value in with_biases(renamed).items()}
     for name, value in encoder.items():
         if name not in known or known[name].shape != value.shape:
             found = f"is {tuple(known[name].shape)}" if name in known else "is missing"

@@ -168,6 +168,8 @@ def test_differences_need_their_base(published, base):
         from_published(differences, other)
     with pytest.raises(CheckpointError, match=r"is \(1, 1, 8\), expected \(1, 1, 32\)"):
         from_published(differences, {**base, "embeddings.cls_token": torch.zeros(1, 1, 8)})
+    with pytest.raises(CheckpointError, match=r"no encoder alone.*MODEL\.EOMT\.ENCODER_WEIGHTS"):
+        from_published(differences, published["transformers_v2"])
 
 
 def test_incomplete_and_unknown_tensors(published):

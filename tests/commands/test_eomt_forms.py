@@ -17,7 +17,7 @@ from panoptic_ext import model_zoo
 from panoptic_ext.commands import export_transformers, predict
 from panoptic_ext.model_zoo.catalog import ENVIRONMENT
 from tests import PATIENCE, ROOT
-from tests.tiny.eomt_published import FORMS
+from tests.tiny.eomt_published import FORMS, import_transformers
 from tests.tiny.eomt_zoo import write_zoo
 from tests.tiny.finished_run import picture
 from tests.tiny.zoo import own_zoo as own_zoo
@@ -48,6 +48,7 @@ def result(folder) -> tuple[np.ndarray, list[dict]]:
 @pytest.mark.slow
 def test_predict_a_photograph_with_weights_of_each_form(zoo, tmp_path):
     """The difference form in a process of its own; v2 forms agree, and so do v3 forms."""
+    import_transformers(dinov3=True)
     results = {}
     for form in FORMS:
         output = tmp_path / form
@@ -82,6 +83,7 @@ def test_predict_a_photograph_with_weights_of_each_form(zoo, tmp_path):
 
 @pytest.mark.parametrize("form", ["bin_v2", "bin_v3"])
 def test_export_and_read_by_transformers(zoo, tmp_path, form, capsys):
+    import_transformers(dinov3=form == "bin_v3")
     folder = tmp_path / "exported"
     arguments = ["--model", f"tiny_{form}", "--output", str(folder)]
     assert export_transformers.main(arguments) == 0

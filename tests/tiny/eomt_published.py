@@ -1,7 +1,11 @@
 """Tiny random models of transformers' EoMT, and the authors' `.bin` files that agree with them."""
 
 import re
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -16,10 +20,41 @@ CLASSES = 3
 FORMS = ("transformers_v2", "transformers_v3", "bin_v2", "bin_v3")
 
 
-def transformers_model(dinov3: bool, *, swiglu: bool = False, **changes) -> nn.Module:
-    """A random model in evaluation without masks; all parameters random, biases and norms, too."""
+class Lazy(dict):
+    """Values that are made when they are first asked for.
+
+    So a test of DINOv2 alone also runs where transformers has no EoMT of DINOv3.
+    """
+
+    def __init__(self, make: Callable[[str], Any]) -> None:
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, key: str) -> Any:
+        self[key] = self.make(key)
+        return self[key]
+
+
+def import_transformers(dinov3: bool) -> ModuleType:
+    """transformers; the test is skipped if it needs an EoMT that this version does not have."""
     import transformers
 
+    if dinov3 and not hasattr(transformers, "EomtDinov3Config"):
+        pytest.skip(f"transformers {transformers.__version__} has no eomt_dinov3")
+    return transformers
+
+
+def available_forms() -> tuple[str, ...]:
+    """Those of FORMS whose models this version of transformers has."""
+    import transformers
+
+    has_dinov3 = hasattr(transformers, "EomtDinov3Config")
+    return tuple(form for form in FORMS if has_dinov3 or form.endswith("v2"))
+
+
+def transformers_model(dinov3: bool, *, swiglu: bool = False, **changes) -> nn.Module:
+    """A random model in evaluation without masks; all parameters random, biases and norms, too."""
+    transformers = import_transformers(dinov3)
     sizes = {
         "hidden_size": WIDTH,
         "num_hidden_layers": DEPTH,
@@ -54,8 +89,20 @@ def features(model: nn.Module, images: Tensor) -> Tensor:
     if hasattr(model, "rope_embeddings"):
         rope["position_embeddings"] = model.rope_embeddings(images)
     for layer in model.layers:
-        hidden = layer(hidden, attention_mask=None, **rope)
+        hidden = layer(hidden, **rope)
     return model.layernorm(hidden)
+
+
+def weights_of(form: str, theirs: dict[str, Tensor], base: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights in one of FORMS.
+
+    Args:
+        theirs: state dict of transformers' model of this form's encoder.
+        base: of bin_v3.
+    """
+    if form.startswith("transformers"):
+        return theirs
+    return bin_of_dinov2(theirs) if form == "bin_v2" else bin_of_dinov3(theirs, base)
 
 
 def bin_of_dinov2(theirs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -57,10 +57,12 @@ def config_text(data_set: str, *, dinov3: bool, base: str = "") -> str:
 
 
 def write_zoo(folder: Path) -> dict[str, Path]:
-    """Write weights, configs and entries `tiny_<form>`; the file of weights of each form."""
+    """Write weights, configs and entries `tiny_<form>`; the file of weights of each form.
+
+    The forms are those that this version of transformers has models of.
+    """
     import safetensors.torch
 
-    v2, v3 = (tiny.transformers_model(dinov3).state_dict() for dinov3 in (False, True))
     base = tiny.encoder_of_dinov3().state_dict()
     safetensors.torch.save_file(base, folder / "base.safetensors")
     files = {
@@ -69,11 +71,14 @@ def write_zoo(folder: Path) -> dict[str, Path]:
         "bin_v2": folder / "v2.bin",
         "bin_v3": folder / "v3_difference.bin",
     }
-    safetensors.torch.save_file(v2, files["transformers_v2"])
-    torch.save(v3, files["transformers_v3"])
-    torch.save(tiny.bin_of_dinov2(v2), files["bin_v2"])
-    torch.save(tiny.bin_of_dinov3(v3, base), files["bin_v3"])
+    files = {form: files[form] for form in tiny.available_forms()}
+    theirs = tiny.Lazy(lambda version: tiny.transformers_model(version == "v3").state_dict())
     for form, path in files.items():
+        weights = tiny.weights_of(form, theirs[form[-2:]], base)
+        if path.suffix == ".safetensors":
+            safetensors.torch.save_file(weights, path)
+        else:
+            torch.save(weights, path)
         encoder = str(folder / "base.safetensors") if form == "bin_v3" else ""
         text = config_text(f"tiny_{form}_val", dinov3=form.endswith("v3"), base=encoder)
         (folder / f"config_{form}.yaml").write_text(text)

@@ -13,6 +13,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from tests.tiny.eomt_published import import_transformers
 from tests.tiny.model_inputs import IS_THING
 
 __all__ = [
@@ -49,8 +50,7 @@ def build_peer(family: str, attention: str = "eager", **sizes: Any) -> nn.Module
         attention: of a DINOv2, "eager" or "sdpa".
         sizes: other values of the config.
     """
-    import transformers
-
+    transformers = import_transformers(family == "dinov3")
     torch.manual_seed(0)
     keys = {**_SIZES, **sizes}
     model: nn.Module

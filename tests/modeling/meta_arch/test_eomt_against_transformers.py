@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("timm", reason="timm is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
 
+import transformers
 from timm.layers import resample_abs_pos_embed
 
 from panoptic_ext.modeling.eomt.published_weights import from_published
@@ -33,6 +34,8 @@ LOSSES = {"loss_ce": "loss_cross_entropy", "loss_mask": "loss_mask", "loss_dice"
 
 @pytest.fixture(params=FAMILIES)
 def family(request):
+    if request.param == "dinov3" and not hasattr(transformers, "EomtDinov3Config"):
+        pytest.skip("this version of transformers has no EoMT of DINOv3")
     return request.param
 
 

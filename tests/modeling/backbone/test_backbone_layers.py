@@ -19,6 +19,7 @@ from panoptic_ext.modeling.backbone.swin import SwinTransformer
 from panoptic_ext.modeling.backbone.timm_backbone import TimmBackbone
 from panoptic_ext.modeling.backbone.two_way_fpn import TwoWayFPN
 from panoptic_ext.modeling.transformers_models.families import FAMILIES
+from tests.tiny.eomt_published import import_transformers
 from tests.tiny.transformers_models import build_tiny
 
 
@@ -209,6 +210,7 @@ def test_names_of_transformers(names: dict[str, int], layers: int) -> None:
 @pytest.mark.parametrize("family", ["detr", "eomt", "eomt_dinov3", "mask2former", "oneformer"])
 def test_all_of_a_transformers_backbone_has_layers(family: str) -> None:
     pytest.importorskip("transformers")
+    import_transformers(dinov3=family == "eomt_dinov3")
     network, _ = build_tiny(family, ("a", "b"))
     names = {n for n, _ in network.named_parameters() if n.startswith(FAMILIES[family].backbone)}
     layers = parameter_layers(network, FAMILIES[family].backbone)

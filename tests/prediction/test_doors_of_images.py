@@ -27,11 +27,10 @@ KEYS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.mktemp("doors")
-    finished_run(base)
-    return base
+@pytest.fixture
+def folder(tmp_path: Path, clean_catalogs: None) -> Path:
+    finished_run(tmp_path)
+    return tmp_path
 
 
 def test_every_door_resizes_and_pads_alike(folder: Path) -> None:
@@ -58,7 +57,7 @@ def test_every_door_resizes_and_pads_alike(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_windows_from_yaml_to_results_and_pictures(tmp_path: Path) -> None:
+def test_windows_from_yaml_to_results_and_pictures(tmp_path: Path, clean_catalogs: None) -> None:
     pytest.importorskip("timm", reason="timm is not installed")
     opts = {
         "MODEL.DEVICE": "cpu", "MODEL.VIT.DEPTH": 2, "MODEL.VIT.EMBED_DIM": 32,

@@ -30,13 +30,13 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT / "configs").as_posix()
 
 
-# A ViT with the most blocks that carry queries, and one more.
-_TINY_VIT = {
+_NARROW_VIT = {
     "MODEL.VIT.EMBED_DIM": 96,
-    "MODEL.VIT.DEPTH": 6,
     "MODEL.VIT.NUM_HEADS": 3,
     "MODEL.VIT.IMAGE_SIZE": 64,
 }
+# The most blocks that carry queries of EoMT, and one more.
+_TINY_VIT = {**_NARROW_VIT, "MODEL.VIT.DEPTH": 6}
 
 
 @cache
@@ -55,8 +55,10 @@ def load_shipped(path: Path, *, tiny: bool = True) -> CfgNode:
 
 
 def tiny_network(path: Path) -> dict[str, object]:
-    """Keys of a tiny network for a leaf of EoMT, or of transformers, whose own is on the hub."""
-    if path.parent.name == "eomt":
+    """Keys of a tiny network for a leaf on a ViT, or of transformers, whose own is on the hub."""
+    if path.parent.name == "pmt":
+        return _NARROW_VIT  # its FEATURE_BLOCKS are those of the whole depth
+    if path.parent.name == "eomt" or "_vit_" in path.name:
         return _TINY_VIT
     if path.parent.name != "transformers":
         return {}

@@ -48,15 +48,16 @@ TARGETS = {"inference": 1.2, "training": 1.3}
 def make_sides(model: str, options: argparse.Namespace) -> dict[str, Any]:
     """The models by name: transformers first, then ours, then perhaps Mask2Former."""
     clock = clock_of(options.device, options.cpu_time)
-    shared = options.side, options.batch, options.device, clock
+    batches = options.batch, options.device, clock
+    size = options.side, options.side
     peer = make_peer(model, options.encoder, options.side)
     ours = make_ours(peer, model, options.encoder, options.side, compiled=options.compile)
     sides: dict[str, Any] = {
-        "transformers": Peer(peer, ours, *shared, compiled=options.compile),
-        "ours": Ours(ours, *shared),
+        "transformers": Peer(peer, ours, options.side, *batches, compiled=options.compile),
+        "ours": Ours(ours, size, *batches),
     }
     if options.mask2former:
-        sides["Mask2Former R50"] = Ours(make_mask2former(options.side), *shared)
+        sides["Mask2Former R50"] = Ours(make_mask2former(options.side), size, *batches)
     return sides
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
-from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 from mask2former_sides import (
     CLASSES,
@@ -30,6 +29,7 @@ from mask2former_sides import (
     make_optimizer,
     make_truth,
 )
+from mask2former_sides import Ours as Mask2FormerSide
 from mask2former_sides import make_ours as make_our_mask2former
 from mask2former_sides import make_peer as make_mask2former_peer
 from torch import Tensor, nn
@@ -160,40 +160,12 @@ class Peer:
         return self.call(pixel_values=self.pixels(), **self.truth).loss
 
 
-class Ours:
-    """Calls of our model, or of our Mask2Former."""
+class Ours(Mask2FormerSide):
+    """Calls of our model, or of our Mask2Former; only the criterion is timed by itself."""
 
-    def __init__(self, model: nn.Module, side: int, batch: int, device: str, clock: Clock) -> None:
-        self.model = model.to(device)
-        self.watch = Stopwatch(model, {"criterion": "criterion"}, clock)
-        ids, classes = make_truth((side, side))
-        segments = Instances((side, side))
-        segments.gt_classes, segments.gt_isthing = classes, classes < THINGS
-        segments.gt_iscrowd = torch.zeros(SEGMENTS, dtype=torch.bool)
-        self.inputs = [
-            {
-                "image": make_image((side, side), i).to(device),
-                "panoptic_ids": ids,
-                "segments": segments,
-            }
-            for i in range(batch)
-        ]
-        self.optimizer = make_optimizer(model)
-        postprocess = model.postprocess
-
-        def timed(*args: Any) -> Any:
-            self.watch.start("post-processing")
-            result = postprocess(*args)
-            self.watch.stop("post-processing")
-            return result
-
-        model.postprocess = timed
-
-    def infer(self) -> Any:
-        return self.model(self.inputs)
+    parts: ClassVar[dict[str, str]] = {"criterion": "criterion"}
 
     def loss(self) -> Tensor:
         """At iteration 0, before annealing begins: every attention mask is on."""
-        self.model.train()
         with EventStorage(0):
-            return torch.stack(list(self.model(self.inputs).values())).sum()
+            return super().loss()

@@ -12,7 +12,6 @@ import torch
 pytest.importorskip("timm", reason="timm is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
 
-import transformers
 from timm.layers import resample_abs_pos_embed
 
 from panoptic_ext.modeling.eomt.published_weights import from_published
@@ -25,6 +24,7 @@ from tests.modeling.meta_arch.eomt_peers import (
 )
 from tests.modeling.meta_arch.naive_eomt import NaiveEomt
 from tests.tiny.eomt import DINOV2, DINOV3, build
+from tests.tiny.eomt_published import import_transformers
 from tests.tiny.mask_former import mapped
 
 VITS = {"dinov2": DINOV2, "dinov2_giant": "vit_giant_patch14_reg4_dinov2", "dinov3": DINOV3}
@@ -34,8 +34,7 @@ LOSSES = {"loss_ce": "loss_cross_entropy", "loss_mask": "loss_mask", "loss_dice"
 
 @pytest.fixture(params=FAMILIES)
 def family(request):
-    if request.param == "dinov3" and not hasattr(transformers, "EomtDinov3Config"):
-        pytest.skip("this version of transformers has no EoMT of DINOv3")
+    import_transformers(request.param == "dinov3")
     return request.param
 
 

@@ -43,7 +43,7 @@ class PanopticExtPMT(PanopticExtEoMT):
 
     blocks_key: ClassVar[str] = "MODEL.PMT.NUM_LAYERS"
 
-    sem_seg_head: PlainMaskDecoder  # type: ignore[assignment]  # it decodes, see `outputs`
+    sem_seg_head: PlainMaskDecoder
 
     @configurable
     def __init__(self, *, feature_blocks: Sequence[int], **arguments: Any) -> None:

@@ -9,8 +9,8 @@ __all__ = ["add_backbone_keys"]
 
 def add_backbone_keys(cfg: CN) -> None:
     """Add MODEL.TIMM to `cfg`, in place."""
-    # Backbones of timm. MODEL.BACKBONE.NAME build_timm_backbone and build_timm_two_way_fpn_backbone
-    # read these keys.
+    # Backbones of timm. MODEL.BACKBONE.NAME build_timm_backbone, build_timm_fpn_backbone (with
+    # MODEL.FPN) and build_timm_two_way_fpn_backbone (with MODEL.TWO_WAY_FPN) read these keys.
     cfg.MODEL.TIMM = CN()
     # Model of timm (PyTorch Image Models) that returns feature maps, such as "convnext_tiny".
     cfg.MODEL.TIMM.NAME = ""

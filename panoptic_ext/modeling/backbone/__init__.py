@@ -7,6 +7,7 @@ from panoptic_ext.modeling.backbone.simple_feature_pyramid import (
 )
 from panoptic_ext.modeling.backbone.swin import PanopticExtSwinTransformer, SwinTransformer
 from panoptic_ext.modeling.backbone.timm_backbone import TimmBackbone, build_timm_backbone
+from panoptic_ext.modeling.backbone.timm_fpn import build_timm_fpn_backbone
 from panoptic_ext.modeling.backbone.two_way_fpn import (
     TwoWayFPN,
     build_resnet_two_way_fpn_backbone,
@@ -25,6 +26,7 @@ __all__ = [
     "build_plain_vit_pyramid_backbone",
     "build_resnet_two_way_fpn_backbone",
     "build_timm_backbone",
+    "build_timm_fpn_backbone",
     "build_timm_two_way_fpn_backbone",
     "build_two_way_fpn_backbone",
 ]

@@ -1,0 +1,182 @@
+"""The jobs of benchmarks/finetuning.py: what is trained on what, how long, and with what result.
+
+A job is one training: a side on a data set, with pretrained or random weights, with one seed. Its
+iterations are the budget in core-minutes over the seconds that a step takes on one thread.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from panoptic_ext.visualization.learning_curves import read_curve
+
+__all__ = [
+    "DATA_SETS",
+    "WEIGHTS",
+    "Enough",
+    "Job",
+    "Result",
+    "Speeds",
+    "StepClock",
+    "data_config",
+    "make_jobs",
+    "read_result",
+    "result_of_metrics",
+]
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA_SETS = ("facade", "nuclei")
+WEIGHTS = ("pretrained", "random")
+QUALITY = ("PQ", "SQ", "RQ", "PQ_th", "PQ_st")
+RESULT, SPEEDS = "result.json", "speeds.json"
+_UNTIMED_STEPS = 3  # at the beginning of a measurement, while caches fill
+
+OnStep = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training."""
+
+    data: str
+    side: str
+    weights: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.data}/{self.side}/{self.weights}/seed{self.seed}"
+
+    @property
+    def speed_key(self) -> str:
+        """Jobs that differ in the seed alone take equally long."""
+        return f"{self.data}/{self.side}/{self.weights}"
+
+    @property
+    def pretrained(self) -> bool:
+        return self.weights == "pretrained"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished job has reached.
+
+    Attributes:
+        quality: "PQ", "PQ_th", "PQ_st" and the others of the evaluator, in percent.
+        iterations: that were trained.
+        seconds: of a step on one thread of a quiet machine.
+        curve: (iteration, PQ) of every evaluation.
+    """
+
+    quality: dict[str, float]
+    iterations: int
+    seconds: float
+    curve: list[tuple[int, float]]
+
+    @property
+    def minutes(self) -> float:
+        """Core-minutes of training."""
+        return self.iterations * self.seconds / 60
+
+    def write(self, folder: Path) -> None:
+        (folder / RESULT).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+
+def read_result(folder: Path) -> Result | None:
+    """The result of a job's folder, or None while it is not finished."""
+    path = folder / RESULT
+    if not path.is_file():
+        return None
+    return Result(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def make_jobs(
+    sides: Iterable[str], data_sets: Iterable[str], seeds: Iterable[int], words: Iterable[str]
+) -> list[Job]:
+    """All jobs with every one of `words` in the name; the first seed of all sides comes first."""
+    data_sets, sides, words = list(data_sets), list(sides), list(words)
+    jobs = [
+        Job(data, side, weights, seed)
+        for seed in seeds
+        for weights in WEIGHTS
+        for data in data_sets
+        for side in sides
+    ]
+    return [job for job in jobs if all(word in f"/{job.name}/" for word in words)]
+
+
+def data_config(data: str) -> str:
+    """The YAML file with the blocks of a data set."""
+    return str(ROOT / f"configs/{data}/panoptic_fpn/Base-data-{data}.yaml")
+
+
+class Speeds:
+    """Seconds per step of every side, kept in a file."""
+
+    def __init__(self, root: Path) -> None:
+        self._path = root / SPEEDS
+
+    def all(self) -> dict[str, float]:
+        if not self._path.is_file():
+            return {}
+        return json.loads(self._path.read_text(encoding="utf-8"))
+
+    def get(self, job: Job) -> float | None:
+        return self.all().get(job.speed_key)
+
+    def put(self, job: Job, seconds: float) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        content = {**self.all(), job.speed_key: seconds}
+        text = json.dumps(content, indent=1, sort_keys=True) + "\n"
+        self._path.write_text(text, encoding="utf-8")
+
+    def iterations(self, job: Job, minutes: float) -> int:
+        """How many steps fit into a budget."""
+        return max(1, round(60 * minutes / self.all()[job.speed_key]))
+
+
+class Enough(BaseException):
+    """Ends a training whose steps have been measured."""  # no Exception: trainers log those
+
+
+class StepClock:
+    """Called after every step: measures the processor's seconds, and ends the training.
+
+    The processor's time leaves out what other programs take; they still slow down memory, so that a
+    quiet machine is better.
+    """
+
+    def __init__(self, limit: float) -> None:
+        """`limit`: seconds of processor time after which it raises `Enough`."""
+        self._limit = limit
+        self._start = time.process_time()
+        self._stamps: list[float] = []
+
+    def __call__(self) -> None:
+        now = time.process_time()
+        self._stamps.append(now)
+        if now - self._start > self._limit and len(self._stamps) > _UNTIMED_STEPS + 1:
+            raise Enough
+
+    @property
+    def seconds(self) -> float:
+        """Mean of a step; image sizes differ from step to step."""
+        timed = self._stamps[_UNTIMED_STEPS:]
+        return (timed[-1] - timed[0]) / (len(timed) - 1)
+
+
+def result_of_metrics(folder: Path, iterations: int, seconds: float) -> Result:
+    """The result of a finished training, from the metrics.json that Detectron2's writers make."""
+    curves = {key: read_curve(str(folder), "", f"panoptic_seg/{key}") for key in QUALITY}
+    quality = {key: curve.values[-1] for key, curve in curves.items()}
+    # Trainings of a few steps have no times, by which `read_curve` knows the last evaluation.
+    numbers = [min(number, iterations) for number in curves["PQ"].iterations]
+    curve = list(zip(numbers, curves["PQ"].values, strict=True))
+    return Result(quality, iterations, seconds, curve)

@@ -21,6 +21,7 @@ from panoptic_ext.errors import NOT_JSON, ConfigError, NonFiniteLossError
 from panoptic_ext.regular_files import LOG_FILE, check_regular_file
 
 __all__ = [
+    "AverageHook",
     "CheckpointHook",
     "LRScheduler",
     "PreciseBNHook",
@@ -102,7 +103,7 @@ class LRScheduler(hooks.LRScheduler):
 
 
 class PreciseBNHook(hooks.PreciseBN):
-    """Detectron2's PreciseBN, but on the same batches every time."""
+    """Detectron2's PreciseBN, but on the same batches every time, for the weights of evaluation."""
 
     def update_stats(self) -> None:
         if not self._disabled:
@@ -112,7 +113,8 @@ class PreciseBNHook(hooks.PreciseBN):
             # The trainer's seed is only known here: a resumed run takes it from the checkpoint.
             self._data_loader.seed = self.trainer.data_loader.seed
         try:
-            super().update_stats()
+            with self.trainer.averaged_weights():
+                super().update_stats()
         except Exception as error:
             problem = divergence_of(error, self._model)
             if not problem:
@@ -122,6 +124,14 @@ class PreciseBNHook(hooks.PreciseBN):
                 f"finite: {problem}. The last checkpoint is untouched. Lower SOLVER.BASE_LR or "
                 "enable SOLVER.CLIP_GRADIENTS, and go on with --resume"
             ) from error
+
+
+class AverageHook(HookBase):
+    """Take the weights of every iteration into the trainer's average, if it keeps one."""
+
+    def after_step(self) -> None:
+        if self.trainer.average is not None:
+            self.trainer.average.update()
 
 
 class WriterHook(HookBase):

@@ -27,6 +27,7 @@ from panoptic_ext.data.datasets.class_numbers import (
 )
 from panoptic_ext.data.datasets.known_classes import describe_classes
 from panoptic_ext.engine.precision import check_precision
+from panoptic_ext.engine.weight_average import check_average_keys
 from panoptic_ext.errors import ConfigError, look_up, quoted, unknown
 from panoptic_ext.modeling.meta_arch.base import MetaArchitecture, meta_architecture
 from panoptic_ext.modeling.meta_arch.semantic_windows import check_windows
@@ -138,6 +139,7 @@ def _check_values(cfg: CfgNode) -> None:
     if not cfg.SOLVER.BASE_LR > 0:
         raise ConfigError(f"SOLVER.BASE_LR = {cfg.SOLVER.BASE_LR}, expected more than 0")
     check_precision(cfg)
+    check_average_keys(cfg)
     check_test_images(cfg)
     pads_black(cfg)  # checks the value
     device = cfg.MODEL.DEVICE

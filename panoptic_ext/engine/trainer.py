@@ -6,26 +6,28 @@ import logging
 import os
 import weakref
 from collections import OrderedDict
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
+from detectron2.engine import DefaultTrainer, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import verify_results
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from panoptic_ext.engine import evaluate, loader, optimizer
+from panoptic_ext.engine.build_model import build_model, distributed_model
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.engine.checkpoint.fingerprint import compare_runs, run_fingerprint
 from panoptic_ext.engine.checkpoint.rng import get_rng_state
 from panoptic_ext.engine.checkpoint.trainer_state import check_parts, restore_state, state_of
 from panoptic_ext.engine.first_steps import FirstStepsHook
 from panoptic_ext.engine.hooks import (
+    AverageHook,
     CheckpointHook,
     LRScheduler,
     PreciseBNHook,
@@ -38,14 +40,13 @@ from panoptic_ext.engine.resume_command import GOES_ON
 from panoptic_ext.engine.run_config import has_own_weights, without_pretrained
 from panoptic_ext.engine.system_errors import explain_system_error
 from panoptic_ext.engine.train_step import TrainStep
-from panoptic_ext.errors import ConfigError
+from panoptic_ext.engine.weight_average import build_weight_average
 from panoptic_ext.interruption import Interrupted, stoppable
 
 __all__ = ["Trainer", "is_for_console"]
 
 logger = logging.getLogger(__name__)
 
-_FILE_ONLY = {"is_for_file_only": True}
 _STOPPING = (
     "stopping: this iteration ends and a checkpoint is written; a second signal ends at once"
 )
@@ -79,12 +80,13 @@ class Trainer(DefaultTrainer):
         if precision.dtype is not None:
             logger.info("Mixed precision: autocast to %s on %s", precision.dtype, cfg.MODEL.DEVICE)
         self._trainer = TrainStep(
-            _distributed(model),
+            distributed_model(model),
             self.build_train_loader(cfg),
             optim,
             build_grad_scaler(cfg),
             precision,
         )
+        self.average = build_weight_average(cfg, model)
         self.scheduler = self.build_lr_scheduler(cfg, optim)
         self.checkpointer = Checkpointer(
             model,
@@ -122,6 +124,8 @@ class Trainer(DefaultTrainer):
                 logger.info("No checkpoint in %s; starting from the beginning", self.cfg.OUTPUT_DIR)
             if not has_own_weights(self.cfg):
                 self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+            if self.average is not None:
+                self.average.restart()
             # After loading, because MODEL.WEIGHTS may be one of the checkpoints that are moved.
             folder = self.checkpointer.set_aside() if has_checkpoint and not resume else ""
             if folder:
@@ -176,7 +180,8 @@ class Trainer(DefaultTrainer):
         cfg = self.cfg
 
         def evaluate_and_keep() -> Any:
-            self._last_eval_results = self.test(self.cfg, self.model)
+            with self.averaged_weights():
+                self._last_eval_results = self.test(self.cfg, self.model)
             return self._last_eval_results
 
         precise_bn = None
@@ -195,6 +200,7 @@ class Trainer(DefaultTrainer):
             hooks.IterationTimer(),
             FirstStepsHook() if comm.is_main_process() else None,
             LRScheduler(),
+            AverageHook(),
             precise_bn,  # before the checkpoint, which then holds the statistics
             CheckpointHook(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINTS_TO_KEEP),
             # After the checkpoint, so that no training is lost if the evaluation fails.
@@ -208,7 +214,16 @@ class Trainer(DefaultTrainer):
 
     def save_checkpoint(self, name: str) -> None:
         """Write `<OUTPUT_DIR>/<name>.pth` on the main process."""
-        self.checkpointer.save(name, iteration=self.iter, panoptic_ext=run_fingerprint(self.cfg))
+        self.checkpointer.save(
+            name,
+            weights=self.average.weights() if self.average is not None else None,
+            iteration=self.iter,
+            panoptic_ext=run_fingerprint(self.cfg),
+        )
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """In the block the model has the weights that are evaluated: averages, if they are kept."""
+        return self.average.applied() if self.average is not None else nullcontext()
 
     @property
     def grad_scaler(self) -> torch.amp.GradScaler | None:
@@ -233,30 +248,9 @@ class Trainer(DefaultTrainer):
         """Detectron2's build_model.
 
         Raises:
-            ConfigError: a key names a feature that the backbone does not have, or keys contradict
-                each other.
+            ConfigError: see `engine.build_model`.
         """
-        try:
-            model = build_model(cfg)
-        except KeyError as error:
-            key = _key_of_feature(cfg, error)
-            if key is None:
-                raise
-            name = cfg.MODEL.BACKBONE.NAME
-            block = "SIMPLE_FEATURE_PYRAMID" if "plain_vit" in name else "RESNETS"
-            raise ConfigError(
-                f"{key} names the feature {error}, which the backbone does not give; "
-                f"MODEL.BACKBONE.NAME = {name}, MODEL.{block}.OUT_FEATURES = "
-                f"{cfg.MODEL[block].OUT_FEATURES}"
-            ) from error
-        except AssertionError as error:
-            if "MODEL." not in str(error):
-                raise
-            raise ConfigError(f"the model cannot be built: {error}") from error
-        number = sum(parameter.numel() for parameter in model.parameters())
-        logger.info("Model: %s, %s parameters", type(model).__name__, f"{number:,}")
-        logger.info("Model:\n%s", model, extra=_FILE_ONLY)
-        return model
+        return build_model(cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -336,42 +330,3 @@ class Trainer(DefaultTrainer):
 def is_for_console(record: logging.LogRecord) -> bool:
     """A filter for the console's handler: False for long records that log.txt alone gets."""
     return not getattr(record, "is_for_file_only", False)
-
-
-def _distributed(model: nn.Module) -> nn.Module:
-    """The model, wrapped in DistributedDataParallel if there are several workers."""
-    on_cuda = next(model.parameters()).is_cuda
-    if comm.get_world_size() > 1 and not on_cuda:
-        _check_norms_for_cpu(model)
-    # Buffers are not broadcast at every step: `share_buffers` does it before an evaluation.
-    return create_ddp_model(
-        model,
-        broadcast_buffers=False,
-        device_ids=[torch.cuda.current_device()] if on_cuda else None,
-        find_unused_parameters=getattr(model, "find_unused_parameters", False),
-    )
-
-
-def _check_norms_for_cpu(model: nn.Module) -> None:
-    """Raise ConfigError for SyncBN, which several workers cannot train on the CPU."""
-    synchronised = [n for n, m in model.named_modules() if isinstance(m, nn.SyncBatchNorm)]
-    if synchronised:
-        raise ConfigError(
-            f"{len(synchronised)} norms are SyncBN ({synchronised[0]} is the first), which "
-            "several workers can train on CUDA alone; on the CPU start one worker, or set the "
-            "model's NORM keys (such as MODEL.RESNETS.NORM) to BN or FrozenBN"
-        )
-
-
-def _key_of_feature(cfg: CfgNode, error: KeyError) -> str | None:
-    """The config key whose list of features holds the name that a KeyError reports."""
-    pending = [("MODEL", cfg.MODEL)]
-    while pending:
-        prefix, node = pending.pop()
-        for name, value in node.items():
-            key = f"{prefix}.{name}"
-            if isinstance(value, CfgNode):
-                pending.append((key, value))
-            elif name.endswith("FEATURES") and error.args[0] in value:
-                return key
-    return None

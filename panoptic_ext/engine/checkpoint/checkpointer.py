@@ -71,15 +71,22 @@ class Checkpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.allow_pickle = allow_pickle
 
-    def save(self, name: str, **kwargs: Any) -> None:
+    def save(
+        self, name: str, *, weights: dict[str, torch.Tensor] | None = None, **kwargs: Any
+    ) -> None:
         """Write `<name>.pth` under a temporary name, rename it, then tag it as the last one.
+
+        Args:
+            name: of the file.
+            weights: the "model" of the file; None takes the model's state dict.
+            kwargs: what else the file holds, by key.
 
         Raises:
             CheckpointError: the file could not be written; the ones before it are untouched.
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict()}
+        data = {"model": self.model.state_dict() if weights is None else weights}
         data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
         data.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")

@@ -18,6 +18,7 @@ from panoptic_ext.engine.checkpoint.parts import (
     using_part,
 )
 from panoptic_ext.engine.checkpoint.rng import get_rng_state, set_rng_state
+from panoptic_ext.engine.weight_average import check_average_state, restore_average
 
 if TYPE_CHECKING:
     from panoptic_ext.engine.trainer import Trainer
@@ -27,6 +28,7 @@ __all__ = ["check_parts", "restore_state", "state_of"]
 logger = logging.getLogger(__name__)
 
 _HISTORY_LENGTH = 20  # values of a scalar: the window over which Detectron2's writers average
+_AVERAGE = "weight_average"
 _REQUIRED_KEYS = ("optimizer", "scheduler", "data_seed")
 
 
@@ -37,6 +39,8 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
     state["scheduler"] = trainer.scheduler.state_dict()
     if trainer.grad_scaler is not None:
         state["grad_scaler"] = trainer.grad_scaler.state_dict()
+    if trainer.average is not None:
+        state[_AVERAGE] = trainer.average.state_dict()
     # Of all workers: `Trainer.gather_worker_state` has collected them.
     state["rng"] = trainer.worker_rng
     state["data_seed"] = trainer.data_loader.seed
@@ -73,6 +77,7 @@ def check_parts(checkpoint: dict[str, Any], trainer: Trainer) -> None:
         check_fingerprint("panoptic_ext", checkpoint["panoptic_ext"])
     check_integer("trainer.data_seed", state["data_seed"])
     check_optimizer("trainer.optimizer", state["optimizer"], trainer.optimizer)
+    check_average_state(state.get(_AVERAGE), trainer.checkpointer.model)
     _check_schedules(state, trainer)
     _check_rng(state.get("rng", []))
     _check_history(state.get("history", {}))
@@ -93,6 +98,8 @@ def restore_state(state: dict[str, Any], trainer: Trainer) -> None:
     if trainer.grad_scaler is not None and state.get("grad_scaler"):
         with using_part("trainer.grad_scaler"):
             trainer.grad_scaler.load_state_dict(state["grad_scaler"])
+    with using_part(f"trainer.{_AVERAGE}"):
+        restore_average(state.get(_AVERAGE), trainer.average, trainer.checkpointer.model)
     trainer.data_loader.seed = state["data_seed"]
     with using_part("trainer.rng"):
         _restore_rng(state.get("rng", []))

@@ -13,6 +13,7 @@ from detectron2.layers import ROIAlign
 from detectron2.structures import BitMasks, Boxes
 
 from panoptic_ext.data.coco.runs import find_runs, segment_boxes
+from panoptic_ext.host_copies import to_device
 
 __all__ = ["IdMapMasks"]
 
@@ -71,8 +72,9 @@ class IdMapMasks:
 
     def to(self, *args: Any, **kwargs: Any) -> IdMapMasks:
         """Move to a device; a dtype among the arguments is ignored."""
-        moved = self.id_map.to(*args, **kwargs)
-        return IdMapMasks(moved, self.ids, self.boxes)
+        device = torch.empty(0).to(*args, **kwargs).device
+        boxes = None if self.boxes is None else to_device(self.boxes, device)
+        return IdMapMasks(to_device(self.id_map, device), to_device(self.ids, device), boxes)
 
     def area(self) -> torch.Tensor:
         """(N,) int64, pixels of each mask."""

@@ -201,6 +201,7 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, seed: int | None = Non
         make_sampler=_sampler_maker(cfg, records),
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        pin_memory=_pins_memory(cfg),
     )
 
 
@@ -218,7 +219,8 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> Any:
         mapper=_MapperWithoutErrors(PanopticDatasetMapper(cfg, False)),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
-    loader.worker_init_fn = outlive_interruption  # no argument of Detectron2's builder
+    # No arguments of Detectron2's builder.
+    loader.worker_init_fn, loader.pin_memory = outlive_interruption, _pins_memory(cfg)
     return _TestLoader(loader)
 
 
@@ -250,6 +252,11 @@ class _MapperWithoutErrors:
             return _Loaded(self._mapper(record), [], None)
         except PanopticExtError as error:
             return _Loaded(None, [], error)
+
+
+def _pins_memory(cfg: CfgNode) -> bool:
+    """Whether samples are copied to page-locked memory, from which CUDA copies without waiting."""
+    return torch.device(cfg.MODEL.DEVICE).type == "cuda" and torch.cuda.is_available()
 
 
 def _train_records(cfg: CfgNode) -> list[Record]:

@@ -62,8 +62,8 @@ def reduced_masks(boxes: Tensor, mask_logits: Tensor, *, image_size: Size, size:
     small = ~masks.flatten(1).any(1) & (logits > 0).flatten(1).any(1)
     x, in_x = _centre_cell(corners[:, 0], corners[:, 2], image_size[1], size[1])
     y, in_y = _centre_cell(corners[:, 1], corners[:, 3], image_size[0], size[0])
-    rows_to_fill = (small & in_x & in_y).nonzero()[:, 0]
-    masks[rows_to_fill, y[rows_to_fill], x[rows_to_fill]] = True
+    rows = torch.arange(len(masks), device=masks.device)
+    masks[rows, y, x] |= small & in_x & in_y
     return masks
 
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from panoptic_ext.fusion.base import PanopticMap
 from panoptic_ext.fusion.windows import Instance
+from panoptic_ext.host_copies import to_device
 from panoptic_ext.postprocessing.best_class import strips
+from panoptic_ext.postprocessing.counts import count_values
 
 __all__ = ["assemble_segments"]
 
@@ -45,9 +48,9 @@ def assemble_segments(
     counts = torch.zeros(length, dtype=torch.int64, device=things.device)
     for rows in strips(things):
         codes[rows] = torch.maximum(things[rows], stuff[rows])
-        counts += torch.bincount(codes[rows].reshape(-1), minlength=length)
+        counts += count_values(codes[rows].reshape(-1), length)
     table, segments = _number(counts.tolist(), instances, stuff_ids, stuff_area_threshold)
-    by_code = torch.tensor(table, dtype=torch.int32, device=codes.device)
+    by_code = to_device(np.array(table, dtype=np.int32), codes.device)
     for rows in strips(codes):
         strip = codes[rows]
         strip.copy_(by_code.index_select(0, strip.reshape(-1)).view_as(strip))

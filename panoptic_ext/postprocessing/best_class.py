@@ -10,10 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["best_class", "best_logit", "best_stuff", "strips", "stuff_ids_of"]
+from panoptic_ext.host_copies import to_device
+
+__all__ = [
+    "best_class",
+    "best_logit",
+    "best_stuff",
+    "select_channels",
+    "strips",
+    "stuff_ids_of",
+]
 
 # Values of a strip: about what the caches of a core hold, or a fraction of a GPU. Not less, because
 # a few large operations synchronise the threads less often than many small ones.
@@ -79,11 +89,16 @@ def best_stuff(
     return best, codes
 
 
+def select_channels(image: Tensor, ids: Sequence[int]) -> Tensor:
+    """Channels `ids` of (K, H, W), a copy; the host does not wait for the device."""
+    return image.index_select(0, to_device(np.array(ids, dtype=np.int64), image.device))
+
+
 def _channels(strip: Tensor, ids: Sequence[int]) -> Tensor:
     """Channels `ids` of (K, r, W) as float32; float32 channels that are consecutive as a view."""
     first, stop = ids[0], ids[-1] + 1
     consecutive = list(ids) == list(range(first, stop))
-    return (strip[first:stop] if consecutive else strip[list(ids)]).float()
+    return (strip[first:stop] if consecutive else select_channels(strip, ids)).float()
 
 
 def _strip_max(strip: Tensor, ids: Sequence[int], best: Tensor) -> None:

@@ -358,7 +358,8 @@ class InstancePixels:
 
     def boxes(self) -> Tensor:
         """(n, 4) float32 x1, y1, x2, y2 around each mask; zeros for an empty mask."""
-        return torch.stack((*_extent(self._columns), *_extent(self._rows)), 1)[:, [0, 2, 1, 3]]
+        (left, right), (top, bottom) = _extent(self._columns), _extent(self._rows)
+        return torch.stack((left, top, right, bottom), 1)
 
     def mean_inside(self) -> Tensor:
         """(n,) float32, mean sigmoid over the pixels of each mask; 0 for an empty mask."""

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from panoptic_ext.host_copies import to_device
+from panoptic_ext.postprocessing.counts import count_values
 from panoptic_ext.postprocessing.tiled_resize import TiledResize
 
 __all__ = ["product_segments"]
@@ -57,12 +59,13 @@ def product_segments(
     """
     scores, classes = mask_cls.float().softmax(-1).max(-1)
     kept = (classes != mask_cls.shape[-1] - 1) & (scores > threshold)
-    if not kept.any():
+    rows = kept.nonzero()[:, 0]
+    if not len(rows):
         empty = torch.zeros(output_size, dtype=torch.int32, device=mask_pred.device)
         return empty, []
-    scores, classes = scores[kept], classes[kept]
+    scores, classes = scores[rows], classes[rows]
     # Resizing is linear: the products may be resized in place of the probabilities.
-    masks_kept = mask_pred[kept].float()
+    masks_kept = mask_pred[rows].float()
     if mask_size is not None:
         masks_kept = F.interpolate(
             masks_kept[None], mask_size, mode="bilinear", align_corners=False
@@ -71,7 +74,7 @@ def product_segments(
     owner, won, masks = _compete(products, mask_threshold, output_size)
     host = torch.stack((won.double(), masks.double(), classes.double(), scores.double())).cpu()
     table, segments = _segments(host.tolist(), set(thing_ids), overlap_threshold)
-    ids = torch.tensor(table, dtype=torch.int32, device=owner.device)
+    ids = to_device(np.array(table, dtype=np.int32), owner.device)
     return ids[owner.long()], segments
 
 
@@ -115,7 +118,7 @@ def _compete(
         best = values.eq_(values.amax(0)).mul_(ranks[:, None]).amax(0)
         winner = rows[len(rows) - best.long()]
         owner[tile.where] = winner.view(tile.size).int()
-        won += torch.bincount(winner, minlength=len(products))
+        won += count_values(winner, len(products))
     return owner, won, masks
 
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from panoptic_ext.postprocessing.best_class import best_class, stuff_ids_of
+from panoptic_ext.host_copies import to_device
+from panoptic_ext.postprocessing.best_class import best_class, select_channels, stuff_ids_of
+from panoptic_ext.postprocessing.counts import count_values
 from panoptic_ext.postprocessing.mask_inference import Sizes, panoptic_inference
 from panoptic_ext.postprocessing.tiled_resize import Size, TiledResize
 
@@ -91,11 +94,12 @@ def panoptic_with_stuff(
     # The stuff segments have done their work, to keep things off stuff, and are deleted again:
     # `fill_with_stuff` decides about stuff at all pixels without a thing.
     things = [segment for segment in segments if segment["isthing"]]
-    table = torch.zeros(len(segments) + 1, dtype=torch.int32)
+    table = np.zeros(len(segments) + 1, dtype=np.int32)
     for number, segment in enumerate(things, start=1):
         table[segment["id"]] = number
         segment["id"] = number
-    panoptic = table.to(panoptic.device).index_select(0, panoptic.view(-1)).view(panoptic.shape)
+    by_id = to_device(table, panoptic.device)
+    panoptic = by_id.index_select(0, panoptic.view(-1)).view(panoptic.shape)
     return fill_with_stuff(
         panoptic,
         things,
@@ -118,13 +122,14 @@ def stuff_as_queries(semantic_logits: Tensor, stuff_ids: Sequence[int]) -> tuple
         and the best logit of all other classes.
     """
     num_classes = len(semantic_logits)
-    certain = semantic_logits.new_zeros(len(stuff_ids), num_classes + 1)
-    certain[range(len(stuff_ids)), list(stuff_ids)] = CERTAIN_LOGIT
+    logits = np.zeros((len(stuff_ids), num_classes + 1), dtype=np.float32)
+    logits[range(len(stuff_ids)), list(stuff_ids)] = CERTAIN_LOGIT
+    certain = to_device(logits, semantic_logits.device).to(semantic_logits.dtype)
     if num_classes == 1:  # there is no other class to compare with
         return certain, torch.full_like(semantic_logits[: len(stuff_ids)], CERTAIN_LOGIT)
     # At a cell only the likeliest class exceeds all others, so that stuff masks do not overlap.
     first, second = semantic_logits.topk(2, dim=0).values
-    stuff = semantic_logits[list(stuff_ids)]
+    stuff = select_channels(semantic_logits, stuff_ids)
     return certain, stuff - torch.where(stuff == first, second, first)
 
 
@@ -173,8 +178,8 @@ def fill_with_stuff(
         # The softmax of the best class: 1 / sum over classes of exp(logit - best logit).
         probability = logits.sub_(best).exp_().sum(0).reciprocal_().double()
         flat = tile_codes.view(-1)
-        sums[0] += torch.bincount(flat, minlength=num_classes + 1)
-        sums[1] += torch.bincount(flat, probability.view(-1), minlength=num_classes + 1)
+        sums[0] += count_values(flat, num_classes + 1)
+        sums[1] += count_values(flat, num_classes + 1, probability.view(-1))
     table = [0] * (num_classes + 1)
     segments = list(segments)
     for code, (area, total) in enumerate(sums.t().tolist()):
@@ -190,5 +195,5 @@ def fill_with_stuff(
                 "area": int(area),
             }
         )
-    by_code = torch.tensor(table, dtype=torch.int32, device=codes.device)
+    by_code = to_device(np.array(table, dtype=np.int32), codes.device)
     return panoptic + by_code.index_select(0, codes.view(-1)).view(codes.shape), segments

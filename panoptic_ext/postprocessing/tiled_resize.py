@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from panoptic_ext.host_copies import to_device
+
 __all__ = ["Size", "Tile", "TiledResize"]
 
 Size = tuple[int, int]
@@ -80,7 +82,7 @@ def _axis_weights(cells: int, padded: int, image: int, output: int) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _weights_on(device: torch.device, cells: int, padded: int, image: int, output: int) -> Tensor:
-    return _axis_weights(cells, padded, image, output).to(device)
+    return to_device(_axis_weights(cells, padded, image, output), device)
 
 
 @lru_cache(maxsize=64)

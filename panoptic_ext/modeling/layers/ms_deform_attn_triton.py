@@ -18,10 +18,13 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from panoptic_ext.host_copies import to_device
 
 __all__ = ["ms_deform_attn_triton", "runs_interpreted"]
 
@@ -50,7 +53,7 @@ def _level_table(shapes: Shapes, device: torch.device) -> Tensor:
     starts = [sum(h * w for h, w in shapes[:i]) for i in range(len(shapes))]
     rows = [[h, w, start] for (h, w), start in zip(shapes, starts, strict=True)]
     with torch.inference_mode(False):
-        return torch.tensor(rows, dtype=torch.int32).to(device)
+        return to_device(np.array(rows, dtype=np.int32), device)
 
 
 class _MSDeformAttn(torch.autograd.Function):

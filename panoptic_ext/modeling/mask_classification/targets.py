@@ -123,9 +123,9 @@ class MaskTargets(ABC):
 
     def padded(self, size: tuple[int, int], device: torch.device) -> MaskTargets:
         """The same targets on `device`, with void to the right and below up to `size` (H, W)."""
-        pixels = self.pixels.to(device, non_blocking=True)
+        pixels = to_device(self.pixels, device)
         pad = (0, size[1] - pixels.shape[-1], 0, size[0] - pixels.shape[-2])
-        labels = self.labels.to(device, non_blocking=True)
+        labels = to_device(self.labels, device)
         return type(self)(labels, F.pad(pixels, pad), self.image, self.isthing)
 
     def boxes(self) -> Tensor:

@@ -43,10 +43,12 @@ from panoptic_ext.fusion import (
     build_panoptic_fusion,
 )
 from panoptic_ext.fusion.base import check_threshold
+from panoptic_ext.host_copies import to_device
 from panoptic_ext.modeling.backbone.folded_norm import fold_norms
 from panoptic_ext.modeling.meta_arch.base import MetaArchitecture
 from panoptic_ext.modeling.meta_arch.classes import classes_of_dataset
 from panoptic_ext.modeling.meta_arch.image_batch import normalised_batch
+from panoptic_ext.modeling.meta_arch.region_instances import scored_above, with_thing_indices
 from panoptic_ext.modeling.meta_arch.separated_ids import (
     detectron2_channels,
     keep_classes_of_segments,
@@ -229,7 +231,10 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         features = self.backbone(images.tensor)
         sem_seg = self._semantic_targets(images, batched_inputs)
         _, semantic_losses = self.sem_seg_head(features, sem_seg)
-        instances = [self._with_thing_indices(x["instances"]) for x in batched_inputs]
+        instances = [
+            with_thing_indices(x["instances"], self.thing_index, self.device)
+            for x in batched_inputs
+        ]
         proposals, proposal_losses = self.proposal_generator(images, features, instances)
         _, detector_losses = self.roi_heads(images, features, proposals, instances)
         losses = {**semantic_losses, **proposal_losses, **detector_losses}
@@ -243,7 +248,7 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         constraints = getattr(self.backbone, "padding_constraints", {})
         square = constraints.get("square_size", 0)
         return normalised_batch(
-            [x["image"].to(self.device) for x in batched_inputs],
+            [to_device(x["image"], self.device) for x in batched_inputs],
             pixel_mean=self.pixel_mean,
             pixel_std=self.pixel_std,
             size_divisibility=self.backbone.size_divisibility,
@@ -254,18 +259,11 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
     def _semantic_targets(self, images: ImageList, batched_inputs: list[dict[str, Any]]) -> Tensor:
         """(B, h, w) labels, padded with void to the size of the batch of images."""
         height, width = images.tensor.shape[-2:]
-        labels = [x["sem_seg"].to(self.device) for x in batched_inputs]
+        labels = [to_device(x["sem_seg"], self.device) for x in batched_inputs]
         void = self.sem_seg_head.ignore_value
         return torch.stack(
             [F.pad(x, (0, width - x.shape[1], 0, height - x.shape[0]), value=void) for x in labels]
         )
-
-    def _with_thing_indices(self, instances: Instances) -> Instances:
-        """Ground truth on the model's device, its classes as thing indices."""
-        fields = dict(instances.get_fields())
-        index = self.thing_index.to(fields["gt_classes"].device)
-        fields["gt_classes"] = index[fields["gt_classes"]]
-        return Instances(instances.image_size, **fields).to(self.device)
 
     def _fusion_losses(
         self, images: ImageList, features: dict[str, Tensor], sem_seg: Tensor
@@ -286,11 +284,11 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
             proposals, _ = self.proposal_generator(images, features, None)
             if not isinstance(self.roi_heads, StandardROIHeads):
                 detected, _ = self.roi_heads(images, features, proposals, None)
-                return [x[x.scores > least_score] for x in detected]
+                return [scored_above(x, least_score) for x in detected]
             # Masks are predicted after the selection by score, because they are the costly part,
             # and early in training hardly any detection reaches the threshold.
             detected = self.roi_heads._forward_box(features, proposals)
-            detected = [x[x.scores > least_score] for x in detected]
+            detected = [scored_above(x, least_score) for x in detected]
             return self.roi_heads.forward_with_given_boxes(features, detected)
 
     def _detections(self, instances: Instances, boxes: Tensor) -> Detections:
@@ -331,11 +329,12 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         boxes.clip((height, width))
         # detector_postprocess discards empty boxes. Discarding them here, too, makes `instance_id`,
         # an index of the fusion's detections, an index of "instances".
-        nonempty = boxes.nonempty()
-        instances = instances[nonempty]
-        detections = self._detections(instances, boxes.tensor[nonempty])
+        rows = boxes.nonempty().nonzero()[:, 0]
+        instances = instances[rows]
+        detections = self._detections(instances, boxes.tensor[rows])
         panoptic_seg = self.fusion(sem_seg, detections)
-        if shares_thing_channel(self.sem_seg_head, self.thing_ids):
+        may_share = self.separated_channels is not None
+        if may_share and shares_thing_channel(self.sem_seg_head, self.thing_ids):
             keep_classes_of_segments(sem_seg, panoptic_seg, self.thing_ids)
         fields = dict(instances.get_fields())
         # detector_postprocess gets copies: it scales boxes in place.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from panoptic_ext.config.image_values import pads_black, side_of_test_batches
 from panoptic_ext.config.mask_former import TASKS, mask_former_task
+from panoptic_ext.host_copies import to_device
 from panoptic_ext.modeling.mask_classification.criterion import SetCriterion, semantic_map_loss
 from panoptic_ext.modeling.mask_classification.targets import MaskTargets, build_mask_targets
 from panoptic_ext.modeling.meta_arch.base import MetaArchitecture
@@ -193,7 +194,7 @@ class QueryModel(MetaArchitecture, nn.Module):
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalised images, padded to one size; on a CPU in channels_last layout."""
         batch = normalised_batch(
-            [x["image"].to(self.device, non_blocking=True) for x in batched_inputs],
+            [to_device(x["image"], self.device) for x in batched_inputs],
             pixel_mean=self.pixel_mean,
             pixel_std=self.pixel_std,
             size_divisibility=self.size_divisibility,

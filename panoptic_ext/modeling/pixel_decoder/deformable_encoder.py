@@ -138,9 +138,10 @@ def _make_geometry(
         x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
         centres.append(torch.stack((x.expand(height, -1), y[:, None].expand(-1, width)), dim=-1))
     all_centres = torch.cat([c.flatten(0, 1) for c in centres])
-    scale = torch.tensor([[1 / w, 1 / h] for h, w in shapes], dtype=torch.float32, device=device)
-    samples = len(shapes) * points
-    return all_centres.repeat(1, samples)[:, None], scale.repeat_interleave(points, dim=0).flatten()
+    # Filled on the device: the host would wait for a copy.
+    sides = (1 / side for h, w in shapes for side in (w, h) * points)
+    scale = torch.cat([torch.full((1,), x, dtype=torch.float32, device=device) for x in sides])
+    return all_centres.repeat(1, len(shapes) * points)[:, None], scale
 
 
 class DeformableEncoderLayer(nn.Module):

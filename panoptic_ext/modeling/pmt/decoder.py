@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.modeling.eomt import EoMTHead
+from panoptic_ext.modeling.layers.tensor_cache import TensorCache
 from panoptic_ext.modeling.pmt.lateral import LateralConnection
 from panoptic_ext.modeling.transformer_decoder import DecoderOutputs
 from panoptic_ext.optional_packages import import_optional
@@ -87,12 +88,21 @@ class PlainMaskDecoder(EoMTHead):
                 block.compile()
         self.norm = nn.LayerNorm(dim)
         self.rope = None
+        self._rope_varies = bool(rope_rescale)
+        self._positions = TensorCache()
         if own_rope:
             self.rope = timm.layers.RotaryEmbeddingDinoV3(
                 dim // num_heads,
                 temperature=_ROPE_TEMPERATURE,
                 rescale_coords=rope_rescale or None,
             )
+
+    def _own_positions(self, rope: Any, grid: tuple[int, int]) -> Tensor:
+        """(N, 2 * D / heads) of the decoder's own rotary embedding."""
+        if self.training and self._rope_varies:
+            return rope.get_embed(list(grid))
+        # timm computes it on the CPU, in every pass.
+        return self._positions.get(grid, [*rope.buffers()], lambda: rope.get_embed(list(grid)))
 
     def decode(
         self,
@@ -115,7 +125,7 @@ class PlainMaskDecoder(EoMTHead):
             See `EoMTHead.forward`.
         """
         if self.rope is not None:
-            rope = self.rope.get_embed(list(grid))
+            rope = self._own_positions(self.rope, grid)
 
         def run_block(index: int, tokens: Tensor, mask: Tensor | None) -> Tensor:
             block, arguments = self.blocks[index], {"rope": rope, "attn_mask": mask}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,7 +35,10 @@ def hard_pixel_cross_entropy(
     losses = F.cross_entropy(
         logits.float(), targets, ignore_index=ignore_value, reduction="none"
     ).flatten(1)
-    labelled = (targets != ignore_value).flatten(1).sum(dim=1).tolist()
+    counts = (targets != ignore_value).flatten(1).sum(dim=1)
+    if losses.device.type != "cpu":
+        return _worst_by_rank(losses, (counts.double() * fraction).ceil())
+    labelled = counts.tolist()
     means = [
         worst.topk(math.ceil(fraction * count), sorted=False).values.mean()
         for worst, count in zip(losses, labelled, strict=True)
@@ -42,3 +46,16 @@ def hard_pixel_cross_entropy(
     ]
     # The term of 0 connects the loss with the logits even if no pixel is labelled.
     return sum(means, losses.sum() * 0) / max(len(labelled), 1)
+
+
+def _worst_by_rank(losses: Tensor, wanted: Tensor) -> Tensor:
+    """The same for (B, HW) losses and the number of pixels (B,) that count in each image.
+
+    A sort in place of `topk`, which the host would have to give the numbers.
+    """
+    if not losses.numel():
+        return losses.sum() * 0
+    ordered = losses.sort(dim=1, descending=True).values
+    chosen = torch.arange(losses.shape[1], device=losses.device) < wanted[:, None]
+    sums = torch.where(chosen, ordered, 0.0).sum(1)
+    return (sums / wanted.clamp(min=1).to(sums.dtype)).mean()

@@ -172,7 +172,8 @@ def _add_run_keys(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Number of periodic checkpoints that are kept; 0: all. model_final.pth is always kept.
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0
-    # Learning rate of the parameters backbone.*, relative to BASE_LR.
+    # Learning rate of the backbone's parameters, relative to BASE_LR. A feature pyramid of Panoptic
+    # FPN or EfficientPS on it has BASE_LR.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     # Learning rates that fall from the backbone's last block to its first: block i of n has the
     # factor LAYER_DECAY ** (n - 1 - i), beside BACKBONE_MULTIPLIER. Stem, embedding of patches and

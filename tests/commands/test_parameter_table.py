@@ -111,7 +111,7 @@ def test_learning_rates_of_every_parameter(capsys):
     )  # fmt: skip
     assert block2 == ("0.003125", "3.125e-05", decay, "10 to 30")
     assert block6 == block7 == ("0.1", "0.001", decay, "10 to 30")
-    assert lateral == ("0.1", "0.001", decay, "0 to 10")
+    assert lateral == ("1", "0.01", decay, "0 to 10")
     assert head == ("1", "0.01", decay, "0 to 10")
     trained, listed = re.match(r"(\d+) of (\d+) parameters are trained, in", lines[-1]).groups()
     assert int(listed) == len(found)

@@ -131,6 +131,9 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         self.separated_channels = separated_channels
         self.pad_black = pad_black
         self.test_square = test_square
+        if hasattr(self.backbone, "bottom_up"):
+            # The pyramid on a pretrained backbone begins at random, as the heads do.
+            self.backbone_prefixes = ("backbone.bottom_up.",)
         self.thing_index = thing_index  # on the CPU, where ground truth comes from
         self.fusion = fusion or HeuristicFusion(
             FusionRule(

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from panoptic_ext import add_panoptic_ext_config
+from panoptic_ext.engine.optimizer import solver_groups
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.modeling import UnifiedPanopticFPN
 from panoptic_ext.modeling.semantic_head import VoidSafeSemSegFPNHead
@@ -51,6 +52,15 @@ def model():
     torch.manual_seed(0)
     yield build_model(tiny_cfg())
     MetadataCatalog.remove(NAME)
+
+
+def test_the_pyramid_learns_at_the_rate_of_the_heads(model):
+    solver = tiny_cfg().SOLVER
+    solver.BACKBONE_MULTIPLIER = 0.5
+    rate = {id(p): g["lr"] for g in solver_groups(solver, model) for p in g["params"]}
+    of = {name: rate[id(p)] for name, p in model.named_parameters()}
+    assert of["backbone.fpn_lateral2.weight"] == solver.BASE_LR
+    assert of["backbone.bottom_up.stem.conv1.weight"] == solver.BASE_LR / 2
 
 
 def losses_of(model, inputs):

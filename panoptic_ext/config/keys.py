@@ -17,6 +17,7 @@ from panoptic_ext.config.left_out import mark_left_out
 from panoptic_ext.config.mask_former import add_mask_former_keys
 from panoptic_ext.config.pmt import add_pmt_keys
 from panoptic_ext.config.training import add_training_keys
+from panoptic_ext.config.training_length import add_training_length_keys
 from panoptic_ext.config.transformers import add_transformers_keys
 from panoptic_ext.config.vit import add_vit_keys
 
@@ -52,6 +53,7 @@ def add_panoptic_ext_config(cfg: CN) -> None:
     _add_input_keys(cfg)
     _add_run_keys(cfg)
     add_training_keys(cfg)
+    add_training_length_keys(cfg)
     add_mask_former_keys(cfg)
     add_backbone_keys(cfg)
     add_efficientps_keys(cfg)

@@ -38,7 +38,9 @@ from panoptic_ext.engine.output_folder import prepare_output
 from panoptic_ext.engine.precision import build_grad_scaler, training_precision
 from panoptic_ext.engine.resume_command import GOES_ON
 from panoptic_ext.engine.run_config import has_own_weights, without_pretrained
+from panoptic_ext.engine.stretched_schedule import build_timeline, stretched
 from panoptic_ext.engine.system_errors import explain_system_error
+from panoptic_ext.engine.time_budget import TimeBudgetHook
 from panoptic_ext.engine.train_step import TrainStep
 from panoptic_ext.engine.weight_average import build_weight_average
 from panoptic_ext.interruption import Interrupted, stoppable
@@ -87,7 +89,8 @@ class Trainer(DefaultTrainer):
             precision,
         )
         self.average = build_weight_average(cfg, model)
-        self.scheduler = self.build_lr_scheduler(cfg, optim)
+        self._timeline = build_timeline(cfg)
+        self.scheduler = stretched(self.build_lr_scheduler(cfg, optim), self._timeline)
         self.checkpointer = Checkpointer(
             model,
             cfg.OUTPUT_DIR,
@@ -198,6 +201,7 @@ class Trainer(DefaultTrainer):
             )
         return [
             hooks.IterationTimer(),
+            TimeBudgetHook(cfg, self._timeline) if self._timeline is not None else None,
             FirstStepsHook() if comm.is_main_process() else None,
             LRScheduler(),
             AverageHook(),
@@ -293,14 +297,14 @@ class Trainer(DefaultTrainer):
         self.storage.iter = self.start_iter
 
     def _run_steps(self) -> None:
-        for iteration in range(self.start_iter, self.max_iter):
-            self.iter = iteration
+        while self.iter < self.max_iter:  # a time budget changes it on the way
             self.before_step()
             self.run_step()
             self._steps_done = True
             self.after_step()
             if self._trainer.stopping:
                 raise self._trainer.stop.interrupted("")
+            self.iter += 1
 
     def _saved_for_resume(self, interrupted: Interrupted) -> Interrupted:
         """Write the checkpoint of the iteration that has ended; return the error that names it."""

@@ -42,19 +42,19 @@ def annealing_pairs(
 
 
 def mask_probability(
-    iteration: int, pairs: Sequence[tuple[int, int]], power: float
+    iteration: float, pairs: Sequence[tuple[int, int]], power: float
 ) -> tuple[float, ...]:
     """Probability of each block that a query is masked, 0 to 1.
 
     Args:
-        iteration: of the training, from 0.
+        iteration: of the training, from 0; a part of one under a time budget.
         pairs: (start, end) of each block.
         power: exponent of the curve between them (published: 0.9).
     """
     return tuple(_probability(iteration, start, end, power) for start, end in pairs)
 
 
-def _probability(iteration: int, start: int, end: int, power: float) -> float:
+def _probability(iteration: float, start: int, end: int, power: float) -> float:
     if iteration < start:
         return 1.0
     if iteration >= end:
@@ -76,6 +76,6 @@ class Annealing:
     pairs: tuple[tuple[int, int], ...]
     power: float = 0.9
 
-    def probabilities(self, iteration: int) -> tuple[float, ...]:
+    def probabilities(self, iteration: float) -> tuple[float, ...]:
         """See `mask_probability`."""
         return mask_probability(iteration, self.pairs, self.power)

@@ -166,9 +166,15 @@ def build_vit(cfg: Any) -> PlainViT:
     return backbone
 
 
-def _iteration() -> int | None:
-    """The iteration of Detectron2's training loop; None outside of one."""
+def _iteration() -> float | None:
+    """Where the training is in its schedule, in iterations; None outside of a training loop.
+
+    This is the iteration of Detectron2's loop, or what a training to a time budget writes into the
+    loop's storage as "schedule_iteration".
+    """
     try:
-        return get_event_storage().iter
+        storage = get_event_storage()
     except AssertionError:
         return None
+    iteration, _ = storage.latest().get("schedule_iteration", (storage.iter, 0))
+    return iteration

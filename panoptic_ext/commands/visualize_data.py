@@ -30,6 +30,7 @@ from panoptic_ext.commands.command_line import (
 )
 from panoptic_ext.commands.drawing_options import add_drawing_options, take_drawing_options
 from panoptic_ext.data import PanopticDatasetMapper, get_metadata, get_records
+from panoptic_ext.data.donors import build_donors
 from panoptic_ext.data.image_files import read_image
 from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.errors import ConfigError
@@ -103,7 +104,7 @@ def draw_dataset(
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATASETS.TRAIN = (name,)
-    mapper = PanopticDatasetMapper(cfg, True)
+    mapper, donors = PanopticDatasetMapper(cfg, True), build_donors(cfg, records)
 
     def draw(numbered: tuple[int, dict[str, Any]]) -> None:
         number, record = numbered
@@ -112,7 +113,7 @@ def draw_dataset(
             # Detectron2's augmentations draw from numpy's global generator. A seed for each image
             # keeps its picture the same whichever others are drawn.
             np.random.seed((args.seed + number) % 2**32)
-            sample = mapper(record)
+            sample = mapper(record, donors)
             if sample is None:
                 return
         view = raw_view(record) if sample is None else mapped_view(sample, cfg.INPUT.FORMAT)

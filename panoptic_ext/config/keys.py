@@ -17,6 +17,7 @@ from panoptic_ext.config.left_out import mark_left_out
 from panoptic_ext.config.mask_former import add_mask_former_keys
 from panoptic_ext.config.pmt import add_pmt_keys
 from panoptic_ext.config.training import add_training_keys
+from panoptic_ext.config.training_images import add_training_image_keys
 from panoptic_ext.config.training_length import add_training_length_keys
 from panoptic_ext.config.transformers import add_transformers_keys
 from panoptic_ext.config.vit import add_vit_keys
@@ -155,6 +156,8 @@ def _add_input_keys(cfg: CN) -> None:
     # mappers of Mask2Former do so (docs/mask2former.md). None: as INPUT.DATASET_MAPPER_NAME, or if
     # that is "", no.
     cfg.INPUT.KEEP_EMPTY_SEGMENTS = None
+
+    add_training_image_keys(cfg)
 
     # How often an image is augmented again, at most, while no segment is left to learn. Crowds do
     # not count, nor does stuff if MODEL.MASK_FORMER.TASK is "instance". EoMT has no limit.

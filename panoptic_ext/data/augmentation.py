@@ -20,6 +20,8 @@ from panoptic_ext.data.augmentation_keys import (
     check_shortest_edge_keys,
 )
 from panoptic_ext.data.blended_colors import BlendedColorJitter
+from panoptic_ext.data.crop_around_things import CropAroundThings, check_crop_around_things
+from panoptic_ext.data.resize_crop import LargeScaleJitter
 from panoptic_ext.data.resizing import ResizeShortestEdge, resize_in_testing
 from panoptic_ext.errors import check_known
 
@@ -27,10 +29,8 @@ __all__ = [
     "AugmentationInput",
     "ColorJitter",
     "ColorTransform",
-    "LargeScaleJitter",
     "PadToDivisor",
     "PadToSize",
-    "ResizeCropTransform",
     "VoidPadTransform",
     "build_augmentations",
 ]
@@ -50,16 +50,29 @@ class AugmentationInput:
 
     The map of local ids is stored as one uint8 plane, or as three for more than 255 segments,
     because Detectron2's transforms are exact and fast for uint8.
+
+    Attributes:
+        image: (H, W, 3) uint8, as transformed so far.
+        thing_classes: as given; not transformed.
     """
 
-    def __init__(self, image: np.ndarray, id_map: np.ndarray | None, categories: np.ndarray | None):
+    def __init__(
+        self,
+        image: np.ndarray,
+        id_map: np.ndarray | None,
+        categories: np.ndarray | None,
+        thing_classes: np.ndarray | None = None,
+    ):
         """
         Args:
             image: (H, W, 3) uint8.
             id_map: (H, W) local ids 0..N, 0 = void; None at test time.
             categories: (N + 1,) value of `sem_seg` for each local id.
+            thing_classes: (N + 1,) class of each local id that is a thing and no crowd, -1 of the
+                others, for crops around things.
         """
         self.image = image
+        self.thing_classes = thing_classes
         self._categories = categories
         self._planes = None if id_map is None else _to_planes(id_map)
 
@@ -122,79 +135,6 @@ class VoidPadTransform(Transform):
         out[height:] = row
         out[:height, width:] = row[width:]
         return out
-
-
-class ResizeCropTransform(Transform):
-    """Resize to (new_h, new_w) and cut out a window; pixels outside of it are not computed.
-
-    Attributes:
-        h, w: of the input.
-        new_h, new_w: after resizing.
-        x0, y0, crop_w, crop_h: the window in the resized image.
-    """
-
-    def __init__(
-        self, h: int, w: int, new_h: int, new_w: int, x0: int, y0: int, crop_w: int, crop_h: int
-    ):
-        super().__init__()
-        self._set_attributes(locals())
-
-    def apply_image(self, img: np.ndarray) -> np.ndarray:
-        return self._resize(img, Image.Resampling.BILINEAR)
-
-    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        return self._resize(segmentation, Image.Resampling.NEAREST)
-
-    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        coords[:, 0] = coords[:, 0] * (self.new_w / self.w) - self.x0
-        coords[:, 1] = coords[:, 1] * (self.new_h / self.h) - self.y0
-        return coords
-
-    def _resize(self, array: np.ndarray, interpolation: Image.Resampling) -> np.ndarray:
-        x_scale, y_scale = self.w / self.new_w, self.h / self.new_h
-        # The window in pixels of the input. Rounding can place its end just beyond the image's
-        # border. Pillow refuses such a box.
-        box = (
-            self.x0 * x_scale,
-            self.y0 * y_scale,
-            min((self.x0 + self.crop_w) * x_scale, self.w),
-            min((self.y0 + self.crop_h) * y_scale, self.h),
-        )
-        size = (self.crop_w, self.crop_h)
-        return np.asarray(Image.fromarray(array).resize(size, interpolation, box))
-
-
-class LargeScaleJitter(T.Augmentation):
-    """Large-scale jitter (Ghiasi et al., CVPR 2021): scale at random, then cut out at random.
-
-    The image is scaled to fit a square of `size` times a random factor, with its aspect ratio
-    unchanged. A window of at most `size` x `size` is kept. The result is that of Detectron2's
-    ResizeScale and FixedSizeCrop, or with `independent` that of a random crop. PadToSize does the
-    padding.
-    """
-
-    def __init__(self, size: int, min_scale: float, max_scale: float, independent: bool = False):
-        """
-        Args:
-            size: side of the window, pixels.
-            min_scale, max_scale: bounds of the uniform random factor.
-            independent: draw the window's place along each axis by itself.
-        """
-        super().__init__()
-        self._init(locals())
-
-    def get_transform(self, image: np.ndarray) -> Transform:
-        h, w = image.shape[:2]
-        scale = self.size * self._rand_range(self.min_scale, self.max_scale) / max(h, w)
-        new_h, new_w = max(round(h * scale), 1), max(round(w * scale), 1)
-        crop_h, crop_w = min(new_h, self.size), min(new_w, self.size)
-        # One random number places the window along both axes, as in FixedSizeCrop. Its centre
-        # therefore lies on one diagonal of the image; a flip before it covers the other diagonal.
-        # Windows beside the diagonals come with `independent` alone.
-        down = self._rand_range()
-        right = self._rand_range() if self.independent else down
-        y0, x0 = round((new_h - crop_h) * down), round((new_w - crop_w) * right)
-        return ResizeCropTransform(h, w, new_h, new_w, x0, y0, crop_w, crop_h)
 
 
 class PadToSize(T.Augmentation):
@@ -331,14 +271,15 @@ def build_augmentations(cfg: Any, is_train: bool, ignore_label: int = 255) -> li
     check_known("INPUT.RANDOM_FLIP", flip, _FLIPS)
     check_known("INPUT.COLOR_AUG_RULE", cfg.INPUT.COLOR_AUG_RULE, _COLOR_RULES)
     check_lsj_keys(cfg.INPUT) if kind == "lsj" else check_shortest_edge_keys(cfg.INPUT)
+    check_crop_around_things(cfg.INPUT.CROP_AROUND_THINGS)
     flips: list[T.Augmentation] = []
     if flip != "none":
         flips.append(T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical"))
     # The flip comes before large-scale jitter, whose window lies on one diagonal only.
     if kind == "lsj":
-        augmentations = [*flips, *_lsj(cfg)]
+        augmentations = [*flips, *_around_things(cfg, _lsj(cfg))]
     else:
-        augmentations = [*_shortest_edge(cfg, ignore_label), *flips]
+        augmentations = [*_around_things(cfg, _shortest_edge(cfg, ignore_label)), *flips]
     bgr = cfg.INPUT.FORMAT == "BGR"
     if cfg.INPUT.COLOR_AUG_SSD and cfg.INPUT.COLOR_AUG_RULE == "ssd":
         augmentations.append(ColorJitter(bgr=bgr))
@@ -376,3 +317,19 @@ def _lsj(cfg: Any) -> list[T.Augmentation]:
     keys = cfg.INPUT
     independent = keys.CROP_POSITION == "uniform"
     return [LargeScaleJitter(keys.IMAGE_SIZE, keys.MIN_SCALE, keys.MAX_SCALE, independent)]
+
+
+def _around_things(cfg: Any, ordinary: list[T.Augmentation]) -> list[T.Augmentation]:
+    keys = cfg.INPUT.CROP_AROUND_THINGS
+    # Left out at 0, because it would draw a random number for every image.
+    if keys.PROBABILITY == 0:
+        return ordinary
+    return [
+        CropAroundThings(
+            ordinary,
+            probability=keys.PROBABILITY,
+            draw_by=keys.DRAW_BY,
+            sizes=tuple(keys.SIZES),
+            max_enlargement=keys.MAX_ENLARGEMENT,
+        )
+    ]

@@ -6,7 +6,7 @@ Shapes: H x W is the augmented image, N the number of segments kept in it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,20 +19,14 @@ from detectron2.utils.logger import log_first_n
 from panoptic_ext.config.ground_truth import PANOPTIC_TARGETS, panoptic_targets
 from panoptic_ext.data.annotated_instances import instances_of_annotations
 from panoptic_ext.data.augmentation import AugmentationInput, build_augmentations
-from panoptic_ext.data.coco.id_map import remap_ids
-from panoptic_ext.data.coco.label_png import ExpectedSize, read_id_map
 from panoptic_ext.data.coco.runs import find_runs, segment_boxes
+from panoptic_ext.data.copy_paste import CopyPaste, Scene, classes_of_things
 from panoptic_ext.data.datasets.instances import has_instances_alone
 from panoptic_ext.data.datasets.registered import get_metadata
+from panoptic_ext.data.donors import Donors
 from panoptic_ext.data.id_map_masks import IdMapMasks
-from panoptic_ext.data.image_files import read_image
-from panoptic_ext.errors import (
-    DatasetError,
-    UnreadableFileError,
-    check_known,
-    listed,
-    quoted,
-)
+from panoptic_ext.data.read_record import Labels, read_labels, read_record_image
+from panoptic_ext.errors import DatasetError, UnreadableFileError, check_known, quoted
 
 __all__ = ["PanopticDatasetMapper"]
 
@@ -71,6 +65,7 @@ class PanopticDatasetMapper:
         keep_empty: bool = False,
         redraw_empty: int = 0,
         things_alone: bool = False,
+        copy_paste: CopyPaste | None = None,
     ):
         """
         Args:
@@ -88,6 +83,7 @@ class PanopticDatasetMapper:
             redraw_empty: how often augmentation is repeated, at most, while no segment is left.
                 Crowds do not count.
             things_alone: whether stuff does not count, either.
+            copy_paste: how things of other images are pasted into augmented ones; None: not.
         """
         check_known("INPUT.FORMAT", image_format, _FORMATS)
         for target in targets:
@@ -101,6 +97,7 @@ class PanopticDatasetMapper:
         self.keep_empty = keep_empty
         self.redraw_empty = redraw_empty
         self.things_alone = things_alone
+        self.copy_paste = copy_paste
         logger.info("augmentations in %s: %s", "training" if is_train else "test", augmentations)
 
     @classmethod
@@ -125,13 +122,18 @@ class PanopticDatasetMapper:
             "keep_empty": bool(cfg.INPUT.KEEP_EMPTY_SEGMENTS),
             "redraw_empty": cfg.INPUT.REDRAW_EMPTY,
             "things_alone": cfg.MODEL.MASK_FORMER.TASK == "instance",
+            "copy_paste": CopyPaste.from_keys(cfg.INPUT.COPY_PASTE) if is_train else None,
         }
 
-    def __call__(self, record: dict[str, Any]) -> dict[str, Any] | None:
+    def __call__(
+        self, record: dict[str, Any], donors: Donors | None = None
+    ) -> dict[str, Any] | None:
         """
         Args:
             record: from `load_panoptic`, or Detectron2's record of an instances JSON; it is not
                 changed.
+            donors: images whose things are pasted into this one, see `copy_paste`; None: nothing
+                is pasted.
 
         Returns:
             the dict that the class docstring describes, or None for an unreadable sample that is
@@ -142,7 +144,7 @@ class PanopticDatasetMapper:
             DatasetError: a file does not fit the record.
         """
         try:
-            return self._map(record)
+            return self._map(record, donors)
         except UnreadableFileError as error:
             if not self.skip_corrupt:
                 raise
@@ -151,8 +153,8 @@ class PanopticDatasetMapper:
             )
             return None
 
-    def _map(self, record: dict[str, Any]) -> dict[str, Any]:
-        image = self._read_image(record)
+    def _map(self, record: dict[str, Any], donors: Donors | None) -> dict[str, Any]:
+        image = read_record_image(record, self.image_format)
         out = {k: v for k, v in record.items() if k not in _GROUND_TRUTH}
         out.setdefault("height", image.shape[0])
         out.setdefault("width", image.shape[1])
@@ -164,8 +166,10 @@ class PanopticDatasetMapper:
         if "pan_seg_file_name" not in record and "annotations" in record:
             out.update(self._until_learnable(lambda: self._map_instances(image, record)))
         else:
-            read = _read_segments(record, image.shape[:2])
-            out.update(self._until_learnable(lambda: self._map_segments(image, record, *read)))
+            labels = read_labels(record, image.shape[:2])
+            out.update(
+                self._until_learnable(lambda: self._map_segments(image, record, labels, donors))
+            )
         return out
 
     def _until_learnable(self, draw: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -178,20 +182,43 @@ class PanopticDatasetMapper:
         return drawn
 
     def _map_segments(
+        self, image: np.ndarray, record: dict[str, Any], labels: Labels, donors: Donors | None
+    ) -> dict[str, Any]:
+        """Augment once; image and targets."""
+        augmented = self._augment_scene(image, record, labels)
+        if self.copy_paste is not None and donors is not None:
+            augmented = self.copy_paste(augmented, donors, self._read_donor)
+        return {"image": _to_tensor(augmented.image), **self._targets(augmented.labels)}
+
+    def _augment_scene(
         self,
         image: np.ndarray,
         record: dict[str, Any],
-        local: np.ndarray,
-        segments: list[dict[str, Any]],
-        present: np.ndarray,
-    ) -> dict[str, Any]:
-        """Augment once; image and targets. The last three arguments are of `_read_segments`."""
+        labels: Labels,
+        donated: Collection[int] | None = None,
+    ) -> Scene:
+        """Augment an image and its labels; `donated`: classes of things to crop around."""
+        segments = labels.segments
         # Local id 0 is void, so its category is the ignore label.
         categories = np.array([self.ignore_label] + [s["category_id"] for s in segments])
-        aug_input = AugmentationInput(image, local, categories)
+        thing_classes = np.array([-1, *classes_of_things(segments, donated)])
+        aug_input = AugmentationInput(image, labels.ids, categories, thing_classes)
         self._augment(aug_input, record)
-        targets = self._targets(aug_input.id_map, segments, present)
-        return {"image": _to_tensor(aug_input.image), **targets}
+        return Scene(aug_input.image, labels._replace(ids=aug_input.id_map))
+
+    def _read_donor(self, record: dict[str, Any], donated: Collection[int]) -> Scene | None:
+        """An augmented image to copy things from; None for one that is unreadable and skipped."""
+        try:
+            image = read_record_image(record, self.image_format)
+            labels = read_labels(record, image.shape[:2])
+        except UnreadableFileError as error:
+            if not self.skip_corrupt:
+                raise
+            log_first_n(
+                logging.WARNING, f"copied no thing: {error}", n=1, name=__name__, key="message"
+            )
+            return None
+        return self._augment_scene(image, record, labels, donated)
 
     def _map_instances(self, image: np.ndarray, record: dict[str, Any]) -> dict[str, Any]:
         """Return image and instances of a record without a label map."""
@@ -208,36 +235,6 @@ class PanopticDatasetMapper:
         )
         return {"image": _to_tensor(aug_input.image), "instances": instances}
 
-    def _read_image(self, record: dict[str, Any]) -> np.ndarray:
-        """Return the (H, W, 3) image, rotated by its EXIF tag, and check its size."""
-        path, where = record["file_name"], f"image id {quoted(record.get('image_id'))}"
-        try:
-            has_size = "height" in record and "width" in record
-            size = (record["height"], record["width"]) if has_size else None
-            image = read_image(path, self.image_format, size=size)
-        except UnreadableFileError as error:
-            raise UnreadableFileError(
-                f"{where}: {error}; copy it again, correct the image root, or set "
-                "DATALOADER.SKIP_CORRUPT True to train without it"
-            ) from error
-        except DatasetError as error:
-            raise DatasetError(f"{where}: {error}") from error
-        # read_image accepts swapped sides, because the file's header does not include the rotation
-        # by the EXIF tag. The final size is compared here.
-        expected = record.get("height", image.shape[0]), record.get("width", image.shape[1])
-        if image.shape[:2] != expected:
-            is_turned = image.shape[1::-1] == expected
-            hint = (
-                "its EXIF tag turns it: save it upright, without the tag"
-                if is_turned
-                else "correct the JSON or the image"
-            )
-            raise DatasetError(
-                f"{where}: image {path} is {image.shape[0]} x {image.shape[1]} (height x width), "
-                f"the JSON says {expected[0]} x {expected[1]}; {hint}"
-            )
-        return image
-
     def _augment(self, aug_input: AugmentationInput, record: dict[str, Any]) -> T.TransformList:
         height, width = aug_input.image.shape[:2]
         transforms = self.augmentations(aug_input)
@@ -249,16 +246,9 @@ class PanopticDatasetMapper:
             )
         return transforms
 
-    def _targets(
-        self, local: np.ndarray, segments: list[dict[str, Any]], present: np.ndarray
-    ) -> dict[str, Any]:
-        """Return the targets as tensors.
-
-        Args:
-            local: (H, W) augmented map of local ids.
-            segments: segments_info entries; entry i has the local id i + 1.
-            present: (len(segments),) bool, whether a segment has pixels in the label map.
-        """
+    def _targets(self, labels: Labels) -> dict[str, Any]:
+        """Return the targets as tensors, from augmented labels."""
+        local, segments, present = labels
         # Every target is computed from these runs, of which there are far fewer than pixels.
         runs = find_runs(local, split_rows=True)
         visible = np.bincount(runs.ids, minlength=len(segments) + 1)[1:]
@@ -309,41 +299,6 @@ def _has_segment(mapped: dict[str, Any], things_alone: bool) -> bool:
     rows = mapped["segments"]
     counted = rows.gt_isthing & ~rows.gt_iscrowd if things_alone else ~rows.gt_iscrowd
     return bool(counted.any())
-
-
-def _read_segments(
-    record: dict[str, Any], size: tuple[int, int]
-) -> tuple[np.ndarray, list[dict[str, Any]], np.ndarray]:
-    """Return the (H, W) map of local ids 0..N, the segments_info entries of 1..N, and (N,) bool,
-    which of them occur in the map."""
-    path = record["pan_seg_file_name"]
-    where = f"image id {quoted(record.get('image_id'))}"
-    expected = ExpectedSize(
-        *size,
-        f"the image {record['file_name']} is",
-        "make them the same size (an EXIF tag turns an image but not its label map)",
-    )
-    try:
-        ids = read_id_map(path, record.get("pan_seg_encoding", "rgb"), size=expected)
-    except DatasetError as error:
-        raise type(error)(f"{where}: {error}") from error
-    segments = record["segments_info"]
-    local, present, unknown = remap_ids(ids, np.array([s["id"] for s in segments], np.int64))
-    if len(unknown):
-        raise DatasetError(
-            f"{where}: label map {path} has the ids {listed(unknown.tolist(), 10)}, which "
-            "are not in the JSON's segments_info; add them, or write 0 (void) for them"
-        )
-    if not present.all():
-        missing = [s["id"] for s, occurs in zip(segments, present, strict=True) if not occurs]
-        log_first_n(
-            logging.WARNING,
-            f"{where}: segments {listed(missing, 10)} are not in the label map {path} and are left "
-            "out; panoptic-ext check-data lists all such segments",
-            n=1,
-            name=__name__,
-        )
-    return local, segments, present
 
 
 def _to_tensor(image: np.ndarray) -> torch.Tensor:

@@ -11,24 +11,23 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, build_detection_test_loader
-from detectron2.data.samplers import (
-    RandomSubsetTrainingSampler,
-    RepeatFactorTrainingSampler,
-    TrainingSampler,
-)
+from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
-from panoptic_ext.data import PanopticDatasetMapper, annotated, filter_empty, get_records
+from panoptic_ext.data import PanopticDatasetMapper, filter_empty, get_records
+from panoptic_ext.data.donors import Donors, build_donors
 from panoptic_ext.engine.checkpoint.rng import seeded_sample
 from panoptic_ext.engine.distributed import images_of_a_worker
-from panoptic_ext.errors import ConfigError, DatasetError, PanopticExtError, unknown
+from panoptic_ext.engine.samplers import sampler_maker
+from panoptic_ext.errors import ConfigError, DatasetError, PanopticExtError
 from panoptic_ext.interruption import outlive_interruption
 
 __all__ = ["TrainLoader", "build_test_loader", "build_train_loader"]
@@ -68,7 +67,7 @@ class TrainLoader:
     def __init__(
         self,
         records: list[Record],
-        mapper: Callable[[Record], dict[str, Any] | None],
+        mapper: Callable[..., dict[str, Any] | None],
         *,
         batch_size: int,
         seed: int,
@@ -77,6 +76,7 @@ class TrainLoader:
         aspect_ratio_grouping: bool = True,
         num_workers: int = 0,
         pin_memory: bool = False,
+        donors: Donors | None = None,
     ) -> None:
         """
         Args:
@@ -90,6 +90,8 @@ class TrainLoader:
             aspect_ratio_grouping: batches of only wide or only tall images.
             num_workers: data loading processes; 0 loads in this one.
             pin_memory: copy tensors into page-locked memory.
+            donors: images to copy things from, which the mapper gets as `donors`; None: it gets
+                the record alone.
         """
         self.records = DatasetFromList(records, copy=False)
         self.mapper = mapper
@@ -99,13 +101,19 @@ class TrainLoader:
         self.skipped: Counter[str] = Counter()
         self.num_workers = num_workers
         self.pin_memory = pin_memory
+        self._donors = donors
         self._make_sampler = make_sampler or (lambda s: TrainingSampler(len(records), seed=s))
         self._wide = [r["width"] > r["height"] for r in records] if aspect_ratio_grouping else None
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        sampler = self._make_sampler(self.seed)
+        usable = getattr(sampler, "subset", range(len(self.records)))
+        mapper = self.mapper
+        if self._donors is not None:
+            mapper = partial(mapper, donors=self._donors.among(usable))
         loader = DataLoader(
-            _SeededDataset(self.records, self.mapper, self.seed),
-            batch_sampler=itertools.islice(self.index_batches(), self.start_iter, None),
+            _SeededDataset(self.records, mapper, self.seed, usable),
+            batch_sampler=itertools.islice(self.index_batches(sampler), self.start_iter, None),
             num_workers=self.num_workers,
             collate_fn=_as_is,
             pin_memory=self.pin_memory,
@@ -116,11 +124,12 @@ class TrainLoader:
         for batch in loader:
             yield [self._unwrap(loaded) for loaded in batch]
 
-    def index_batches(self) -> Iterator[list[_Position]]:
-        """Batches of positions, from iteration 0 on."""
+    def index_batches(self, sampler: Iterable[int] | None = None) -> Iterator[list[_Position]]:
+        """Batches of positions, from iteration 0 on, of this seed's sampler."""
+        sampler = self._make_sampler(self.seed) if sampler is None else sampler
         rank, world_size = comm.get_rank(), comm.get_world_size()
         buckets: tuple[list[_Position], list[_Position]] = ([], [])
-        for i, index in enumerate(self._make_sampler(self.seed)):
+        for i, index in enumerate(sampler):
             bucket = buckets[self._wide[index] if self._wide else 0]
             bucket.append(_Position(index, rank + i * world_size))
             if len(bucket) == self.batch_size:
@@ -147,17 +156,25 @@ class TrainLoader:
 class _SeededDataset(Dataset):
     """Position -> mapped sample, seeded by (seed, position in the stream, number of the try)."""
 
-    def __init__(self, records: Any, mapper: Callable, seed: int) -> None:
+    def __init__(self, records: Any, mapper: Callable, seed: int, usable: Sequence[int]) -> None:
+        """
+        Args:
+            records: of the data set.
+            mapper: record -> sample, or None.
+            seed: of the samples.
+            usable: indices of the records that may take the place of one without a sample.
+        """
         self._records, self._mapper, self._seed = records, mapper, seed
+        self._usable = usable
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, position: _Position) -> _Loaded:
         skipped: list[str] = []
-        tries = min(len(self._records), _MAX_TRIES)
+        tries = min(len(self._usable), _MAX_TRIES)
         for attempt in range(tries):
-            record = self._records[(position.record + attempt) % len(self._records)]
+            record = self._records[self._record_of(position, attempt)]
             try:
                 with seeded_sample(self._seed, position.stream, attempt):
                     sample = self._mapper(record)
@@ -175,6 +192,13 @@ class _SeededDataset(Dataset):
                 "data set (panoptic-ext check-data) and that its disk is there"
             ),
         )
+
+    def _record_of(self, position: _Position, attempt: int) -> int:
+        """The record at a position, or the usable one that follows after so many attempts."""
+        if attempt == 0:
+            return position.record
+        place = self._usable.index(position.record) + attempt
+        return self._usable[place % len(self._usable)]
 
 
 def build_train_loader(cfg: CfgNode, start_iter: int = 0, seed: int | None = None) -> TrainLoader:
@@ -198,10 +222,11 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, seed: int | None = Non
         batch_size=images_of_a_worker(cfg, comm.get_world_size()),
         seed=int(seed),
         start_iter=start_iter,
-        make_sampler=_sampler_maker(cfg, records),
+        make_sampler=sampler_maker(cfg, records),
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         pin_memory=_pins_memory(cfg),
+        donors=build_donors(cfg, records),
     )
 
 
@@ -277,36 +302,6 @@ def _train_records(cfg: CfgNode) -> list[Record]:
             logger.info("Left out %d images without segments", len(records) - len(kept))
         records = kept
     return records
-
-
-def _sampler_maker(cfg: CfgNode, records: list[Record]) -> Callable[[int], Any]:
-    name, size = cfg.DATALOADER.SAMPLER_TRAIN, len(records)
-    if name == "TrainingSampler":
-        return lambda seed: TrainingSampler(size, seed=seed)
-    if name == "RandomSubsetTrainingSampler":
-        ratio = cfg.DATALOADER.RANDOM_SUBSET_RATIO
-        if int(size * ratio) < 1 or ratio > 1:
-            raise ConfigError(
-                f"DATALOADER.RANDOM_SUBSET_RATIO = {ratio} of {size} images takes "
-                f"{max(0, int(size * ratio))}; expected at least one, and a ratio of at most 1"
-            )
-        return lambda seed: RandomSubsetTrainingSampler(
-            size, ratio, seed_shuffle=seed, seed_subset=seed
-        )
-    if name == "RepeatFactorTrainingSampler":
-        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            [{"annotations": annotated(r)} for r in records],
-            cfg.DATALOADER.REPEAT_THRESHOLD,
-            **_repeat_options(cfg),
-        )
-        return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)
-    known = ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler")
-    raise ConfigError(unknown("DATALOADER.SAMPLER_TRAIN", name, known))
-
-
-def _repeat_options(cfg: CfgNode) -> dict[str, bool]:
-    """Options of the repeat factors for DATALOADER.REPEAT_SQRT, which only Detectron2 main has."""
-    return {} if cfg.DATALOADER.get("REPEAT_SQRT", True) else {"sqrt": False}
 
 
 def _as_is(batch: list) -> list:

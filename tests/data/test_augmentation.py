@@ -14,10 +14,10 @@ from panoptic_ext.data.augmentation import (
     AugmentationInput,
     ColorJitter,
     ColorTransform,
-    LargeScaleJitter,
     VoidPadTransform,
     build_augmentations,
 )
+from panoptic_ext.data.resize_crop import LargeScaleJitter
 from panoptic_ext.errors import ConfigError
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import logging
 import os
@@ -13,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.data.samplers import TrainingSampler
 
-from panoptic_ext.engine import loader
 from panoptic_ext.engine.checkpoint.rng import get_rng_state, preserved_rng, set_rng_state
 from panoptic_ext.engine.loader import TrainLoader
+from panoptic_ext.engine.samplers import SubsetSampler
 from panoptic_ext.engine.system_errors import explain_system_error
-from panoptic_ext.errors import ConfigError, DatasetError
-from tests.tiny.training import tiny_cfg, tiny_mapper, tiny_records
+from panoptic_ext.errors import DatasetError
+from tests.tiny.training import tiny_mapper, tiny_records
 
 
 def make(number: int = 10, mapper: Any = tiny_mapper, **kwargs: Any) -> TrainLoader:
@@ -111,6 +111,19 @@ def test_unreadable_images_are_replaced_and_counted(caplog: pytest.LogCaptureFix
     assert "4.jpg (1x)" in caplog.text
 
 
+def test_unreadable_images_of_a_subset_are_replaced_from_it() -> None:
+    def mapper(record: dict[str, Any]) -> dict[str, Any] | None:
+        return None if record["image_id"] in (3, 8) else tiny_mapper(record)
+
+    def subset_of(seed: int) -> SubsetSampler:
+        return SubsetSampler([8, 1, 3, 6], TrainingSampler(4, seed=seed))
+
+    train_loader = make(mapper=mapper, make_sampler=subset_of, aspect_ratio_grouping=False)
+    ids = [s[0] for batch in first(train_loader, 10) for s in batch]
+    assert set(ids) == {1, 6} and ids.count(1) == ids.count(6) == 10
+    assert train_loader.skipped == {"3.jpg": 5, "8.jpg": 5}
+
+
 def test_nothing_readable_is_an_error() -> None:
     with pytest.raises(DatasetError, match=r"10 images in a row .* the first is"):
         next(iter(make(mapper=lambda record: None)))
@@ -152,59 +165,6 @@ def test_full_shared_memory_is_explained() -> None:
 def test_full_disk_is_explained() -> None:
     assert "disk is full" in str(explain_system_error(OSError(28, "No space left on device")))
     assert explain_system_error(OSError(2, "No such file")) is None
-
-
-def test_samplers_of_detectron2() -> None:
-    cfg = tiny_cfg("unused")
-    records = [dict(r, segments_info=[{"category_id": r["image_id"] == 3}]) for r in tiny_records()]
-    cfg.DATALOADER.REPEAT_THRESHOLD = 0.9
-    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
-    stream = itertools.islice(loader._sampler_maker(cfg, records)(1), 400)
-    counts = np.bincount(list(stream), minlength=10)
-    assert counts[3] > 2 * counts[4]
-    cfg.DATALOADER.SAMPLER_TRAIN = "RandomSubsetTrainingSampler"
-    assert len(set(itertools.islice(loader._sampler_maker(cfg, records)(1), 50))) == 10
-    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.5
-    assert len(set(itertools.islice(loader._sampler_maker(cfg, records)(1), 50))) == 5
-    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.05  # of ten images: none
-    with pytest.raises(ConfigError, match=r"RANDOM_SUBSET_RATIO = 0\.05 of 10 images takes 0"):
-        loader._sampler_maker(cfg, records)
-    cfg.DATALOADER.SAMPLER_TRAIN = "TraningSampler"
-    with pytest.raises(ConfigError, match="did you mean 'TrainingSampler'"):
-        loader._sampler_maker(cfg, records)
-
-
-@pytest.mark.parametrize(("root", "factor"), [(True, 3.0), (False, 9.0)])
-def test_repeat_factors_have_a_square_root_unless_told(
-    root: bool, factor: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """DATALOADER.REPEAT_SQRT of Detectron2 main, whose option v0.6 lacks."""
-    cfg = tiny_cfg("unused")
-    cfg.DATALOADER.REPEAT_SQRT = root
-    cfg.DATALOADER.REPEAT_THRESHOLD = 0.9
-    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
-    records = [dict(r, segments_info=[{"category_id": r["image_id"] == 3}]) for r in tiny_records()]
-    given: list[torch.Tensor] = []
-
-    class Sampler(loader.RepeatFactorTrainingSampler):
-        def __init__(self, factors: torch.Tensor, **options: Any) -> None:
-            given.append(factors)
-            super().__init__(factors, **options)
-
-        @staticmethod
-        def repeat_factors_from_category_frequency(
-            records: Any, threshold: float, sqrt: bool = True
-        ) -> torch.Tensor:
-            """Main's signature, with v0.6's own factors."""
-            factors = original(records, threshold)
-            return factors if sqrt else factors**2
-
-    original = loader.RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
-    if "sqrt" in inspect.signature(original).parameters:  # main: its own factors are tested
-        del Sampler.repeat_factors_from_category_frequency
-    monkeypatch.setattr(loader, "RepeatFactorTrainingSampler", Sampler)
-    loader._sampler_maker(cfg, records)(1)
-    assert given[0][3] == pytest.approx(factor) and given[0][4] == pytest.approx(1)
 
 
 def test_rng_state_survives_a_checkpoint(tmp_path: Any) -> None:

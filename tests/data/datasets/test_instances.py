@@ -29,7 +29,8 @@ from panoptic_ext.data import (
     register_instances,
     thing_ids,
 )
-from panoptic_ext.data.augmentation import ResizeCropTransform, VoidPadTransform
+from panoptic_ext.data.augmentation import VoidPadTransform
+from panoptic_ext.data.resize_crop import ResizeCropTransform
 from panoptic_ext.errors import ConfigError, DatasetError
 from tests.tiny.instance_dataset import CUP, HEIGHT, PLATE, WIDTH, TinyInstances
 

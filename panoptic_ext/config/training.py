@@ -1,4 +1,4 @@
-"""Config keys of training on small machines: averaged weights."""
+"""Config keys of training on small machines: averaged weights, the best evaluation."""
 
 from __future__ import annotations
 
@@ -22,3 +22,17 @@ def add_training_keys(cfg: CN) -> None:
     # covers about the last tenth of a short training. False: DECAY from the first iteration, in
     # which a training of less than some 1 / (1 - DECAY) iterations mostly averages its start.
     cfg.SOLVER.EMA.WARMUP = True
+
+    # Metric, as metrics.json names it ("panoptic_seg/PQ", "sem_seg/mIoU", "segm/AP"; with several
+    # data sets "NAME/panoptic_seg/PQ"), whose best evaluation is kept: its weights as
+    # model_best.pth, which predict and zoo add then take of a run's folder. "": none is.
+    cfg.TEST.BEST_METRIC = ""
+    # Whether a lower value of BEST_METRIC is better. None: if its name has "loss" or "error" in it.
+    cfg.TEST.BEST_METRIC_LOWER = None
+    # End a training whose evaluations no longer improve BEST_METRIC. TEST.EVAL_PERIOD has to be
+    # set.
+    cfg.TEST.EARLY_STOPPING = CN()
+    # Evaluations in a row without improvement, after which the training ends; 0: never.
+    cfg.TEST.EARLY_STOPPING.PATIENCE = 0
+    # An improvement is more than this over the last value that was one, in the metric's unit.
+    cfg.TEST.EARLY_STOPPING.MIN_DELTA = 0.0

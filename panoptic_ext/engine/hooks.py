@@ -23,6 +23,7 @@ from panoptic_ext.regular_files import LOG_FILE, check_regular_file
 __all__ = [
     "AverageHook",
     "CheckpointHook",
+    "EvaluationHook",
     "LRScheduler",
     "PreciseBNHook",
     "WriterHook",
@@ -48,25 +49,30 @@ class CheckpointHook(HookBase):
         """
         self._period = period
         self._keep = keep
-        self._saved_iter = -1
+        self._saved = ""
 
     def after_step(self) -> None:
         iteration = self.trainer.iter
         if self._is_last(iteration) or (iteration + 1) % self._period == 0:
             self.save()
 
-    def save(self) -> None:
-        """Write the checkpoint of the iteration that has ended, unless it has been written."""
+    def save(self, *, final: bool = False) -> None:
+        """Write the checkpoint of the iteration that has ended, unless it has been written.
+
+        Args:
+            final: the training ends with this iteration, though it is not the last one.
+        """
         iteration = self.trainer.iter
-        last = self._is_last(iteration)
-        if iteration == self._saved_iter:
+        last = final or self._is_last(iteration)
+        name = "model_final" if last else f"model_{iteration:07d}"
+        if name == self._saved:
             return
         self._check_weights(iteration)
         self.trainer.gather_worker_state()
-        self.trainer.save_checkpoint("model_final" if last else f"model_{iteration:07d}")
+        self.trainer.save_checkpoint(name)
         if self._keep:
             self.trainer.checkpointer.prune(self._keep)
-        self._saved_iter = iteration
+        self._saved = name
 
     def _is_last(self, iteration: int) -> bool:
         return iteration >= self.trainer.max_iter - 1
@@ -80,6 +86,24 @@ class CheckpointHook(HookBase):
                     f"first is {names[0]}; no checkpoint was written and the last one is untouched."
                     " Lower SOLVER.BASE_LR or enable SOLVER.CLIP_GRADIENTS, and go on with --resume"
                 )
+
+
+class EvaluationHook(hooks.EvalHook):
+    """Detectron2's EvalHook, which makes up for an evaluation that a killed run owed.
+
+    A checkpoint is written before the evaluation of its iteration. If the run is killed in between,
+    and keeps its best evaluation, the resumed run evaluates before it goes on.
+    """
+
+    def before_train(self) -> None:
+        trainer, start = self.trainer, self.trainer.start_iter
+        due = self._period > 0 and 0 < start < trainer.max_iter and start % self._period == 0
+        if trainer.best is None or not due or trainer.best.has(start - 1):
+            return
+        logger.info("Evaluating iteration %d, of which there is no result yet", start - 1)
+        trainer.iter = trainer.storage.iter = start - 1
+        self._do_eval()
+        trainer.iter = trainer.storage.iter = start
 
 
 class LRScheduler(hooks.LRScheduler):

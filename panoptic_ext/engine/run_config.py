@@ -26,6 +26,7 @@ from panoptic_ext.data.datasets.class_numbers import (
     void_number,
 )
 from panoptic_ext.data.datasets.known_classes import describe_classes
+from panoptic_ext.engine.best_metric import check_best_metric_keys
 from panoptic_ext.engine.precision import check_precision
 from panoptic_ext.engine.weight_average import check_average_keys
 from panoptic_ext.errors import ConfigError, look_up, quoted, unknown
@@ -126,6 +127,8 @@ _SMALLEST_VALUES = {
     "DATALOADER.NUM_WORKERS": 0,
     "INPUT.REDRAW_EMPTY": 0,
     "TEST.EVAL_PERIOD": 0,
+    "TEST.EARLY_STOPPING.PATIENCE": 0,
+    "TEST.EARLY_STOPPING.MIN_DELTA": 0,
     "TEST.CONTACT_SHEET": 0,
 }
 
@@ -141,6 +144,7 @@ def _check_values(cfg: CfgNode) -> None:
         raise ConfigError(f"SOLVER.BASE_LR = {cfg.SOLVER.BASE_LR}, expected more than 0")
     check_precision(cfg)
     check_average_keys(cfg)
+    check_best_metric_keys(cfg)
     check_test_images(cfg)
     pads_black(cfg)  # checks the value
     device = cfg.MODEL.DEVICE

@@ -20,6 +20,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from panoptic_ext.engine import evaluate, loader, optimizer
+from panoptic_ext.engine.best_metric import build_best_metric, check_block, keep_best
 from panoptic_ext.engine.build_model import build_model, distributed_model
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.engine.checkpoint.fingerprint import compare_runs, run_fingerprint
@@ -29,6 +30,7 @@ from panoptic_ext.engine.first_steps import FirstStepsHook
 from panoptic_ext.engine.hooks import (
     AverageHook,
     CheckpointHook,
+    EvaluationHook,
     LRScheduler,
     PreciseBNHook,
     WriterHook,
@@ -89,6 +91,9 @@ class Trainer(DefaultTrainer):
             precision,
         )
         self.average = build_weight_average(cfg, model)
+        if not _overrides(type(self), "build_evaluator", "test"):
+            check_block(cfg)
+        self.best = build_best_metric(cfg)
         self._timeline = build_timeline(cfg)
         self.scheduler = stretched(self.build_lr_scheduler(cfg, optim), self._timeline)
         self.checkpointer = Checkpointer(
@@ -130,7 +135,7 @@ class Trainer(DefaultTrainer):
             if self.average is not None:
                 self.average.restart()
             # After loading, because MODEL.WEIGHTS may be one of the checkpoints that are moved.
-            folder = self.checkpointer.set_aside() if has_checkpoint and not resume else ""
+            folder = "" if resume else self.checkpointer.set_aside()
             if folder:
                 logger.warning(
                     "The checkpoints of an earlier run are now in %s. To go on with that run: "
@@ -161,7 +166,6 @@ class Trainer(DefaultTrainer):
                 self._restore_history()
                 self.before_train()
                 self._run_steps()
-                self.iter = max(self.max_iter, self.start_iter)
                 self.after_train()
             except Interrupted as interrupted:
                 raise self._saved_for_resume(interrupted) from None
@@ -181,11 +185,6 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[Any]:
         """Build timers, schedule, PreciseBN, checkpoints, evaluation and writers, in this order."""
         cfg = self.cfg
-
-        def evaluate_and_keep() -> Any:
-            with self.averaged_weights():
-                self._last_eval_results = self.test(self.cfg, self.model)
-            return self._last_eval_results
 
         precise_bn = None
         if is_precise_bn_wanted(cfg, self.model):
@@ -208,13 +207,20 @@ class Trainer(DefaultTrainer):
             precise_bn,  # before the checkpoint, which then holds the statistics
             CheckpointHook(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINTS_TO_KEEP),
             # After the checkpoint, so that no training is lost if the evaluation fails.
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate_and_keep),
+            EvaluationHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
             WriterHook(cfg.OUTPUT_DIR) if comm.is_main_process() else None,
         ]
 
     def gather_worker_state(self) -> None:
         """Gather the workers' random generators for `state_dict`; all workers must call this."""
         self.worker_rng = comm.all_gather(get_rng_state())
+
+    def checkpoint_hook(self) -> CheckpointHook:
+        """The hook that writes the checkpoints, or a new one if a subclass has left it out."""
+        present = [hook for hook in self._hooks if isinstance(hook, CheckpointHook)]
+        hook = present[0] if present else CheckpointHook(self.max_iter)
+        hook.trainer = self
+        return hook
 
     def save_checkpoint(self, name: str) -> None:
         """Write `<OUTPUT_DIR>/<name>.pth` on the main process."""
@@ -296,8 +302,20 @@ class Trainer(DefaultTrainer):
                 self.storage.put_scalar(name, value)
         self.storage.iter = self.start_iter
 
+    def _evaluate(self) -> Any:
+        with self.averaged_weights():
+            self._last_eval_results = self.test(self.cfg, self.model)
+        keep_best(self, self._last_eval_results)
+        return self._last_eval_results
+
     def _run_steps(self) -> None:
         while self.iter < self.max_iter:  # a time budget changes it on the way
+            # Here, so that it also ends a run that was killed before it could end.
+            if self.best is not None and self.best.is_stalled:
+                self.iter -= 1
+                self.checkpoint_hook().save(final=True)
+                logger.info("Training ends after iteration %d: %s", self.iter, self.best.why())
+                return
             self.before_step()
             self.run_step()
             self._steps_done = True
@@ -312,11 +330,7 @@ class Trainer(DefaultTrainer):
         if self.iter >= self.max_iter:
             progress = f"stopped after all {self.max_iter} iterations, within the evaluation"
         elif self._steps_done:
-            # A subclass may have left the hook out.
-            present = [hook for hook in self._hooks if isinstance(hook, CheckpointHook)]
-            hook = present[0] if present else CheckpointHook(self.max_iter)
-            hook.trainer = self
-            hook.save()
+            self.checkpoint_hook().save()
         for writer in self._hooks:
             if isinstance(writer, WriterHook):
                 writer.close()
@@ -329,6 +343,12 @@ class Trainer(DefaultTrainer):
         for hook in self._hooks:
             if isinstance(hook, WriterHook):
                 hook.after_train()
+
+
+def _overrides(kind: type[Trainer], *names: str) -> bool:
+    """Whether a subclass defines one of these methods of `Trainer` anew."""
+    above = kind.__mro__[: kind.__mro__.index(Trainer)]
+    return any(name in vars(base) for base in above for name in names)
 
 
 def is_for_console(record: logging.LogRecord) -> bool:

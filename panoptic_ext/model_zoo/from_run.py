@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 import yaml
 from detectron2.config import CfgNode
+from detectron2.evaluation.testing import flatten_results_dict
 
 from panoptic_ext.atomic import write_atomic
 from panoptic_ext.config.image_values import sizes_of_test_images
@@ -19,6 +21,7 @@ from panoptic_ext.data.datasets.metadata import categories_of
 from panoptic_ext.data.datasets.metadata_file import METADATA_FILE, load_metadata, save_metadata
 from panoptic_ext.download import sha256_of
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
+from panoptic_ext.engine.checkpoint.files import best_checkpoint
 from panoptic_ext.engine.checkpoint.read_weights import load_torch
 from panoptic_ext.engine.earlier_results import RESULTS_FILE, read_settings, weights_hash
 from panoptic_ext.engine.run_config import load_cfg
@@ -39,8 +42,9 @@ def entry_from_run(
 ) -> ZooEntry:
     """Write an entry: NAME.yaml, NAME.pth, config.yaml and metadata.json, all in one folder.
 
-    NAME.pth holds the weights of the last checkpoint, without the state of the training. The config
-    loses what belongs to this machine: paths of data, of the output and of the first weights.
+    NAME.pth holds the weights of the best evaluation (TEST.BEST_METRIC), or else of the last
+    checkpoint, without the state of the training. The config loses what belongs to this machine:
+    paths of data, of the output and of the first weights.
 
     Args:
         run: the output folder of a training run.
@@ -64,7 +68,8 @@ def entry_from_run(
         raise ConfigError(f"{path} exists; choose another --output or --name, or remove it")
     saved = load_metadata(os.path.join(run, METADATA_FILE))
     cfg = load_cfg(os.path.join(run, _CONFIG), use_data=False, trained_on=saved).clone()
-    weights = _last_weights(run)
+    checkpoint = _checkpoint(run)
+    weights = checkpoint["model"]
     content = {
         "name": name,
         "task": _task(cfg),
@@ -75,7 +80,7 @@ def entry_from_run(
         "licence": licence,
         "commercial_use": commercial_use,
         "source": source,
-        "figures": _figures(run, cfg, weights),
+        "figures": _figures(run, cfg, checkpoint),
         "input": _input(cfg),
     }
     os.makedirs(output, exist_ok=True)
@@ -89,11 +94,13 @@ def entry_from_run(
     return read_entry(path)
 
 
-def _last_weights(run: str) -> dict[str, Any]:
-    path = Checkpointer(torch.nn.Identity(), run, save_to_disk=False).get_checkpoint_file()
+def _checkpoint(run: str) -> dict[str, Any]:
+    last = Checkpointer(torch.nn.Identity(), run, save_to_disk=False).get_checkpoint_file()
+    path = best_checkpoint(run) or last
     if not path:
         raise CheckpointError(f"{run} has no checkpoint; train until the first one is written")
-    return load_torch(path)["model"]
+    logger.info("Weights of %s", path)
+    return load_torch(path)
 
 
 def _class_row(category: Category) -> dict[str, Any]:
@@ -111,21 +118,28 @@ def _input(cfg: CfgNode) -> dict[str, Any]:
     return {"format": cfg.INPUT.FORMAT, **{key: size for key, size in sizes.items() if size}}
 
 
-def _figures(run: str, cfg: CfgNode, weights: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of the last evaluation, if it was one of these weights."""
+def _figures(run: str, cfg: CfgNode, checkpoint: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of an evaluation of the checkpoint: the one in it, or else the run's last one."""
     for name in cfg.DATASETS.TEST:
+        if "evaluation" in checkpoint:
+            prefix = f"{name}/" if len(cfg.DATASETS.TEST) > 1 else ""
+            in_file = checkpoint["evaluation"].items()
+            return _rounded({metric.removeprefix(prefix): value for metric, value in in_file})
         folder = os.path.join(run, "inference", name)
         results = _read_json(os.path.join(folder, RESULTS_FILE))
         if not results:
             continue
-        if read_settings(folder).get("weights") != weights_hash(weights):
+        if read_settings(folder).get("weights") != weights_hash(checkpoint["model"]):
             logger.warning("%s is of other weights: its figures are left out", folder)
             continue
-        found = {
-            key: results.get(block, {}).get(key) for block, keys in _FIGURES.items() for key in keys
-        }
-        return {key: round(value, 2) for key, value in found.items() if value is not None}
+        return _rounded(flatten_results_dict(results))
     return {}
+
+
+def _rounded(results: Mapping[str, float | None]) -> dict[str, float]:
+    """The figures of an entry, of results by "block/key"."""
+    found = {key: results.get(f"{block}/{key}") for block, keys in _FIGURES.items() for key in keys}
+    return {k: round(v, 2) for k, v in found.items() if v is not None and math.isfinite(v)}
 
 
 def _read_json(path: str) -> dict[str, Any]:

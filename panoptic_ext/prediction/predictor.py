@@ -19,6 +19,7 @@ from panoptic_ext.data.datasets.known_classes import set_classes
 from panoptic_ext.data.datasets.metadata_file import METADATA_FILE, load_metadata
 from panoptic_ext.data.resizing import resize_in_testing
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
+from panoptic_ext.engine.checkpoint.files import best_checkpoint
 from panoptic_ext.engine.device import choose_device, set_precision
 from panoptic_ext.engine.memory_errors import explained_memory_errors
 from panoptic_ext.engine.precision import evaluation_precision
@@ -232,6 +233,7 @@ def find_weights(cfg: CN, *, opts: Sequence[str] = (), path: str = "") -> str:
 
     1. MODEL.WEIGHTS if `opts` name it; 2. the last checkpoint in OUTPUT_DIR, which is the run's
     folder after `load_run_cfg`, unless `opts` name another; 3. the last one in the run's folder;
+    in both folders rather that of the best evaluation (TEST.BEST_METRIC), if there is one;
     4. MODEL.WEIGHTS of the config, which the training began with. "" if there are none and the
     model reads its weights itself (`MetaArchitecture.loads_own_weights`).
 
@@ -247,7 +249,7 @@ def find_weights(cfg: CN, *, opts: Sequence[str] = (), path: str = "") -> str:
         run = path if os.path.isdir(path) or not path else os.path.dirname(os.path.abspath(path))
         for folder in (cfg.OUTPUT_DIR, run):
             if _has_checkpoint(folder):
-                return _checkpoints_in(folder).get_checkpoint_file()
+                return best_checkpoint(folder) or _checkpoints_in(folder).get_checkpoint_file()
     if not cfg.MODEL.WEIGHTS and not has_own_weights(cfg):
         raise ConfigError(
             f"no weights to predict with: {quoted(cfg.OUTPUT_DIR)} has no checkpoint and"
@@ -258,7 +260,9 @@ def find_weights(cfg: CN, *, opts: Sequence[str] = (), path: str = "") -> str:
 
 
 def _has_checkpoint(folder: str) -> bool:
-    return bool(folder) and os.path.isdir(folder) and _checkpoints_in(folder).has_checkpoint()
+    if not folder or not os.path.isdir(folder):
+        return False
+    return bool(best_checkpoint(folder)) or _checkpoints_in(folder).has_checkpoint()
 
 
 def _checkpoints_in(folder: str) -> Checkpointer:

@@ -25,6 +25,7 @@ from panoptic_ext.engine.checkpoint.backbone_names import (
 from panoptic_ext.engine.checkpoint.fetch_weights import fetch_weights
 from panoptic_ext.engine.checkpoint.files import (
     TAG,
+    files_of_best,
     periodic_checkpoints,
     set_aside,
     training_checkpoints,
@@ -89,12 +90,21 @@ class Checkpointer(DetectionCheckpointer):
         data = {"model": self.model.state_dict() if weights is None else weights}
         data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
         data.update(kwargs)
+        self._write(name, data, tag=True)
+
+    def save_weights(self, name: str, weights: dict[str, torch.Tensor], **kwargs: Any) -> None:
+        """As `save`, for weights to predict with, from which no run is resumed: they get no tag."""
+        if self.save_dir and self.save_to_disk:
+            self._write(name, {"model": weights, **kwargs}, tag=False)
+
+    def _write(self, name: str, data: dict[str, Any], *, tag: bool) -> None:
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
         try:
             write_atomic(path, lambda stream: torch.save(data, stream))
-            # Afterwards: after a kill in between, the tag still names a checkpoint that is whole.
-            self.tag_last_checkpoint(os.path.basename(path))
+            if tag:
+                # Afterwards: after a kill in between, the tag still names a whole checkpoint.
+                self.tag_last_checkpoint(os.path.basename(path))
         except (OSError, RuntimeError) as error:
             raise CheckpointError(
                 f"checkpoint {path} could not be written: {error}. Earlier checkpoints are "
@@ -134,7 +144,7 @@ class Checkpointer(DetectionCheckpointer):
         """
         comm.synchronize()
         folder = ""
-        if self.save_to_disk and self.has_checkpoint():
+        if self.save_to_disk and (self.has_checkpoint() or files_of_best(self.save_dir)):
             folder = set_aside(self.save_dir, self._candidates())
         comm.synchronize()
         return folder

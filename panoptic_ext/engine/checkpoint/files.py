@@ -12,10 +12,24 @@ from collections.abc import Sequence
 
 from panoptic_ext.regular_files import SMALL_FILE, file_problem
 
-__all__ = ["TAG", "periodic_checkpoints", "set_aside", "training_checkpoints"]
+__all__ = [
+    "BEST_CHECKPOINT",
+    "BEST_METRIC_FILE",
+    "TAG",
+    "best_checkpoint",
+    "files_of_best",
+    "periodic_checkpoints",
+    "set_aside",
+    "training_checkpoints",
+]
 
 TAG = "last_checkpoint"
 """Name of the file that holds the newest checkpoint's name, as Detectron2 writes it."""
+
+BEST_CHECKPOINT = "model_best"
+"""Name, without .pth, of the weights of the best evaluation (TEST.BEST_METRIC)."""
+BEST_METRIC_FILE = "best_metric.json"
+"""Name of the file that lists the evaluations of a run by that metric."""
 
 _TRAINING_FILE = re.compile(r"model_(\d{7}|final)\.pth")
 _PERIODIC_FILE = re.compile(r"model_\d{7}\.pth")
@@ -45,8 +59,22 @@ def periodic_checkpoints(folder: str) -> list[str]:
     return sorted(_matching(folder, _PERIODIC_FILE))
 
 
+def best_checkpoint(folder: str) -> str:
+    """Path of the weights of a run's best evaluation; "" if there are none."""
+    path = os.path.join(folder, f"{BEST_CHECKPOINT}.pth")
+    return path if os.path.isfile(path) else ""
+
+
+def files_of_best(folder: str) -> list[str]:
+    """Paths of the files about a run's best evaluation that are there."""
+    paths = (os.path.join(folder, n) for n in (f"{BEST_CHECKPOINT}.pth", BEST_METRIC_FILE))
+    return [path for path in paths if os.path.isfile(path)]
+
+
 def set_aside(folder: str, checkpoints: Sequence[str]) -> str:
     """Move checkpoints, the newest first in the list, and their tag into a new folder.
+
+    What belongs to the best evaluation is moved, too.
 
     Returns:
         That folder, `previous-<time>` in `folder`.
@@ -54,7 +82,8 @@ def set_aside(folder: str, checkpoints: Sequence[str]) -> str:
     aside = _new_folder(os.path.join(folder, time.strftime("previous-%Y%m%d-%H%M%S")))
     # The oldest checkpoint is moved first, the tagged one last and the tag after it. A kill in
     # between then leaves either the newest state of the earlier run to resume from, or nothing.
-    for path in [*reversed(checkpoints), os.path.join(folder, TAG)]:
+    best = files_of_best(folder)
+    for path in [*best, *reversed(checkpoints), os.path.join(folder, TAG)]:
         if os.path.isfile(path):
             os.replace(path, os.path.join(aside, os.path.basename(path)))
     return aside

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.utils import comm
 
+from panoptic_ext.engine.best_metric import check_state as check_best_state
 from panoptic_ext.engine.checkpoint.fingerprint import check_fingerprint
 from panoptic_ext.engine.checkpoint.parts import (
     PartError,
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _HISTORY_LENGTH = 20  # values of a scalar: the window over which Detectron2's writers average
 _AVERAGE = "weight_average"
+_BEST = "best_metric"
 _REQUIRED_KEYS = ("optimizer", "scheduler", "data_seed")
 
 
@@ -41,6 +43,8 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
         state["grad_scaler"] = trainer.grad_scaler.state_dict()
     if trainer.average is not None:
         state[_AVERAGE] = trainer.average.state_dict()
+    if trainer.best is not None:
+        state[_BEST] = trainer.best.state_dict()
     # Of all workers: `Trainer.gather_worker_state` has collected them.
     state["rng"] = trainer.worker_rng
     state["data_seed"] = trainer.data_loader.seed
@@ -77,6 +81,7 @@ def check_parts(checkpoint: dict[str, Any], trainer: Trainer) -> None:
         check_fingerprint("panoptic_ext", checkpoint["panoptic_ext"])
     check_integer("trainer.data_seed", state["data_seed"])
     check_optimizer("trainer.optimizer", state["optimizer"], trainer.optimizer)
+    check_best_state(f"trainer.{_BEST}", state.get(_BEST))
     check_average_state(state.get(_AVERAGE), trainer.checkpointer.model)
     _check_schedules(state, trainer)
     _check_rng(state.get("rng", []))
@@ -100,6 +105,8 @@ def restore_state(state: dict[str, Any], trainer: Trainer) -> None:
             trainer.grad_scaler.load_state_dict(state["grad_scaler"])
     with using_part(f"trainer.{_AVERAGE}"):
         restore_average(state.get(_AVERAGE), trainer.average, trainer.checkpointer.model)
+    if trainer.best is not None:
+        trainer.best.load_state_dict(state.get(_BEST), state["iteration"])
     trainer.data_loader.seed = state["data_seed"]
     with using_part("trainer.rng"):
         _restore_rng(state.get("rng", []))

@@ -1,0 +1,299 @@
+"""TEST.BEST_METRIC and TEST.EARLY_STOPPING: the best weights are kept, a stalled run ends."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from panoptic_ext.engine.best_metric import BestMetric, check_block, standing
+from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
+from panoptic_ext.engine.run_config import load_cfg
+from panoptic_ext.engine.trainer import Trainer
+from panoptic_ext.errors import CheckpointError, ConfigError
+from panoptic_ext.prediction.predictor import find_weights
+from tests.tiny.training import TinyTrainer, tiny_cfg
+
+METRIC = "panoptic_seg/PQ"
+
+
+class Killed(BaseException):
+    """Replaces kill -9: no code of the trainer handles it."""
+
+
+class MeasuredTrainer(TinyTrainer):
+    """Its evaluations give the values of `measured`, one after another by iteration."""
+
+    kill_at = -1
+    killed_in_evaluation = -1
+    measured: dict[int, float]
+    evaluated: list[int]
+    current: MeasuredTrainer
+
+    def run_step(self) -> None:
+        if self.iter == self.kill_at:
+            raise Killed
+        super().run_step()
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        iteration = min(cls.current.iter, cls.current.max_iter - 1)
+        if iteration == cls.current.killed_in_evaluation:
+            raise Killed
+        cls.evaluated.append(iteration)
+        return {"panoptic_seg": {"PQ": cls.measured[iteration], "SQ": 1.0}}
+
+
+def cfg_of(folder: Path, *, patience: int = 0, min_delta: float = 0.0, **solver: Any) -> CfgNode:
+    cfg = tiny_cfg(folder, CHECKPOINT_PERIOD=2, **solver)
+    cfg.DATASETS.TEST = ["any"]
+    cfg.TEST.EVAL_PERIOD = 2
+    cfg.TEST.BEST_METRIC = METRIC
+    cfg.TEST.EARLY_STOPPING.PATIENCE = patience
+    cfg.TEST.EARLY_STOPPING.MIN_DELTA = min_delta
+    return cfg
+
+
+def trainer_of(
+    cfg: CfgNode, values: list[float], *, resume: bool = False, **attributes: int
+) -> MeasuredTrainer:
+    torch.manual_seed(cfg.SEED)
+    MeasuredTrainer.measured = dict(zip(range(1, 99, 2), values, strict=False))
+    MeasuredTrainer.evaluated = []
+    trainer = MeasuredTrainer(cfg)
+    MeasuredTrainer.current = trainer
+    for name, value in attributes.items():
+        setattr(trainer, name, value)
+    trainer.resume_or_load(resume=resume)
+    return trainer
+
+
+def load(file: Path) -> dict[str, Any]:
+    return torch.load(file, weights_only=True)
+
+
+VALUE = st.one_of(st.floats(-5, 5, width=16), st.just(math.nan))
+
+
+@settings(max_examples=60, deadline=None)
+@given(values=st.lists(VALUE, max_size=9), lower=st.booleans(), delta=st.sampled_from([0.0, 0.5]))
+def test_standing_equals_a_naive_loop(values: list[float], lower: bool, delta: float) -> None:
+    best: tuple[int | None, float] = (None, math.nan)
+    reference, waited = math.nan, 0
+    for i, value in enumerate(values):
+        if math.isnan(value):
+            waited += 1
+            continue
+        if best[0] is None or (value < best[1] if lower else value > best[1]):
+            best = (i, value)
+        gain = reference - value if lower else value - reference
+        if math.isnan(reference) or gain > delta:
+            reference, waited = value, 0
+        else:
+            waited += 1
+    found = standing(enumerate(values), lower=lower, min_delta=delta)
+    assert (found.iteration, found.waited) == (best[0], waited)
+    assert best[0] is None or found.value == best[1]
+
+
+def test_the_best_weights_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("panoptic_ext").propagate = True
+    caplog.set_level(logging.INFO)
+    trainer = trainer_of(cfg_of(tmp_path), [10, 30, 20, math.nan, 30, 25])
+    trainer.train()
+    assert trainer.best.standing[:2] == (3, 30)
+    assert "panoptic_seg/PQ is 30 after iteration 3; the best is 30 after" in caplog.text
+    best, then = load(tmp_path / "model_best.pth"), load(tmp_path / "model_0000003.pth")
+    assert best["iteration"] == 3 and best["evaluation"] == {METRIC: 30.0, "panoptic_seg/SQ": 1.0}
+    assert all(torch.equal(best["model"][k], v) for k, v in then["model"].items())
+    assert "trainer" not in best
+    content = json.loads((tmp_path / "best_metric.json").read_text())
+    assert content["best"] == {"iteration": 3, "value": 30.0}
+    # Runs go on from the last checkpoint, and predictions take the best one.
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    assert find_weights(trainer.cfg) == str(tmp_path / "model_best.pth")
+    reader = Checkpointer(nn.Identity(), str(tmp_path), save_to_disk=False)
+    assert reader.get_checkpoint_file() == str(tmp_path / "model_final.pth")
+
+
+def test_the_best_weights_are_averages(tmp_path: Path) -> None:
+    cfg = cfg_of(tmp_path)
+    cfg.SOLVER.EMA.ENABLED = True
+    trainer_of(cfg, [1, 2, 3, 4, 5, 6]).train()
+    best, final = load(tmp_path / "model_best.pth"), load(tmp_path / "model_final.pth")
+    assert all(torch.equal(best["model"][k], v) for k, v in final["model"].items())
+    trained = final["trainer"]["weight_average"]["trained"]["head.weight"]
+    assert not torch.equal(best["model"]["head.weight"], trained)
+
+
+def test_a_stalled_training_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("panoptic_ext").propagate = True
+    caplog.set_level(logging.INFO)
+    trainer = trainer_of(cfg_of(tmp_path, patience=2, min_delta=1), [10, 12, 12.5, 13, 99])
+    trainer.train()
+    assert MeasuredTrainer.evaluated == [1, 3, 5, 7] and len(trainer.losses) == 8
+    assert (
+        "Training ends after iteration 7: 2 evaluations in a row brought panoptic_seg/PQ no "
+        "improvement of more than 1 (TEST.EARLY_STOPPING). The best is 13 after iteration 7, in "
+        "model_best.pth; model_final.pth has the last"
+    ) in caplog.text
+    assert load(tmp_path / "model_final.pth")["iteration"] == 7
+    assert load(tmp_path / "model_best.pth")["iteration"] == 7
+    again = trainer_of(trainer.cfg, [10, 12, 12.5, 13, 99], resume=True)
+    again.train()
+    assert MeasuredTrainer.evaluated == [] and again.losses == []
+    patient = trainer_of(
+        cfg_of(tmp_path, patience=3, min_delta=1), [0, 0, 0, 0, 99, 0], resume=True
+    )
+    patient.train()
+    assert len(patient.losses) == 4 and patient.best.standing == (9, 99, 1)
+
+
+@pytest.mark.parametrize("where", [{"kill_at": 6}, {"killed_in_evaluation": 5}, {"kill_at": 7}])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, where: dict[str, int]) -> None:
+    values = [3.0, 5.0, 4.0, 4.5, 6.0, 1.0]
+    whole = trainer_of(cfg_of(tmp_path / "whole", patience=3), values)
+    whole.train()
+    evaluated = MeasuredTrainer.evaluated
+    cfg = cfg_of(tmp_path / "parts", patience=3)
+    with pytest.raises(Killed):
+        trainer_of(cfg, values, **where).train()
+    before = MeasuredTrainer.evaluated
+    second = trainer_of(cfg, values, resume=True)
+    second.train()
+    assert before + MeasuredTrainer.evaluated == evaluated
+    assert second.losses == whole.losses[second.start_iter :]
+    assert second.best.standing == whole.best.standing
+    for name in ("model_best.pth", "model_final.pth"):
+        ends = [load(tmp_path / folder / name) for folder in ("parts", "whole")]
+        assert ends[0]["iteration"] == ends[1]["iteration"]
+        assert all(torch.equal(ends[0]["model"][k], v) for k, v in ends[1]["model"].items())
+    texts = [(tmp_path / f / "best_metric.json").read_text() for f in ("parts", "whole")]
+    assert texts[0] == texts[1]
+
+
+def test_killed_between_the_last_evaluation_and_the_end(tmp_path: Path) -> None:
+    cfg = cfg_of(tmp_path, patience=1)
+    first = trainer_of(cfg, [5, 4, 9])
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    first.after_train = killed  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        first.train()
+    (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
+    (tmp_path / "model_final.pth").unlink()
+    second = trainer_of(cfg, [5, 4, 9], resume=True)
+    second.train()
+    assert second.losses == [] and load(tmp_path / "model_final.pth")["iteration"] == 3
+
+
+def test_an_unknown_metric_loses_nothing(tmp_path: Path) -> None:
+    cfg = cfg_of(tmp_path, MAX_ITER=6)
+    cfg.SOLVER.CHECKPOINT_PERIOD = 6
+    cfg.TEST.BEST_METRIC = "panoptic_seg/QP"
+    with pytest.raises(ConfigError, match=r"TEST.BEST_METRIC 'panoptic_seg/QP'; did you mean 'pan"):
+        trainer_of(cfg, [1, 2, 3]).train()
+    assert load(tmp_path / "model_0000001.pth")["iteration"] == 1
+    cfg.TEST.BEST_METRIC = METRIC
+    mended = trainer_of(cfg, [1, 2, 3], resume=True)
+    mended.train()
+    assert mended.best.standing == (5, 3, 0) and MeasuredTrainer.evaluated == [1, 3, 5]
+
+
+def test_losses_of_the_training_are_metrics_of_which_less_is_better(tmp_path: Path) -> None:
+    cfg = cfg_of(tmp_path)
+    cfg.TEST.BEST_METRIC = "total_loss"
+    trainer = trainer_of(cfg, [0] * 6)
+    trainer.train()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    at_end = next(row["total_loss"] for row in rows if row["iteration"] == 11)
+    content = json.loads((tmp_path / "best_metric.json").read_text())
+    assert content["evaluations"][-1] == [11, at_end]
+    assert content["best"]["value"] == min(value for _, value in content["evaluations"])
+
+
+def test_a_new_run_leaves_the_old_best_aside(tmp_path: Path) -> None:
+    trainer_of(cfg_of(tmp_path), [9, 8, 7, 6, 5, 4]).train()
+    trainer_of(cfg_of(tmp_path), [1] * 6)
+    (old,) = tmp_path.glob("previous-*")
+    assert {"model_best.pth", "best_metric.json"} < {path.name for path in old.iterdir()}
+    assert not (tmp_path / "model_best.pth").exists()
+
+
+def test_another_metric_is_looked_for_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("panoptic_ext").propagate = True
+    metric = BestMetric("a/PQ", folder=str(tmp_path))
+    metric.add(3, {"a": {"PQ": 4}}, {})
+    other = BestMetric("a/SQ", folder=str(tmp_path))
+    other.load_state_dict(metric.state_dict(), 3)
+    assert not other.has(3) and "TEST.BEST_METRIC was a/PQ and is a/SQ" in caplog.text
+    (tmp_path / "best_metric.json").write_text("{}")
+    same = BestMetric("a/PQ", folder=str(tmp_path))
+    same.load_state_dict(metric.state_dict(), 3)
+    assert same.has(3) and "is left aside" in caplog.text
+    same.load_state_dict(metric.state_dict(), 2)
+    assert not same.has(3)
+
+
+def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
+    cfg = cfg_of(tmp_path)
+    trainer_of(cfg, [1] * 6).train()
+    content = load(tmp_path / "model_final.pth")
+    content["trainer"]["best_metric"]["evaluations"][0] = [1, "much"]
+    torch.save(content, tmp_path / "model_final.pth")
+    with pytest.raises(CheckpointError, match=r"best_metric.evaluations has \[1, 'much'\], expect"):
+        trainer_of(cfg, [1] * 6, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["TEST.BEST_METRIC", "a/PQ"], "DATASETS.TEST is empty"),
+        (["TEST.EARLY_STOPPING.PATIENCE", "2"], "TEST.BEST_METRIC is empty: name the metric"),
+        (["TEST.EARLY_STOPPING.MIN_DELTA", "-1.0"], "expected at least 0"),
+    ],
+)
+def test_keys_that_contradict_each_other(opts: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_cfg("", opts, use_data=False)
+
+
+def test_patience_needs_evaluations(tmp_path: Path) -> None:
+    cfg = cfg_of(tmp_path, patience=2)
+    cfg.TEST.EVAL_PERIOD = 0
+    with pytest.raises(ConfigError, match=r"TEST.EVAL_PERIOD is 0: set it"):
+        trainer_of(cfg, [])
+
+
+def test_a_metric_of_no_evaluator_is_an_error_before_the_training(tmp_path: Path) -> None:
+    cfg = cfg_of(tmp_path)
+    check_block(cfg)
+    cfg.TEST.BEST_METRIC = "panoptic/PQ"
+    with pytest.raises(ConfigError, match=r"did you mean 'panoptic_seg/PQ'"):
+        check_block(cfg)
+    cfg.TEST.BEST_METRIC, cfg.DATASETS.TEST = METRIC, ["a", "b"]
+    with pytest.raises(ConfigError, match=r"known: a/panoptic_seg/PQ, "):
+        check_block(cfg)
+    with pytest.raises(ConfigError, match=r"known: a/panoptic_seg/PQ, "):
+        Trainer.__init__(Trainer.__new__(PlainTrainer), cfg)
+    cfg.TEST.BEST_METRIC = "b/panoptic_seg/PQ_th"
+    check_block(cfg)
+
+
+class PlainTrainer(Trainer):
+    """The trainer on the tiny data, with its own evaluators."""
+
+    build_train_loader = TinyTrainer.build_train_loader

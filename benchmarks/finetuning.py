@@ -1,25 +1,29 @@
 """Fine-tuning of our recipes beside Detectron2's PanopticFPN and transformers' Mask2Former.
 
     python benchmarks/finetuning.py --list
-    python benchmarks/finetuning.py --measure            # seconds per step, on a quiet machine
-    python benchmarks/finetuning.py --budget 12          # trains what is missing or was stopped
-    python benchmarks/finetuning.py --report             # table, curves and sheets of what is there
+    python benchmarks/finetuning.py --measure         # seconds of a step, on a quiet machine
+    python benchmarks/finetuning.py --tune --budget 4 # each setting of the peers, with seed 1
+    python benchmarks/finetuning.py --budget 12       # trains what is missing or was stopped
+    python benchmarks/finetuning.py --report          # table, curves and sheets of what is there
 
 All sides get the same images, the same budget in core-minutes of one thread, the same pretrained
 EfficientNet-Lite0 and the same evaluator. A job is a side on a data set, with pretrained or random
 weights, with one seed; --jobs takes words of its name, such as facade seed1. Its iterations are the
 budget over the seconds of a step, which are measured once for each side and kept in speeds.json, so
-that a busy machine changes no result. Sides with a colon are settings of a peer that were tried.
+that a busy machine changes no result. --tune keeps the setting of each peer with the highest PQ
+(settings.json); sides with a colon, such as detectron2:published, are one setting.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +34,7 @@ import cv2
 import torch
 from finetuning_jobs import (
     DATA_SETS,
+    BestSettings,
     Enough,
     Job,
     Result,
@@ -42,17 +47,27 @@ from finetuning_jobs import (
 )
 from finetuning_ours import MODELS, config_file
 from finetuning_ours import train as train_ours
+from finetuning_table import report
 
 from panoptic_ext.engine.run_config import load_cfg
 
-BEST = {"detectron2": "narrow-adamw", "transformers": "narrow"}
-SIDES = (*MODELS, *BEST)
+DEFAULTS = {"detectron2": "narrow-adamw", "transformers": "narrow"}
+SIDES = (*MODELS, *DEFAULTS)
 UNENDING = 100_000  # iterations of a training that is only measured
 
 
+def settings_of(side: str) -> dict[str, Any]:
+    """The settings of a peer; importing its module costs seconds."""
+    return importlib.import_module(f"finetuning_{side}").SETTINGS
+
+
 def trainer_of(job: Job) -> Callable[..., None]:
-    """The function that trains a job; it takes folder, iterations and on_step."""
-    side, _, name = job.side.partition(":")
+    """The function that trains a job, `job.side` with setting; takes folder, iterations, on_step.
+
+    Raises:
+        SystemExit: our recipe is missing.
+    """
+    side, _, setting = job.side.partition(":")
     same: dict[str, Any] = {"pretrained": job.pretrained, "seed": job.seed}
     if side in MODELS:
         config = config_file(side, job.data)
@@ -61,73 +76,81 @@ def trainer_of(job: Job) -> Callable[..., None]:
         return partial(train_ours, config, **same)
     cfg = load_cfg(data_config(job.data), use_data=False)
     names = cfg.DATASETS.TRAIN[0], cfg.DATASETS.TEST[0]
-    if side == "detectron2":
-        import finetuning_detectron2 as peer
-    else:
-        import finetuning_transformers as peer  # type: ignore[no-redef]
-    setting = peer.SETTINGS[name or BEST[side]]
-    return partial(peer.train, setting, names, data=job.data, **same)
+    peer = importlib.import_module(f"finetuning_{side}")
+    return partial(peer.train, peer.SETTINGS[setting], names, data=job.data, **same)
 
 
-def measure(job: Job, speeds: Speeds, limit: float) -> None:
-    """Measure a step of a job's side and keep it."""
-    clock = StepClock(limit)
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            trainer_of(job)(Path(folder, "a", "run"), UNENDING, on_step=clock)
-        except Enough:
-            speeds.put(job, clock.seconds)
-    print(f"{job.speed_key}: {clock.seconds:.3f} s a step", flush=True)
+class Queue:
+    """Jobs below an output folder."""
 
+    def __init__(self, root: Path, minutes: float, limit: float) -> None:
+        """`minutes`: budget of a job; `limit`: seconds of a measurement."""
+        self._root, self._minutes, self._limit = root, minutes, limit
+        self._speeds, self.settings = Speeds(root), BestSettings(root, DEFAULTS)
 
-def train(job: Job, root: Path, minutes: float) -> None:
-    """Train one job to its end and write its result."""
-    folder, speeds = root / job.name, Speeds(root)
-    folder.mkdir(parents=True, exist_ok=True)
-    iterations = speeds.iterations(job, minutes)
-    trainer_of(job)(folder, iterations)
-    result_of_metrics(folder, iterations, speeds.all()[job.speed_key]).write(folder)
+    def measure(self, job: Job) -> None:
+        """Measure a step of a job's side and keep it, unless it is known."""
+        job, clock = self.settings.resolve(job), StepClock(self._limit)
+        if self._speeds.get(job) is not None:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                trainer_of(job)(Path(folder, "a", "run"), UNENDING, on_step=clock)
+            except Enough:
+                self._speeds.put(job, clock.seconds)
+        print(f"{job.speed_key}: {clock.seconds:.3f} s a step", flush=True)
 
+    def train(self, job: Job) -> None:
+        """Train one job to its end and write its result."""
+        folder, resolved = self._root / job.name, self.settings.resolve(job)
+        folder.mkdir(parents=True, exist_ok=True)
+        iterations = self._speeds.iterations(resolved, self._minutes)
+        trainer_of(resolved)(folder, iterations)
+        setting = resolved.side.partition(":")[2]
+        seconds = self._speeds.get(resolved)
+        assert seconds is not None
+        result_of_metrics(folder, iterations, seconds, setting).write(folder)
 
-def run_queue(jobs: list[Job], options: argparse.Namespace) -> int:
-    """Each job in a process of its own; one that fails is named, and the next one begins."""
-    failed = []
-    for job in jobs:
-        if read_result(options.output / job.name) is not None:
-            continue
-        steps = ["--measure", "--train"] if Speeds(options.output).get(job) is None else ["--train"]
-        for step in steps:
-            command = [sys.executable, __file__, "--output", str(options.output), step, job.name]
-            print(" ".join(command[1:]), flush=True)
-            log = options.output / job.name / "console.txt"
-            log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("a", encoding="utf-8") as stream:
-                done = subprocess.run(
-                    [*command, "--budget", str(options.budget)], stdout=stream, stderr=stream
+    def run(self, jobs: Sequence[Job], *, only_measure: bool = False) -> int:
+        """Each job in a process of its own; one that fails is named, and the next one begins."""
+        failed, measured = [], set()
+        for job in jobs:
+            folder, key = self._root / job.name, self.settings.resolve(job).speed_key
+            if (only_measure and key in measured) or read_result(folder) is not None:
+                continue
+            measured.add(key)
+            for step in ["--measure"] if only_measure else ["--measure", "--train"]:
+                if status := self._call(step, job, folder):
+                    failed.append(f"{job.name} ({step[2:]}, exit code {status}, {folder})")
+                    break
+        for name in failed:
+            print(f"failed: {name}", file=sys.stderr)
+        return bool(failed)
+
+    def _call(self, step: str, job: Job, folder: Path) -> int:
+        print(f"{time.strftime('%H:%M')} {step[2:]} {job.name}", flush=True)
+        command = [sys.executable, __file__, "--output", str(self._root), step, job.name]
+        command += ["--budget", str(self._minutes), "--limit", str(self._limit)]
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "console.txt").open("a", encoding="utf-8") as stream:
+            return subprocess.run(command, stdout=stream, stderr=stream).returncode
+
+    def print_list(self, jobs: Sequence[Job]) -> None:
+        """One line for each job: its quality, or how far it is."""
+        for job in jobs:
+            result: Result | None = read_result(self._root / job.name)
+            seconds = self._speeds.get(self.settings.resolve(job))
+            speed = "not measured" if seconds is None else f"{seconds:.2f} s a step"
+            if result is not None:
+                quality = ", ".join(
+                    f"{k} {result.quality[k]:.1f}" for k in ("PQ", "PQ_th", "PQ_st")
                 )
-            if done.returncode:
-                failed.append(f"{job.name} ({log})")
-                break
-    for name in failed:
-        print(f"failed: {name}", file=sys.stderr)
-    return bool(failed)
-
-
-def print_list(jobs: list[Job], root: Path) -> None:
-    """One line for each job: its quality, or how far it is."""
-    speeds = Speeds(root)
-    for job in jobs:
-        result: Result | None = read_result(root / job.name)
-        seconds = speeds.get(job)
-        speed = "not measured" if seconds is None else f"{seconds:.2f} s a step"
-        if result is not None:
-            quality = ", ".join(f"{k} {result.quality[k]:.1f}" for k in ("PQ", "PQ_th", "PQ_st"))
-            state = f"{quality}; {result.iterations} iterations, {result.minutes:.1f} minutes"
-        elif (root / job.name / "metrics.json").is_file():
-            state = f"begun; {speed}"
-        else:
-            state = f"to do; {speed}"
-        print(f"{job.name:<50} {state}")
+                state = f"{quality}; {result.iterations} iterations, {result.minutes:.1f} minutes"
+            elif (self._root / job.name / "metrics.json").is_file():
+                state = f"begun; {speed}"
+            else:
+                state = f"to do; {speed}"
+            print(f"{job.name:<52} {state}")
 
 
 def parse_options() -> argparse.Namespace:
@@ -138,7 +161,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--sides", nargs="+", default=list(SIDES), help="also detectron2:SETTING")
     parser.add_argument("--data", nargs="+", default=list(DATA_SETS))
     parser.add_argument("--jobs", nargs="+", default=[], help="words that a job's name has")
-    parser.add_argument("--limit", type=float, default=40.0, help="of --measure, seconds a side")
+    parser.add_argument("--limit", type=float, default=30.0, help="of a measurement, seconds")
+    parser.add_argument("--tune", action="store_true", help="every setting of the peers, seed 1")
     parser.add_argument("--list", action="store_true", help="what is done")
     parser.add_argument("--report", action="store_true", help="table, curves and sheets")
     parser.add_argument("--measure", nargs="?", const="", metavar="JOB", help="speeds alone")
@@ -146,33 +170,12 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    options = parse_options()
-    use_one_thread()
-    if options.train:
-        train(job_of(options.train), options.output, options.budget)
-        return 0
-    if options.measure:
-        measure(job_of(options.measure), Speeds(options.output), options.limit)
-        return 0
-    jobs = make_jobs(options.sides, options.data, options.seeds, options.jobs)
-    if options.list:
-        print_list(jobs, options.output)
-        return 0
-    if options.report:
-        from finetuning_table import report
-
-        report(jobs, options.output)
-        return 0
-    if options.measure == "":
-        missing = {job.speed_key: job for job in reversed(jobs)}
-        speeds = Speeds(options.output).all()
-        for job in [job for key, job in missing.items() if key not in speeds]:
-            command = [sys.executable, __file__, "--output", str(options.output)]
-            command += ["--limit", str(options.limit), "--measure", job.name]
-            subprocess.run(command, check=True)
-        return 0
-    return run_queue(jobs, options)
+def chosen_jobs(options: argparse.Namespace) -> list[Job]:
+    if not options.tune:
+        return make_jobs(options.sides, options.data, options.seeds, options.jobs)
+    peers = [side for side in options.sides if side in DEFAULTS]
+    sides = [f"{side}:{setting}" for side in peers for setting in settings_of(side)]
+    return make_jobs(sides, options.data, [1], [*options.jobs, "pretrained"])
 
 
 def use_one_thread() -> None:
@@ -182,9 +185,25 @@ def use_one_thread() -> None:
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
 
-def job_of(name: str) -> Job:
-    data, side, weights, seed = name.split("/")
-    return Job(data, side, weights, int(seed.removeprefix("seed")))
+def main() -> int:
+    options = parse_options()
+    use_one_thread()
+    queue = Queue(options.output, options.budget, options.limit)
+    if options.train or options.measure:
+        step = queue.train if options.train else queue.measure
+        step(Job.of_name(options.train or options.measure))
+        return 0
+    jobs = chosen_jobs(options)
+    if options.list:
+        queue.print_list(jobs)
+        return 0
+    if options.report:
+        report(jobs, options.output)
+        return 0
+    status = queue.run(jobs, only_measure=options.measure == "")
+    if options.tune:
+        print(f"best settings: {queue.settings.choose(jobs)}")
+    return status
 
 
 if __name__ == "__main__":

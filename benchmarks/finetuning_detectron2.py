@@ -85,20 +85,22 @@ NUCLEI = {
     "INPUT.CROP.TYPE": "absolute",
     "INPUT.CROP.SIZE": [256, 256],
 }
-FACADE = {
-    "MODEL.ANCHOR_GENERATOR.SIZES": [[16], [32], [64], [128], [256]],
+# Whole photographs of 512 pixels, about as large as published sizes are beside COCO's images.
+WHOLE = {
     "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": 512,
-    "INPUT.MIN_SIZE_TRAIN": [256, 288, 320, 352, 384],
-    "INPUT.MAX_SIZE_TRAIN": 512,
-    "INPUT.MIN_SIZE_TEST": 320,
-    "INPUT.MAX_SIZE_TEST": 512,
-}
-LARGE_FACADE = {
-    **FACADE,
-    "MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64], [128], [256], [512]],
     "INPUT.MIN_SIZE_TRAIN": [448, 480, 512, 544, 576],
     "INPUT.MAX_SIZE_TRAIN": 640,
     "INPUT.MIN_SIZE_TEST": 512,
+}
+# Crops, and smaller anchors, which learn more in the same time.
+CROPS = {
+    **WHOLE,
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[16], [32], [64], [128], [256]],
+    "INPUT.MIN_SIZE_TRAIN": [448, 512, 576, 640, 704],
+    "INPUT.MAX_SIZE_TRAIN": 1024,
+    "INPUT.CROP.ENABLED": True,
+    "INPUT.CROP.TYPE": "absolute",
+    "INPUT.CROP.SIZE": [320, 320],
 }
 NARROW = {
     "MODEL.FPN.OUT_CHANNELS": 64,
@@ -111,9 +113,8 @@ NARROW = {
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 128,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 64,
 }
-COSINE = {"SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR"}
 ADAMW = {
-    **COSINE,
+    "SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR",
     "SOLVER.WEIGHT_DECAY": 0.05,
     "SOLVER.CLIP_GRADIENTS.ENABLED": True,
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "norm",
@@ -122,13 +123,12 @@ ADAMW = {
 
 SETTINGS = {
     # As published: heads of 256 channels, SGD of 0.02 for 16 images, steps at 2/3 and 8/9.
-    "published": Setting(facade=LARGE_FACADE, nuclei=NUCLEI),
-    "published-small-images": Setting(facade=FACADE, nuclei=NUCLEI),
-    "narrow": Setting(keys=NARROW, facade=FACADE, nuclei=NUCLEI, rate=0.01),
+    "published": Setting(batch=2, rate=0.0025, facade=WHOLE, nuclei=NUCLEI),
+    "narrow": Setting(batch=2, rate=0.005, keys=NARROW, facade=CROPS, nuclei=NUCLEI),
+    "adamw": Setting("adamw", 2, 3e-4, keys=ADAMW, facade=CROPS, nuclei=NUCLEI),
     "narrow-adamw": Setting(
-        "adamw", keys={**NARROW, **ADAMW}, facade=FACADE, nuclei=NUCLEI, rate=1e-3
+        "adamw", 2, 1e-3, keys={**NARROW, **ADAMW}, facade=CROPS, nuclei=NUCLEI
     ),
-    "adamw": Setting("adamw", keys=ADAMW, facade=FACADE, nuclei=NUCLEI, rate=3e-4),
 }
 
 

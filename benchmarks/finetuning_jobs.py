@@ -10,8 +10,9 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -20,6 +21,7 @@ from panoptic_ext.visualization.learning_curves import read_curve
 __all__ = [
     "DATA_SETS",
     "WEIGHTS",
+    "BestSettings",
     "Enough",
     "Job",
     "Result",
@@ -35,8 +37,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA_SETS = ("facade", "nuclei")
 WEIGHTS = ("pretrained", "random")
 QUALITY = ("PQ", "SQ", "RQ", "PQ_th", "PQ_st")
-RESULT, SPEEDS = "result.json", "speeds.json"
-_UNTIMED_STEPS = 3  # at the beginning of a measurement, while caches fill
+RESULT, SPEEDS, SETTINGS = "result.json", "speeds.json", "settings.json"
+_UNTIMED_STEPS = 2  # at the beginning of a measurement, while caches fill
 
 OnStep = Callable[[], None]
 
@@ -63,6 +65,11 @@ class Job:
     def pretrained(self) -> bool:
         return self.weights == "pretrained"
 
+    @classmethod
+    def of_name(cls, name: str) -> Job:
+        data, side, weights, seed = name.split("/")
+        return cls(data, side, weights, int(seed.removeprefix("seed")))
+
 
 @dataclass(frozen=True)
 class Result:
@@ -73,12 +80,14 @@ class Result:
         iterations: that were trained.
         seconds: of a step on one thread of a quiet machine.
         curve: (iteration, PQ) of every evaluation.
+        setting: of a peer.
     """
 
     quality: dict[str, float]
     iterations: int
     seconds: float
     curve: list[tuple[int, float]]
+    setting: str = ""
 
     @property
     def minutes(self) -> float:
@@ -117,29 +126,58 @@ def data_config(data: str) -> str:
     return str(ROOT / f"configs/{data}/panoptic_fpn/Base-data-{data}.yaml")
 
 
+class BestSettings:
+    """The setting of each peer on each data set, chosen by `choose` and kept in a file."""
+
+    def __init__(self, root: Path, defaults: dict[str, str]) -> None:
+        """`defaults`: peer -> its setting until one has been chosen."""
+        self._root, self._path, self._defaults = root, root / SETTINGS, defaults
+
+    def resolve(self, job: Job) -> Job:
+        """The job with the peer's setting behind a colon; other jobs are left as they are."""
+        if job.side not in self._defaults:
+            return job
+        chosen = _read_json(self._path).get(f"{job.data}/{job.side}", self._defaults[job.side])
+        return replace(job, side=f"{job.side}:{chosen}")
+
+    def choose(self, jobs: Iterable[Job]) -> dict[str, str]:
+        """Keep the setting with the highest PQ among finished jobs, for each data set and peer."""
+        best: dict[str, tuple[float, str]] = {}
+        for job in jobs:
+            side, _, setting = job.side.partition(":")
+            result = read_result(self._root / job.name)
+            if setting and result is not None:
+                key, found = f"{job.data}/{side}", (result.quality["PQ"], setting)
+                best[key] = max(best.get(key, found), found)
+        chosen = {key: setting for key, (_, setting) in best.items()}
+        _write_json(self._path, {**_read_json(self._path), **chosen})
+        return chosen
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
 class Speeds:
     """Seconds per step of every side, kept in a file."""
 
     def __init__(self, root: Path) -> None:
         self._path = root / SPEEDS
 
-    def all(self) -> dict[str, float]:
-        if not self._path.is_file():
-            return {}
-        return json.loads(self._path.read_text(encoding="utf-8"))
-
     def get(self, job: Job) -> float | None:
-        return self.all().get(job.speed_key)
+        return _read_json(self._path).get(job.speed_key)
 
     def put(self, job: Job, seconds: float) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        content = {**self.all(), job.speed_key: seconds}
-        text = json.dumps(content, indent=1, sort_keys=True) + "\n"
-        self._path.write_text(text, encoding="utf-8")
+        _write_json(self._path, {**_read_json(self._path), job.speed_key: seconds})
 
     def iterations(self, job: Job, minutes: float) -> int:
         """How many steps fit into a budget."""
-        return max(1, round(60 * minutes / self.all()[job.speed_key]))
+        return max(1, round(60 * minutes / _read_json(self._path)[job.speed_key]))
 
 
 class Enough(BaseException):
@@ -172,11 +210,11 @@ class StepClock:
         return (timed[-1] - timed[0]) / (len(timed) - 1)
 
 
-def result_of_metrics(folder: Path, iterations: int, seconds: float) -> Result:
+def result_of_metrics(folder: Path, iterations: int, seconds: float, setting: str = "") -> Result:
     """The result of a finished training, from the metrics.json that Detectron2's writers make."""
     curves = {key: read_curve(str(folder), "", f"panoptic_seg/{key}") for key in QUALITY}
     quality = {key: curve.values[-1] for key, curve in curves.items()}
     # Trainings of a few steps have no times, by which `read_curve` knows the last evaluation.
     numbers = [min(number, iterations) for number in curves["PQ"].iterations]
     curve = list(zip(numbers, curves["PQ"].values, strict=True))
-    return Result(quality, iterations, seconds, curve)
+    return Result(quality, iterations, seconds, curve, setting)

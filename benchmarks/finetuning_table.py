@@ -30,7 +30,7 @@ Finished = Sequence[tuple[Job, Result]]
 
 
 def label(job: Job) -> str:
-    """The name of a job's side in tables; tried settings of a peer follow in brackets."""
+    """The name of a job's side in tables; a setting that was asked for follows in brackets."""
     side, _, setting = job.side.partition(":")
     return LABELS[side] + (f" ({setting})" if setting else "")
 

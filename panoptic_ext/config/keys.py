@@ -231,3 +231,15 @@ def _add_run_keys(cfg: CN) -> None:
     # Unpickle checkpoints that hold more than tensors, arrays and plain values. Reading such a file
     # can run any code: set this only for files whose author you trust.
     cfg.MODEL.ALLOW_PICKLE = False
+
+    # Weights of other classes (fine-tuning): classes of the same name keep their rows of every
+    # head, and the others start fresh. Names are compared without case, and with spaces, hyphens
+    # and underscores alike. Which classes the weights have is in checkpoints of panoptic_ext, in
+    # the metadata.json beside them, and in the model zoo.
+    cfg.MODEL.WEIGHTS_CLASSES = CN()
+    # Data set whose classes MODEL.WEIGHTS has, for other files: a built-in one, such as
+    # coco_panoptic_train, or a registered one. "": as above.
+    cfg.MODEL.WEIGHTS_CLASSES.DATASET = ""
+    # Classes with another name in the weights, as "class=class of the weights", such as
+    # "window=window-other".
+    cfg.MODEL.WEIGHTS_CLASSES.ALIASES = []

@@ -13,7 +13,13 @@ __all__ = ["Setting", "coerce", "decode"]
 
 MAX_LITERAL = 10_000  # characters; Python's parser may exhaust the stack on much longer ones
 # Lists of names whose default is empty, so that the default does not show the type of the items.
-_NAMES = ("DATASETS.TRAIN", "DATASETS.TEST", "MODEL.FPN.IN_FEATURES")
+_NAMES = (
+    "DATASETS.TRAIN",
+    "DATASETS.TEST",
+    "MODEL.FPN.IN_FEATURES",
+    "INPUT.COPY_PASTE.CLASSES",
+    "MODEL.WEIGHTS_CLASSES.ALIASES",
+)
 # Keys whose default is None and whose other values are not numbers.
 _OPTIONAL_SWITCHES = ("INPUT.KEEP_EMPTY_SEGMENTS",)
 # Keys that hold a word or a list. YAML reads the word off as False.

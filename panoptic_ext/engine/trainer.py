@@ -26,6 +26,7 @@ from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.engine.checkpoint.fingerprint import compare_runs, run_fingerprint
 from panoptic_ext.engine.checkpoint.rng import get_rng_state
 from panoptic_ext.engine.checkpoint.trainer_state import check_parts, restore_state, state_of
+from panoptic_ext.engine.class_take_over import class_take_over
 from panoptic_ext.engine.first_steps import FirstStepsHook
 from panoptic_ext.engine.hooks import (
     AverageHook,
@@ -131,7 +132,8 @@ class Trainer(DefaultTrainer):
             if resume:
                 logger.info("No checkpoint in %s; starting from the beginning", self.cfg.OUTPUT_DIR)
             if not has_own_weights(self.cfg):
-                self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+                edit = class_take_over(self.cfg)
+                self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[], edit=edit)
             if self.average is not None:
                 self.average.restart()
             # After loading, because MODEL.WEIGHTS may be one of the checkpoints that are moved.

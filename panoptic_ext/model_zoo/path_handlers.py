@@ -13,6 +13,7 @@ from iopath.common.file_io import PathHandler
 
 from panoptic_ext import model_zoo
 from panoptic_ext.model_zoo.timm_handler import TimmHandler
+from panoptic_ext.modeling.meta_arch.classes import DatasetClasses
 
 __all__ = ["ZooHandler", "register_path_handlers"]
 
@@ -27,6 +28,17 @@ class ZooHandler(PathHandler):
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
         return model_zoo.get_checkpoint(path.removeprefix(self.PREFIX))
+
+    def classes_of(self, path: str) -> DatasetClasses | None:
+        """The classes that the entry's weights were trained on; None for those of a backbone."""
+        from panoptic_ext.model_zoo.configs import classes_of
+
+        entry = model_zoo.info(path.removeprefix(self.PREFIX))
+        if not entry.data_set:
+            return None
+        classes = classes_of(entry)
+        names, isthing = classes.thing_classes, classes.isthing
+        return DatasetClasses(entry.data_set, tuple(map(bool, isthing)), tuple(names))
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
         return open(self._get_local_path(path), mode, buffering)

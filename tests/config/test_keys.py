@@ -20,6 +20,7 @@ from panoptic_ext.config.left_out import DERIVED_KEYS, get_key
 from panoptic_ext.config.published_names import resolve_published_names
 from panoptic_ext.data import register_from_config
 from panoptic_ext.engine import Trainer
+from panoptic_ext.engine.class_take_over import class_take_over
 from panoptic_ext.engine.device import choose_device
 from panoptic_ext.engine.evaluate import build_evaluator
 from panoptic_ext.engine.precision import evaluation_precision
@@ -118,6 +119,7 @@ def run(cfg: CfgNode, reads: set[str]) -> None:
     """Build all that a training and an evaluation build."""
     cfg = RecordingNode(cfg, reads)
     Trainer(cfg)
+    class_take_over(cfg)
     evaluation_precision(cfg)
     build_evaluator(cfg, cfg.DATASETS.TEST[0])
 

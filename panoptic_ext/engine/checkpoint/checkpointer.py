@@ -171,7 +171,12 @@ class Checkpointer(DetectionCheckpointer):
         return self._load_on_all(self._read_last, strict=True, checkpointables=None, check=check)
 
     def load(
-        self, path: str, checkpointables: list[str] | None = None, *, strict: bool = False
+        self,
+        path: str,
+        checkpointables: list[str] | None = None,
+        *,
+        strict: bool = False,
+        edit: Callable[[str, dict[str, Any], nn.Module], None] | None = None,
     ) -> dict[str, Any]:
         """Load weights (and checkpointables) from a file or address.
 
@@ -180,6 +185,8 @@ class Checkpointer(DetectionCheckpointer):
                 nothing.
             checkpointables: names to load; None for all that are in the file.
             strict: every parameter of the model must be found with its shape, as in evaluation.
+            edit: called with the file, its content (names as the model's) and the model, before the
+                weights are loaded; it may change them.
 
         Returns:
             The rest of the file's content.
@@ -200,6 +207,7 @@ class Checkpointer(DetectionCheckpointer):
             strict=strict,
             checkpointables=checkpointables,
             heuristics=heuristics,
+            edit=edit,
         )
 
     @staticmethod
@@ -222,12 +230,15 @@ class Checkpointer(DetectionCheckpointer):
         checkpointables: list[str] | None,
         heuristics: bool = False,
         check: Callable[[dict[str, Any]], None] | None = None,
+        edit: Callable[[str, dict[str, Any], nn.Module], None] | None = None,
     ) -> dict[str, Any]:
         path, checkpoint = self._read_for_all(read)
         if heuristics:
             checkpoint["matching_heuristics"] = True
         self._add_base(path, checkpoint["model"])
         self._prepare_names(path, checkpoint)
+        if edit is not None:
+            edit(path, checkpoint, self.model)
         incompatible = self._load_model(checkpoint)
         self._report(path, incompatible, strict, BackboneInput.of_checkpoint(checkpoint))
         with self._explained_part_errors(path):

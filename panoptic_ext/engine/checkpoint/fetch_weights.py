@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from detectron2.checkpoint.catalog import ModelCatalog, ModelCatalogHandler
 from detectron2.utils.file_io import Detectron2Handler
-from iopath.common.file_io import HTTPURLHandler, PathManager
+from iopath.common.file_io import HTTPURLHandler, PathHandler, PathManager
 
 from panoptic_ext.download import cache_path, fetch, forget_record
 from panoptic_ext.engine.checkpoint.read_weights import check_hash
 from panoptic_ext.errors import CheckpointError, PanopticExtError
 
-__all__ = ["fetch_weights"]
+__all__ = ["fetch_weights", "handler_of"]
 
 
 def fetch_weights(address: str, path_manager: PathManager) -> str:
@@ -42,9 +40,16 @@ def fetch_weights(address: str, path_manager: PathManager) -> str:
     return path
 
 
+def handler_of(address: str, path_manager: PathManager) -> PathHandler | None:
+    """The handler of an address; None if it has none."""
+    # iopath has no public way to ask for the handler of an address. Longest prefixes come first.
+    handlers = path_manager._path_handlers.items()
+    return next((found for prefix, found in handlers if address.startswith(prefix)), None)
+
+
 def _url(address: str, path_manager: PathManager) -> str:
     """The http(s) address of a file that Detectron2 would download as well, or ""."""
-    handler = _class_of_handler(address, path_manager)
+    handler = type(handler_of(address, path_manager))
     if handler is Detectron2Handler:
         name = address.removeprefix(handler.PREFIX)
         return _url(handler.S3_DETECTRON2_PREFIX + name, path_manager)
@@ -54,14 +59,8 @@ def _url(address: str, path_manager: PathManager) -> str:
         except (KeyError, RuntimeError):
             return ""  # the handler raises it again
     # Not a subclass: a handler for the addresses of one host may log in there.
-    is_plain = handler in (None, HTTPURLHandler)
+    is_plain = handler in (type(None), HTTPURLHandler)
     return address if is_plain and address.startswith(("http://", "https://")) else ""
-
-
-def _class_of_handler(address: str, path_manager: PathManager) -> Any:
-    # iopath has no public way to ask for the handler of an address. Longest prefixes come first.
-    handlers = path_manager._path_handlers.items()
-    return next((type(found) for prefix, found in handlers if address.startswith(prefix)), None)
 
 
 def _by_handler(address: str, path_manager: PathManager) -> str:

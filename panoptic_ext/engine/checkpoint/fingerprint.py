@@ -12,6 +12,11 @@ from detectron2.utils import comm
 
 from panoptic_ext.config.detectron2_main import MAIN_DEFAULTS
 from panoptic_ext.config.plain_yaml import load_plain_yaml
+from panoptic_ext.engine.checkpoint.class_names import (
+    check_classes,
+    classes_as_dict,
+    classes_of_config,
+)
 from panoptic_ext.engine.checkpoint.parts import PartError, check_kind
 from panoptic_ext.engine.run_info import versions
 from panoptic_ext.errors import shortened
@@ -33,9 +38,10 @@ _COMPARED_VERSIONS = ("panoptic_ext", "detectron2", "torch")
 
 
 def run_fingerprint(cfg: CfgNode) -> dict[str, Any]:
-    """Config, versions and number of workers, as plain values."""
-    now = versions()
+    """Classes (where they have names), config, versions, number of workers, as plain values."""
+    now, classes = versions(), classes_of_config(cfg)
     return {
+        **({"classes": classes_as_dict(classes)} if classes else {}),
         "config": cfg.dump(),
         "versions": {name: now[name] for name in _COMPARED_VERSIONS},
         "workers": comm.get_world_size(),
@@ -53,6 +59,8 @@ def check_fingerprint(part: str, saved: Any) -> None:
         reason = shortened(" ".join(str(error).split()), 150)
         raise PartError(f"{part}.config", f"is no plain YAML ({reason})") from error
     check_kind(f"{part}.config", config, dict)
+    if "classes" in saved:
+        check_classes(f"{part}.classes", saved["classes"])
 
 
 def compare_runs(saved: dict[str, Any], cfg: CfgNode) -> list[str]:

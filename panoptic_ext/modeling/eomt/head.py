@@ -8,14 +8,16 @@ prefix, patches.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from panoptic_ext.modeling.eomt.attention_mask import attention_mask
+from panoptic_ext.modeling.layers.class_layer import ClassLayer
 from panoptic_ext.modeling.layers.doubling import DoublingConv2d
 from panoptic_ext.modeling.layers.layer_norm import LayerNorm2d
 from panoptic_ext.modeling.transformer_decoder.outputs import (
@@ -48,6 +50,8 @@ class ScaleBlock(nn.Module):
 
 class EoMTHead(nn.Module):
     """Query embeddings, and what predicts a class and a mask from a query and the patches."""
+
+    class_layers: ClassVar[Mapping[str, ClassLayer]] = {"class_head": ClassLayer(others=1)}
 
     def __init__(
         self,

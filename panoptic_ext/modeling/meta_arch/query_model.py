@@ -6,7 +6,7 @@ outputs have contiguous class ids. The head of an instance model may have things
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from panoptic_ext.config.image_values import pads_black, side_of_test_batches
 from panoptic_ext.config.mask_former import TASKS, mask_former_task
 from panoptic_ext.host_copies import to_device
+from panoptic_ext.modeling.layers.class_layer import ClassLayer
 from panoptic_ext.modeling.mask_classification.criterion import SetCriterion, semantic_map_loss
 from panoptic_ext.modeling.mask_classification.targets import MaskTargets, build_mask_targets
 from panoptic_ext.modeling.meta_arch.base import MetaArchitecture
@@ -28,6 +29,8 @@ from panoptic_ext.modeling.transformer_decoder import DecoderOutputs
 from panoptic_ext.postprocessing import Sizes
 
 __all__ = ["QueryModel"]
+
+_EMPTY_WEIGHT = "criterion.empty_weight"
 
 
 class QueryModel(MetaArchitecture, nn.Module):
@@ -41,6 +44,7 @@ class QueryModel(MetaArchitecture, nn.Module):
     default_fusion: ClassVar[str | None] = ""  # it takes none
     pads_by_config: ClassVar[bool] = True
     mapper_targets: ClassVar[tuple[str, ...]] = ()  # it reads the id map and its table
+    class_layers: ClassVar[Mapping[str, ClassLayer]] = {"semantic_classifier": ClassLayer()}
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -178,8 +182,13 @@ class QueryModel(MetaArchitecture, nn.Module):
     def adapt_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
         """Accept weights with and without the auxiliary classifier; see `AdaptsStateDict`.
 
-        Inference does not use the classifier, so weights without it lack nothing.
+        Inference does not use the classifier, so weights without it lack nothing. The weight of
+        each class in the loss is the config's, where the weights are of another number of classes.
         """
+        loss_weights = state_dict.get(f"{prefix}{_EMPTY_WEIGHT}")
+        own = self.criterion.empty_weight
+        if loss_weights is not None and tuple(loss_weights.shape) != tuple(own.shape):
+            state_dict[f"{prefix}{_EMPTY_WEIGHT}"] = own
         has_head = any(name.startswith(f"{prefix}sem_seg_head.") for name in state_dict)
         prefix = f"{prefix}semantic_classifier."
         expected = {} if self.semantic_classifier is None else self.semantic_classifier.state_dict()

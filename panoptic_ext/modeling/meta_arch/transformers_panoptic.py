@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from panoptic_ext.config.image_values import resizing_of_test_images
 from panoptic_ext.config.left_out import complete_config
 from panoptic_ext.errors import ConfigError, check_known
+from panoptic_ext.modeling.layers.class_layer import ClassLayer
 from panoptic_ext.modeling.meta_arch.base import MetaArchitecture
 from panoptic_ext.modeling.meta_arch.transformers_classes import plan_classes
 from panoptic_ext.modeling.meta_arch.transformers_segmentation import (
@@ -102,6 +103,13 @@ class TransformersPanoptic(MetaArchitecture, nn.Module):
         # Of some networks a part has no gradient, such as the last norm of a backbone.
         self.find_unused_parameters = True
         self.backbone_prefixes = tuple(f"network.{name}" for name in self.family.backbone)
+        # Labels of a network that keeps its own are not in the order of the classes.
+        in_order = list(label_of_class) == list(range(network.config.num_labels))
+        self.class_layers = {
+            f"network.{name}": ClassLayer(others=1, orders=("all",))
+            for name, _ in network.named_modules()
+            if in_order and name.endswith(self.family.class_head)
+        }
         self.register_load_state_dict_post_hook(_mark_trained)
 
     @classmethod

@@ -12,7 +12,8 @@ stride 16. "up" is bilinear.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import configurable
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from panoptic_ext.errors import ConfigError
+from panoptic_ext.modeling.layers.class_layer import ClassLayer
 from panoptic_ext.modeling.layers.separable_conv import SeparableConv2d, make_conv
 from panoptic_ext.modeling.semantic_head.hard_pixel_loss import hard_pixel_cross_entropy
 
@@ -70,6 +72,7 @@ class EfficientPSSemSegHead(nn.Module):
     """LSFE on the two fine levels, DPC on the two coarse ones, mismatch correction between them."""
 
     common_stride = 4
+    class_layers: ClassVar[Mapping[str, ClassLayer]] = {"predictor": ClassLayer(orders=("all",))}
 
     @configurable
     def __init__(

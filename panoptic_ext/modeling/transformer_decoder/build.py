@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
 from panoptic_ext.errors import ConfigError, look_up
+from panoptic_ext.modeling.layers.class_layer import ClassLayer
 from panoptic_ext.modeling.transformer_decoder.outputs import DecoderOutputs
 
 __all__ = [
@@ -40,6 +41,8 @@ class TransformerDecoder(nn.Module):
 
     The outputs then have `semantic_logits` and `places`. `PlacedCriterion` trains the decoder.
     Stuff and semantic segmentation come from the semantic map."""
+    class_layers: ClassVar[Mapping[str, ClassLayer]] = {}
+    """Layers with rows for classes, by name, so that weights of other classes can be used."""
 
     @property
     def leaves_parameters_unused(self) -> bool:

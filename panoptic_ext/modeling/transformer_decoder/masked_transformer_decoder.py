@@ -11,9 +11,9 @@ resized once for each level. Full mask logits are computed only by code that nee
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import fvcore.nn.weight_init as weight_init
 import torch
@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from panoptic_ext.errors import ConfigError
+from panoptic_ext.modeling.layers.class_layer import ClassLayer
 from panoptic_ext.modeling.layers.position_encoding import sine_position_embedding
 from panoptic_ext.modeling.transformer_decoder.build import (
     TRANSFORMER_DECODER_REGISTRY,
@@ -93,6 +94,7 @@ class MultiScaleMaskedTransformerDecoder(TransformerDecoder):
     """Refine queries by masked attention to three levels in turn, and predict from each."""
 
     _version = 2  # of the names in a checkpoint, see PanopticExtMaskFormerHead
+    class_layers: ClassVar[Mapping[str, ClassLayer]] = {"class_embed": ClassLayer(others=1)}
 
     @configurable
     def __init__(

@@ -23,7 +23,8 @@ mask resolution.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import configurable
@@ -32,6 +33,7 @@ from torch.nn import functional as F
 
 from panoptic_ext.config.mask_former import mask_former_task
 from panoptic_ext.errors import ConfigError
+from panoptic_ext.modeling.layers.class_layer import ClassLayer
 from panoptic_ext.modeling.layers.position_encoding import sine_position_embedding
 from panoptic_ext.modeling.transformer_decoder.build import TRANSFORMER_DECODER_REGISTRY
 from panoptic_ext.modeling.transformer_decoder.masked_transformer_decoder import (
@@ -166,6 +168,10 @@ class PlacedQueryTransformerDecoder(MultiScaleMaskedTransformerDecoder):
     """
 
     places_queries = True
+    class_layers: ClassVar[Mapping[str, ClassLayer]] = {
+        **MultiScaleMaskedTransformerDecoder.class_layers,
+        "semantic_head.2": ClassLayer(),
+    }
 
     @configurable
     def __init__(self, *, num_queries: int, **kwargs: Any) -> None:

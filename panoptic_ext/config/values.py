@@ -21,7 +21,7 @@ _NAMES = (
     "MODEL.WEIGHTS_CLASSES.ALIASES",
 )
 # Keys whose default is None and whose other values are not numbers.
-_OPTIONAL_SWITCHES = ("INPUT.KEEP_EMPTY_SEGMENTS",)
+_OPTIONAL_SWITCHES = ("INPUT.KEEP_EMPTY_SEGMENTS", "MODEL.CHANNELS_LAST")
 # Keys that hold a word or a list. YAML reads the word off as False.
 _WORD_OR_LIST = ("MODEL.EOMT.ANNEALING",)
 _OPTIONAL_NAMES = ("INPUT.PANOPTIC_TARGETS", "MODEL.TRANSFORMERS.STUFF_CLASSES")

@@ -6,14 +6,23 @@ Shapes: B images of h x w (each its own), H x W the padded size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from detectron2.structures import ImageList
 from torch import Tensor
 from torch.nn import functional as F
 
 from panoptic_ext.errors import ConfigError
 
-__all__ = ["normalised_batch"]
+__all__ = ["normalised_batch", "wants_channels_last"]
+
+
+def wants_channels_last(cfg: Any) -> bool:
+    """Whether MODEL.CHANNELS_LAST, or without it MODEL.DEVICE, asks for that layout."""
+    if cfg.MODEL.CHANNELS_LAST is not None:
+        return cfg.MODEL.CHANNELS_LAST
+    return torch.device(cfg.MODEL.DEVICE).type == "cpu"
 
 
 def normalised_batch(
@@ -24,6 +33,7 @@ def normalised_batch(
     size_divisibility: int,
     pad_black: bool = False,
     square: int = 0,
+    channels_last: bool = False,
 ) -> ImageList:
     """Subtract the mean, divide by the deviation, and pad on the right and below to one size.
 
@@ -33,6 +43,8 @@ def normalised_batch(
         size_divisibility: H and W are multiples of this many pixels; 0: no such rule.
         pad_black: pad with a grey level of 0 (INPUT.PAD_VALUE "black"), which is -mean / deviation
             after normalisation; otherwise with the mean, which is 0.
+        channels_last: memory layout of the result. Convolutions keep it, so that a whole model runs
+            in it: on a CPU, depthwise and 1 x 1 convolutions are several times faster.
         square: if it is not 0, H and W are this many pixels, rounded up to `size_divisibility`.
 
     Returns:
@@ -44,9 +56,12 @@ def normalised_batch(
     if pad_black:
         batch = _padded(images, size_divisibility, square)
         batch.tensor = (batch.tensor - pixel_mean) / pixel_std
-        return batch
-    normalised = [(image - pixel_mean) / pixel_std for image in images]
-    return _padded(normalised, size_divisibility, square)
+    else:
+        normalised = [(image - pixel_mean) / pixel_std for image in images]
+        batch = _padded(normalised, size_divisibility, square)
+    if channels_last:
+        batch.tensor = batch.tensor.contiguous(memory_format=torch.channels_last)
+    return batch
 
 
 def _padded(images: Sequence[Tensor], size_divisibility: int, square: int) -> ImageList:

@@ -47,7 +47,7 @@ from panoptic_ext.host_copies import to_device
 from panoptic_ext.modeling.backbone.folded_norm import fold_norms
 from panoptic_ext.modeling.meta_arch.base import MetaArchitecture
 from panoptic_ext.modeling.meta_arch.classes import classes_of_dataset
-from panoptic_ext.modeling.meta_arch.image_batch import normalised_batch
+from panoptic_ext.modeling.meta_arch.image_batch import normalised_batch, wants_channels_last
 from panoptic_ext.modeling.meta_arch.region_instances import scored_above, with_thing_indices
 from panoptic_ext.modeling.meta_arch.separated_ids import (
     detectron2_channels,
@@ -92,6 +92,7 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         separated_channels: Sequence[int] | None = None,
         pad_black: bool = False,
         test_square: int = 0,
+        channels_last: bool = False,
         **kwargs: Any,
     ) -> None:
         """Args (all by keyword):
@@ -104,6 +105,7 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
             own PanopticFPN, whose weights are then loaded, too; see `separated_ids`.
         pad_black: see `normalised_batch`.
         test_square: side that test batches are padded to, pixels; 0: as the backbone needs it.
+        channels_last: see `normalised_batch`.
         **kwargs: as `detectron2.modeling.PanopticFPN`.
 
         Raises:
@@ -134,6 +136,7 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         if hasattr(self.backbone, "bottom_up"):
             # The pyramid on a pretrained backbone begins at random, as the heads do.
             self.backbone_prefixes = ("backbone.bottom_up.",)
+        self.channels_last = channels_last
         self.thing_index = thing_index  # on the CPU, where ground truth comes from
         self.fusion = fusion or HeuristicFusion(
             FusionRule(
@@ -171,6 +174,7 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
         ret["fusion"] = cls.build_fusion(cfg, thing_ids=ret["thing_ids"])
         ret["pad_black"] = pads_black(cfg)
         ret["test_square"] = side_of_test_batches(cfg)
+        ret["channels_last"] = wants_channels_last(cfg)
         return ret
 
     @classmethod
@@ -257,6 +261,7 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
             size_divisibility=self.backbone.size_divisibility,
             pad_black=self.pad_black,
             square=square if self.training else max(square, self.test_square),
+            channels_last=self.channels_last,
         )
 
     def _semantic_targets(self, images: ImageList, batched_inputs: list[dict[str, Any]]) -> Tensor:

@@ -22,7 +22,7 @@ from panoptic_ext.modeling.mask_classification.criterion import SetCriterion, se
 from panoptic_ext.modeling.mask_classification.targets import MaskTargets, build_mask_targets
 from panoptic_ext.modeling.meta_arch.base import MetaArchitecture
 from panoptic_ext.modeling.meta_arch.classes import classes_of_dataset
-from panoptic_ext.modeling.meta_arch.image_batch import normalised_batch
+from panoptic_ext.modeling.meta_arch.image_batch import normalised_batch, wants_channels_last
 from panoptic_ext.modeling.meta_arch.mask_former_head import class_ids_of_head
 from panoptic_ext.modeling.meta_arch.segmentation import MaskSegmentation
 from panoptic_ext.modeling.transformer_decoder import DecoderOutputs
@@ -65,6 +65,7 @@ class QueryModel(MetaArchitecture, nn.Module):
         task: str = "panoptic",
         pad_black: bool = False,
         test_square: int = 0,
+        channels_last: bool = False,
         ignore_value: int = 255,
         deep_supervision: bool = True,
         semantic_classifier: nn.Module | None = None,
@@ -82,6 +83,7 @@ class QueryModel(MetaArchitecture, nn.Module):
         task: one of `TASKS`, which chooses the targets; see `build_mask_targets`.
         pad_black: see `normalised_batch`.
         test_square: side that test batches are padded to, pixels; 0: as large as they need be.
+        channels_last: see `normalised_batch`.
         ignore_value: void in the ground truth "sem_seg".
         deep_supervision: also apply the losses to the predictions before the last layer.
         semantic_classifier: mask_features -> logits of the auxiliary semantic loss
@@ -97,6 +99,7 @@ class QueryModel(MetaArchitecture, nn.Module):
         self.size_divisibility = size_divisibility
         self.pad_black = pad_black
         self.test_square = test_square
+        self.channels_last = channels_last
         self.task = task
         self.ignore_value = ignore_value
         self.deep_supervision = deep_supervision
@@ -127,6 +130,7 @@ class QueryModel(MetaArchitecture, nn.Module):
             "task": mask_former_task(cfg),
             "pad_black": pads_black(cfg),
             "test_square": side_of_test_batches(cfg),
+            "channels_last": wants_channels_last(cfg),
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "deep_supervision": cfg.MODEL.MASK_FORMER.DEEP_SUPERVISION,
         }
@@ -201,19 +205,16 @@ class QueryModel(MetaArchitecture, nn.Module):
                 state_dict.setdefault(prefix + name, value)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalised images, padded to one size; on a CPU in channels_last layout."""
-        batch = normalised_batch(
+        """Normalised images, padded to one size; see `normalised_batch`."""
+        return normalised_batch(
             [to_device(x["image"], self.device) for x in batched_inputs],
             pixel_mean=self.pixel_mean,
             pixel_std=self.pixel_std,
             size_divisibility=self.size_divisibility,
             pad_black=self.pad_black,
             square=0 if self.training else self.test_square,
+            channels_last=self.channels_last,
         )
-        # Convolutions keep the layout, and 1x1 ones are several times faster in it on a CPU.
-        if self.device.type == "cpu":
-            batch.tensor = batch.tensor.contiguous(memory_format=torch.channels_last)
-        return batch
 
     def mask_targets(
         self, images: ImageList, batched_inputs: list[dict[str, Any]]

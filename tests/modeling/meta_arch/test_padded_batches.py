@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 
 from panoptic_ext import add_panoptic_ext_config
 from tests import ROOT
 from tests.tiny import eomt, mask_former
 from tests.tiny.mask_former import NAME, THINGS, predict
-from tests.tiny.model_inputs import IS_THING
+from tests.tiny.model_inputs import IS_THING, fake_input
 
 EOMT_INPUT = {
     "INPUT.PAD_VALUE": "black",
@@ -88,3 +89,22 @@ def test_masks_go_to_the_square_then_to_the_image_then_to_the_output():
         classes = outputs.pred_logits[0].softmax(-1)[:, :-1]
     expected = torch.einsum("qc,qhw->chw", classes, masks)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mask2former", "panoptic_fpn"])
+def test_the_memory_layout_changes_no_result(name):
+    """MODEL.CHANNELS_LAST: on a CPU by default, and the same losses to rounding."""
+    inputs = [mask_former.mapped() if name == "mask2former" else fake_input()]
+    losses, layouts = {}, {}
+    weights = BUILDERS[name]().state_dict()
+    for key in (None, True, False):
+        model = BUILDERS[name](**{"MODEL.CHANNELS_LAST": key}).train()
+        model.load_state_dict(weights)
+        images = model.preprocess_image(inputs).tensor
+        layouts[key] = images.is_contiguous(memory_format=torch.channels_last)
+        torch.manual_seed(0)
+        with EventStorage():
+            losses[key] = model(inputs)
+    assert layouts == {None: True, True: True, False: False}
+    for key, loss in losses[False].items():
+        torch.testing.assert_close(losses[True][key], loss, rtol=1e-3, atol=1e-4)

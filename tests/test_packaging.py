@@ -79,7 +79,8 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     found = metadata(wheel)
     assert found["Name"].replace("-", "_") == "panoptic_ext"
     assert found["Requires-Python"] == ">=3.10"
-    extras = {"all", "dev", "docs", "fiftyone", "hf", "pretrained", "results", "timm"}
+    extras = {"all", "dev", "docs", "fiftyone", "hf", "mlflow", "pretrained", "results", "timm"}
+    extras.add("wandb")
     assert set(found.get_all("Provides-Extra")) == extras
     required = [line for line in found.get_all("Requires-Dist") if "extra ==" not in line]
     assert "torch>=2.4" in required

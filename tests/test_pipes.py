@@ -22,7 +22,7 @@ from panoptic_ext.data.datasets.metadata_file import load_metadata
 from panoptic_ext.data.image_files import read_image
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.engine.checkpoint.read_weights import load_pickle, load_torch
-from panoptic_ext.engine.hooks import trim_metrics
+from panoptic_ext.engine.writers import trim_metrics
 from panoptic_ext.errors import PanopticExtError
 from panoptic_ext.evaluation.compare_files import evaluate_files
 from panoptic_ext.evaluation.instance_evaluation import PanopticInstanceEvaluator

@@ -14,6 +14,7 @@ from panoptic_ext.config.efficientps import add_efficientps_keys
 from panoptic_ext.config.eomt import add_eomt_keys
 from panoptic_ext.config.fusion import add_fusion_keys
 from panoptic_ext.config.left_out import mark_left_out
+from panoptic_ext.config.loggers import add_logger_keys
 from panoptic_ext.config.mask_former import add_mask_former_keys
 from panoptic_ext.config.pmt import add_pmt_keys
 from panoptic_ext.config.training import add_training_keys
@@ -55,6 +56,7 @@ def add_panoptic_ext_config(cfg: CN) -> None:
     _add_run_keys(cfg)
     add_training_keys(cfg)
     add_training_length_keys(cfg)
+    add_logger_keys(cfg)
     add_mask_former_keys(cfg)
     add_backbone_keys(cfg)
     add_efficientps_keys(cfg)

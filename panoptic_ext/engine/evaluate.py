@@ -9,6 +9,8 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from time import perf_counter
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -48,6 +50,7 @@ __all__ = ["build_evaluator", "evaluate"]
 
 logger = logging.getLogger(__name__)
 
+_NUM_SILENT_IMAGES = 10  # of Detectron2's inference_on_dataset
 _NO_AUGMENTATION = (
     "TEST.AUG.ENABLED is True, but test-time augmentation is not implemented: each image is "
     "evaluated once, at its test size and unflipped, so results are those without it. "
@@ -122,11 +125,21 @@ class _StoppableLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
+        began = logged = perf_counter()
         for batch in self._loader:
             yield batch
             self.num_evaluated += 1
             if self._stop:
                 return
+            # Detectron2's lines about progress begin after these images.
+            if self.num_evaluated <= _NUM_SILENT_IMAGES and perf_counter() - logged > 5:
+                logged = perf_counter()
+                num_left = len(self) - self.num_evaluated
+                seconds = round((logged - began) / self.num_evaluated * num_left)
+                left = timedelta(seconds=seconds)
+                logger.info(
+                    "Evaluated %d of %d images, about %s left", self.num_evaluated, len(self), left
+                )
 
 
 @contextmanager

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import time
 from typing import Any
 
 import torch
 from detectron2.engine import hooks
 from detectron2.engine.train_loop import HookBase
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 
-from panoptic_ext.atomic import write_atomic
 from panoptic_ext.engine.divergence import divergence_of
 from panoptic_ext.engine.layer_decay import BACKBONE_MARK
-from panoptic_ext.errors import NOT_JSON, ConfigError, NonFiniteLossError
-from panoptic_ext.regular_files import LOG_FILE, check_regular_file
+from panoptic_ext.errors import NonFiniteLossError
 
 __all__ = [
     "AverageHook",
@@ -26,9 +20,7 @@ __all__ = [
     "EvaluationHook",
     "LRScheduler",
     "PreciseBNHook",
-    "WriterHook",
     "is_precise_bn_wanted",
-    "trim_metrics",
 ]
 
 logger = logging.getLogger(__name__)
@@ -156,75 +148,6 @@ class AverageHook(HookBase):
     def after_step(self) -> None:
         if self.trainer.average is not None:
             self.trainer.average.update()
-
-
-class WriterHook(HookBase):
-    """Write losses and results to the console, metrics.json and TensorBoard.
-
-    Values that an earlier attempt wrote for iterations that are now trained again are removed.
-    """
-
-    def __init__(self, output_dir: str, period: int = 20) -> None:
-        self._output_dir = output_dir
-        self._period = period
-        self._writers: list[Any] = []
-        self._inner: hooks.PeriodicWriter | None = None
-
-    def before_train(self) -> None:
-        # Not in the constructor: a run that fails before its training leaves the files untouched.
-        start, path = self.trainer.start_iter, os.path.join(self._output_dir, "metrics.json")
-        trim_metrics(path, start)
-        purge: dict[str, Any] = {"purge_step": start} if start else {}
-        self._writers = [
-            CommonMetricPrinter(self.trainer.max_iter),
-            JSONWriter(path),
-            TensorboardXWriter(self._output_dir, **purge),
-        ]
-        self._inner = hooks.PeriodicWriter(self._writers, self._period)
-        self._inner.trainer = self.trainer
-
-    def after_step(self) -> None:
-        assert self._inner is not None
-        self._inner.after_step()
-
-    def after_train(self) -> None:
-        if self._inner is not None:
-            self._inner.after_train()
-            self._inner = None
-
-    def close(self) -> None:
-        """Close the files without a row for the last iteration.
-
-        The resumed run writes the rows that are due.
-        """
-        if self._inner is not None:
-            for writer in self._writers:
-                writer.close()
-            self._inner = None
-
-
-def trim_metrics(path: str, start_iter: int) -> None:
-    """Remove the lines of metrics.json from `start_iter` on, and lines that are no whole JSON.
-
-    If `start_iter` is 0, the file of the earlier run is renamed instead.
-    """
-    if not os.path.exists(path):
-        return
-    if start_iter == 0:
-        renamed = f"{path[: -len('.json')]}-before-{time.strftime('%Y%m%d-%H%M%S')}.json"
-        os.replace(path, renamed)
-        logger.info("%s of an earlier run is now %s", path, renamed)
-        return
-    check_regular_file(path, LOG_FILE, error=ConfigError)
-    kept = []
-    with open(path, encoding="utf-8", errors="replace") as stream:
-        for line in stream:
-            try:
-                if json.loads(line)["iteration"] < start_iter:
-                    kept.append(line if line.endswith("\n") else line + "\n")
-            except (*NOT_JSON, KeyError, TypeError):
-                continue
-    write_atomic(path, lambda stream: stream.write("".join(kept).encode()))
 
 
 def is_precise_bn_wanted(cfg: Any, model: torch.nn.Module) -> bool:

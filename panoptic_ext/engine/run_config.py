@@ -14,6 +14,7 @@ from panoptic_ext.config import add_panoptic_ext_config
 from panoptic_ext.config.fusion_keys import check_fusion_keys
 from panoptic_ext.config.image_values import check_test_images, pads_black
 from panoptic_ext.config.left_out import DERIVED_KEYS, get_key, is_left_out, set_key, settle
+from panoptic_ext.config.loggers import check_loggers
 from panoptic_ext.config.published_names import resolve_published_names
 from panoptic_ext.config.yaml_reader import Setting, merge_settings, read_file, read_opts
 from panoptic_ext.data import check_same_categories, has_instances_alone, register_from_config
@@ -145,6 +146,7 @@ def _check_values(cfg: CfgNode) -> None:
     check_precision(cfg)
     check_average_keys(cfg)
     check_best_metric_keys(cfg)
+    check_loggers(cfg)
     check_test_images(cfg)
     pads_black(cfg)  # checks the value
     device = cfg.MODEL.DEVICE

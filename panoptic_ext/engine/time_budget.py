@@ -121,7 +121,8 @@ class TimeBudgetHook(HookBase):
                 self._change_budget(start)
             schedule = self.trainer.scheduler
             schedule.load_state_dict(schedule.state_dict())  # the rate of the first step
-        self.trainer.max_iter = self._timeline.end
+        # Of the last iteration of the checkpoint: its evaluation may have been cut off.
+        self._schedule_hooks(start - 1)
 
     def before_step(self) -> None:
         iteration = self.trainer.iter
@@ -198,7 +199,7 @@ class TimeBudgetHook(HookBase):
             name = "checkpoint" if isinstance(hook, CheckpointHook) else "evaluation"
             if isinstance(hook, (CheckpointHook, hooks.EvalHook, hooks.PreciseBN)):
                 is_due = self._timeline.is_due(self._periods[name], iteration)
-                hook._period = 1 if is_due else iteration + 2  # no divisor of iteration + 1
+                hook._period = 1 if is_due else iteration + 3  # no divisor of iteration + 1
 
     def _note_cycle(self, iteration: int) -> None:
         """Note what the iteration before this one took, with all that followed its step."""

@@ -27,18 +27,17 @@ from panoptic_ext.engine.checkpoint.fingerprint import compare_runs, run_fingerp
 from panoptic_ext.engine.checkpoint.rng import get_rng_state
 from panoptic_ext.engine.checkpoint.trainer_state import check_parts, restore_state, state_of
 from panoptic_ext.engine.class_take_over import class_take_over
-from panoptic_ext.engine.first_steps import FirstStepsHook
 from panoptic_ext.engine.hooks import (
     AverageHook,
     CheckpointHook,
     EvaluationHook,
     LRScheduler,
     PreciseBNHook,
-    WriterHook,
     is_precise_bn_wanted,
 )
 from panoptic_ext.engine.output_folder import prepare_output
 from panoptic_ext.engine.precision import build_grad_scaler, training_precision
+from panoptic_ext.engine.progress import ProgressHook
 from panoptic_ext.engine.resume_command import GOES_ON
 from panoptic_ext.engine.run_config import has_own_weights, without_pretrained
 from panoptic_ext.engine.stretched_schedule import build_timeline, stretched
@@ -46,6 +45,7 @@ from panoptic_ext.engine.system_errors import explain_system_error
 from panoptic_ext.engine.time_budget import TimeBudgetHook
 from panoptic_ext.engine.train_step import TrainStep
 from panoptic_ext.engine.weight_average import build_weight_average
+from panoptic_ext.engine.writers import WriterHook
 from panoptic_ext.interruption import Interrupted, stoppable
 
 __all__ = ["Trainer", "is_for_console"]
@@ -203,14 +203,14 @@ class Trainer(DefaultTrainer):
         return [
             hooks.IterationTimer(),
             TimeBudgetHook(cfg, self._timeline) if self._timeline is not None else None,
-            FirstStepsHook() if comm.is_main_process() else None,
+            ProgressHook(cfg) if comm.is_main_process() else None,
             LRScheduler(),
             AverageHook(),
             precise_bn,  # before the checkpoint, which then holds the statistics
             CheckpointHook(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINTS_TO_KEEP),
             # After the checkpoint, so that no training is lost if the evaluation fails.
             EvaluationHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
-            WriterHook(cfg.OUTPUT_DIR) if comm.is_main_process() else None,
+            WriterHook(cfg) if comm.is_main_process() else None,
         ]
 
     def gather_worker_state(self) -> None:

@@ -18,8 +18,8 @@ from torch import multiprocessing, nn
 from panoptic_ext.commands.train import main
 from panoptic_ext.engine import TrainLoader
 from panoptic_ext.engine.distributed import leave, make_local_group
-from panoptic_ext.engine.hooks import trim_metrics
 from panoptic_ext.engine.trainer import Trainer
+from panoptic_ext.engine.writers import trim_metrics
 from panoptic_ext.errors import CheckpointError, ConfigError, NonFiniteLossError
 from tests.tiny.training import TinyTrainer, tiny_cfg, tiny_mapper, tiny_records
 

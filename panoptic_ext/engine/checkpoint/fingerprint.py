@@ -30,6 +30,9 @@ _HARMLESS_KEYS = (
     "OUTPUT_DIR",
     "DATALOADER.NUM_WORKERS",
     "VIS_PERIOD",
+    "LOGGERS",
+    "WANDB.",
+    "MLFLOW.",
     "DATASETS.SEARCH_PATH",
     "MODEL.TRANSFORMERS.ARCHITECTURE",  # the run's config.yaml repeats what NAME_OR_PATH holds
 )

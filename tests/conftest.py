@@ -63,6 +63,16 @@ def shared_data() -> Path:
 
 
 @pytest.fixture
+def gpu() -> str:
+    """The device of tests marked gpu: "cuda", or what $PANOPTIC_EXT_TEST_DEVICE names.
+
+    With "cpu" they run on any machine, which shows that they are not rotten; what only CUDA can
+    show, such as waits, is then not checked.
+    """
+    return os.environ.get("PANOPTIC_EXT_TEST_DEVICE") or "cuda"
+
+
+@pytest.fixture
 def clean_catalogs() -> Iterator[None]:
     """Forget every data set and metadata that the test registered, and what it read of others."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -117,7 +127,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {ROOT / "tests" / name: number for number, name in enumerate(LONGEST)}
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (rank.get(item.path, len(rank)), item.path not in slow))
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() or os.environ.get("PANOPTIC_EXT_TEST_DEVICE"):
         return
     skip = pytest.mark.skip(reason="needs a CUDA device, and torch sees none")
     for item in items:

@@ -15,6 +15,7 @@ from panoptic_ext.fusion.hadamard import hadamard_product
 from panoptic_ext.postprocessing import best_class
 from tests.fusion import dense_fusion as dense
 from tests.fusion.dense_fusion import Case, make_case
+from tests.gpu_waits import waits_of
 
 hadamard_cases = dense.cases(instance_logit_scale=st.sampled_from([1.0, 4.0]))
 scene = partial(dense.scene, instance_logit_scale=1.0)
@@ -259,22 +260,17 @@ def test_an_unknown_void_policy_is_refused() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_cuda(dtype: torch.dtype) -> None:
+def test_cuda(dtype: torch.dtype, gpu: str) -> None:
     for seed in range(30):
         case = make_case(seed, 30, size=(60, 70), instance_logit_scale=1.0).to(dtype)
-        dense.check(fuse(case.to("cuda")), dense.hadamard(case))
+        dense.check(fuse(case.to(gpu)), dense.hadamard(case))
 
 
 @pytest.mark.gpu
-def test_cuda_waits_for_the_host_no_more_often_for_more_instances() -> None:
-    from torch.profiler import ProfilerActivity, profile
-
+def test_cuda_waits_for_the_host_no_more_often_for_more_instances(gpu: str) -> None:
     waits = []
     for count in (5, 50):
-        case = make_case(0, count, size=(60, 70), instance_logit_scale=1.0).to("cuda")
+        case = make_case(0, count, size=(60, 70), instance_logit_scale=1.0).to(gpu)
         fuse(case)
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-            fuse(case)
-        events = {event.key: event.count for event in profiler.key_averages()}
-        waits.append(events.get("cudaStreamSynchronize", 0))
+        waits.append(waits_of(lambda case=case: fuse(case), gpu)[1])
     assert waits[0] == waits[1]

@@ -222,9 +222,9 @@ def test_an_unknown_void_policy_and_instances_of_stuff_are_refused(fusion) -> No
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_cuda(dtype: torch.dtype) -> None:
+def test_cuda(dtype: torch.dtype, gpu: str) -> None:
     for seed in range(20):
-        case = make_case(seed, 20, size=(60, 70)).to(dtype).to("cuda")
+        case = make_case(seed, 20, size=(60, 70)).to(dtype).to(gpu)
         expected = case.fuse(heuristic_fusion_detectron2)
         found = case.fuse(heuristic_fusion)
         assert torch.equal(found[0], expected[0])

@@ -364,14 +364,14 @@ def test_fusions_without_parameters_have_no_losses():
 
 
 @pytest.mark.gpu
-def test_on_cuda_as_on_cpu():
+def test_on_cuda_as_on_cpu(gpu):
     fusion = disturb(make_fusion())
     case, labels = person(6)
     expected, _ = fusion(sem_seg(), detections(case, SCORES))
     loss = losses(fusion, [(case, labels)])["loss_spatial_ranking"].item()
-    fusion.cuda()
-    case = {key: value.cuda() for key, value in case.items()}
-    found, _ = fusion(sem_seg().cuda(), detections(case, SCORES.cuda()))
+    fusion.to(gpu)
+    case = {key: value.to(gpu) for key, value in case.items()}
+    found, _ = fusion(sem_seg().to(gpu), detections(case, SCORES.to(gpu)))
     assert torch.equal(found.cpu(), expected)
-    on_cuda = losses(fusion, [(case, labels.cuda())])["loss_spatial_ranking"].item()
+    on_cuda = losses(fusion, [(case, labels.to(gpu))])["loss_spatial_ranking"].item()
     assert on_cuda == pytest.approx(loss, rel=1e-4)

@@ -143,7 +143,7 @@ def test_an_unknown_void_policy_is_refused() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_cuda(dtype: torch.dtype) -> None:
+def test_cuda(dtype: torch.dtype, gpu: str) -> None:
     for seed in range(20):
         case = make_case(seed, 20, size=(60, 70), nms_threshold=0.5).to(dtype)
-        dense.check(fuse(case.to("cuda")), dense.upsnet(case))
+        dense.check(fuse(case.to(gpu)), dense.upsnet(case))

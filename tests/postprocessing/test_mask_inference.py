@@ -305,14 +305,13 @@ def test_a_mask_without_a_finite_logit(value):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_gives_the_same_map():
+def test_cuda_gives_the_same_map(gpu):
     mask_cls, mask_pred = make_case(30, 5, (64, 64), seed=1)
     arguments = dict(
         **sizes_of((64, 64), pad=(3, 5), output=(300, 211)), thing_ids=THINGS,
         object_mask_threshold=0.0, overlap_threshold=0.3,
     )  # fmt: skip
     expected, segments = panoptic_inference(mask_cls, mask_pred, **arguments)
-    found, found_segments = panoptic_inference(mask_cls.cuda(), mask_pred.cuda(), **arguments)
+    found, found_segments = panoptic_inference(mask_cls.to(gpu), mask_pred.to(gpu), **arguments)
     assert (found.cpu() != expected).sum() <= 3
     assert plain_segments(found_segments) == plain_segments(segments)

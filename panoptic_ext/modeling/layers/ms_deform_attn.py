@@ -125,6 +125,8 @@ def _check_shapes(
         )
 
 
+# torch.compile takes the answer as it is, and does not look for Triton in its graph.
+@torch.compiler.assume_constant_result
 def _choose_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
     check_known("ms_deform_attn backend", backend, MS_DEFORM_ATTN_BACKENDS)
     on_cpu = device.type == "cpu"

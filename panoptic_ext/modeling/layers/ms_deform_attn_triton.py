@@ -15,7 +15,9 @@ the same kernels run on CPU tensors, slowly: for tests.
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -43,6 +45,9 @@ def ms_deform_attn_triton(
     value: Tensor, spatial_shapes: Shapes, sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
     """As `ms_deform_attn`; locations and weights in float32, values in float32 or a half type."""
+    if torch.compiler.is_compiling():
+        sides = [side for shape in spatial_shapes for side in shape]
+        return _operator(value, sampling_locations, attention_weights, sides)
     table = _level_table(spatial_shapes, value.device)
     return _MSDeformAttn.apply(value, table, sampling_locations, attention_weights)
 
@@ -61,39 +66,123 @@ class _MSDeformAttn(torch.autograd.Function):
     def forward(ctx, value: Tensor, table: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
         value, locations, weights = (t.contiguous() for t in (value, locations, weights))
         ctx.save_for_backward(value, table, locations, weights)
-        batch, _, heads, channels = value.shape
-        out = value.new_empty(batch, locations.shape[1], heads * channels)
-        if out.numel():
-            grid, sizes = _launch(value, locations)
-            _forward_kernel[grid](value, table, locations, weights, out, **sizes)
-        return out
+        return _run_forward(value, table, locations, weights)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        needs = ctx.needs_input_grad
         value, table, locations, weights = ctx.saved_tensors
-        by_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
-        by_place, by_weight = torch.empty_like(locations), torch.empty_like(weights)
-        if grad_out.numel():
-            grid, sizes = _launch(value, locations)
-            _backward_kernel[grid](
-                value,
-                table,
-                locations,
-                weights,
-                grad_out.contiguous(),
-                by_value,
-                by_place,
-                by_weight,
-                NEED_VALUE=ctx.needs_input_grad[0],
-                **sizes,
-            )
-        return (
-            by_value.to(value.dtype) if ctx.needs_input_grad[0] else None,
-            None,
-            by_place if ctx.needs_input_grad[2] else None,
-            by_weight if ctx.needs_input_grad[3] else None,
+        by_value, by_place, by_weight = _run_backward(
+            value, table, locations, weights, grad_out.contiguous(), needs[0]
         )
+        return (
+            by_value if needs[0] else None,
+            None,
+            by_place if needs[2] else None,
+            by_weight if needs[3] else None,
+        )
+
+
+def _run_forward(value: Tensor, table: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    """The result for contiguous tensors."""
+    batch, _, heads, channels = value.shape
+    out = value.new_empty(batch, locations.shape[1], heads * channels)
+    if out.numel():
+        grid, sizes = _launch(value, locations)
+        _forward_kernel[grid](value, table, locations, weights, out, **sizes)
+    return out
+
+
+def _run_backward(
+    value: Tensor,
+    table: Tensor,
+    locations: Tensor,
+    weights: Tensor,
+    grad_out: Tensor,
+    need_value: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of contiguous tensors; that of the values is 0 if it is not needed."""
+    by_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
+    by_place, by_weight = torch.empty_like(locations), torch.empty_like(weights)
+    if grad_out.numel():
+        grid, sizes = _launch(value, locations)
+        _backward_kernel[grid](
+            value,
+            table,
+            locations,
+            weights,
+            grad_out,
+            by_value,
+            by_place,
+            by_weight,
+            NEED_VALUE=need_value,
+            **sizes,
+        )
+    return by_value.to(value.dtype), by_place, by_weight
+
+
+# Operators that torch.compile does not look into. It would otherwise end its graph at every
+# attention, and copy the table of levels to the device in every call.
+def _operator_forward(
+    value: Tensor, locations: Tensor, weights: Tensor, sides: Sequence[int]
+) -> Tensor:
+    table = _level_table(tuple(itertools.pairwise(sides))[::2], value.device)
+    return _run_forward(value.contiguous(), table, locations.contiguous(), weights.contiguous())
+
+
+def _operator_backward(
+    value: Tensor, locations: Tensor, weights: Tensor, grad_out: Tensor, sides: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    table = _level_table(tuple(itertools.pairwise(sides))[::2], value.device)
+    value, locations, weights, grad_out = (
+        t.contiguous() for t in (value, locations, weights, grad_out)
+    )
+    return _run_backward(value, table, locations, weights, grad_out, True)
+
+
+_operator = torch.library.custom_op(
+    "panoptic_ext::ms_deform_attn",
+    _operator_forward,
+    mutates_args=(),
+    schema="(Tensor value, Tensor locations, Tensor weights, int[] sides) -> Tensor",
+)
+_gradient_operator = torch.library.custom_op(
+    "panoptic_ext::ms_deform_attn_backward",
+    _operator_backward,
+    mutates_args=(),
+    schema=(
+        "(Tensor value, Tensor locations, Tensor weights, Tensor grad_out, int[] sides) "
+        "-> (Tensor, Tensor, Tensor)"
+    ),
+)
+
+
+@_operator.register_fake
+def _(value: Tensor, locations: Tensor, weights: Tensor, sides: Sequence[int]) -> Tensor:
+    batch, _, heads, channels = value.shape
+    return value.new_empty(batch, locations.shape[1], heads * channels)
+
+
+@_gradient_operator.register_fake
+def _(
+    value: Tensor, locations: Tensor, weights: Tensor, grad_out: Tensor, sides: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    layout = torch.contiguous_format
+    like = (torch.empty_like(t, memory_format=layout) for t in (value, locations, weights))
+    return tuple(like)
+
+
+def _keep_inputs(ctx, inputs: tuple, output: Tensor) -> None:
+    *tensors, ctx.sides = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gradients(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    return (*_gradient_operator(*ctx.saved_tensors, grad_out, ctx.sides), None)
+
+
+_operator.register_autograd(_gradients, setup_context=_keep_inputs)
 
 
 def _launch(value: Tensor, locations: Tensor) -> tuple[tuple[int], dict[str, int]]:

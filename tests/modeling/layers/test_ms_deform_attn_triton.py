@@ -119,20 +119,20 @@ def test_float64_never_goes_to_triton(monkeypatch, caplog, device, interpreted):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["auto", "triton"])
-def test_float64_on_cuda_is_computed_in_float64(backend):
+def test_float64_on_cuda_is_computed_in_float64(backend, gpu):
     shapes = [(5, 4), (3, 2)]
-    inputs = [t.cuda() for t in make_inputs(shapes, 1, 9, 2, 8, 2, seed=0)]
+    inputs = [t.to(gpu) for t in make_inputs(shapes, 1, 9, 2, 8, 2, seed=0)]
     expected = output_and_gradients(inputs, shapes, "reference")
     for theirs, ours in zip(expected, output_and_gradients(inputs, shapes, backend), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.gpu
-def test_a_location_that_is_no_number_is_seen_on_cuda():
+def test_a_location_that_is_no_number_is_seen_on_cuda(gpu):
     shapes = [(4, 3)]
     value, locations, weights = make_inputs(shapes, 1, 5, 1, 4, 2, 10, dtype=torch.float32)
     locations[0, 2] = float("nan")
-    inputs = [t.cuda() for t in (value, locations, weights)]
+    inputs = [t.to(gpu) for t in (value, locations, weights)]
     out = ms_deform_attn(inputs[0], shapes, *inputs[1:], backend="triton")[0]
     assert out[2].isnan().all()
     assert not out[[0, 1, 3, 4]].isnan().any()
@@ -140,10 +140,10 @@ def test_a_location_that_is_no_number_is_seen_on_cuda():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_kernels_equal_the_reference_on_cuda(dtype):
+def test_kernels_equal_the_reference_on_cuda(dtype, gpu):
     shapes = [(16, 17), (9, 8), (3, 5)]
     value, locations, weights = make_inputs(shapes, 2, 77, 8, 32, 4, seed=0, dtype=torch.float32)
-    inputs = [t.cuda() for t in (value.to(dtype), locations, weights)]
+    inputs = [t.to(gpu) for t in (value.to(dtype), locations, weights)]
     expected = output_and_gradients(inputs, shapes, "reference")
     found = output_and_gradients(inputs, shapes, "triton")
     tolerance = TOLERANCE[str(dtype).removeprefix("torch.")]

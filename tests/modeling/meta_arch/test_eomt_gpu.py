@@ -29,11 +29,11 @@ def predictions(model, inputs):
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(None, 1e-3), (torch.bfloat16, 0.2), (torch.float16, 0.05)]
 )
-def test_predictions_are_those_of_the_cpu(model, dtype, tolerance):
+def test_predictions_are_those_of_the_cpu(model, dtype, tolerance, gpu):
     inputs = [mapped(seed=0), mapped(seed=1)]
     expected = predictions(model, inputs)
-    on_gpu = copy.deepcopy(model).cuda()
-    with torch.autocast("cuda", dtype, enabled=dtype is not None):
+    on_gpu = copy.deepcopy(model).to(gpu)
+    with torch.autocast(gpu, dtype, enabled=dtype is not None):
         found = predictions(on_gpu, inputs)
     for values, others in zip(found, expected, strict=True):
         difference = (values - others).abs().mean() / others.abs().mean()
@@ -42,11 +42,13 @@ def test_predictions_are_those_of_the_cpu(model, dtype, tolerance):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_step_gives_every_parameter_a_finite_gradient(model, dtype, compiled):
-    model = build(
-        **{"MODEL.VIT.NAME": model.backbone.timm_name, "MODEL.VIT.COMPILE": compiled}
-    ).cuda()
-    with torch.autocast("cuda", dtype):
+def test_a_step_gives_every_parameter_a_finite_gradient(model, dtype, compiled, gpu):
+    if compiled and gpu == "cpu":
+        pytest.skip("inductor takes minutes on a CPU")
+    model = build(**{"MODEL.VIT.NAME": model.backbone.timm_name, "MODEL.VIT.COMPILE": compiled}).to(
+        gpu
+    )
+    with torch.autocast(gpu, dtype):
         losses = model.train()([mapped(seed=0), mapped(seed=1)])
     sum(losses.values()).backward()
     for name, parameter in model.named_parameters():

@@ -45,11 +45,21 @@ __all__ = ["ENCODERS", "MODELS", "Ours", "Peer", "make_mask2former", "make_ours"
 NAME = "benchmark_eomt"
 QUERIES = 200
 # Width, blocks, heads, blocks with queries.
-MODELS = {"small": (384, 12, 6, 3), "base": (768, 12, 12, 3), "large": (1024, 24, 16, 4)}
+MODELS = {
+    "tiny": (32, 4, 2, 2),  # no published one: for a run that only has to end
+    "small": (384, 12, 6, 3),
+    "base": (768, 12, 12, 3),
+    "large": (1024, 24, 16, 4),
+}
 ENCODERS = {
     "dinov2": "vit_{}_patch14_reg4_dinov2",
     "dinov3": "vit_{}_patch16_dinov3_qkvb",
 }
+
+
+def points_of(model: str) -> int:
+    """Points at which masks are compared."""
+    return 64 if model == "tiny" else 12544
 
 
 def make_peer(model: str, family: str, side: int) -> nn.Module:
@@ -65,7 +75,7 @@ def make_peer(model: str, family: str, side: int) -> nn.Module:
         num_queries=QUERIES,
         num_labels=CLASSES,
         image_size=side,
-        train_num_points=12544,
+        train_num_points=points_of(model),
     )
     peer.attn_mask_probs.zero_()
     bias_class_head(peer, (side, side))
@@ -83,11 +93,14 @@ def make_ours(
     cfg.MODEL.BACKBONE.NAME = "build_plain_vit_backbone"
     cfg.MODEL.DEVICE = "cpu"
     vit = cfg.MODEL.VIT
-    vit.NAME, vit.IMAGE_SIZE, vit.PATCH_SIZE = ENCODERS[family].format(model), side, 16
+    published = "small" if model == "tiny" else model
+    vit.NAME, vit.IMAGE_SIZE, vit.PATCH_SIZE = ENCODERS[family].format(published), side, 16
+    vit.EMBED_DIM, vit.DEPTH, vit.NUM_HEADS = MODELS[model][:3]
     vit.COMPILE = compiled
     cfg.MODEL.EOMT.NUM_QUERIES, cfg.MODEL.EOMT.NUM_BLOCKS = QUERIES, MODELS[model][3]
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = CLASSES
     keys = cfg.MODEL.MASK_FORMER
+    keys.TRAIN_NUM_POINTS = points_of(model)
     keys.TEST.PANOPTIC_ON, keys.TEST.SEMANTIC_ON, keys.TEST.INSTANCE_ON = True, False, False
     keys.TEST.OBJECT_MASK_THRESHOLD, keys.TEST.OVERLAP_THRESHOLD = 0.8, OVERLAP
     cfg.DATASETS.TRAIN = (NAME,)

@@ -51,6 +51,13 @@ CLASSES, THINGS, KEPT, SEGMENTS = 133, 80, 30, 15
 OVERLAP = 0.02  # overlap threshold: the smallest share of its mask that a segment may keep
 NAME = "benchmark_mask2former"
 STUFF = set(range(THINGS, CLASSES))
+SMALL = {
+    "encoder_layers": 1,
+    "decoder_layers": 4,
+    "encoder_feedforward_dim": 64,
+    "dim_feedforward": 64,
+    "train_num_points": 64,
+}
 PEER_PARTS = {
     "backbone": "model.pixel_level_module.encoder",
     "pixel decoder": "model.pixel_level_module.decoder",
@@ -113,12 +120,20 @@ def make_truth(size: Size) -> tuple[Tensor, Tensor]:
     return ids.to(torch.int32), classes
 
 
-def make_peer(size: Size) -> nn.Module:
-    """Build transformers' model with random weights, and with fixed batch norms like ours."""
+def make_peer(size: Size, *, small: bool = False) -> nn.Module:
+    """Build transformers' model with random weights, and with fixed batch norms like ours.
+
+    Args:
+        size: of the image by which the class head is biased.
+        small: a quarter of ResNet-50's channels and few layers, for a run that only has to end.
+    """
     torch.manual_seed(0)
     stages = [f"stage{i}" for i in range(1, 5)]
+    channels = {"hidden_sizes": [64, 128, 256, 512], "embedding_size": 16} if small else {}
     config = transformers.Mask2FormerConfig(
-        backbone_config=transformers.ResNetConfig(out_features=stages), num_labels=CLASSES
+        backbone_config=transformers.ResNetConfig(out_features=stages, **channels),
+        num_labels=CLASSES,
+        **(SMALL if small else {}),
     )
     peer = transformers.Mask2FormerForUniversalSegmentation(config).eval()
     randomise(peer)
@@ -142,13 +157,20 @@ def bias_class_head(peer: nn.Module, size: Size) -> None:
     peer.class_predictor.bias[-1] = margin.topk(KEPT + 1).values[-2:].mean() - 1.5
 
 
-def make_ours(peer: nn.Module, outputs: str) -> nn.Module:
+def make_ours(peer: nn.Module, outputs: str, *, small: bool = False) -> nn.Module:
     MetadataCatalog.get(NAME).isthing = tuple(i < THINGS for i in range(CLASSES))
     cfg = get_cfg()
     add_panoptic_ext_config(cfg)
     cfg.merge_from_file(str(ROOT / "configs/common/mask2former/Base-Mask2Former.yaml"))
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = CLASSES
+    if small:
+        resnets, head, keys = cfg.MODEL.RESNETS, cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
+        resnets.WIDTH_PER_GROUP = resnets.STEM_OUT_CHANNELS = 16
+        resnets.RES2_OUT_CHANNELS = 64
+        head.TRANSFORMER_ENC_LAYERS, keys.DEC_LAYERS = SMALL["encoder_layers"], 4
+        head.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD = SMALL["encoder_feedforward_dim"]
+        keys.DIM_FEEDFORWARD, keys.TRAIN_NUM_POINTS = SMALL["dim_feedforward"], 64
     test = cfg.MODEL.MASK_FORMER.TEST
     test.SEMANTIC_ON = test.INSTANCE_ON = outputs == "all"
     test.OVERLAP_THRESHOLD = OVERLAP

@@ -98,7 +98,7 @@ class Queue:
                 trainer_of(job)(Path(folder, "a", "run"), UNENDING, on_step=clock)
             except Enough:
                 self._speeds.put(job, clock.seconds)
-        print(f"{job.speed_key}: {clock.seconds:.3f} s a step", flush=True)
+        print(f"{job.speed_key}: {clock.seconds:.3f} s a step", file=sys.stderr, flush=True)
 
     def train(self, job: Job) -> None:
         """Train one job to its end and write its result."""
@@ -110,16 +110,25 @@ class Queue:
         seconds = self._speeds.get(resolved)
         assert seconds is not None
         result_of_metrics(folder, iterations, seconds, setting).write(folder)
+        for checkpoint in (*folder.glob("model_0*.pth"), *folder.glob("checkpoint.pth")):
+            checkpoint.unlink()  # model_final.pth stays
 
-    def run(self, jobs: Sequence[Job], *, only_measure: bool = False) -> int:
-        """Each job in a process of its own; one that fails is named, and the next one begins."""
-        failed, measured = [], set()
+    def measure_all(self, jobs: Sequence[Job]) -> None:
+        """Measure every side that has not been measured, one after the other in this process."""
+        sides: dict[str, Job] = {}
         for job in jobs:
-            folder, key = self._root / job.name, self.settings.resolve(job).speed_key
-            if (only_measure and key in measured) or read_result(folder) is not None:
+            sides.setdefault(self.settings.resolve(job).speed_key, job)
+        for job in sides.values():
+            self.measure(job)
+
+    def run(self, jobs: Sequence[Job]) -> int:
+        """Each job in a process of its own; one that fails is named, and the next one begins."""
+        failed = []
+        for job in jobs:
+            folder = self._root / job.name
+            if read_result(folder) is not None:
                 continue
-            measured.add(key)
-            for step in ["--measure"] if only_measure else ["--measure", "--train"]:
+            for step in ("--measure", "--train"):
                 if status := self._call(step, job, folder):
                     failed.append(f"{job.name} ({step[2:]}, exit code {status}, {folder})")
                     break
@@ -161,7 +170,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--sides", nargs="+", default=list(SIDES), help="also detectron2:SETTING")
     parser.add_argument("--data", nargs="+", default=list(DATA_SETS))
     parser.add_argument("--jobs", nargs="+", default=[], help="words that a job's name has")
-    parser.add_argument("--limit", type=float, default=30.0, help="of a measurement, seconds")
+    parser.add_argument("--limit", type=float, default=15.0, help="of a measurement, seconds")
     parser.add_argument("--tune", action="store_true", help="every setting of the peers, seed 1")
     parser.add_argument("--list", action="store_true", help="what is done")
     parser.add_argument("--report", action="store_true", help="table, curves and sheets")
@@ -200,7 +209,10 @@ def main() -> int:
     if options.report:
         report(jobs, options.output)
         return 0
-    status = queue.run(jobs, only_measure=options.measure == "")
+    if options.measure is not None:
+        queue.measure_all(jobs)
+        return 0
+    status = queue.run(jobs)
     if options.tune:
         print(f"best settings: {queue.settings.choose(jobs)}")
     return status

@@ -117,7 +117,7 @@ def make_model(
 class Batches:
     """Augmented batches without end, as the processor makes them."""
 
-    def __init__(self, setting: Setting, name: str, data: str, seed: int) -> None:
+    def __init__(self, setting: Setting, name: str, data: str, seed: int | Sequence[int]) -> None:
         self._records, self._batch = get_records(name), setting.batch
         self._random = np.random.default_rng(seed)
         least, most, longest, crop, short = SIZES[data]
@@ -232,9 +232,9 @@ def _as_panoptic_seg(found: dict[str, Any], isthing: Any) -> tuple[Tensor, list[
 class Loop(TrainerBase):
     """A plain training loop; Detectron2's hooks evaluate and write metrics.json."""
 
-    def __init__(
-        self, model: nn.Module, setting: Setting, batches: Batches, iterations: int, folder: Path
-    ) -> None:
+    batches: Iterator[dict[str, Any]]
+
+    def __init__(self, model: nn.Module, setting: Setting, iterations: int, folder: Path) -> None:
         super().__init__()
         self.model, self.setting, self.folder = model.train(), setting, folder
         self.optimizer = make_optimizer(model, setting)
@@ -242,10 +242,10 @@ class Loop(TrainerBase):
         self.schedule = transformers.get_cosine_schedule_with_warmup(
             self.optimizer, warmup, iterations
         )
-        self.max_iter, self._batches = iterations, iter(batches)
+        self.max_iter = iterations
 
     def run_step(self) -> None:
-        loss = self.model(**next(self._batches)).loss
+        loss = self.model(**next(self.batches)).loss
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.setting.clip)
@@ -312,8 +312,9 @@ def train(
     seed_all_rng(seed)
     classes = len(MetadataCatalog.get(names[0]).isthing)
     model = make_model(setting, classes, queries=QUERIES[data], pretrained=pretrained)
-    loop = Loop(model, setting, Batches(setting, names[0], data, seed), iterations, folder)
+    loop = Loop(model, setting, iterations, folder)
     start = loop.resume()
+    loop.batches = iter(Batches(setting, names[0], data, [seed, start]))
     loop.register_hooks(
         [
             LRScheduler(loop.optimizer, loop.schedule),
@@ -326,3 +327,4 @@ def train(
         ]
     )
     loop.train(start, iterations)
+    torch.save(model.state_dict(), folder / "model_final.pth")

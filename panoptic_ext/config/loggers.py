@@ -21,8 +21,9 @@ def add_logger_keys(cfg: CN) -> None:
 
     # A run of Weights & Biases. A resumed training goes on in the same run.
     cfg.WANDB = CN()
-    # Project and entity (user or team). "": $WANDB_PROJECT and $WANDB_ENTITY, or what wandb takes.
+    # Name of the project. "": $WANDB_PROJECT, or what wandb takes.
     cfg.WANDB.PROJECT = ""
+    # User or team. "": $WANDB_ENTITY, or what wandb takes.
     cfg.WANDB.ENTITY = ""
     # Name of the run. "": $WANDB_NAME, or the name of OUTPUT_DIR.
     cfg.WANDB.NAME = ""

@@ -30,7 +30,7 @@ from panoptic_ext.engine.samplers import sampler_maker
 from panoptic_ext.errors import ConfigError, DatasetError, PanopticExtError
 from panoptic_ext.interruption import outlive_interruption
 
-__all__ = ["TrainLoader", "build_test_loader", "build_train_loader"]
+__all__ = ["TrainLoader", "build_test_loader", "build_train_loader", "train_records"]
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, seed: int | None = Non
         DatasetError: the data set is empty, or all of it is filtered out.
         ConfigError: unknown sampler, or a batch size that the workers cannot share.
     """
-    records = _train_records(cfg)
+    records = train_records(cfg)
     if seed is None:
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     return TrainLoader(
@@ -284,7 +284,13 @@ def _pins_memory(cfg: CfgNode) -> bool:
     return torch.device(cfg.MODEL.DEVICE).type == "cuda" and torch.cuda.is_available()
 
 
-def _train_records(cfg: CfgNode) -> list[Record]:
+def train_records(cfg: CfgNode) -> list[Record]:
+    """The records of DATASETS.TRAIN that a training uses.
+
+    Raises:
+        ConfigError: no data set is named.
+        DatasetError: the data set is empty, or all of it is filtered out.
+    """
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN is empty; name a data set to train on")
     records = list(itertools.chain.from_iterable(get_records(n) for n in cfg.DATASETS.TRAIN))

@@ -19,6 +19,8 @@ from detectron2.utils.logger import setup_logger
 
 from panoptic_ext.data.datasets.parsed import parsed_once
 from panoptic_ext.engine import distributed
+from panoptic_ext.engine.auto_batch import with_fitting_batch
+from panoptic_ext.engine.auto_scale import auto_scaled
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.engine.device import choose_device, set_precision
 from panoptic_ext.engine.dry_run import dry_run
@@ -159,6 +161,7 @@ def _work(cfg: CfgNode, args: argparse.Namespace) -> int:
     set_precision(cfg)
     if cfg.MODEL.DEVICE == "cpu" and args.num_gpus > 1:
         logger.warning("--num-gpus %d is ignored on the CPU", args.num_gpus)
+    cfg = _scaled(cfg, args)
     if comm.is_main_process() and not args.dry_run:
         # An evaluation must not overwrite the config of the training in OUTPUT_DIR.
         folder = result_folder(cfg) if args.eval_only else cfg.OUTPUT_DIR
@@ -178,6 +181,13 @@ def _work(cfg: CfgNode, args: argparse.Namespace) -> int:
         trainer.resume_or_load(resume=args.resume)
         trainer.train()
     return 0
+
+
+def _scaled(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
+    """The config of a training with the batch that fits and what follows from it."""
+    if args.eval_only:
+        return cfg
+    return auto_scaled(with_fitting_batch(cfg, resume=args.resume))
 
 
 def _check_weights(cfg: CfgNode, resume: bool) -> None:

@@ -27,6 +27,7 @@ from panoptic_ext.data.datasets.class_numbers import (
     void_number,
 )
 from panoptic_ext.data.datasets.known_classes import describe_classes
+from panoptic_ext.engine.auto_scale import check_auto_scale, set_reference_batch
 from panoptic_ext.engine.best_metric import check_best_metric_keys
 from panoptic_ext.engine.precision import check_precision
 from panoptic_ext.engine.weight_average import check_average_keys
@@ -100,6 +101,7 @@ def load_cfg(
         for name in dataset_names(cfg):
             describe_classes(name, trained_on.as_dict())
         derive_left_out(cfg, arch)
+    set_reference_batch(cfg, settings)
     settle(cfg)
     cfg.freeze()
     return cfg
@@ -147,6 +149,7 @@ def _check_values(cfg: CfgNode) -> None:
     check_average_keys(cfg)
     check_best_metric_keys(cfg)
     check_loggers(cfg)
+    check_auto_scale(cfg)
     check_test_images(cfg)
     pads_black(cfg)  # checks the value
     device = cfg.MODEL.DEVICE

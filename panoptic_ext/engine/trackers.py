@@ -24,7 +24,7 @@ from panoptic_ext.config import add_panoptic_ext_config
 from panoptic_ext.evaluation.build import result_folder
 from panoptic_ext.optional_packages import import_optional
 
-__all__ = ["MlflowWriter", "Tracker", "WandbWriter"]
+__all__ = ["MlflowWriter", "Tracker", "WandbWriter", "mlflow_names", "wandb_options"]
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +94,6 @@ class Tracker(EventWriter):
     def _end(self) -> None:
         raise NotImplementedError
 
-    def _run_name(self, given: str) -> str:
-        return given or os.path.basename(os.path.abspath(self._cfg.OUTPUT_DIR))
-
     def _keep_id(self, run_id: str) -> None:
         content = json.dumps({**_read_ids(self._cfg.OUTPUT_DIR), self.name: run_id}).encode()
         path = os.path.join(self._cfg.OUTPUT_DIR, _IDS_FILE)
@@ -157,19 +154,8 @@ class WandbWriter(Tracker):
         return run_id
 
     def _open(self, run_id: str, mode: str | None) -> None:
-        keys = self._cfg.WANDB
-        name = keys.NAME or os.environ.get("WANDB_NAME", "")
-        self._run = self._wandb.init(
-            id=run_id,
-            resume="allow",
-            mode=mode,
-            project=keys.PROJECT or None,
-            entity=keys.ENTITY or None,
-            name=self._run_name(name),
-            dir=self._cfg.OUTPUT_DIR,
-            config=yaml.safe_load(self._cfg.dump()),
-            allow_val_change=True,
-        )
+        options = {**wandb_options(self._cfg), "id": run_id, "mode": mode}
+        self._run = self._wandb.init(resume="allow", allow_val_change=True, **options)
 
     def _log(self, iteration: int, values: dict[str, float]) -> None:
         # By an axis of our own: wandb's steps cannot go back, and a resumed run may train again
@@ -201,25 +187,21 @@ class MlflowWriter(Tracker):
         super().__init__(cfg, start_iter)
 
     def _begin(self, run_id: str | None) -> str:
-        keys = self._cfg.MLFLOW
-        folder = Path(self._cfg.OUTPUT_DIR).absolute() / "mlruns"
-        uri = keys.TRACKING_URI or os.environ.get("MLFLOW_TRACKING_URI", "") or folder.as_uri()
+        uri, experiment, name = mlflow_names(self._cfg)
         self._client = self._mlflow.MlflowClient(tracking_uri=uri)
         if run_id:
             self._run_id = run_id
             self._client.update_run(run_id, status="RUNNING")
         else:
-            self._run_id = self._new_run()
+            self._run_id = self._new_run(experiment, name)
             self._keep_id(self._run_id)
         logger.info("mlflow: run %s at %s", self._run_id, uri)
         return self._run_id
 
-    def _new_run(self) -> str:
-        name = self._cfg.MLFLOW.EXPERIMENT or os.environ.get("MLFLOW_EXPERIMENT_NAME", "")
-        name = name or "panoptic_ext"
-        known = self._client.get_experiment_by_name(name)
-        experiment = known.experiment_id if known else self._client.create_experiment(name)
-        run = self._client.create_run(experiment, run_name=self._run_name(self._cfg.MLFLOW.NAME))
+    def _new_run(self, experiment: str, name: str) -> str:
+        known = self._client.get_experiment_by_name(experiment)
+        number = known.experiment_id if known else self._client.create_experiment(experiment)
+        run = self._client.create_run(number, run_name=name)
         entities = self._mlflow.entities
         parameters = [
             entities.Param(key, str(value)[:_MAX_PARAMETER])
@@ -241,6 +223,33 @@ class MlflowWriter(Tracker):
 
     def _end(self) -> None:
         self._client.set_terminated(self._run_id)
+
+
+def wandb_options(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of `wandb.init` that a config gives."""
+    keys = cfg.WANDB
+    return {
+        "project": keys.PROJECT or None,
+        "entity": keys.ENTITY or None,
+        "name": keys.NAME or os.environ.get("WANDB_NAME") or _folder_name(cfg),
+        "dir": cfg.OUTPUT_DIR,
+        "config": yaml.safe_load(cfg.dump()),
+    }
+
+
+def mlflow_names(cfg: CfgNode) -> tuple[str, str, str]:
+    """Address of the store, name of the experiment, name of the run."""
+    keys = cfg.MLFLOW
+    folder = Path(cfg.OUTPUT_DIR).absolute() / "mlruns"
+    return (
+        keys.TRACKING_URI or os.environ.get("MLFLOW_TRACKING_URI") or folder.as_uri(),
+        keys.EXPERIMENT or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "panoptic_ext",
+        keys.NAME or _folder_name(cfg),
+    )
+
+
+def _folder_name(cfg: CfgNode) -> str:
+    return os.path.basename(os.path.abspath(cfg.OUTPUT_DIR))
 
 
 def changed_values(cfg: CfgNode) -> dict[str, Any]:

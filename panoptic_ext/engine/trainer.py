@@ -20,6 +20,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from panoptic_ext.engine import evaluate, loader, optimizer
+from panoptic_ext.engine.auto_scale import auto_scaled, scaled_to_workers
 from panoptic_ext.engine.best_metric import build_best_metric, check_block, keep_best
 from panoptic_ext.engine.build_model import build_model, distributed_model
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
@@ -78,7 +79,7 @@ class Trainer(DefaultTrainer):
         # `panoptic-ext train` has made the folder already, for its log; other callers have not.
         if comm.is_main_process() and not os.path.isdir(cfg.OUTPUT_DIR):
             prepare_output(cfg.OUTPUT_DIR)
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = scaled_to_workers(auto_scaled(cfg), comm.get_world_size())
         model = self.build_model(without_pretrained(cfg) if weights_follow else cfg)
         optim = self.build_optimizer(cfg, model)
         precision = training_precision(cfg)

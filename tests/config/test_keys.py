@@ -17,14 +17,17 @@ from detectron2.modeling import BACKBONE_REGISTRY, build_model
 
 from panoptic_ext import add_panoptic_ext_config
 from panoptic_ext.config.left_out import DERIVED_KEYS, get_key
+from panoptic_ext.config.loggers import check_loggers
 from panoptic_ext.config.published_names import resolve_published_names
 from panoptic_ext.data import register_from_config
 from panoptic_ext.engine import Trainer
+from panoptic_ext.engine.auto_batch import with_fitting_batch
 from panoptic_ext.engine.class_take_over import class_take_over
 from panoptic_ext.engine.device import choose_device
 from panoptic_ext.engine.evaluate import build_evaluator
 from panoptic_ext.engine.precision import evaluation_precision
 from panoptic_ext.engine.run_config import load_cfg
+from panoptic_ext.engine.trackers import mlflow_names, wandb_options
 from panoptic_ext.fusion import PANOPTIC_FUSION_REGISTRY
 from panoptic_ext.modeling.backbone.swin import SwinTransformer
 from tests import ROOT
@@ -51,9 +54,14 @@ RUNS: list[tuple[str, dict[str, object]]] = [
     (
         "efficientps/efficientps_R18_shapes",
         {"SOLVER__LR_SCHEDULER_NAME": "WarmupPolyLR", "SOLVER__AMP__ENABLED": True,
-         "SOLVER__AMP__DTYPE": "bfloat16"},
+         "SOLVER__AMP__DTYPE": "bfloat16", "SOLVER__AUTO_SCALE__ENABLED": True,
+         "SOLVER__AUTO_SCALE__EPOCHS": 1},
     ),
-    ("panoptic_fpn/panoptic_fpn_R18_shapes", {}),
+    (
+        "panoptic_fpn/panoptic_fpn_R18_shapes",
+        {"SOLVER__EMA__ENABLED": True, "TEST__BEST_METRIC": "panoptic_seg/PQ",
+         "TEST__EARLY_STOPPING__PATIENCE": 2},
+    ),
 ]  # fmt: skip
 
 
@@ -118,7 +126,10 @@ def prepare(cfg: CfgNode, reads: set[str]) -> None:
 def run(cfg: CfgNode, reads: set[str]) -> None:
     """Build all that a training and an evaluation build."""
     cfg = RecordingNode(cfg, reads)
-    Trainer(cfg)
+    check_loggers(cfg)
+    Trainer(with_fitting_batch(cfg))
+    wandb_options(cfg)
+    mlflow_names(cfg)
     class_take_over(cfg)
     evaluation_precision(cfg)
     build_evaluator(cfg, cfg.DATASETS.TEST[0])

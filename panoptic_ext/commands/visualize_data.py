@@ -104,7 +104,8 @@ def draw_dataset(
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATASETS.TRAIN = (name,)
-    mapper, donors = PanopticDatasetMapper(cfg, True), build_donors(cfg, records)
+    mapper = PanopticDatasetMapper(cfg, True)
+    donors = build_donors(cfg, records) if args.source == "mapper" else None
 
     def draw(numbered: tuple[int, dict[str, Any]]) -> None:
         number, record = numbered

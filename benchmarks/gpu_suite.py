@@ -28,12 +28,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from gpu_suite_results import Results
 from gpu_suite_table import table_of
 
 __all__ = ["Suite", "main"]
 
 ROOT = Path(__file__).resolve().parents[1]
+
 # Module and function of each part, imported when it runs: some need packages of the extras.
 PARTS = {
     "tests": ("gpu_suite_runs", "gpu_tests"),

@@ -3,7 +3,7 @@
 No machine of this project has a GPU, so that the branches for CUDA would never run, and nothing
 would notice a host that waits for the device. Under `PretendedCuda` both are seen on a CPU:
 
-- A tensor made on or moved to "cuda" has `device` "cuda:0" and `is_cuda` True; all that comes from
+- A tensor made on or moved to "cuda" has `device` "cuda:99" and `is_cuda` True; all that comes from
   it, too. Code takes its branches for CUDA.
 - As on CUDA, `numpy()` and operations that mix the devices raise.
 - Every call for which the host would wait is noted with the place that made it: copies to the host,
@@ -29,7 +29,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 __all__ = ["DeviceTensor", "PretendedCuda", "to_pretended"]
 
-CUDA = torch.device("cuda:0")
+# No real device has this number: what is cached by device is never taken for a real one's.
+CUDA = torch.device("cuda:99")
 _PACKAGES = ("panoptic_ext", "detectron2", "timm", "torchvision", "transformers")
 # Methods that bring a value or a size to the host.
 _READS = {
@@ -112,7 +113,7 @@ class PretendedCuda(TorchFunctionMode):
         self._check_devices(func, name, leaves)
         self.calls += 1
         if name == "numpy":
-            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+            raise TypeError(f"can't convert {CUDA} device type tensor to numpy")
         if name in _TO_HOST or (target is not None and target.type == "cpu"):
             self._note("copy to the host")
             return tree_map(_to_host, func(*_without_device(args), **_without_device(kwargs)))
@@ -147,7 +148,7 @@ class PretendedCuda(TorchFunctionMode):
         on_host = [x for x in leaves if not isinstance(x, DeviceTensor) and x.dim() > 0]
         if on_host and name not in ("__getitem__", "__setitem__"):
             raise RuntimeError(
-                f"{resolve_name(func) or name} got tensors on cuda:0 and on cpu, of shapes "
+                f"{resolve_name(func) or name} got tensors on {CUDA} and on cpu, of shapes "
                 f"{[tuple(x.shape) for x in leaves]}"
             )
 
@@ -216,9 +217,7 @@ def _without_device(values: Any) -> Any:
         )
     cpu = torch.device("cpu")
     return tuple(
-        cpu
-        if isinstance(v, torch.device) or (v in ("cuda", "cuda:0") and isinstance(v, str))
-        else v
+        cpu if isinstance(v, torch.device) or (isinstance(v, str) and v.startswith("cuda")) else v
         for v in values
     )
 

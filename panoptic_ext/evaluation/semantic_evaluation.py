@@ -127,7 +127,10 @@ class PanopticSemSegEvaluator(OncePerImage, SemSegEvaluator):
                     f" {quoted(self._dataset_name)} and the size of its label map"
                 )
             # max is many times faster than argmax on CPU and breaks ties alike.
-            pred = scores.max(dim=0).indices.to(self._cpu_device).numpy()
+            best = scores.max(dim=0).indices
+            if best.is_cuda:
+                best = best.short()  # a quarter of the bytes to copy
+            pred = best.to(self._cpu_device).numpy().astype(np.int64, copy=False)
             self._conf_matrix += np.bincount(
                 (size * pred + truth).reshape(-1), minlength=size * size
             ).reshape(size, size)

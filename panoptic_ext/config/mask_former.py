@@ -95,6 +95,10 @@ def _add_loss_keys(cfg: CN) -> None:
     # with it. 0: no such loss. PlacedQueryTransformerDecoder needs it, because it trains the
     # semantic head that stuff is read from.
     cfg.MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT = 0.0
+    # How far rare classes weigh more in the classification loss of queries and in the semantic loss
+    # (ours), 0 to 1: a query or pixel of a class that has n of them in the batch weighs
+    # n ** -CLASS_BALANCE. 0: all weigh the same (published).
+    cfg.MODEL.MASK_FORMER.CLASS_BALANCE = 0.0
     # PlacedQueryTransformerDecoder only: weight of the losses of the centres of things and of the
     # boxes around them.
     cfg.MODEL.MASK_FORMER.CENTRE_LOSS_WEIGHT = 5.0

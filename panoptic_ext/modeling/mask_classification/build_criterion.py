@@ -24,6 +24,7 @@ _LOSS_KEYS = {
     "NO_OBJECT_WEIGHT": (0, math.inf, "a weight of 0 or more (published: 0.1)"),
     "SEMANTIC_LOSS_WEIGHT": (0, math.inf, "0 (no such loss) or more"),
     "CENTRE_LOSS_WEIGHT": (0, math.inf, "a weight of 0 or more"),
+    "CLASS_BALANCE": (0, 1, "0 (all pixels and queries count the same) to 1 (all classes do)"),
     "TRAIN_NUM_POINTS": (1, math.inf, "1 point a mask or more (published: 12544)"),
     "OVERSAMPLE_RATIO": (1, math.inf, "1 candidate for each point or more (published: 3)"),
     "IMPORTANCE_SAMPLE_RATIO": (0, 1, "a share of the points from 0 to 1 (published: 0.75)"),
@@ -129,6 +130,7 @@ def build_criterion(
         "oversample_ratio": keys.OVERSAMPLE_RATIO,
         "importance_sample_ratio": keys.IMPORTANCE_SAMPLE_RATIO,
         "box_sample_ratio": keys.BOX_SAMPLE_RATIO,
+        "class_balance": keys.CLASS_BALANCE,
     }
     if places_queries:
         return PlacedCriterion(stuff_in_map=mask_former_task(cfg) == "panoptic", **arguments)

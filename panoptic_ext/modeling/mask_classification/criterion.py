@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from panoptic_ext.host_copies import to_device
 from panoptic_ext.modeling.mask_classification.bilinear import sample_masks
 from panoptic_ext.modeling.mask_classification.losses import (
+    balanced_weights,
     classification_loss,
     empty_class_weight,
     point_dice_losses,
@@ -55,6 +56,8 @@ class SetCriterion(nn.Module):
         importance_sample_ratio: share of the points chosen by uncertainty.
         box_sample_ratio: share of points drawn in each target's box. The rest is drawn by the
             published rule, with the two ratios above.
+        class_balance: how far rare classes weigh more in the losses of classes, those of queries
+            and of pixels; see `balanced_weights`. 0: as published.
 
     The buffer `empty_weight` (K + 1,) is part of published checkpoints.
     """
@@ -71,6 +74,7 @@ class SetCriterion(nn.Module):
         oversample_ratio: float,
         importance_sample_ratio: float,
         box_sample_ratio: float = 0.0,
+        class_balance: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -80,6 +84,7 @@ class SetCriterion(nn.Module):
         self.oversample_ratio = oversample_ratio
         self.importance_sample_ratio = importance_sample_ratio
         self.box_sample_ratio = box_sample_ratio
+        self.class_balance = class_balance
         self.register_buffer("empty_weight", empty_class_weight(num_classes, no_object_weight))
 
     def forward(self, outputs: DecoderOutputs, targets: Sequence[MaskTargets]) -> dict[str, Tensor]:
@@ -140,7 +145,12 @@ class SetCriterion(nn.Module):
         classes = torch.full(logits.shape[:-1], self.num_classes, device=logits.device)
         labels = torch.cat([target.labels.to(logits.device) for target in targets])
         classes.view(-1)[rows.queries] = labels[rows.labels]
-        return classification_loss(logits, classes, self.empty_weight)
+        weight = self.empty_weight
+        if self.class_balance:
+            # The mean weight of the matched queries stays 1, so that "no object" keeps its share.
+            balanced = balanced_weights(classes, self.num_classes, self.class_balance)
+            weight = torch.cat((weight[:-1] * balanced, weight[-1:]))
+        return classification_loss(logits, classes, weight)
 
     def _mask_losses(
         self,
@@ -209,10 +219,13 @@ class SetCriterion(nn.Module):
         return torch.stack((point_mask_losses(logits, truth), point_dice_losses(logits, truth)))
 
 
-def semantic_map_loss(logits: Tensor, targets: Sequence[MaskTargets]) -> Tensor:
+def semantic_map_loss(
+    logits: Tensor, targets: Sequence[MaskTargets], balance: float = 0.0
+) -> Tensor:
     """`semantic_loss` between (B, K, h, w) logits and the class of the target at each cell."""
     size = (logits.shape[-2], logits.shape[-1])
-    return semantic_loss(logits, torch.stack([target.label_map(size) for target in targets]))
+    labels = torch.stack([target.label_map(size) for target in targets])
+    return semantic_loss(logits, labels, balance)
 
 
 @dataclass

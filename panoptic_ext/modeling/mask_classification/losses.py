@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
+    "balanced_weights",
     "box_loss",
     "centre_loss",
     "class_cost",
@@ -40,6 +41,29 @@ def classification_loss(logits: Tensor, classes: Tensor, weight: Tensor) -> Tens
     return each.sum((-2, -1)) / total.clamp(min=torch.finfo(weight.dtype).tiny)
 
 
+def balanced_weights(labels: Tensor, num_classes: int, balance: float) -> Tensor:
+    """Weights of classes that are to count more the rarer they are in `labels`.
+
+    A label of a class that n labels have weighs n ** -balance, times a factor for which the weights
+    of all labels add up to their number.
+
+    Args:
+        labels: of any shape, int64; those outside of 0 to K - 1 do not count.
+        num_classes: K.
+        balance: 0 (every label counts the same) to 1 (every class that is there does).
+
+    Returns:
+        (K,) float32, 1 for a class without labels; the host does not wait for the device.
+    """
+    flat = labels.reshape(-1)
+    flat = torch.where((flat >= 0) & (flat < num_classes), flat, num_classes)
+    counts = torch.zeros(num_classes + 1, device=labels.device)
+    counts = counts.scatter_add_(0, flat, torch.ones_like(flat, dtype=counts.dtype))[:-1]
+    weights = counts.clamp(min=1) ** -balance
+    weights = weights * (counts.sum() / (weights * counts).sum().clamp(min=1e-6))
+    return torch.where(counts > 0, weights, 1.0)
+
+
 def point_mask_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Binary cross-entropy at points, mean over the points of each mask.
 
@@ -63,17 +87,19 @@ def point_dice_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return 1 - overlap / (inside.sum(1) + targets.sum(1) + 1)
 
 
-def semantic_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def semantic_loss(logits: Tensor, labels: Tensor, balance: float = 0.0) -> Tensor:
     """Mean cross-entropy over labelled pixels, 0 with gradient where there is none.
 
     Args:
         logits: (B, K, h, w).
         labels: (B, h, w) int64, -1 for void.
+        balance: how far rare classes weigh more, see `balanced_weights`.
 
     Returns:
         Scalar float32.
     """
-    total = F.cross_entropy(logits.float(), labels, ignore_index=-1, reduction="sum")
+    weight = balanced_weights(labels, logits.shape[1], balance) if balance else None
+    total = F.cross_entropy(logits.float(), labels, weight, ignore_index=-1, reduction="sum")
     return total / (labels >= 0).sum().clamp(min=1)
 
 

@@ -44,7 +44,7 @@ class PlacedCriterion(SetCriterion):
         things = self.query_targets(targets)
         losses = self.query_losses(outputs, things)
         places, semantic_logits = _placed(outputs)
-        losses["loss_sem_seg"] = semantic_map_loss(semantic_logits, targets)
+        losses["loss_sem_seg"] = semantic_map_loss(semantic_logits, targets, self.class_balance)
         size = (places.centre_logits.shape[-2], places.centre_logits.shape[-1])
         maps = [centre_map(target, size) for target in things]
         nearness = torch.stack([nearness for nearness, _ in maps])[:, None]

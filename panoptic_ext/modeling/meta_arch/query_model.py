@@ -239,7 +239,9 @@ class QueryModel(MetaArchitecture, nn.Module):
         # mask_features in the reverse order of its uses; another order changes their last bit.
         if self.semantic_classifier is not None:
             logits = self.semantic_classifier(outputs.mask_features)
-            losses["loss_sem_seg"] = semantic_map_loss(logits, targets)
+            losses["loss_sem_seg"] = semantic_map_loss(
+                logits, targets, self.criterion.class_balance
+            )
         weights = self.criterion.weight_dict
         return {name: loss * weights[name] for name, loss in losses.items() if name in weights}
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from panoptic_ext.modeling.mask_classification.losses import (
+    balanced_weights,
     box_loss,
     centre_loss,
     class_cost,
@@ -20,6 +21,7 @@ from panoptic_ext.modeling.mask_classification.losses import (
     mask_costs,
     point_dice_losses,
     point_mask_losses,
+    semantic_loss,
 )
 from tests.mask2former_reference import reference_arrays, reference_json
 from tests.modeling.mask_classification import naive_mask_losses as naive
@@ -144,3 +146,31 @@ def test_centre_loss_without_any_object_is_finite_and_has_a_gradient():
     logits = torch.zeros(1, 1, 3, 3, requires_grad=True)
     centre_loss(logits, torch.zeros(1, 1, 3, 3)).backward()
     assert logits.grad.abs().min() > 0
+
+
+@given(st.lists(st.integers(-1, 5), max_size=30), st.floats(0, 1), st.integers(0, 99))
+def test_balanced_weights_of_all_labels_add_up_to_their_number(labels, balance, seed):
+    weights = balanced_weights(torch.tensor(labels, dtype=torch.int64), 5, balance)
+    counted = [label for label in labels if 0 <= label < 5]
+    assert weights[counted].sum().item() == pytest.approx(len(counted), rel=1e-4)
+    for label in range(5):
+        if label not in counted:
+            assert weights[label] == 1
+        for other in counted:
+            ratio = (
+                (counted.count(label) / counted.count(other)) ** -balance if label in counted else 0
+            )
+            assert not ratio or weights[label] / weights[other] == pytest.approx(ratio, rel=1e-4)
+
+
+def test_a_balanced_semantic_loss_is_the_mean_over_classes():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4, 3, 5, generator=generator)
+    labels = torch.randint(-1, 3, (2, 3, 5), generator=generator)
+    entropy = -logits.log_softmax(1)
+    of_classes = [entropy[:, label][labels == label].mean() for label in range(3)]
+    torch.testing.assert_close(semantic_loss(logits, labels, 1.0), torch.stack(of_classes).mean())
+    plain = torch.cat([entropy[:, label][labels == label] for label in range(3)]).mean()
+    torch.testing.assert_close(semantic_loss(logits, labels), plain)
+    void = torch.full_like(labels, -1)
+    assert semantic_loss(logits, void, 0.5) == 0

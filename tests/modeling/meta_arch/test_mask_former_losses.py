@@ -51,6 +51,7 @@ def test_box_sample_ratio_reaches_loss_and_matcher(ratio):
     ("key", "value", "expected"),
     [
         ("SEMANTIC_LOSS_WEIGHT", -1.0, "0 (no such loss) or more"),
+        ("CLASS_BALANCE", 1.1, "0 (all pixels"),
         ("BOX_SAMPLE_RATIO", -0.1, "a share"),
         ("BOX_SAMPLE_RATIO", 1.5, "a share"),
         ("OVERSAMPLE_RATIO", 0.5, "1 candidate for each point"),

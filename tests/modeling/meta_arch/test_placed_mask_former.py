@@ -144,9 +144,9 @@ def test_queries_learn_things_and_the_semantic_map_every_class(model, monkeypatc
     image["segments"].gt_classes = torch.arange(len(IS_THING))
     image["segments"].gt_isthing = torch.tensor(IS_THING, dtype=torch.bool)
 
-    def semantic(logits, labels):
+    def semantic(logits, labels, balance):
         seen["labels"] = labels.unique().tolist()
-        return semantic_loss(logits, labels)
+        return semantic_loss(logits, labels, balance)
 
     monkeypatch.setattr(criterion_module, "semantic_loss", semantic)
     model.criterion.matcher.register_forward_pre_hook(lambda _, args: seen.update(targets=args[1]))

@@ -174,6 +174,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--tune", action="store_true", help="every setting of the peers, seed 1")
     parser.add_argument("--list", action="store_true", help="what is done")
     parser.add_argument("--report", action="store_true", help="table, curves and sheets")
+    parser.add_argument("--docs", action="store_true", help="with --report: into docs/ as well")
     parser.add_argument("--measure", nargs="?", const="", metavar="JOB", help="speeds alone")
     parser.add_argument("--train", metavar="JOB", help=argparse.SUPPRESS)  # the queue's own
     return parser.parse_args()
@@ -207,7 +208,7 @@ def main() -> int:
         queue.print_list(jobs)
         return 0
     if options.report:
-        report(jobs, options.output)
+        report(jobs, options.output, docs=options.docs)
         return 0
     if options.measure is not None:
         queue.measure_all(jobs)

@@ -25,6 +25,8 @@ LABELS = {
 }
 COLUMNS = ("PQ", "PQ_th", "PQ_st")
 SHEET = "contact_sheet.png"
+PAGE = Path(__file__).resolve().parents[1] / "docs/results.md"
+BEGIN, END = "<!-- finetuning: begin -->", "<!-- finetuning: end -->"
 
 Finished = Sequence[tuple[Job, Result]]
 
@@ -70,8 +72,14 @@ def curves_of(finished: Finished) -> list[Curve]:
     return curves
 
 
-def report(jobs: Sequence[Job], root: Path) -> None:
-    """Print the table; write it, a picture of curves per data set, and a sheet per side."""
+def report(jobs: Sequence[Job], root: Path, *, docs: bool = False) -> None:
+    """Print the table; write it, a picture of curves per data set, and a sheet per side.
+
+    Args:
+        jobs: those of them that are finished are reported.
+        root: the output folder; the report lies in its folder `report`.
+        docs: write table and curves into docs/ too.
+    """
     read = [(job, read_result(root / job.name)) for job in jobs]
     finished = [(job, result) for job, result in read if result is not None]
     folder = root / "report"
@@ -79,16 +87,41 @@ def report(jobs: Sequence[Job], root: Path) -> None:
     text = table(finished)
     (folder / "table.md").write_text(text + "\n", encoding="utf-8")
     print(text)
+    pictures = _draw_curves(finished, folder)
+    _copy_sheets(finished, root, folder)
+    if docs:
+        for path in pictures:
+            shutil.copyfile(path, PAGE.parent / path.name)
+        links = [f"[![PQ while fine-tuning]({path.name})]({path.name})" for path in pictures]
+        _write_into_page("\n\n".join([text, *links]))
+
+
+def _draw_curves(finished: Finished, folder: Path) -> list[Path]:
+    paths = []
     for data in {job.data: None for job, _ in finished}:
         chosen = [(job, result) for job, result in finished if job.data == data]
-        path = folder / f"curves_{data}.svg"
-        draw_curves(curves_of(chosen), path, title=f"{data}, fine-tuned")
-        print(f"curves: {path}")
-    sheets: set[str] = set()
+        paths.append(folder / f"curves_finetuning_{data}.svg")
+        draw_curves(curves_of(chosen), paths[-1], title=f"{data}, fine-tuned")
+        print(f"curves: {paths[-1]}")
+    return paths
+
+
+def _copy_sheets(finished: Finished, root: Path, folder: Path) -> None:
+    """The contact sheet of the first seed of each side."""
+    sides: set[str] = set()
     for job, _ in finished:
         sheet = next((root / job.name).rglob(SHEET), None)
-        if job.speed_key not in sheets and sheet is not None:
-            sheets.add(job.speed_key)
+        if job.speed_key not in sides and sheet is not None:
+            sides.add(job.speed_key)
             target = folder / f"sheet_{job.speed_key.replace('/', '_').replace(':', '_')}.png"
             shutil.copyfile(sheet, target)
             print(f"sheet: {target}")
+
+
+def _write_into_page(text: str) -> None:
+    """Replace what the page has between the two marks."""
+    page = PAGE.read_text(encoding="utf-8")
+    head, rest = page.split(BEGIN)
+    _, tail = rest.split(END)
+    PAGE.write_text(f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}", encoding="utf-8")
+    print(f"written into {PAGE}")

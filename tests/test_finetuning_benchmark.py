@@ -112,7 +112,9 @@ def test_transformers(jobs: ModuleType, config: Path, tmp_path: Path) -> None:
     check_run(jobs, tmp_path, 1)
 
 
-def test_jobs_and_their_report(jobs: ModuleType, tmp_path: Path) -> None:
+def test_jobs_and_their_report(
+    jobs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tables = importlib.import_module("finetuning_table")
     chosen = jobs.make_jobs(["mask2former", "detectron2"], ["facade"], [1, 2], ["mask2former"])
     assert [(job.weights, job.seed) for job in chosen] == [
@@ -125,11 +127,16 @@ def test_jobs_and_their_report(jobs: ModuleType, tmp_path: Path) -> None:
         (tmp_path / job.name).mkdir(parents=True)
         parts = dict.fromkeys(jobs.QUALITY, quality)
         jobs.Result(parts, 300, 2.0, [(150, 20.0), (300, quality)]).write(tmp_path / job.name)
-    tables.report(chosen, tmp_path)
+    monkeypatch.setattr(tables, "PAGE", tmp_path / "page.md")
+    tables.PAGE.write_text(f"before {tables.BEGIN} old {tables.END} after")
+    tables.report(chosen, tmp_path, docs=True)
+    page = tables.PAGE.read_text()
+    assert page.startswith("before") and page.endswith("after") and "old" not in page
     row = (tmp_path / "report" / "table.md").read_text().splitlines()[-1]
     assert row.startswith("| facade | pretrained | Mask2Former | 2 | 2.00 | 300 | 10.0 |")
     assert "32.0 (30.0 to 34.0)" in row
-    assert (tmp_path / "report" / "curves_facade.svg").is_file()
+    assert row in page and "(curves_finetuning_facade.svg)" in page
+    assert (tmp_path / "curves_finetuning_facade.svg").is_file()
 
 
 def test_the_best_setting_of_a_peer_is_chosen(jobs: ModuleType, tmp_path: Path) -> None:

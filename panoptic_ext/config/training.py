@@ -1,4 +1,4 @@
-"""Config keys of training on small machines: averaged weights, the best evaluation."""
+"""Config keys of training on small machines: gradient accumulation, averages."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ __all__ = ["add_training_keys"]
 
 def add_training_keys(cfg: CN) -> None:
     """Add the keys, in place."""
+    # Parts of each batch of IMS_PER_BATCH images that are computed one after another, each in the
+    # memory of its images alone, before the one update of the weights. Learning rate, schedule and
+    # iterations stay as they are. 1: the batch as a whole; at most the images of a worker.
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
+
     # Exponential moving average (EMA) of the trained weights, beside the training.
     cfg.SOLVER.EMA = CN()
     # Keep the average. Evaluations within the training use it, and so does everything that reads a

@@ -121,6 +121,7 @@ def warn_if_warmup_never_ends(cfg: CfgNode) -> None:
 _SMALLEST_VALUES = {
     "SOLVER.IMS_PER_BATCH": 1,
     "SOLVER.MAX_ITER": 1,
+    "SOLVER.ACCUMULATION_STEPS": 1,
     "SOLVER.CHECKPOINT_PERIOD": 1,
     "SOLVER.CHECKPOINTS_TO_KEEP": 0,
     "SOLVER.WARMUP_ITERS": 0,
@@ -145,6 +146,11 @@ def _check_values(cfg: CfgNode) -> None:
             raise ConfigError(f"{key} = {node}, expected at least {least}")
     if not cfg.SOLVER.BASE_LR > 0:
         raise ConfigError(f"SOLVER.BASE_LR = {cfg.SOLVER.BASE_LR}, expected more than 0")
+    if cfg.SOLVER.ACCUMULATION_STEPS > cfg.SOLVER.IMS_PER_BATCH:
+        raise ConfigError(
+            f"SOLVER.ACCUMULATION_STEPS = {cfg.SOLVER.ACCUMULATION_STEPS} parts of a batch, "
+            f"expected at most its images, SOLVER.IMS_PER_BATCH = {cfg.SOLVER.IMS_PER_BATCH}"
+        )
     check_precision(cfg)
     check_average_keys(cfg)
     check_best_metric_keys(cfg)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 import numpy as np
@@ -13,7 +14,9 @@ import torch.distributed as dist
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from panoptic_ext.engine.accumulation import Accumulation
 from panoptic_ext.engine.divergence import divergence_of, stand_in_losses
 from panoptic_ext.engine.precision import FULL_PRECISION, Precision
 from panoptic_ext.errors import ConfigError, NonFiniteLossError, listed
@@ -48,6 +51,7 @@ class TrainStep:
         optimizer: torch.optim.Optimizer,
         grad_scaler: torch.amp.GradScaler | None = None,
         precision: Precision = FULL_PRECISION,
+        accumulation_steps: int = 1,
     ) -> None:
         """
         Args:
@@ -56,6 +60,7 @@ class TrainStep:
             optimizer: of the model's parameters.
             grad_scaler: scales the loss, for float16.
             precision: the forward pass runs in its autocast, the backward pass outside it.
+            accumulation_steps: each batch is computed in so many parts; see `Accumulation`.
         """
         model.train()
         self.model = model
@@ -63,6 +68,7 @@ class TrainStep:
         self.optimizer = optimizer
         self.grad_scaler = grad_scaler
         self.precision = precision
+        self._accumulation = Accumulation(_inner(model), accumulation_steps)
         self.iter = 0
         self.stop = StopRequest()
         self.stopping = False
@@ -82,17 +88,9 @@ class TrainStep:
             self._batches = iter(self.data_loader)
         data = next(self._batches)
         data_time = time.perf_counter() - start
-        with self.precision.autocast():
-            losses, problem = self._losses_or_problem(data)
-        total = sum(losses.values())
-        # The check starts its copy before the backward pass and reads it afterwards, so that the
-        # host need not wait for it. When the check raises, the weights have not changed yet.
-        check = _LossCheck(losses, data_time, problem, stop=bool(self.stop))
         self.optimizer.zero_grad()
-        if self.grad_scaler is None:
-            total.backward()
-        else:
-            self.grad_scaler.scale(total).backward()
+        check = self._compute_gradients(data, data_time)
+        # When the check raises, the weights have not changed yet.
         _log(check.means_or_raise(self.iter, data))
         self.stopping = check.stopping
         if self.grad_scaler is None:
@@ -102,6 +100,34 @@ class TrainStep:
             self.grad_scaler.update()
         if comm.get_world_size() == 1:
             self.stopping = bool(self.stop)  # a signal may have come since the check
+
+    def _compute_gradients(self, data: list[dict[str, Any]], data_time: float) -> _LossCheck:
+        """Forward and backward pass of each part of a batch."""
+        parts = self._accumulation.split(data)
+        with self.precision.autocast():
+            self._accumulation.draw_samples(parts)
+        sums: dict[str, torch.Tensor] = {}
+        problem, last = "", len(parts) - 1
+        for number, inputs in enumerate(parts.inputs):
+            # Workers exchange their gradients once, in the last backward pass.
+            with _alone(self.model) if number < last else nullcontext():
+                with self.precision.autocast(), parts.part(number):
+                    losses, problem_of_part = self._losses_or_problem(inputs)
+                    losses = parts.weighted(losses, number)
+                problem = problem or problem_of_part
+                total = sum(losses.values())
+                for name, loss in losses.items():
+                    sums[name] = loss.detach() + sums[name] if name in sums else loss.detach()
+                if number == last:
+                    # The check starts its copy before the backward pass and reads it afterwards, so
+                    # that the host need not wait for it.
+                    check = _LossCheck(sums, data_time, problem, stop=bool(self.stop))
+                if self.grad_scaler is None:
+                    total.backward()
+                else:
+                    self.grad_scaler.scale(total).backward()
+        self._accumulation.report(parts)
+        return check
 
     def _losses_or_problem(self, data: list[dict[str, Any]]) -> tuple[dict[str, Any], str]:
         """The losses and ""; or losses of NaN and why this worker could not compute them."""
@@ -189,6 +215,15 @@ class _LossCheck:
         local = dict(zip(self._names, self._local.tolist(), strict=True))
         bad = [f"{name} = {value}" for name, value in local.items() if not math.isfinite(value)]
         _raise_on_all(iteration, self._problem or ", ".join(bad), data)
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def _alone(model: nn.Module) -> AbstractContextManager[None]:
+    """The block in which gradients stay with their worker."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def _raise_on_all(

@@ -91,6 +91,7 @@ class Trainer(DefaultTrainer):
             optim,
             build_grad_scaler(cfg),
             precision,
+            cfg.SOLVER.ACCUMULATION_STEPS,
         )
         self.average = build_weight_average(cfg, model)
         if not _overrides(type(self), "build_evaluator", "test"):

@@ -21,6 +21,7 @@ from panoptic_ext.engine.distributed import leave, make_local_group
 from panoptic_ext.engine.trainer import Trainer
 from panoptic_ext.engine.writers import trim_metrics
 from panoptic_ext.errors import CheckpointError, ConfigError, NonFiniteLossError
+from tests.tiny.accumulated_step import save_step_of_a_worker
 from tests.tiny.training import TinyTrainer, tiny_cfg, tiny_mapper, tiny_records
 
 
@@ -276,13 +277,20 @@ def _two_workers(rank: int, folder: str) -> None:
             kind(tiny_cfg(Path(folder) / "out")).train()
         except NonFiniteLossError as error:
             (Path(folder) / f"{kind.__name__}{rank}").write_text(str(error))
+    save_step_of_a_worker(rank, folder)
     leave()
 
 
+@pytest.fixture(scope="module")
+def of_two_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("workers")
+    multiprocessing.spawn(_two_workers, args=(str(folder),), nprocs=2)
+    return folder
+
+
 @pytest.mark.slow
-def test_infinite_loss_of_one_worker_stops_both(tmp_path: Path) -> None:
+def test_infinite_loss_of_one_worker_stops_both(of_two_workers: Path) -> None:
     """A worker that cannot compute a loss does not leave the other one waiting."""
-    multiprocessing.spawn(_two_workers, args=(str(tmp_path),), nprocs=2)
     for kind, message in (
         (BadTrainer, "at iteration 1, on worker 0: loss_a = inf with images 4 (4.jpg), 6 (6.jpg)"),
         (
@@ -291,10 +299,20 @@ def test_infinite_loss_of_one_worker_stops_both(tmp_path: Path) -> None:
         ),
         (LateRaisingTrainer, "at iteration 3, on worker 1: Predicted boxes or scores contain Inf"),
     ):
-        messages = {(tmp_path / f"{kind.__name__}{rank}").read_text() for rank in range(2)}
+        messages = {(of_two_workers / f"{kind.__name__}{rank}").read_text() for rank in range(2)}
         assert len(messages) == 1
         text = messages.pop()
         assert message in text and "on worker 0" not in text.replace(message, "")
+
+
+@pytest.mark.slow
+def test_two_workers_share_the_gradients_of_all_parts(of_two_workers: Path) -> None:
+    results = [torch.load(of_two_workers / f"accumulated{rank}.pth") for rank in range(2)]
+    (losses, whole), (losses_of_parts, parts) = results[0]
+    assert losses_of_parts == pytest.approx(losses, rel=2e-5)
+    for name, gradient in whole.items():
+        assert (parts[name] - gradient).norm() <= 2e-4 * gradient.norm().clamp(min=1e-4), name
+        assert torch.equal(parts[name], results[1][1][1][name])
 
 
 def test_metrics_of_iterations_to_come_are_dropped(tmp_path: Path) -> None:

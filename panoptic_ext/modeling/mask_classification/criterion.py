@@ -22,6 +22,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from panoptic_ext.host_copies import to_device
+from panoptic_ext.modeling.mask_classification.batch_targets import BatchTargets
 from panoptic_ext.modeling.mask_classification.bilinear import sample_masks
 from panoptic_ext.modeling.mask_classification.losses import (
     balanced_weights,
@@ -87,12 +88,20 @@ class SetCriterion(nn.Module):
         self.class_balance = class_balance
         self.register_buffer("empty_weight", empty_class_weight(num_classes, no_object_weight))
 
-    def forward(self, outputs: DecoderOutputs, targets: Sequence[MaskTargets]) -> dict[str, Tensor]:
+    def forward(
+        self,
+        outputs: DecoderOutputs,
+        targets: Sequence[MaskTargets],
+        batch: BatchTargets | None = None,
+    ) -> dict[str, Tensor]:
         """Losses of the final output and of the auxiliary ones.
 
         Args:
             outputs: of the decoder.
             targets: everything labelled in each image, on the outputs' device.
+            batch: everything labelled in the batch that the images are a part of. The losses are
+                divided by what those of the batch are divided by, so that those of its parts add
+                up. None: the images are the batch.
 
         Returns:
             Unweighted scalars `loss_ce`, `loss_mask`, `loss_dice`; those of auxiliary output i
@@ -101,7 +110,7 @@ class SetCriterion(nn.Module):
         Raises:
             DatasetError, NonFiniteLossError: see `HungarianMatcher`.
         """
-        return self.query_losses(outputs, self.query_targets(targets))
+        return self.query_losses(outputs, self.query_targets(targets), batch)
 
     def query_targets(self, targets: Sequence[MaskTargets]) -> Sequence[MaskTargets]:
         """Return the targets that the queries have to find: all of them."""
@@ -112,19 +121,23 @@ class SetCriterion(nn.Module):
         return self.matcher(outputs.predictions, targets)
 
     def query_losses(
-        self, outputs: DecoderOutputs, targets: Sequence[MaskTargets]
+        self,
+        outputs: DecoderOutputs,
+        targets: Sequence[MaskTargets],
+        batch: BatchTargets | None = None,
     ) -> dict[str, Tensor]:
         """As `forward`, given only the targets that the queries have to find."""
         predictions, device = outputs.predictions, outputs.pred_masks.device
         rows = _matched_rows(
             self.match(outputs, targets), outputs.pred_logits.shape[1], targets, device
         )
-        num_masks = _average_num_masks(targets, device)
+        of_batch = None if batch is None else self.query_targets(batch.targets)
+        num_masks = _average_num_masks(targets if of_batch is None else of_batch, device)
         # Losses are float32 under mixed precision, too: a mean over 12544 points and a sum over all
         # masks lose too much in the half types.
         with torch.autocast(device.type, enabled=False):
             by_name = {
-                "loss_ce": self._class_losses(predictions, targets, rows),
+                "loss_ce": self._class_losses(predictions, targets, rows, of_batch),
                 **self._mask_losses(predictions, targets, rows, num_masks),
             }
         scalars = {name: losses.unbind() for name, losses in by_name.items()}
@@ -137,20 +150,40 @@ class SetCriterion(nn.Module):
         }
 
     def _class_losses(
-        self, outputs: Sequence[Predictions], targets: Sequence[MaskTargets], rows: _MatchedRows
+        self,
+        outputs: Sequence[Predictions],
+        targets: Sequence[MaskTargets],
+        rows: _MatchedRows,
+        of_batch: Sequence[MaskTargets] | None = None,
     ) -> Tensor:
         """Classification loss of each output, (O,) float32."""
         logits = torch.stack([output.pred_logits for output in outputs])
         # Queries without a target keep class K, "no object".
         classes = torch.full(logits.shape[:-1], self.num_classes, device=logits.device)
-        labels = torch.cat([target.labels.to(logits.device) for target in targets])
+        labels = _labels_of(targets, logits.device)
         classes.view(-1)[rows.queries] = labels[rows.labels]
-        weight = self.empty_weight
+        weight, total = self.empty_weight, None
         if self.class_balance:
             # The mean weight of the matched queries stays 1, so that "no object" keeps its share.
-            balanced = balanced_weights(classes, self.num_classes, self.class_balance)
+            counted = classes if of_batch is None else _labels_of(of_batch, logits.device)
+            balanced = balanced_weights(counted, self.num_classes, self.class_balance)
             weight = torch.cat((weight[:-1] * balanced, weight[-1:]))
-        return classification_loss(logits, classes, weight)
+        if of_batch is not None:
+            total = self._total_weight(of_batch, logits.shape[2])
+        return classification_loss(logits, classes, weight, total)
+
+    def _total_weight(self, targets: Sequence[MaskTargets], num_queries: int) -> Tensor:
+        """Sum of the weights of all queries of a batch, in each output the same."""
+        # With more targets than queries some are not matched. Which ones is not known here, so they
+        # have the mean weight; that is exact for weights of 1, which all classes have.
+        total = self.empty_weight.new_zeros(())
+        for target in targets:
+            number = len(target)
+            if number:
+                of_labels = self.empty_weight[target.labels.to(total.device)].mean()
+                total = total + min(number, num_queries) * of_labels
+            total = total + max(num_queries - number, 0) * self.empty_weight[-1]
+        return total
 
     def _mask_losses(
         self,
@@ -220,12 +253,27 @@ class SetCriterion(nn.Module):
 
 
 def semantic_map_loss(
-    logits: Tensor, targets: Sequence[MaskTargets], balance: float = 0.0
+    logits: Tensor,
+    targets: Sequence[MaskTargets],
+    balance: float = 0.0,
+    batch: BatchTargets | None = None,
 ) -> Tensor:
-    """`semantic_loss` between (B, K, h, w) logits and the class of the target at each cell."""
+    """`semantic_loss` between (B, K, h, w) logits and the class of the target at each cell.
+
+    `batch` is as for `SetCriterion.forward`.
+    """
     size = (logits.shape[-2], logits.shape[-1])
     labels = torch.stack([target.label_map(size) for target in targets])
-    return semantic_loss(logits, labels, balance)
+    if batch is None:
+        return semantic_loss(logits, labels, balance)
+    of_batch = batch.once(
+        f"labels {size}", lambda: torch.stack([t.label_map(size) for t in batch.targets])
+    )
+    return semantic_loss(logits, labels, balance, of_batch)
+
+
+def _labels_of(targets: Sequence[MaskTargets], device: torch.device) -> Tensor:
+    return torch.cat([target.labels.to(device) for target in targets])
 
 
 @dataclass

@@ -23,13 +23,16 @@ __all__ = [
 ]
 
 
-def classification_loss(logits: Tensor, classes: Tensor, weight: Tensor) -> Tensor:
+def classification_loss(
+    logits: Tensor, classes: Tensor, weight: Tensor, total: Tensor | None = None
+) -> Tensor:
     """Weighted cross-entropy over all queries, divided by the sum of the weights.
 
     Args:
         logits: (..., B, Q, K + 1).
         classes: (..., B, Q) int64, K where a query has no object.
         weight: (K + 1,) float32.
+        total: divisor, of the batch that the images are a part of; None: the sum of the weights.
 
     Returns:
         (...) float32; 0 with gradient where the weights sum to 0, which they do for a batch
@@ -37,7 +40,8 @@ def classification_loss(logits: Tensor, classes: Tensor, weight: Tensor) -> Tens
     """
     logits, flat = logits.float().flatten(0, -2), classes.reshape(-1)
     each = F.cross_entropy(logits, flat, weight, reduction="none").view(classes.shape)
-    total = weight[flat].view(classes.shape).sum((-2, -1))
+    if total is None:
+        total = weight[flat].view(classes.shape).sum((-2, -1))
     return each.sum((-2, -1)) / total.clamp(min=torch.finfo(weight.dtype).tiny)
 
 
@@ -87,28 +91,33 @@ def point_dice_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return 1 - overlap / (inside.sum(1) + targets.sum(1) + 1)
 
 
-def semantic_loss(logits: Tensor, labels: Tensor, balance: float = 0.0) -> Tensor:
+def semantic_loss(
+    logits: Tensor, labels: Tensor, balance: float = 0.0, of_batch: Tensor | None = None
+) -> Tensor:
     """Mean cross-entropy over labelled pixels, 0 with gradient where there is none.
 
     Args:
         logits: (B, K, h, w).
         labels: (B, h, w) int64, -1 for void.
         balance: how far rare classes weigh more, see `balanced_weights`.
+        of_batch: (B', h, w), labels of the batch that the images are a part of; None: `labels`.
 
     Returns:
         Scalar float32.
     """
-    weight = balanced_weights(labels, logits.shape[1], balance) if balance else None
+    of_batch = labels if of_batch is None else of_batch
+    weight = balanced_weights(of_batch, logits.shape[1], balance) if balance else None
     total = F.cross_entropy(logits.float(), labels, weight, ignore_index=-1, reduction="sum")
-    return total / (labels >= 0).sum().clamp(min=1)
+    return total / (of_batch >= 0).sum().clamp(min=1)
 
 
-def centre_loss(logits: Tensor, targets: Tensor) -> Tensor:
+def centre_loss(logits: Tensor, targets: Tensor, total: Tensor | None = None) -> Tensor:
     """Quality focal loss (Li et al., NeurIPS 2020) of a map of object centres.
 
     Args:
         logits: (B, 1, h, w).
         targets: (B, 1, h, w), 1 at the centre of an object, falling to 0.
+        total: sum of t over the batch that the images are a part of; None: over the images.
 
     Returns:
         Scalar float32: the sum of |s(x) - t|^2 BCE(x, t) over the sum of t, which is at least 1.
@@ -116,15 +125,19 @@ def centre_loss(logits: Tensor, targets: Tensor) -> Tensor:
     logits = logits.float()
     entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     weight = (logits.sigmoid() - targets).square()
-    return (weight * entropy).sum() / targets.sum().clamp(min=1)
+    total = targets.sum() if total is None else total
+    return (weight * entropy).sum() / total.clamp(min=1)
 
 
-def box_loss(boxes: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+def box_loss(
+    boxes: Tensor, targets: Tensor, weights: Tensor, total: Tensor | None = None
+) -> Tensor:
     """Relative error of the boxes that the cells of a map predict.
 
     Args:
         boxes, targets: (B, 4, h, w), middle x and y and half width and height, in [0, 1].
         weights: (B, 1, h, w), 0 where a cell has no box.
+        total: sum of the weights of the batch that the images are a part of; None: of the images.
 
     Returns:
         Scalar float32: the weighted mean over cells of |difference of middles| / half sides and
@@ -133,7 +146,8 @@ def box_loss(boxes: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     middle, half = boxes.chunk(2, dim=1)
     true_middle, true_half = targets.chunk(2, dim=1)
     error = (middle - true_middle).abs() / true_half + (half / true_half).log().abs()
-    return (weights * error).sum() / (4 * weights.sum().clamp(min=1))
+    total = weights.sum() if total is None else total
+    return (weights * error).sum() / (4 * total.clamp(min=1))
 
 
 def class_cost(logits: Tensor, labels: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from panoptic_ext.modeling.mask_classification.batch_targets import BatchTargets
 from panoptic_ext.modeling.mask_classification.criterion import SetCriterion, semantic_map_loss
 from panoptic_ext.modeling.mask_classification.losses import box_loss, centre_loss
 from panoptic_ext.modeling.mask_classification.matcher import Match
@@ -39,19 +40,34 @@ class PlacedCriterion(SetCriterion):
         super().__init__(**kwargs)
         self.stuff_in_map = stuff_in_map
 
-    def forward(self, outputs: DecoderOutputs, targets: Sequence[MaskTargets]) -> dict[str, Tensor]:
+    def forward(
+        self,
+        outputs: DecoderOutputs,
+        targets: Sequence[MaskTargets],
+        batch: BatchTargets | None = None,
+    ) -> dict[str, Tensor]:
         """As `SetCriterion.forward`; `outputs` have `semantic_logits` and `places`."""
         things = self.query_targets(targets)
-        losses = self.query_losses(outputs, things)
+        losses = self.query_losses(outputs, things, batch)
         places, semantic_logits = _placed(outputs)
-        losses["loss_sem_seg"] = semantic_map_loss(semantic_logits, targets, self.class_balance)
+        losses["loss_sem_seg"] = semantic_map_loss(
+            semantic_logits, targets, self.class_balance, batch
+        )
         size = (places.centre_logits.shape[-2], places.centre_logits.shape[-1])
         maps = [centre_map(target, size) for target in things]
         nearness = torch.stack([nearness for nearness, _ in maps])[:, None]
         boxes = torch.stack([boxes for _, boxes in maps])
-        losses["loss_centre"] = centre_loss(places.centre_logits, nearness)
-        losses["loss_box"] = box_loss(places.boxes, boxes, nearness)
+        total = None if batch is None else self._total_nearness(batch, size)
+        losses["loss_centre"] = centre_loss(places.centre_logits, nearness, total)
+        losses["loss_box"] = box_loss(places.boxes, boxes, nearness, total)
         return losses
+
+    def _total_nearness(self, batch: BatchTargets, size: tuple[int, int]) -> Tensor:
+        """Sum of the maps of nearness of all images of a batch."""
+        things = self.query_targets(batch.targets)
+        return batch.once(
+            "nearness", lambda: torch.stack([centre_map(t, size)[0].sum() for t in things]).sum()
+        )
 
     def query_targets(self, targets: Sequence[MaskTargets]) -> Sequence[MaskTargets]:
         """Return the targets that the queries have to find: things, if stuff is in the map."""

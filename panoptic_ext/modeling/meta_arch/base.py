@@ -116,6 +116,11 @@ class MetaArchitecture:
     find_unused_parameters: bool = False
     """Whether some parameters may get no gradient in a step, so that DistributedDataParallel has to
     search for them. A model may set it on its instance."""
+    adds_up_over_parts: bool = False
+    """Whether the losses of the parts of a batch add up to those of the batch, because the model
+    divides by what `current_part` of `panoptic_ext.modeling.layers.batch_part` says of the batch.
+    If not, SOLVER.ACCUMULATION_STEPS takes the mean over parts, by their images. A model may set it
+    on its instance."""
 
     @classmethod
     def score_threshold_key_for(cls, cfg: Any) -> str:

@@ -34,6 +34,7 @@ def normalised_batch(
     pad_black: bool = False,
     square: int = 0,
     channels_last: bool = False,
+    least_size: tuple[int, int] = (0, 0),
 ) -> ImageList:
     """Subtract the mean, divide by the deviation, and pad on the right and below to one size.
 
@@ -46,6 +47,7 @@ def normalised_batch(
         channels_last: memory layout of the result. Convolutions keep it, so that a whole model runs
             in it: on a CPU, depthwise and 1 x 1 convolutions are several times faster.
         square: if it is not 0, H and W are this many pixels, rounded up to `size_divisibility`.
+        least_size: H and W are at least so many pixels, rounded up to `size_divisibility`.
 
     Returns:
         (B, C, H, W) float32, and the sizes without padding.
@@ -54,24 +56,32 @@ def normalised_batch(
         ConfigError: an image is larger than the square.
     """
     if pad_black:
-        batch = _padded(images, size_divisibility, square)
+        batch = _padded(images, size_divisibility, square, least_size)
         batch.tensor = (batch.tensor - pixel_mean) / pixel_std
     else:
         normalised = [(image - pixel_mean) / pixel_std for image in images]
-        batch = _padded(normalised, size_divisibility, square)
+        batch = _padded(normalised, size_divisibility, square, least_size)
     if channels_last:
         batch.tensor = batch.tensor.contiguous(memory_format=torch.channels_last)
     return batch
 
 
-def _padded(images: Sequence[Tensor], size_divisibility: int, square: int) -> ImageList:
+def _padded(
+    images: Sequence[Tensor], size_divisibility: int, square: int, least_size: tuple[int, int]
+) -> ImageList:
     """A batch padded with 0, without the argument of Detectron2 main that makes it a square."""
     batch = ImageList.from_tensors(list(images), size_divisibility)
     if square:
         _check_fits(images, square)
-        side = -(-square // max(1, size_divisibility)) * max(1, size_divisibility)
-        height, width = batch.tensor.shape[-2:]
-        batch.tensor = F.pad(batch.tensor, (0, side - width, 0, side - height))
+        least_size = (square, square)
+    divisor = max(1, size_divisibility)
+    height, width = batch.tensor.shape[-2:]
+    below, right = (
+        max(-(-least // divisor) * divisor - side, 0)
+        for least, side in zip(least_size, (height, width), strict=True)
+    )
+    if below or right:
+        batch.tensor = F.pad(batch.tensor, (0, right, 0, below))
     return batch
 
 

@@ -18,8 +18,7 @@ output.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -29,7 +28,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, PanopticFPN
 from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import ImageList, Instances
-from torch import Tensor, nn
+from torch import Tensor
 
 from panoptic_ext.config.image_values import pads_black, side_of_test_batches
 from panoptic_ext.config.left_out import complete_config
@@ -45,6 +44,8 @@ from panoptic_ext.fusion import (
 from panoptic_ext.fusion.base import check_threshold
 from panoptic_ext.host_copies import to_device
 from panoptic_ext.modeling.backbone.folded_norm import fold_norms
+from panoptic_ext.modeling.layers.batch_part import size_of_batch
+from panoptic_ext.modeling.layers.evaluation_mode import evaluating
 from panoptic_ext.modeling.meta_arch.base import MetaArchitecture
 from panoptic_ext.modeling.meta_arch.classes import classes_of_dataset
 from panoptic_ext.modeling.meta_arch.image_batch import normalised_batch, wants_channels_last
@@ -252,8 +253,7 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalised images, padded to one size; see `normalised_batch`."""
         # Detectron2 main's backbones may ask for a square, in training, too.
-        constraints = getattr(self.backbone, "padding_constraints", {})
-        square = constraints.get("square_size", 0)
+        square = getattr(self.backbone, "padding_constraints", {}).get("square_size", 0)
         return normalised_batch(
             [to_device(x["image"], self.device) for x in batched_inputs],
             pixel_mean=self.pixel_mean,
@@ -262,6 +262,7 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
             pad_black=self.pad_black,
             square=square if self.training else max(square, self.test_square),
             channels_last=self.channels_last,
+            least_size=size_of_batch(),
         )
 
     def _semantic_targets(self, images: ImageList, batched_inputs: list[dict[str, Any]]) -> Tensor:
@@ -288,7 +289,7 @@ class UnifiedPanopticFPN(MetaArchitecture, PanopticFPN):
     def _detect(self, images: ImageList, features: dict[str, Tensor]) -> list[Instances]:
         """Detections of the current weights with a score above the fusion's threshold."""
         least_score = self.fusion.rule.score_threshold
-        with _evaluating(self.proposal_generator, self.roi_heads):
+        with evaluating(self.proposal_generator, self.roi_heads):
             proposals, _ = self.proposal_generator(images, features, None)
             if not isinstance(self.roi_heads, StandardROIHeads):
                 detected, _ = self.roi_heads(images, features, proposals, None)
@@ -388,17 +389,3 @@ def _mask_logits(instances: Instances) -> Tensor:
     if instances.has("pred_mask_logits"):
         return instances.pred_mask_logits[:, 0]
     return instances.pred_masks[:, 0].logit()
-
-
-@contextmanager
-def _evaluating(*modules: nn.Module) -> Iterator[None]:
-    """The modules in evaluation mode, for as long as the context lasts."""
-    # `train()` would set all parts alike, also those that a caller keeps in evaluation mode.
-    training_modes = [(m, m.training) for module in modules for m in module.modules()]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for module, training in training_modes:
-            module.training = training

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from panoptic_ext.config.image_values import pads_black, side_of_test_batches
 from panoptic_ext.config.mask_former import TASKS, mask_former_task
 from panoptic_ext.host_copies import to_device
+from panoptic_ext.modeling.layers.batch_part import current_part, size_of_batch
 from panoptic_ext.modeling.layers.class_layer import ClassLayer
+from panoptic_ext.modeling.mask_classification.batch_targets import BatchTargets
 from panoptic_ext.modeling.mask_classification.criterion import SetCriterion, semantic_map_loss
 from panoptic_ext.modeling.mask_classification.targets import MaskTargets, build_mask_targets
 from panoptic_ext.modeling.meta_arch.base import MetaArchitecture
@@ -45,6 +47,7 @@ class QueryModel(MetaArchitecture, nn.Module):
     pads_by_config: ClassVar[bool] = True
     mapper_targets: ClassVar[tuple[str, ...]] = ()  # it reads the id map and its table
     class_layers: ClassVar[Mapping[str, ClassLayer]] = {"semantic_classifier": ClassLayer()}
+    adds_up_over_parts: bool = True
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -172,7 +175,7 @@ class QueryModel(MetaArchitecture, nn.Module):
         images = self.preprocess_image(batched_inputs)
         outputs = self.outputs(images.tensor)
         if self.training:
-            return self.losses(outputs, self.mask_targets(images, batched_inputs))
+            return self.part_losses(outputs, images, batched_inputs)
         return self.postprocess(outputs, images, batched_inputs)
 
     def outputs(self, images: Tensor) -> DecoderOutputs:
@@ -214,6 +217,7 @@ class QueryModel(MetaArchitecture, nn.Module):
             pad_black=self.pad_black,
             square=0 if self.training else self.test_square,
             channels_last=self.channels_last,
+            least_size=size_of_batch(),
         )
 
     def mask_targets(
@@ -232,15 +236,39 @@ class QueryModel(MetaArchitecture, nn.Module):
             for inputs in batched_inputs
         ]
 
-    def losses(self, outputs: DecoderOutputs, targets: Sequence[MaskTargets]) -> dict[str, Tensor]:
-        """Weighted losses of the head's outputs, by name."""
-        losses = self.criterion(outputs, targets)
+    def part_losses(
+        self, outputs: DecoderOutputs, images: ImageList, batched_inputs: list[dict[str, Any]]
+    ) -> dict[str, Tensor]:
+        """Losses of a batch, or of a part whose losses add up with the others' to the batch's."""
+        part = current_part()
+        if part is None:
+            return self.losses(outputs, self.mask_targets(images, batched_inputs))
+        batch: BatchTargets = part.once(
+            "mask_targets", lambda: BatchTargets(self.mask_targets(images, [*part.batch]))
+        )
+        return self.losses(outputs, batch.targets[part.images], batch)
+
+    def losses(
+        self,
+        outputs: DecoderOutputs,
+        targets: Sequence[MaskTargets],
+        batch: BatchTargets | None = None,
+    ) -> dict[str, Tensor]:
+        """Weighted losses of the head's outputs, by name.
+
+        Args:
+            outputs: of the head.
+            targets: of their images.
+            batch: see `SetCriterion.forward`.
+        """
+        # A criterion of others, which knows no parts, is not asked for them.
+        losses = self.criterion(outputs, targets, *([] if batch is None else [batch]))
         # The classifier has to stay behind the criterion: autograd adds the gradients of
         # mask_features in the reverse order of its uses; another order changes their last bit.
         if self.semantic_classifier is not None:
             logits = self.semantic_classifier(outputs.mask_features)
             losses["loss_sem_seg"] = semantic_map_loss(
-                logits, targets, self.criterion.class_balance
+                logits, targets, self.criterion.class_balance, batch
             )
         weights = self.criterion.weight_dict
         return {name: loss * weights[name] for name, loss in losses.items() if name in weights}

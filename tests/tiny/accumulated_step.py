@@ -1,0 +1,72 @@
+"""One training step of a model on a batch in parts, and what it gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from panoptic_ext.engine.train_step import TrainStep
+from tests.tiny import eomt, mask_former
+from tests.tiny.model_inputs import fake_metadata
+
+SEGMENTS_OF_WORKERS = ((1, 5, 2), (4, 3, 3))
+
+
+class Gradients(torch.optim.Optimizer):
+    """An optimizer that keeps the gradients and changes nothing."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model.parameters(), {})
+        self.model = model
+        self.found: dict[str, Tensor] = {}
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.found = {
+            n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None
+        }
+
+
+def step_of(
+    model: nn.Module, batch: list[dict[str, Any]], steps: int
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Losses and gradients of one step."""
+    torch.manual_seed(5)
+    optimizer = Gradients(model)
+    step = TrainStep(model, [batch], optimizer, accumulation_steps=steps)
+    with EventStorage(0) as storage:
+        step.run_step()
+        losses = {k: v for k, (v, _) in storage.latest().items() if "loss" in k}
+    return losses, optimizer.found
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    """The model with norms that do not normalise by the batch."""
+    return FrozenBatchNorm2d.convert_frozen_batchnorm(model)
+
+
+def equal_points(*shape: int, **_: Any) -> Tensor:
+    """In place of `torch.rand`: points that are equal for every mask, however many are drawn."""
+    # Not `torch.rand`, which this function replaces.
+    points = torch.empty(4096, 2).uniform_(generator=torch.Generator().manual_seed(3))
+    return points[: shape[-2]].expand(shape).clone()
+
+
+def save_step_of_a_worker(rank: int, folder: str) -> None:
+    """Write losses and gradients of a whole batch and of its parts, as one of two workers."""
+    fake_metadata(mask_former.NAME)
+    model = DistributedDataParallel(frozen(eomt.build()), find_unused_parameters=True)
+    batch = [mask_former.mapped((64, 64), num, num) for num in SEGMENTS_OF_WORKERS[rank]]
+    rand, torch.rand = torch.rand, equal_points
+    try:
+        results = [step_of(model, batch, steps) for steps in (1, 3)]
+    finally:
+        torch.rand = rand
+        MetadataCatalog.remove(mask_former.NAME)
+    torch.save(results, Path(folder) / f"accumulated{rank}.pth")

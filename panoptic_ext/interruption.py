@@ -18,6 +18,7 @@ __all__ = [
     "STOPPING",
     "Interrupted",
     "StopRequest",
+    "born_deaf",
     "outlive_interruption",
     "signals_of_a_command",
     "stoppable",
@@ -160,6 +161,23 @@ def until_stopped(images: Iterable[Item], message: Callable[[int], str]) -> Iter
             if stop:
                 raise stop.interrupted(message(number))
             yield image
+
+
+@contextmanager
+def born_deaf() -> Iterator[None]:
+    """Processes that are started in the block begin with SIGINT and SIGTERM blocked.
+
+    This process gets the signals of the block behind it. For data loading processes, which a signal
+    could otherwise end before they call `outlive_interruption`.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def outlive_interruption(*_: object) -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from detectron2.engine import hooks
 from detectron2.engine.train_loop import HookBase
 from detectron2.utils import comm
+from fvcore.nn.precise_bn import get_bn_modules
 
+from panoptic_ext.engine.checkpoint.rng import get_rng_state, set_rng_state
 from panoptic_ext.engine.divergence import divergence_of
 from panoptic_ext.engine.layer_decay import BACKBONE_MARK
 from panoptic_ext.errors import NonFiniteLossError
+from panoptic_ext.interruption import Interrupted
 
 __all__ = [
     "AverageHook",
@@ -119,17 +125,34 @@ class LRScheduler(hooks.LRScheduler):
 
 
 class PreciseBNHook(hooks.PreciseBN):
-    """Detectron2's PreciseBN, but on the same batches every time, for the weights of evaluation."""
+    """Detectron2's PreciseBN, but on the same batches every time, for the weights of evaluation.
+
+    If a signal stops it, statistics and random generators are as before it began, so that the
+    iteration can be saved; the resumed run does it before it goes on.
+    """
+
+    _is_owed = False
+
+    def before_train(self) -> None:
+        if self._is_owed:
+            self._is_owed = False
+            self.update_stats()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"is_owed": self._is_owed} if self._is_owed else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._is_owed = bool(state_dict["is_owed"])
 
     def update_stats(self) -> None:
         if not self._disabled:
-            # Detectron2's hook reads on through the data set. A resumed run would then average over
-            # other batches, and get other statistics and results than an uninterrupted run.
-            self._data_iter = None
             # The trainer's seed is only known here: a resumed run takes it from the checkpoint.
             self._data_loader.seed = self.trainer.data_loader.seed
+            # Detectron2's hook reads on through the data set. A resumed run would then average over
+            # other batches, and get other statistics and results than an uninterrupted run.
+            self._data_iter = self._batches()
         try:
-            with self.trainer.averaged_weights():
+            with self.trainer.averaged_weights(), self._undone_by_signal():
                 super().update_stats()
         except Exception as error:
             problem = divergence_of(error, self._model)
@@ -140,6 +163,31 @@ class PreciseBNHook(hooks.PreciseBN):
                 f"finite: {problem}. The last checkpoint is untouched. Lower SOLVER.BASE_LR or "
                 "enable SOLVER.CLIP_GRADIENTS, and go on with --resume"
             ) from error
+
+    def _batches(self) -> Iterator[Any]:
+        """Batches from the first one on, until a signal asks to stop."""
+        stop = self.trainer.stop_request
+        for batch in self._data_loader:
+            # Several workers end together, which needs an exchange: they finish this first.
+            if comm.get_world_size() == 1:
+                stop.check("")
+            yield batch
+
+    @contextmanager
+    def _undone_by_signal(self) -> Iterator[None]:
+        norms = [] if self._disabled else get_bn_modules(self._model)
+        states = [copy.deepcopy(norm.state_dict()) for norm in norms]
+        momenta = [norm.momentum for norm in norms]
+        rng = get_rng_state()
+        try:
+            yield
+        except Interrupted:
+            for norm, state, momentum in zip(norms, states, momenta, strict=True):
+                norm.load_state_dict(state)
+                norm.momentum = momentum
+            set_rng_state(rng)
+            self._is_owed = True
+            raise
 
 
 class AverageHook(HookBase):
@@ -152,6 +200,4 @@ class AverageHook(HookBase):
 
 def is_precise_bn_wanted(cfg: Any, model: torch.nn.Module) -> bool:
     """Whether the config asks for PreciseBN and the model has layers to which it applies."""
-    from fvcore.nn.precise_bn import get_bn_modules
-
     return bool(cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(model))

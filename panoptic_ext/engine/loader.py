@@ -28,7 +28,7 @@ from panoptic_ext.engine.checkpoint.rng import seeded_sample
 from panoptic_ext.engine.distributed import images_of_a_worker
 from panoptic_ext.engine.samplers import sampler_maker
 from panoptic_ext.errors import ConfigError, DatasetError, PanopticExtError
-from panoptic_ext.interruption import outlive_interruption
+from panoptic_ext.interruption import born_deaf, outlive_interruption
 
 __all__ = ["TrainLoader", "build_test_loader", "build_train_loader", "train_records"]
 
@@ -121,7 +121,9 @@ class TrainLoader:
             # Otherwise the loader draws from torch's global generator whenever it starts.
             generator=torch.Generator().manual_seed(self.seed),
         )
-        for batch in loader:
+        with born_deaf():
+            batches = iter(loader)
+        for batch in batches:
             yield [self._unwrap(loaded) for loaded in batch]
 
     def index_batches(self, sampler: Iterable[int] | None = None) -> Iterator[list[_Position]]:
@@ -259,7 +261,9 @@ class _TestLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        for batch in self._loader:
+        with born_deaf():
+            batches = iter(self._loader)
+        for batch in batches:
             for loaded in batch:
                 if loaded.error is not None:
                     raise loaded.error

@@ -47,7 +47,7 @@ from panoptic_ext.engine.time_budget import TimeBudgetHook
 from panoptic_ext.engine.train_step import TrainStep
 from panoptic_ext.engine.weight_average import build_weight_average
 from panoptic_ext.engine.writers import WriterHook
-from panoptic_ext.interruption import Interrupted, stoppable
+from panoptic_ext.interruption import Interrupted, StopRequest, stoppable
 
 __all__ = ["Trainer", "is_for_console"]
 
@@ -238,6 +238,11 @@ class Trainer(DefaultTrainer):
     def averaged_weights(self) -> AbstractContextManager[None]:
         """In the block the model has the weights that are evaluated: averages, if they are kept."""
         return self.average.applied() if self.average is not None else nullcontext()
+
+    @property
+    def stop_request(self) -> StopRequest:
+        """Whether a signal has asked this worker to stop."""
+        return self._trainer.stop
 
     @property
     def grad_scaler(self) -> torch.amp.GradScaler | None:

@@ -6,18 +6,21 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
 from torch import multiprocessing, nn
 
 from panoptic_ext.engine import evaluate
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.engine.distributed import leave, make_local_group
+from panoptic_ext.engine.hooks import PreciseBNHook
 from panoptic_ext.errors import CheckpointError, DownloadError
 from panoptic_ext.interruption import Interrupted, stoppable
 from tests.engine.test_train_net import ROOT, command
@@ -65,6 +68,44 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert all(torch.equal(state[k], expected[k]) for k in expected)
     if iteration < 11:  # the rows that were due are there, and no other
         assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_a_signal_during_precise_batch_norm(tmp_path: Path, average: bool) -> None:
+    def cfg_of(folder: str) -> CfgNode:
+        cfg = tiny_cfg(tmp_path / folder)
+        cfg.TEST.EVAL_PERIOD, cfg.TEST.PRECISE_BN.ENABLED = 6, True
+        cfg.TEST.PRECISE_BN.NUM_ITER, cfg.SOLVER.EMA.ENABLED = 5, average
+        return cfg
+
+    whole = trainer_of(cfg_of("whole"))
+    whole.train()
+    first = trainer_of(cfg_of("parts"))
+    (hook,) = (hook for hook in first._hooks if isinstance(hook, PreciseBNHook))
+    batches = hook._data_loader
+
+    class SignalLoader:
+        """Its third batch comes with a signal."""
+
+        seed = 0
+
+        def __iter__(self) -> Iterator[Any]:
+            batches.seed = self.seed
+            for number, batch in enumerate(batches):
+                if number == 3:
+                    signal.raise_signal(signal.SIGINT)
+                yield batch
+
+    hook._data_loader = SignalLoader()
+    with pytest.raises(Interrupted, match="stopped after iteration 5 of 12; the checkpoint is"):
+        first.train()
+    torch.rand(17)
+    second = trainer_of(cfg_of("parts"), resume=True)
+    assert second.start_iter == 6
+    second.train()
+    assert [*first.losses, *second.losses] == whole.losses
+    state, expected = second.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(state[k], expected[k]) for k in expected)
 
 
 def test_a_signal_during_the_evaluation_keeps_the_iteration(tmp_path: Path) -> None:

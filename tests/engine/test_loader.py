@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import itertools
 import logging
+import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -14,6 +18,7 @@ import pytest
 import torch
 from detectron2.data.samplers import TrainingSampler
 
+from panoptic_ext.engine import loader
 from panoptic_ext.engine.checkpoint.rng import get_rng_state, preserved_rng, set_rng_state
 from panoptic_ext.engine.loader import TrainLoader
 from panoptic_ext.engine.samplers import SubsetSampler
@@ -150,6 +155,33 @@ def test_killed_data_worker_is_explained() -> None:
         next(iter(make(mapper=killing_mapper, num_workers=1)))
     explained = explain_system_error(caught.value)
     assert explained is not None and "Lower DATALOADER.NUM_WORKERS" in str(explained)
+
+
+def test_a_signal_while_data_workers_start_ends_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C and SIGTERM reach a whole process group, also processes that have just begun."""
+    expected = first(make(), 2)
+    start = loader._start_worker
+
+    def start_slowly(number: int) -> None:
+        time.sleep(0.4)
+        start(number)
+
+    def signal_workers() -> None:
+        while not multiprocessing.active_children():
+            time.sleep(0.01)
+        for worker in multiprocessing.active_children():
+            for signum in (signal.SIGTERM, signal.SIGINT):
+                # Of another process than the parent, whose SIGTERM means what it says.
+                subprocess.run(["kill", f"-{int(signum)}", str(worker.pid)], check=True)
+
+    monkeypatch.setattr(loader, "_start_worker", start_slowly)
+    sender = threading.Thread(target=signal_workers)
+    sender.start()
+    try:
+        assert first(make(num_workers=1), 2) == expected
+    finally:
+        sender.join()
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_full_shared_memory_is_explained() -> None:

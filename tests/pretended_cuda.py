@@ -58,19 +58,21 @@ class PretendedCuda(TorchFunctionMode):
     Attributes:
         waits: (kind, place) -> how often the host would have waited. The place is the line that
             called torch.
+        event_waits: how often the host waited for an event, which it recorded earlier.
         calls: number of the calls that would launch something on the device.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: Counter[tuple[str, str]] = Counter()
+        self.event_waits = 0
         self.calls = 0
         self._pinned: set[int] = set()
         self._patches: list[Any] = []
 
     def __enter__(self) -> PretendedCuda:
         self._patches = [
-            mock.patch.object(torch.cuda, "Event", _Event),
+            mock.patch.object(torch.cuda, "Event", lambda *_, **__: _Event(self)),
             mock.patch.object(torch.cuda, "current_device", lambda: 0),
         ]
         for patch in self._patches:
@@ -95,8 +97,9 @@ class PretendedCuda(TorchFunctionMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", str(func))
-        if name == "__get__":
-            return func(*args, **kwargs)
+        if name == "__get__":  # of an attribute, such as a gradient
+            value = func(*args, **kwargs)
+            return _to_device(value) if isinstance(args[0], DeviceTensor) else value
         leaves = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
         on_device = [x for x in leaves if isinstance(x, DeviceTensor)]
         target = _target(name, args, kwargs)
@@ -104,8 +107,8 @@ class PretendedCuda(TorchFunctionMode):
             return self._pin(args[0])
         if name == "is_pinned":
             return id(args[0].untyped_storage()) in self._pinned
-        if kwargs.pop("pin_memory", False):
-            return func(*args, **kwargs)
+        if kwargs.pop("pin_memory", False):  # a factory of memory of the host
+            return self._pin(_to_host(func(*args, **kwargs)))
         if target is not None and target.type == "cuda":
             return self._onto_device(func, name, args, kwargs, on_device)
         if not on_device:
@@ -117,6 +120,11 @@ class PretendedCuda(TorchFunctionMode):
         if name in _TO_HOST or (target is not None and target.type == "cpu"):
             self._note("copy to the host")
             return tree_map(_to_host, func(*_without_device(args), **_without_device(kwargs)))
+        if name == "copy_" and not isinstance(args[0], DeviceTensor):
+            pinned = id(args[0].untyped_storage()) in self._pinned
+            if not (pinned and kwargs.pop("non_blocking", False)):
+                self._note("copy to the host")
+            return _to_host(func(args[0], _to_host(args[1])))
         if name in _READS or _indexes_by_value(name, args):
             self._note(f"{name} reads values")
         if name in ("__getitem__", "__setitem__") and _indexes_from_host(args):
@@ -164,11 +172,14 @@ class PretendedCuda(TorchFunctionMode):
 
 
 class _Event:
-    """A pretended torch.cuda.Event."""
+    """A pretended torch.cuda.Event, which counts how often the host waits for one."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+    def __init__(self, device: PretendedCuda) -> None:
+        self._device = device
+
     def record(self, *args: Any) -> None: ...
-    def synchronize(self) -> None: ...
+    def synchronize(self) -> None:
+        self._device.event_waits += 1
 
 
 def to_pretended(module: nn.Module) -> nn.Module:

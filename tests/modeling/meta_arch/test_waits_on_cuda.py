@@ -14,6 +14,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from panoptic_ext.engine.train_step import TrainStep
+from panoptic_ext.engine.weight_average import WeightAverage
 from tests.modeling.meta_arch import test_efficientps as efficientps
 from tests.modeling.meta_arch.test_placed_mask_former import PLACED
 from tests.pretended_cuda import DeviceTensor, PretendedCuda, to_pretended
@@ -102,6 +104,19 @@ def test_a_model_of_queries_waits_once_a_training_step(name):
     for loss, theirs in zip(losses.values(), expected.values(), strict=True):
         assert isinstance(loss, DeviceTensor)
         torch.testing.assert_close(loss.as_subclass(torch.Tensor), theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_a_whole_step_with_its_log_and_averages_waits_once_and_for_one_event():
+    """The losses are copied while the backward pass runs, and the host waits for that copy."""
+    model = to_pretended(QUERY_MODELS["placed"]())
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    average = WeightAverage(model, decay=0.99)
+    step = TrainStep(model, [mapped_batch()], optimizer)
+    with EventStorage() as storage, PretendedCuda() as device:
+        step.run_step()
+        average.update()
+    assert sum(device.waits.values()) == device.event_waits == 1, device.report()
+    assert storage.latest()["total_loss"][0] > 0 and average.updates == 1
 
 
 @pytest.mark.parametrize("name", sorted(REGION_MODELS))

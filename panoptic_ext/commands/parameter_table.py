@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch import Tensor, nn
 
 from panoptic_ext.commands.command_line import command_main, command_parser
+from panoptic_ext.engine.build_model import build_model
 from panoptic_ext.engine.layer_decay import BACKBONE_MARK
 from panoptic_ext.engine.optimizer import solver_groups
 from panoptic_ext.engine.run_config import load_cfg

@@ -8,7 +8,8 @@ __all__ = ["add_backbone_keys"]
 
 
 def add_backbone_keys(cfg: CN) -> None:
-    """Add MODEL.TIMM to `cfg`, in place."""
+    """Add MODEL.TIMM, and what of a model is frozen, to `cfg`, in place."""
+    _add_freezing_keys(cfg)
     # Backbones of timm. MODEL.BACKBONE.NAME build_timm_backbone, build_timm_fpn_backbone (with
     # MODEL.FPN) and build_timm_two_way_fpn_backbone (with MODEL.TWO_WAY_FPN) read these keys.
     cfg.MODEL.TIMM = CN()
@@ -28,3 +29,21 @@ def add_backbone_keys(cfg: CN) -> None:
     # IJCV 2021), without squeeze and excitation, with leaky ReLU and the convolution in front of
     # the classifier. ImageNet weights fit "" only.
     cfg.MODEL.TIMM.PRESET = ""
+
+
+def _add_freezing_keys(cfg: CN) -> None:
+    # What is frozen keeps its weights, has no gradient, and stays in evaluation mode.
+    #
+    # The backbone: its stem and its first n - 1 stages, as Detectron2 counts FREEZE_AT for its
+    # ResNets: 1 is the stem, 2 all up to the features of stride 4 (timm: all up to those of stride
+    # 2^n). A plain ViT has blocks in place of stages. "all": the whole backbone, but not a feature
+    # pyramid on it, which has no pretrained weights. None or 0: as the model has it
+    # (MODEL.BACKBONE.FREEZE_AT, MODEL.VIT.FREEZE).
+    cfg.MODEL.BACKBONE.FREEZE = None
+    # The batch norms of the whole backbone: statistics, weights and biases. For pretrained weights
+    # and small batches. timm's become frozen ones (MODEL.TIMM.NORM FrozenBN).
+    cfg.MODEL.BACKBONE.FREEZE_NORMS = False
+    # Any parameters: beginnings of their names, up to a dot, such as ["backbone"], which trains the
+    # heads alone, or ["sem_seg_head.pixel_decoder"]. `panoptic-ext parameter-table
+    # --learning-rates` lists all names.
+    cfg.MODEL.FREEZE = []

@@ -17,6 +17,7 @@ _NAMES = (
     "DATASETS.TRAIN",
     "DATASETS.TEST",
     "MODEL.FPN.IN_FEATURES",
+    "MODEL.FREEZE",
     "INPUT.COPY_PASTE.CLASSES",
     "MODEL.WEIGHTS_CLASSES.ALIASES",
 )
@@ -24,6 +25,8 @@ _NAMES = (
 _OPTIONAL_SWITCHES = ("INPUT.KEEP_EMPTY_SEGMENTS", "MODEL.CHANNELS_LAST")
 # Keys that hold a word or a list. YAML reads the word off as False.
 _WORD_OR_LIST = ("MODEL.EOMT.ANNEALING",)
+# Keys that hold an integer, None or this word.
+_NUMBER_OR_WORD = {"MODEL.BACKBONE.FREEZE": "all"}
 _OPTIONAL_NAMES = ("INPUT.PANOPTIC_TARGETS", "MODEL.TRANSFORMERS.STUFF_CLASSES")
 
 
@@ -72,6 +75,8 @@ def coerce(value: Any, default: Any, setting: Setting) -> Any:
     """
     if setting.key in _WORD_OR_LIST and isinstance(value, (str, list, tuple, bool)):
         return "off" if value is False else value
+    if setting.key in _NUMBER_OR_WORD:
+        return _number_or_word(value, _NUMBER_OR_WORD[setting.key], setting)
     if isinstance(default, (tuple, list)) and isinstance(value, (tuple, list)):
         _check_items(value, default, setting)
         return type(default)(value)
@@ -119,6 +124,15 @@ def _kind(item: Any) -> str:
     if isinstance(item, (int, float)):
         return "a number"
     return "a text" if isinstance(item, str) else ""
+
+
+def _number_or_word(value: Any, word: str, setting: Setting) -> int | str | None:
+    if value is None or value == word or (type(value) is int and value >= 0):
+        return value
+    raise ConfigError(
+        f"{setting.source}: {setting.key} must be an integer from 0 on, None or '{word}', "
+        f"found {quoted(value)}"
+    )
 
 
 def _optional(value: Any, setting: Setting) -> float | bool | list[str] | None:

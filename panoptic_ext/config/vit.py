@@ -36,6 +36,7 @@ def add_vit_keys(cfg: CN) -> None:
     # one random factor, log-uniform in [1 / ROPE_RESCALE, ROPE_RESCALE]. DINOv3 has 2. 0: none.
     cfg.MODEL.VIT.ROPE_RESCALE = 0.0
     # Train no parameter of the ViT, and keep it in evaluation mode. What is around it is trained.
+    # The same as MODEL.BACKBONE.FREEZE "all".
     cfg.MODEL.VIT.FREEZE = False
     # Recompute blocks in the backward pass: less memory, about a quarter more time.
     cfg.MODEL.VIT.GRADIENT_CHECKPOINTING = False

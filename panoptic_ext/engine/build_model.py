@@ -11,6 +11,7 @@ from detectron2.modeling import build_model as build_detectron2_model
 from detectron2.utils import comm
 from torch import nn
 
+from panoptic_ext.engine.freezing import freeze
 from panoptic_ext.errors import ConfigError
 
 __all__ = ["build_model", "distributed_model"]
@@ -21,11 +22,11 @@ _FILE_ONLY = {"is_for_file_only": True}  # see `trainer.is_for_console`
 
 
 def build_model(cfg: CfgNode) -> nn.Module:
-    """Detectron2's build_model.
+    """Detectron2's build_model, and what the config says is frozen.
 
     Raises:
-        ConfigError: a key names a feature that the backbone does not have, or keys contradict each
-            other.
+        ConfigError: a key names a feature or a part that the model does not have, or keys
+            contradict each other.
     """
     try:
         model = build_detectron2_model(cfg)
@@ -44,6 +45,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
         if "MODEL." not in str(error):
             raise
         raise ConfigError(f"the model cannot be built: {error}") from error
+    freeze(model, cfg)
     number = sum(parameter.numel() for parameter in model.parameters())
     logger.info("Model: %s, %s parameters", type(model).__name__, f"{number:,}")
     logger.info("Model:\n%s", model, extra=_FILE_ONLY)

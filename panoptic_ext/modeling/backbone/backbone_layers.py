@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import nn
 
-__all__ = ["Layer", "LayeredBackbone", "layers_of_names", "parameter_layers"]
+__all__ = ["Layer", "LayeredBackbone", "layers_of_names", "parameter_layers", "stages_of_names"]
 
 
 @runtime_checkable
@@ -115,6 +115,31 @@ def layers_of_names(names: Collection[str]) -> dict[str, Layer]:
                 for name, number in numbers.items()
             }
     return {}
+
+
+def stages_of_names(names: Collection[str]) -> dict[str, int]:
+    """The stage of every parameter of one backbone; empty if no name is that of a block.
+
+    Args:
+        names: of all its parameters, relative to the backbone.
+
+    Returns:
+        Name -> 0 for what comes before the blocks, 1 to n for its n stages, n + 1 for what comes
+        behind them. In a backbone whose names have no stages, each block is one.
+    """
+    for naming in _NAMINGS:
+        stages = sorted({number[0] for n in names if (number := _numbers(naming.block, n))})
+        if stages:
+            return {name: _stage_of(name, naming, stages) for name in names}
+    return {}
+
+
+def _stage_of(name: str, naming: _Naming, stages: list[int]) -> int:
+    for pattern in (naming.block, naming.opens_stage, naming.closes_stage):
+        number = _numbers(pattern, name) if pattern else ()
+        if number and number[0] in stages:
+            return stages.index(number[0]) + 1
+    return len(stages) + 1 if re.match(naming.behind, name) else 0
 
 
 def _block_of(

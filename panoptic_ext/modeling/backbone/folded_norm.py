@@ -40,9 +40,10 @@ def fold_norms(module: nn.Module) -> nn.Module:
 class FoldedConv2d(Conv2d):
     """Detectron2's Conv2d for a norm that multiplies and adds constants.
 
-    A frozen norm is always folded; a batch norm is folded in evaluation without gradients.
+    A frozen norm is always folded; a batch norm is folded in evaluation mode where no parameter
+    needs a gradient.
 
-    Without gradients, the folded weights are cached until a parameter or a statistic changes, a
+    Where none does, the folded weights are cached until a parameter or a statistic changes, a
     state dict is loaded, or `train()` or `eval()` is called on this layer or on a model around it.
     In training, the scale and shift of a frozen norm are cached in the same way, so that a step
     costs one product per layer.
@@ -68,7 +69,8 @@ class FoldedConv2d(Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """As Detectron2's Conv2d: (B, C, H, W) -> convolution, norm, activation."""
         frozen = isinstance(self.norm, FrozenBatchNorm2d)
-        if not torch.is_grad_enabled() and (frozen or not self.norm.training):
+        constant = frozen or not self.norm.training
+        if constant and not self._needs_gradient():
             weight, bias = self._cached_weights(x)
         elif frozen:
             weight, bias = self._fold()
@@ -76,6 +78,9 @@ class FoldedConv2d(Conv2d):
             return super().forward(x)
         x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
         return x if self.activation is None else self.activation(x)
+
+    def _needs_gradient(self) -> bool:
+        return torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
 
     def _fold(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the convolution with its norm; gradients flow through both."""

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from panoptic_ext.errors import ConfigError
+from panoptic_ext.modeling.backbone.backbone_layers import stages_of_names
 from panoptic_ext.modeling.backbone.timm_vit import create_plain_vit
 from panoptic_ext.modeling.backbone.vit_weights import fit_vit_weights
 from panoptic_ext.modeling.layers.linear import use_fast_linears
@@ -93,6 +94,11 @@ class PlainViT(Backbone):
         if block:
             return int(block[1])
         return self.depth if name.startswith(("norm.", "fc_norm.")) else 0
+
+    def parameter_stages(self) -> dict[str, int]:
+        """0 for what comes before the blocks, 1 to `depth` for a block, and the last norm's."""
+        names = {name.removeprefix("net."): name for name, _ in self.named_parameters()}
+        return {names[name]: stage for name, stage in stages_of_names(list(names)).items()}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of "last_feat"."""

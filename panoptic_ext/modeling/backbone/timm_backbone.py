@@ -14,7 +14,7 @@ from detectron2.modeling.backbone import Backbone
 from torch import Tensor, nn
 
 from panoptic_ext.errors import ConfigError, check_known, unknown
-from panoptic_ext.modeling.backbone.timm_layers import timm_layers
+from panoptic_ext.modeling.backbone.timm_layers import timm_layers, timm_stages
 from panoptic_ext.modeling.backbone.timm_norm import convert_norms
 from panoptic_ext.optional_packages import import_optional
 
@@ -96,6 +96,17 @@ class TimmBackbone(Backbone):
         """The layer of a parameter; that of the preset's last convolution comes behind all."""
         return self._layers[0].get(parameter_name.removeprefix("net."), self.num_layers)
 
+    def parameter_stages(self) -> dict[str, int]:
+        """The stage of each parameter by its name: stage i ends at the features of stride 2^(i+1).
+
+        What comes before the first features is stage 0; see `stages_of_names`.
+        """
+        names = self.net.feature_info.info
+        ends = [(end["module"], end["reduction"].bit_length() - 2) for end in names]
+        stages = timm_stages(self.net, ends)
+        last = max(stages.values(), default=0)
+        return {n: stages.get(n.removeprefix("net."), last) for n, _ in self.named_parameters()}
+
     @cached_property
     def _layers(self) -> tuple[dict[str, int], int]:
         return timm_layers(self.timm_name, [name for name, _ in self.net.named_parameters()])
@@ -113,6 +124,7 @@ class TimmBackbone(Backbone):
 def build_timm_backbone(cfg: Any, input_shape: ShapeSpec) -> TimmBackbone:
     """The timm model that MODEL.TIMM names."""
     keys = cfg.MODEL.TIMM
+    freezes = cfg.MODEL.BACKBONE.FREEZE_NORMS and keys.NORM in ("", "BN", "SyncBN")
     if not keys.NAME:
         raise ConfigError(
             "MODEL.BACKBONE.NAME is build_timm_backbone, but MODEL.TIMM.NAME is empty; give a timm "
@@ -123,7 +135,7 @@ def build_timm_backbone(cfg: Any, input_shape: ShapeSpec) -> TimmBackbone:
         pretrained=keys.PRETRAINED,
         out_features=list(keys.OUT_FEATURES),
         out_indices=list(keys.OUT_INDICES),
-        norm=keys.NORM,
+        norm="FrozenBN" if freezes else keys.NORM,
         preset=keys.PRESET,
     )
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from torch import nn
 
 from panoptic_ext.optional_packages import import_optional
 
-__all__ = ["timm_layers"]
+__all__ = ["timm_layers", "timm_stages"]
 
 # What timm's wrappers of a model for feature maps put before the names of its parameters.
 _WRAPPERS = ("", "model.", "body.")
@@ -38,6 +39,41 @@ def timm_layers(model_name: str, names: Iterable[str]) -> tuple[dict[str, int], 
     blocks = sorted({max(group, 1) for group in found.values() if group < behind})
     layer = {group: i for i, group in enumerate(blocks)} | {0: 0, behind: len(blocks)}
     return {name: layer[group] for name, group in found.items()}, len(blocks)
+
+
+def timm_stages(net: nn.Module, ends: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """The stage of every parameter of a timm model that was created with `features_only`.
+
+    Args:
+        net: the model; its modules are in the order in which they run.
+        ends: the module that gives the features at the end of each stage, by its name in timm's
+            own model, and the stage's number, fine to coarse.
+
+    Returns:
+        Name -> stage; 0 for what comes before the first of these modules, and one more than the
+        last stage for what comes behind the last.
+    """
+    order = [name for name, _ in net.named_modules()]
+    spans = [(*_span(order, module), stage) for module, stage in ends]
+    spans = [span for span in spans if span[1] >= 0]  # without stages that were left out
+    stages = {}
+    for name, _ in net.named_parameters():
+        place = order.index(name.rpartition(".")[0])
+        if spans and place < spans[0][0]:
+            stages[name] = 0
+        else:
+            behind = spans[-1][2] + 1 if spans else 0
+            stages[name] = next((stage for _, end, stage in spans if place <= end), behind)
+    return stages
+
+
+def _span(order: list[str], module: str) -> tuple[int, int]:
+    """First and last position of a module and of those inside it; -1 if it is not there."""
+    names = [w + n for w in _WRAPPERS for n in (module, module.replace(".", "_", 1))]
+    inside = [
+        i for i, name in enumerate(order) if any(f"{name}.".startswith(f"{n}.") for n in names)
+    ]
+    return (inside[0], inside[-1]) if inside else (-1, -1)
 
 
 def _groups(model_name: str) -> dict[str, int]:

@@ -16,6 +16,7 @@ from panoptic_ext.data.datasets.known_classes import set_classes
 from panoptic_ext.data.datasets.metadata import class_attributes
 from tests import ROOT
 from tests.tiny import eomt, mask_former
+from tests.tiny.transformers_models import tiny_architecture
 
 __all__ = ["FAMILIES", "build_family", "cfg_of_family", "register_names"]
 
@@ -33,7 +34,9 @@ SMALL_FPN = {
     "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
     "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
 }
-FAMILIES = ("panoptic_fpn", "efficientps", "mask_former", "placed", "instance", "eomt")
+FAMILIES = (
+    "panoptic_fpn", "efficientps", "mask_former", "placed", "instance", "eomt", "transformers",
+)  # fmt: skip
 
 
 def register_names(name: str, classes: Sequence[tuple[str, bool]]) -> None:
@@ -51,13 +54,27 @@ def cfg_of_family(family: str, dataset: str, classes: Sequence[tuple[str, bool]]
         # The auxiliary classifier has rows for classes, too.
         keys["MODEL.MASK_FORMER.SEMANTIC_LOSS_WEIGHT"] = 1.0
         return eomt.tiny_cfg(**keys)
+    if family == "transformers":
+        keys |= {
+            "MODEL.DEVICE": "cpu",
+            "MODEL.META_ARCHITECTURE": "TransformersPanoptic",
+            "MODEL.TRANSFORMERS.ARCHITECTURE": tiny_architecture("mask2former"),
+            "MODEL.TRANSFORMERS.NAME_OR_PATH": "tiny",
+            "MODEL.TRANSFORMERS.PRETRAINED": False,
+        }
+        return _with_keys(keys)
     if family in _QUERIES:
         return mask_former.tiny_cfg(**keys, **NARROW, **_QUERIES[family])
+    base = "PanopticFPN" if family == "panoptic_fpn" else "EfficientPS"
+    keys |= {**SMALL_FPN, "MODEL.ROI_HEADS.NUM_CLASSES": things}
+    return _with_keys(keys, f"configs/common/{family}/Base-{base}-Small.yaml")
+
+
+def _with_keys(keys: dict[str, Any], base: str = "") -> CfgNode:
     cfg = get_cfg()
     add_panoptic_ext_config(cfg)
-    base = "PanopticFPN" if family == "panoptic_fpn" else "EfficientPS"
-    cfg.merge_from_file(str(ROOT / f"configs/common/{family}/Base-{base}-Small.yaml"))
-    keys |= {**SMALL_FPN, "MODEL.ROI_HEADS.NUM_CLASSES": things}
+    if base:
+        cfg.merge_from_file(str(ROOT / base))
     cfg.merge_from_list([item for pair in keys.items() for item in pair])
     return cfg
 

@@ -32,6 +32,8 @@ _FOREIGN_LAYERS: tuple[tuple[type[nn.Module], dict[str, ClassLayer]], ...] = (
     (BaseMaskRCNNHead, {"predictor": ClassLayer(orders=("things",))}),
     (SemSegFPNHead, {"predictor": ClassLayer(orders=("all", "separated"))}),
 )
+# Weight of each class in the loss of queries, here and in transformers: of the model's config.
+_LOSS_WEIGHT = "criterion.empty_weight"
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,10 @@ def move_rows(
         for tensor in tensors:
             weights[tensor] = _moved(torch.as_tensor(weights[tensor]), own[tensor], pairs, layer)
         moved.append(Moved(name, tuple(rows), tuple(k for k in sorted(after) if k not in rows)))
+    if moved:
+        for name, tensor in own.items():
+            if name.endswith(_LOSS_WEIGHT) and name in weights:
+                weights[name] = tensor
     return moved
 
 

@@ -30,11 +30,24 @@ class ZooHandler(PathHandler):
         return model_zoo.get_checkpoint(path.removeprefix(self.PREFIX))
 
     def classes_of(self, path: str) -> DatasetClasses | None:
-        """The classes that the entry's weights were trained on; None for those of a backbone."""
+        """The classes that weights were trained on, if they are those of an entry.
+
+        Args:
+            path: `zoo://NAME`, or an entry's published address.
+
+        Returns:
+            None for other weights, and for those of a backbone.
+        """
         from panoptic_ext.model_zoo.configs import classes_of
 
-        entry = model_zoo.info(path.removeprefix(self.PREFIX))
-        if not entry.data_set:
+        if path.startswith(self.PREFIX):
+            names = [path.removeprefix(self.PREFIX)]
+        else:
+            names = model_zoo.list() if path.startswith(("https://", "http://")) else []
+            names = [name for name in names if model_zoo.info(name).address == path]
+        entries = [model_zoo.info(name) for name in names]
+        entry = next((entry for entry in entries if entry.data_set), None)
+        if entry is None:
             return None
         classes = classes_of(entry)
         names, isthing = classes.thing_classes, classes.isthing

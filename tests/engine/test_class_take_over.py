@@ -12,6 +12,7 @@ import torch
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES, COCO_CATEGORIES
 from torch import Tensor, nn
 
+from panoptic_ext import model_zoo
 from panoptic_ext.data.datasets.metadata_file import save_metadata
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.engine.checkpoint.class_names import (
@@ -209,6 +210,9 @@ def test_where_classes_of_weights_are_found(tmp_path: Path) -> None:
     assert classes_of_weights(path, path, {}) is None
     zoo = classes_of_weights("zoo://mask2former_R50_coco", path, {})
     assert zoo is not None and zoo.num_classes == 133 and zoo.names[0] == "person"
+    address = model_zoo.get_checkpoint_url("mask2former_R50_coco")
+    assert address.startswith("https://") and classes_of_weights(address, path, {}) == zoo
+    assert classes_of_weights("zoo://backbones/efficientnet_lite0", path, {}) is None
     with pytest.raises(DatasetError):
         classes_named("no_such_data_set")
 

@@ -31,7 +31,7 @@ _FINGERPRINT, _CLASSES = "panoptic_ext", "classes"  # keys of a checkpoint, the 
 
 @runtime_checkable
 class _KnowsClasses(Protocol):
-    """A handler of addresses that knows which classes weights were trained on, as the zoo's."""
+    """A handler that knows which classes the weights of an address were trained on."""
 
     def classes_of(self, path: str) -> DatasetClasses | None: ...
 
@@ -79,9 +79,10 @@ def classes_of_weights(
         None where they are not known.
     """
     found = classes_of_checkpoint(checkpoint)
-    handler = handler_of(address, PathManager)
-    if found is None and isinstance(handler, _KnowsClasses):
-        found = handler.classes_of(address)
+    # The room model_zoo, which this one must not import, has registered a handler.
+    zoo = handler_of("zoo://", PathManager)
+    if found is None and isinstance(zoo, _KnowsClasses):
+        found = zoo.classes_of(address)
     beside = os.path.join(os.path.dirname(os.path.abspath(path)), METADATA_FILE)
     if found is None and os.path.isfile(beside):
         try:

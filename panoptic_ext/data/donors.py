@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from panoptic_ext.data.datasets.registered import get_metadata, thing_ids
 from panoptic_ext.errors import ConfigError, DatasetError, unknown
 
-__all__ = ["Donors", "Drawn", "build_donors"]
+__all__ = ["DonatingMapper", "Donors", "Drawn", "build_donors"]
 
 Record = dict[str, Any]
 
@@ -74,6 +74,26 @@ class Donors:
         category = np.random.choice(np.unique(self._pairs[:, 1]))
         index = np.random.choice(self._pairs[self._pairs[:, 1] == category, 0])
         return Drawn(self._records[index], (int(category),))
+
+
+class DonatingMapper:
+    """A mapper that gets donors with every record."""
+
+    def __init__(self, mapper: Callable[[Record, Donors], Record | None], donors: Donors) -> None:
+        """
+        Args:
+            mapper: (record, donors) -> sample, or None.
+            donors: of the data set.
+        """
+        self._mapper, self._donors = mapper, donors
+
+    def __call__(self, record: Record) -> Record | None:
+        """The mapper's sample of a record."""
+        return self._mapper(record, self._donors)
+
+    def among(self, indices: Collection[int]) -> DonatingMapper:
+        """The same with donors of these indices alone; see `Donors.among`."""
+        return DonatingMapper(self._mapper, self._donors.among(indices))
 
 
 def build_donors(cfg: CfgNode, records: Sequence[Record]) -> Donors | None:

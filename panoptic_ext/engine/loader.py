@@ -12,7 +12,6 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +22,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from panoptic_ext.data import PanopticDatasetMapper, filter_empty, get_records
-from panoptic_ext.data.donors import Donors, build_donors
+from panoptic_ext.data.donors import DonatingMapper, build_donors
 from panoptic_ext.engine.checkpoint.rng import seeded_sample
 from panoptic_ext.engine.distributed import images_of_a_worker
 from panoptic_ext.engine.samplers import sampler_maker
@@ -67,7 +66,7 @@ class TrainLoader:
     def __init__(
         self,
         records: list[Record],
-        mapper: Callable[..., dict[str, Any] | None],
+        mapper: Callable[[Record], dict[str, Any] | None],
         *,
         batch_size: int,
         seed: int,
@@ -76,7 +75,6 @@ class TrainLoader:
         aspect_ratio_grouping: bool = True,
         num_workers: int = 0,
         pin_memory: bool = False,
-        donors: Donors | None = None,
     ) -> None:
         """
         Args:
@@ -90,8 +88,6 @@ class TrainLoader:
             aspect_ratio_grouping: batches of only wide or only tall images.
             num_workers: data loading processes; 0 loads in this one.
             pin_memory: copy tensors into page-locked memory.
-            donors: images to copy things from, which the mapper gets as `donors`; None: it gets
-                the record alone.
         """
         self.records = DatasetFromList(records, copy=False)
         self.mapper = mapper
@@ -101,16 +97,16 @@ class TrainLoader:
         self.skipped: Counter[str] = Counter()
         self.num_workers = num_workers
         self.pin_memory = pin_memory
-        self._donors = donors
         self._make_sampler = make_sampler or (lambda s: TrainingSampler(len(records), seed=s))
         self._wide = [r["width"] > r["height"] for r in records] if aspect_ratio_grouping else None
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         sampler = self._make_sampler(self.seed)
         usable = getattr(sampler, "subset", range(len(self.records)))
+        # Things are copied from images of the sampler's subset alone.
         mapper = self.mapper
-        if self._donors is not None:
-            mapper = partial(mapper, donors=self._donors.among(usable))
+        if isinstance(mapper, DonatingMapper):
+            mapper = mapper.among(usable)
         loader = DataLoader(
             _SeededDataset(self.records, mapper, self.seed, usable),
             batch_sampler=itertools.islice(self.index_batches(sampler), self.start_iter, None),
@@ -220,7 +216,7 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, seed: int | None = Non
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     return TrainLoader(
         records,
-        PanopticDatasetMapper(cfg, True),
+        _train_mapper(cfg, records),
         batch_size=images_of_a_worker(cfg, comm.get_world_size()),
         seed=int(seed),
         start_iter=start_iter,
@@ -228,8 +224,12 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, seed: int | None = Non
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         pin_memory=_pins_memory(cfg),
-        donors=build_donors(cfg, records),
     )
+
+
+def _train_mapper(cfg: CfgNode, records: list[Record]) -> Callable[[Record], Record | None]:
+    mapper, donors = PanopticDatasetMapper(cfg, True), build_donors(cfg, records)
+    return mapper if donors is None else DonatingMapper(mapper, donors)
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> Any:

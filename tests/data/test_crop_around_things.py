@@ -62,7 +62,7 @@ KINDS = {
 @given(
     x=st.integers(0, 290), y=st.integers(0, 190), side=st.integers(1, 10), seed=st.integers(0, 999)
 )
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 def test_small_thing_is_whole_and_of_the_wanted_size(
     kind: str, x: int, y: int, side: int, seed: int
 ) -> None:
@@ -80,7 +80,7 @@ def test_small_thing_is_whole_and_of_the_wanted_size(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_window_is_that_of_the_ordinary_augmentation(kind: str, seed: int) -> None:
     cfg = config(MIN_SIZE_TRAIN=(100,), RANDOM_FLIP="none", **KINDS[kind])
     around = scene((40, 50, 52, 62))
@@ -112,7 +112,7 @@ def test_enlargement_has_a_limit_unless_the_ordinary_scale_is_larger() -> None:
 
 def test_thing_lies_anywhere_in_the_window() -> None:
     starts = set()
-    for seed in range(300):
+    for seed in range(200):
         np.random.seed(seed)
         found = scene((140, 90, 150, 100))
         crop([T.Resize((200, 300)), T.RandomCrop("absolute", (40, 40))], sizes=(10, 10))(found)
@@ -158,8 +158,8 @@ def test_chances_by_hand() -> None:
 def test_probability_is_the_share_of_such_crops() -> None:
     np.random.seed(0)
     step = CropAroundThings([T.Resize((200, 300))], probability=0.3)
-    kinds = [type(step(scene((40, 50, 50, 60)))) for _ in range(300)]
-    assert 60 <= kinds.count(ResizeCropTransform) <= 120
+    kinds = [type(step(scene((40, 50, 50, 60)))) for _ in range(200)]
+    assert 40 <= kinds.count(ResizeCropTransform) <= 80
 
 
 def test_no_random_number_is_drawn_without_the_key() -> None:

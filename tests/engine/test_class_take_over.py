@@ -124,29 +124,24 @@ def test_logits_of_shared_classes_are_the_old_models(tmp_path: Path) -> None:
     assert torch.equal(found.pred_masks.dense(), expected.pred_masks.dense())
 
 
-def test_the_log_names_every_class(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    logging.getLogger("panoptic_ext").propagate = True
-    caplog.set_level(logging.INFO, "panoptic_ext")
-    take_over(*pair("instance"), tmp_path)  # which has things alone
-    assert (
-        "Of the 7 classes of take_over_new, 2 are taken over from the 5 of the weights "
-        "(take_over_old): car, traffic-light (from Traffic Light). 5 start fresh: window, Sky, "
-        "road, vegetation, shop"
-    ) in caplog.text
-    assert "of other shape" not in caplog.text and "stay at their initial" not in caplog.text
-
-
-def test_weights_without_classes_say_what_to_name(
+def test_the_log_names_every_class_or_what_to_do(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     logging.getLogger("panoptic_ext").propagate = True
-    old, new = pair("instance")
+    caplog.set_level(logging.INFO, "panoptic_ext")
+    old, new = pair("instance")  # which has things alone
     take_over(old, new, tmp_path, panoptic_ext={})
     assert "name their data set: MODEL.WEIGHTS_CLASSES.DATASET" in caplog.text
     assert "class_embed has 4 rows, the model's 5" in caplog.text
-    caplog.clear()
-    take_over(old, new, tmp_path, given=dataset(OLD, "by key"), panoptic_ext={})
-    assert "WEIGHTS_CLASSES" not in caplog.text
+    for given in (None, dataset(OLD, "take_over_old")):
+        caplog.clear()
+        take_over(old, new, tmp_path, given, **({"panoptic_ext": {}} if given else {}))
+        assert (
+            "Of the 7 classes of take_over_new, 2 are taken over from the 5 of the weights "
+            "(take_over_old): car, traffic-light (from Traffic Light). 5 start fresh: window, Sky, "
+            "road, vegetation, shop"
+        ) in caplog.text
+        assert "stay at their initial" not in caplog.text and "WEIGHTS_" not in caplog.text
 
 
 def test_equal_classes_change_nothing(tmp_path: Path) -> None:

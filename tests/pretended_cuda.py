@@ -74,6 +74,7 @@ class PretendedCuda(TorchFunctionMode):
         self._patches = [
             mock.patch.object(torch.cuda, "Event", lambda *_, **__: _Event(self)),
             mock.patch.object(torch.cuda, "current_device", lambda: 0),
+            mock.patch.object(torch.cuda, "current_stream", lambda device=None: device),
         ]
         for patch in self._patches:
             patch.start()
@@ -177,7 +178,11 @@ class _Event:
     def __init__(self, device: PretendedCuda) -> None:
         self._device = device
 
-    def record(self, *args: Any) -> None: ...
+    def record(self, stream: Any = None) -> None:
+        """A stream is pretended by its device; that of device 0 is the current one."""
+        if stream != CUDA:
+            raise RuntimeError(f"an event is recorded on another device's stream than {CUDA}'s")
+
     def synchronize(self) -> None:
         self._device.event_waits += 1
 

@@ -12,7 +12,7 @@ from panoptic_ext.engine.bfloat16_speed import warn_if_bfloat16_is_slow
 from panoptic_ext.engine.precision import bfloat16_on_cpu, unusable_float16
 from panoptic_ext.errors import check_known
 
-__all__ = ["choose_device", "set_precision"]
+__all__ = ["choose_device", "make_current", "set_precision"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,16 @@ def choose_device(cfg: CfgNode, *, training: bool = True) -> None:
             wanted,
         )
     warn_if_bfloat16_is_slow(bfloat16_keys)
+
+
+def make_current(cfg: CfgNode) -> None:
+    """Make the GPU that MODEL.DEVICE numbers, such as cuda:1, the current one of this process.
+
+    Streams, events and statistics of memory are the current GPU's where a call names none.
+    """
+    device = torch.device(cfg.MODEL.DEVICE)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
 
 
 def set_precision(cfg: CfgNode) -> None:

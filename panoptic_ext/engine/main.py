@@ -22,7 +22,7 @@ from panoptic_ext.engine import distributed
 from panoptic_ext.engine.auto_batch import with_fitting_batch
 from panoptic_ext.engine.auto_scale import auto_scaled
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
-from panoptic_ext.engine.device import choose_device, set_precision
+from panoptic_ext.engine.device import choose_device, make_current, set_precision
 from panoptic_ext.engine.dry_run import dry_run
 from panoptic_ext.engine.output_folder import prepare_output
 from panoptic_ext.engine.resume_command import with_command
@@ -156,6 +156,7 @@ def _work(cfg: CfgNode, args: argparse.Namespace) -> int:
         if getattr(handler, "stream", None) is sys.stdout:
             handler.addFilter(is_for_console)
     choose_device(cfg)
+    make_current(cfg)
     if distributed.under_torchrun():  # spawned workers have been checked in `_start`
         distributed.check_workers(cfg, comm.get_world_size())
     set_precision(cfg)

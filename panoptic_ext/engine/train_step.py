@@ -199,7 +199,8 @@ class _LossCheck:
             self._mean = torch.empty_like(mean, device="cpu", pin_memory=True)
             self._mean.copy_(mean, non_blocking=True)
             self._event = torch.cuda.Event()
-            self._event.record()
+            # The stream of the losses' device, which need not be the current one.
+            self._event.record(torch.cuda.current_stream(mean.device))
 
     def means_or_raise(self, iteration: int, data: list[dict[str, Any]]) -> dict[str, float]:
         """Mean of each loss and of "data_time"; raises NonFiniteLossError on all workers."""

@@ -90,7 +90,8 @@ def _run_forward(value: Tensor, table: Tensor, locations: Tensor, weights: Tenso
     out = value.new_empty(batch, locations.shape[1], heads * channels)
     if out.numel():
         grid, sizes = _launch(value, locations)
-        _forward_kernel[grid](value, table, locations, weights, out, **sizes)
+        with torch.cuda.device_of(value):  # Triton launches on the current device
+            _forward_kernel[grid](value, table, locations, weights, out, **sizes)
     return out
 
 
@@ -107,18 +108,19 @@ def _run_backward(
     by_place, by_weight = torch.empty_like(locations), torch.empty_like(weights)
     if grad_out.numel():
         grid, sizes = _launch(value, locations)
-        _backward_kernel[grid](
-            value,
-            table,
-            locations,
-            weights,
-            grad_out,
-            by_value,
-            by_place,
-            by_weight,
-            NEED_VALUE=need_value,
-            **sizes,
-        )
+        with torch.cuda.device_of(value):
+            _backward_kernel[grid](
+                value,
+                table,
+                locations,
+                weights,
+                grad_out,
+                by_value,
+                by_place,
+                by_weight,
+                NEED_VALUE=need_value,
+                **sizes,
+            )
     return by_value.to(value.dtype), by_place, by_weight
 
 

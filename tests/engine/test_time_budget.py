@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 from panoptic_ext.engine import evaluation_time, time_budget
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.engine.optimizer import build_lr_scheduler
+from panoptic_ext.engine.stretched_schedule import build_timeline, stretched
 from panoptic_ext.engine.time_budget import TimeBudgetHook
 from panoptic_ext.errors import ConfigError
 from tests.tiny.training import TinyTrainer, tiny_cfg, tiny_mapper, tiny_records
@@ -128,10 +130,39 @@ def expected_rates(cfg: CfgNode, positions: list[float]) -> list[float]:
 
 
 @pytest.mark.parametrize("name", ["WarmupMultiStepLR", "WarmupCosineLR", "WarmupPolyLR"])
+def test_a_schedule_is_passed_at_another_speed_and_never_jumps(tmp_path: Path, name: str) -> None:
+    cfg = tiny_cfg(tmp_path, MAX_ITER=60, LR_SCHEDULER_NAME=name, TIME_BUDGET=1.0)
+    cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.STEPS = 6, (36, 48)
+    timeline = build_timeline(cfg)
+    assert timeline is not None and timeline.position(3) <= 0.6  # a hundredth before it is planned
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
+    schedule = stretched(build_lr_scheduler(cfg, optimizer), timeline)
+    plans, rates = {3: 120, 40: 90, 80: 100}, []
+    for iteration in range(100):
+        if iteration in plans:
+            timeline.turn(iteration, plans[iteration])
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    positions = [timeline.position(i) for i in range(101)]
+    assert positions == sorted(positions) and positions[-1] == 60
+    # The rate of an iteration was set before it, by the plan of that time.
+    assert rates == pytest.approx(expected_rates(cfg, positions[:-1]))
+    assert max(b - a for a, b in pairwise(positions)) < 1.2
+
+
+def test_a_schedule_of_another_kind_is_refused(tmp_path: Path) -> None:
+    cfg = tiny_cfg(tmp_path, TIME_BUDGET=1.0)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1)
+    other = torch.optim.lr_scheduler.StepLR(optimizer, 3)
+    with pytest.raises(ConfigError, match="found StepLR; set it to 0"):
+        stretched(other, build_timeline(cfg))
+
+
 def test_the_schedule_ends_with_the_budget(
-    tmp_path: Path, clock: Clock, name: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trainer = trainer_of(clock, tmp_path, LR_SCHEDULER_NAME=name)
+    trainer = trainer_of(clock, tmp_path)
     caplog.set_level(logging.INFO, "panoptic_ext.engine.time_budget")
     trainer.train()
     assert clock.seconds - 100 == pytest.approx(600, rel=0.03)
@@ -148,6 +179,11 @@ def test_the_schedule_ends_with_the_budget(
         lines[0],
     )
     assert lines[-1].endswith("of 10 minutes; the last evaluation follows")
+    saved = Checkpointer(nn.Identity(), str(tmp_path))._load_file(str(tmp_path / "model_final.pth"))
+    state = saved["trainer"]["hooks"][TimeBudgetHook.__name__]
+    assert state["budget"] == 600 and state["times"]["steps"] == [6.0] * 10
+    assert state["times"]["evaluation"] == pytest.approx(41)
+    assert state["used"] == pytest.approx(560, abs=12)
 
 
 def test_a_machine_that_becomes_slow_trains_fewer_iterations(tmp_path: Path, clock: Clock) -> None:
@@ -157,21 +193,20 @@ def test_a_machine_that_becomes_slow_trains_fewer_iterations(tmp_path: Path, clo
     assert clock.seconds - 100 == pytest.approx(600, rel=0.05)
     assert 80 < len(trainer.rates) < 110
     assert trainer.rates[-1] == pytest.approx(0.0001, rel=1e-3)  # after both STEPS
-    steps = [later / rate for rate, later in zip(trainer.rates, trainer.rates[1:], strict=False)]
-    assert sum(ratio < 0.5 for ratio in steps) == 2  # the rate falls at STEPS alone
+    falls = [after / before < 0.5 for before, after in pairwise(trainer.rates)]
+    assert sum(falls) == 2  # the rate falls at STEPS alone
 
 
-@pytest.mark.parametrize("stop_at", [30, 80])
-def test_a_resumed_run_equals_a_whole_one(tmp_path: Path, clock: Clock, stop_at: int) -> None:
+def test_a_resumed_run_equals_a_whole_one(tmp_path: Path, clock: Clock) -> None:
     whole = trainer_of(clock, tmp_path / "whole")
     whole.train()
     first = trainer_of(clock, tmp_path / "parts")
-    first.stop_at = stop_at
+    first.stop_at = 30
     with pytest.raises(KeyboardInterrupt):
         first.train()
     second = trainer_of(clock, tmp_path / "parts", resume=True)
     second.step_seconds = lambda _: 6.0  # type: ignore[method-assign]
-    assert 0 < second.start_iter <= stop_at
+    assert 0 < second.start_iter <= 30
     second.train()
     assert second.losses == whole.losses[second.start_iter :]
     assert second.rates == whole.rates[second.start_iter :]
@@ -213,13 +248,3 @@ def test_a_budget_of_a_few_steps(tmp_path: Path, clock: Clock) -> None:
     trainer = trainer_of(clock, tmp_path, minutes=0.01, MAX_ITER=2)
     trainer.train()
     assert len(trainer.rates) == 4  # three to measure, one to end
-
-
-def test_the_budget_is_in_the_checkpoint_in_plain_values(tmp_path: Path, clock: Clock) -> None:
-    trainer = trainer_of(clock, tmp_path)
-    trainer.train()
-    saved = Checkpointer(nn.Identity(), str(tmp_path))._load_file(str(tmp_path / "model_final.pth"))
-    state = saved["trainer"]["hooks"][TimeBudgetHook.__name__]
-    assert state["budget"] == 600 and state["times"]["steps"] == [6.0] * 10
-    assert state["times"]["evaluation"] == pytest.approx(41)
-    assert state["used"] == pytest.approx(560, abs=12)

@@ -171,6 +171,9 @@ def _add_test_keys(cfg: CN) -> None:
     # PlacedQueryTransformerDecoder only, panoptic: stuff of fewer pixels becomes void, as in
     # Panoptic FPN (MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT).
     cfg.MODEL.MASK_FORMER.TEST.STUFF_AREA_THRESHOLD = _STUFF_AREA_THRESHOLD
+    # PlacedQueryTransformerDecoder only, panoptic: fuse the masks of things with the map that stuff
+    # is read from, as EfficientPS does (Mohan and Valada, IJCV 2021).
+    cfg.MODEL.MASK_FORMER.TEST.HADAMARD_FUSION = False
     # Semantic: resize masks to the output size before the classes of all queries are summed up,
     # instead of after. If another output is on, masks are always resized before.
     cfg.MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False

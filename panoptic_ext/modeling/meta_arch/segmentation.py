@@ -1,6 +1,6 @@
 """Outputs of a transformer decoder -> the segmentations that a Mask2Former returns.
 
-Shapes: B images. Classes are the head's.
+Shapes: B images, Q queries, K classes, h x w logits. Classes are the head's.
 """
 
 from __future__ import annotations
@@ -9,7 +9,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from panoptic_ext.config.mask_former import mask_former_task, stuff_area_threshold
+from panoptic_ext.fusion.hadamard import hadamard_product
 from panoptic_ext.modeling.transformer_decoder import DecoderOutputs, transformer_decoder_class
 from panoptic_ext.postprocessing import (
     MaskOutputs,
@@ -20,7 +24,13 @@ from panoptic_ext.postprocessing import (
     with_extents,
 )
 
-__all__ = ["MaskSegmentation", "PlacedSegmentation", "build_segmentation", "wanted_outputs"]
+__all__ = [
+    "MaskSegmentation",
+    "PlacedSegmentation",
+    "build_segmentation",
+    "fused_masks",
+    "wanted_outputs",
+]
 
 
 class MaskSegmentation:
@@ -58,11 +68,15 @@ class PlacedSegmentation(MaskSegmentation):
     Args:
         wanted: which outputs are returned, and their thresholds.
         stuff_area_threshold: see `panoptic_with_stuff`.
+        hadamard_fusion: whether things of the panoptic map have `fused_masks`.
     """
 
-    def __init__(self, wanted: MaskOutputs, stuff_area_threshold: float) -> None:
+    def __init__(
+        self, wanted: MaskOutputs, stuff_area_threshold: float, hadamard_fusion: bool = False
+    ) -> None:
         super().__init__(wanted)
         self.stuff_area_threshold = stuff_area_threshold
+        self.hadamard_fusion = hadamard_fusion
 
     def _segment(self, outputs: DecoderOutputs, sizes: Sequence[Sizes]) -> list[dict[str, Any]]:
         masks, semantic_logits = outputs.dense_masks(), outputs.semantic_logits
@@ -77,10 +91,11 @@ class PlacedSegmentation(MaskSegmentation):
             if self.wanted.semantic:
                 result["sem_seg"] = semantic_scores(semantic_logits[image], **sizes[image])
             if self.wanted.panoptic:
+                of_image = outputs.pred_logits[image], masks[image], semantic_logits[image]
+                if self.hadamard_fusion:
+                    of_image = of_image[0], fused_masks(*of_image), of_image[2]
                 result["panoptic_seg"] = panoptic_with_stuff(
-                    outputs.pred_logits[image],
-                    masks[image],
-                    semantic_logits[image],
+                    *of_image,
                     **sizes[image],
                     thing_ids=self.wanted.thing_ids,
                     object_mask_threshold=self.wanted.object_mask_threshold,
@@ -88,6 +103,29 @@ class PlacedSegmentation(MaskSegmentation):
                     stuff_area_threshold=self.stuff_area_threshold,
                 )
         return results
+
+
+def fused_masks(mask_cls: Tensor, mask_pred: Tensor, semantic_logits: Tensor) -> Tensor:
+    """Fuse the mask of each query with the semantic map, see `hadamard_product`.
+
+    MLA is the query's mask. MLB is the logit of the query's likeliest class less the best logit of
+    all other classes, because a softmax leaves the sum of the logits open.
+
+    Args:
+        mask_cls: (Q, K + 1) logits.
+        mask_pred: (Q, h, w) logits.
+        semantic_logits: (K, h, w).
+
+    Returns:
+        (Q, h, w) float32.
+    """
+    if len(semantic_logits) < 2:  # the only class has no rival
+        return mask_pred.float()
+    classes, of_query = mask_cls[:, :-1].argmax(1).unique(return_inverse=True)
+    first, second = semantic_logits.float().topk(2, dim=0).values
+    semantic = semantic_logits.float()[classes]
+    margins = semantic - torch.where(semantic == first, second, first)
+    return hadamard_product(mask_pred.float(), margins[of_query])
 
 
 def wanted_outputs(cfg: Any, thing_classes: Collection[int]) -> MaskOutputs:
@@ -119,5 +157,6 @@ def build_segmentation(cfg: Any, thing_classes: Collection[int]) -> MaskSegmenta
     # The semantic map of an instance model was never trained on stuff: all its outputs come from
     # the queries.
     if transformer_decoder_class(cfg).places_queries and mask_former_task(cfg) == "panoptic":
-        return PlacedSegmentation(wanted, stuff_area_threshold(cfg))
+        fuses = cfg.MODEL.MASK_FORMER.TEST.HADAMARD_FUSION
+        return PlacedSegmentation(wanted, stuff_area_threshold(cfg), hadamard_fusion=fuses)
     return MaskSegmentation(wanted)

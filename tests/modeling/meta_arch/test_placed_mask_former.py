@@ -23,6 +23,7 @@ PLACED = {
 }
 STUFF = [i for i in range(len(IS_THING)) if i not in THINGS]
 TASKS = {
+    "fused": {"MODEL.MASK_FORMER.TEST.HADAMARD_FUSION": True},
     "panoptic": {},
     "instance": {
         "MODEL.MASK_FORMER.TASK": "instance",

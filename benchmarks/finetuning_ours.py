@@ -22,7 +22,14 @@ ROOT = Path(__file__).resolve().parents[1]
 MODELS = ("panoptic_fpn", "efficientps", "mask2former")
 
 # Random weights need batch norms that learn, from the first layer on and at the full rate.
-RANDOM_WEIGHTS = ["MODEL.WEIGHTS", "", "MODEL.TIMM.NORM", "", "SOLVER.BACKBONE_MULTIPLIER", "1.0"]
+RANDOM_WEIGHTS = [
+    *("MODEL.WEIGHTS", ""),
+    *("MODEL.TIMM.NORM", ""),
+    *("MODEL.FREEZE", "[]"),
+    *("MODEL.BACKBONE.FREEZE", "0"),
+    *("MODEL.BACKBONE.FREEZE_NORMS", "False"),
+    *("SOLVER.BACKBONE_MULTIPLIER", "1.0"),
+]
 
 
 def config_file(model: str, data: str) -> str:

@@ -14,7 +14,7 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["FoldedConv2d", "fold_norms"]
+__all__ = ["FoldedConv2d", "FoldsNorm", "fold_norms"]
 
 _FOLDABLE = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
@@ -37,8 +37,8 @@ def fold_norms(module: nn.Module) -> nn.Module:
     return module
 
 
-class FoldedConv2d(Conv2d):
-    """Detectron2's Conv2d for a norm that multiplies and adds constants.
+class FoldsNorm(nn.Module):
+    """A convolution that folds a norm which multiplies and adds constants.
 
     A frozen norm is always folded; a batch norm is folded in evaluation mode where no parameter
     needs a gradient.
@@ -54,10 +54,17 @@ class FoldedConv2d(Conv2d):
     parameter.copy_(average)`). Inference tensors have no version: they are folded in every call.
     """
 
+    weight: Tensor
+    bias: Tensor | None
     folded: tuple[tuple[Any, ...], Tensor, Tensor] | None
     frozen: tuple[tuple[Any, ...], Tensor, Tensor] | None
 
-    def train(self, mode: bool = True) -> FoldedConv2d:
+    @property
+    def norm_to_fold(self) -> Any:
+        """The norm, which has the tensors of a batch norm."""
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> FoldsNorm:
         """As `nn.Module.train`, which `eval` calls, too; empties the cache."""
         self.folded = self.frozen = None
         return super().train(mode)
@@ -66,25 +73,26 @@ class FoldedConv2d(Conv2d):
         self.folded = self.frozen = None
         super()._load_from_state_dict(*args, **kwargs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """As Detectron2's Conv2d: (B, C, H, W) -> convolution, norm, activation."""
-        frozen = isinstance(self.norm, FrozenBatchNorm2d)
-        constant = frozen or not self.norm.training
-        if constant and not self._needs_gradient():
-            weight, bias = self._cached_weights(x)
-        elif frozen:
-            weight, bias = self._fold()
-        else:
-            return super().forward(x)
-        x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-        return x if self.activation is None else self.activation(x)
+    def folded_weights(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Weight and bias with the norm; None where it has to be computed by itself.
+
+        Args:
+            x: the input, whose dtype the convolution computes in without autocast.
+        """
+        norm = self.norm_to_fold
+        frozen = isinstance(norm, FrozenBatchNorm2d)
+        if (frozen or not norm.training) and not self._needs_gradient():
+            return self._cached_weights(x)
+        return self._fold() if frozen else None
 
     def _needs_gradient(self) -> bool:
-        return torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        return torch.is_grad_enabled() and any(
+            p.requires_grad for p in (*self.parameters(), *self.norm_to_fold.parameters())
+        )
 
     def _fold(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the convolution with its norm; gradients flow through both."""
-        norm = self.norm
+        norm = self.norm_to_fold
         if self.bias is None and isinstance(norm, FrozenBatchNorm2d):
             scale, bias = self._frozen_terms()
             return self.weight * scale, bias
@@ -97,7 +105,7 @@ class FoldedConv2d(Conv2d):
 
     def _frozen_terms(self) -> tuple[Tensor, Tensor]:
         """The scale (O, 1, 1, 1) and the shift (O,) of the frozen norm, cached."""
-        norm = self.norm
+        norm = self.norm_to_fold
         tensors = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
         if not any(t.is_inference() for t in tensors):
             state = tuple((t.data_ptr(), t._version, t.dtype) for t in tensors)
@@ -110,9 +118,9 @@ class FoldedConv2d(Conv2d):
 
     def _cached_weights(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Folded weights in the type that the convolution computes in."""
-        kind = x.device.type
+        kind, norm = x.device.type, self.norm_to_fold
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        sources = [self.weight, self.bias, *self.norm.parameters(), *self.norm.buffers()]
+        sources = [self.weight, self.bias, *norm.parameters(), *norm.buffers()]
         tensors = [t for t in sources if t is not None]
         if any(t.is_inference() for t in tensors):
             return self._in_layout(dtype, kind)
@@ -127,6 +135,23 @@ class FoldedConv2d(Conv2d):
         with torch.autocast(kind, enabled=False):
             weight, bias = (t.detach().to(dtype) for t in self._fold())
         return weight.contiguous(memory_format=torch.channels_last), bias
+
+
+class FoldedConv2d(FoldsNorm, Conv2d):
+    """Detectron2's Conv2d; see `FoldsNorm`."""
+
+    @property
+    def norm_to_fold(self) -> Any:
+        """The layer's own norm."""
+        return self.norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As Detectron2's Conv2d: (B, C, H, W) -> convolution, norm, activation."""
+        weights = self.folded_weights(x)
+        if weights is None:
+            return super().forward(x)
+        x = F.conv2d(x, *weights, self.stride, self.padding, self.dilation, self.groups)
+        return x if self.activation is None else self.activation(x)
 
 
 def _scale_and_shift(norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -7,12 +7,15 @@ torch and of Detectron2 silently replace it by a plain norm without the activati
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from panoptic_ext.errors import check_known
+from panoptic_ext.modeling.backbone.timm_folding import FrozenNormAct, fold_frozen_norms
 
 __all__ = ["TIMM_NORMS", "convert_norms"]
 
@@ -50,16 +53,19 @@ def _synchronized(net: nn.Module) -> nn.Module:
 
 
 def _frozen(net: nn.Module) -> nn.Module:
-    from timm.layers import freeze_batch_norm_2d
-
-    return freeze_batch_norm_2d(net)
+    with torch.no_grad():
+        return fold_frozen_norms(_replaced(net, FrozenNormAct))
 
 
 def _grouped(net: nn.Module) -> nn.Module:
+    return _replaced(net, _group_norm_like)
+
+
+def _replaced(net: nn.Module, make: Callable[[Any], nn.Module]) -> nn.Module:
     if isinstance(net, (nn.BatchNorm2d, nn.SyncBatchNorm)):
-        return _group_norm_like(net)
+        return make(net)
     for name, child in net.named_children():
-        setattr(net, name, _grouped(child))
+        setattr(net, name, _replaced(child, make))
     return net
 
 

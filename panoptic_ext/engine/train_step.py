@@ -162,8 +162,8 @@ class TrainStep:
             raise ConfigError(
                 f"batch normalisation found one value a channel in a batch of {sizes} pixels, "
                 "expected two or more to normalise by. Raise SOLVER.IMS_PER_BATCH or "
-                "INPUT.MIN_SIZE_TRAIN, or choose a norm without batch statistics "
-                "(MODEL.RESNETS.NORM FrozenBN or GN)"
+                "INPUT.MIN_SIZE_TRAIN, lower SOLVER.ACCUMULATION_STEPS, or choose a norm without "
+                "batch statistics (MODEL.RESNETS.NORM FrozenBN or GN)"
             ) from error
 
 

@@ -158,7 +158,7 @@ def test_a_stalled_training_ends(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert len(patient.losses) == 4 and patient.best.standing == (9, 99, 1)
 
 
-@pytest.mark.parametrize("where", [{"kill_at": 6}, {"killed_in_evaluation": 5}, {"kill_at": 7}])
+@pytest.mark.parametrize("where", [{"kill_at": 6}, {"killed_in_evaluation": 5}])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, where: dict[str, int]) -> None:
     values = [3.0, 5.0, 4.0, 4.5, 6.0, 1.0]
     whole = trainer_of(cfg_of(tmp_path / "whole", patience=3), values)
@@ -297,3 +297,35 @@ class PlainTrainer(Trainer):
     """The trainer on the tiny data, with its own evaluators."""
 
     build_train_loader = TinyTrainer.build_train_loader
+
+
+@pytest.mark.parametrize("kill_at", [4, 9])
+def test_all_of_the_kit_is_resumed(tmp_path: Path, kill_at: int) -> None:
+    """Accumulation, average, best evaluation and patience together."""
+    values = [3.0, 5.0, 4.0, 4.5, 4.2, 1.0]
+
+    def cfg_in(folder: str) -> CfgNode:
+        cfg = cfg_of(tmp_path / folder, patience=3, ACCUMULATION_STEPS=2)
+        cfg.SOLVER.CHECKPOINT_PERIOD = 3
+        cfg.SOLVER.EMA.ENABLED = True
+        return cfg
+
+    whole = trainer_of(cfg_in("whole"), values)
+    whole.train()
+    assert len(whole.losses) == 10  # of 12
+    with pytest.raises(Killed):
+        trainer_of(cfg_in("parts"), values, kill_at=kill_at).train()
+    torch.rand(17)
+    second = trainer_of(cfg_in("parts"), values, resume=True)
+    second.train()
+    assert second.losses == whole.losses[second.start_iter :]
+    assert second.best.standing == whole.best.standing == (3, 5, 3)
+    for name in ("model_final.pth", "model_best.pth"):
+        ends = [load(tmp_path / folder / name) for folder in ("parts", "whole")]
+        assert all(torch.equal(ends[0]["model"][k], v) for k, v in ends[1]["model"].items())
+    states = [load(tmp_path / f / "model_final.pth")["trainer"] for f in ("parts", "whole")]
+    averages = [state["weight_average"] for state in states]
+    assert averages[0]["updates"] == averages[1]["updates"] == 10
+    for name, value in averages[1]["trained"].items():
+        assert torch.equal(averages[0]["trained"][name], value)
+    assert states[0]["best_metric"] == states[1]["best_metric"]

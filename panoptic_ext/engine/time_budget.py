@@ -30,6 +30,8 @@ _NUM_FIRST_STEPS = (
     3  # measured before the first plan; the first of them prepares much and is left out
 )
 _NUM_LATEST_STEPS = 10  # at least, of those that a later plan looks at
+_LONGEST_STEP = 4  # times the median
+_NOISE = 0.1  # of the budget, at most, by which an uncertain end may miss it
 _TOLERANCE = 0.02  # of the budget: a plan that ends earlier or later by more is changed
 
 
@@ -57,7 +59,10 @@ class StepTimes:
         return statistics.stdev(latest) / math.sqrt(len(latest)) if len(latest) > 1 else 0.0
 
     def _latest(self) -> list[float]:
-        return self.steps[-max(len(self.steps) // 5, _NUM_LATEST_STEPS) :]
+        latest = self.steps[-max(len(self.steps) // 5, _NUM_LATEST_STEPS) :]
+        # A machine that slept for a minute does not make all further steps slow.
+        longest = _LONGEST_STEP * statistics.median(latest)
+        return [min(seconds, longest) for seconds in latest]
 
     def state(self) -> dict[str, Any]:
         """What a resumed run knows from the beginning, as plain values."""
@@ -232,7 +237,8 @@ class TimeBudgetHook(HookBase):
             end = self._planned_end(iteration)
             miss = (end - self._timeline.end) * seconds
             noise = 2 * self._times.uncertainty() * (self._timeline.end - iteration)
-            if self._is_planned and abs(miss) <= max(_TOLERANCE * self._budget, noise):
+            allowed = max(_TOLERANCE * self._budget, min(noise, _NOISE * self._budget))
+            if self._is_planned and abs(miss) <= allowed:
                 end = None
             else:
                 self._explain(iteration, end)

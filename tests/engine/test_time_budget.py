@@ -197,6 +197,14 @@ def test_a_machine_that_becomes_slow_trains_fewer_iterations(tmp_path: Path, clo
     assert sum(falls) == 2  # the rate falls at STEPS alone
 
 
+def test_a_machine_that_slept_ends_in_time(tmp_path: Path, clock: Clock) -> None:
+    trainer = trainer_of(clock, tmp_path)
+    trainer.step_seconds = lambda i: 200.0 if i == 5 else 6.0  # type: ignore[method-assign]
+    trainer.train()
+    assert clock.seconds - 100 == pytest.approx(600, rel=0.03)
+    assert trainer.rates[-1] == pytest.approx(0.0001, rel=1e-3)
+
+
 def test_a_resumed_run_equals_a_whole_one(tmp_path: Path, clock: Clock) -> None:
     whole = trainer_of(clock, tmp_path / "whole")
     whole.train()

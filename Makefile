@@ -34,8 +34,8 @@ $(STAMP): setup.py tools/install.sh tools/install_detectron2.py $(wildcard tools
 	@tools/install.sh $(VENV)
 	@echo $(CURDIR) >$@
 
-demo: $(STAMP) ## train on generated shapes, evaluate, draw (about 8 minutes on 2 cores)
-	@$(VENV_PYTHON) tools/demo.py --output $(DEMO)
+demo: $(STAMP) ## train on generated shapes, evaluate, draw (MODEL=mask2former, panoptic_fpn: others)
+	@$(VENV_PYTHON) tools/demo.py --output $(DEMO) $(if $(MODEL),--model $(MODEL))
 
 docs: $(STAMP) ## build the site of docs/ into site/; a warning is an error
 	@NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build --strict

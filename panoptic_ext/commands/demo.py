@@ -1,6 +1,9 @@
 """Train and evaluate on generated shapes, draw pictures, and print the results.
 
-    panoptic-ext demo [--output DIR] [KEY VALUE ...]
+    panoptic-ext demo [--model NAME] [--output DIR] [KEY VALUE ...]
+
+`--model` chooses what is trained: efficientps (the default, a short training), panoptic_fpn (twice
+the steps) or mask2former (four times).
 
 Finished steps are not repeated. Of a finished demo only the results are printed; a training that
 was stopped continues from its last checkpoint.
@@ -28,7 +31,12 @@ from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.errors import PanopticExtError
 from panoptic_ext.interruption import stoppable
 
-CONFIG = "shapes/panoptic_fpn/panoptic_fpn_R18_shapes.yaml"
+CONFIGS = {
+    "efficientps": "shapes/efficientps/efficientps_demo_shapes.yaml",
+    "mask2former": "shapes/mask2former/mask2former_R18_shapes.yaml",
+    "panoptic_fpn": "shapes/panoptic_fpn/panoptic_fpn_R18_shapes.yaml",
+}
+"""What is trained, by the option --model."""
 NUM_PICTURES = 12
 """Images of the validation set that are drawn."""
 
@@ -122,6 +130,17 @@ class Steps:
         write_atomic(str(self._marks_file), lambda stream: stream.write(text.encode()))
 
 
+def plan(config: str, opts: Sequence[str]) -> str:
+    """What the demo is going to do, in a line."""
+    cfg = load_cfg(config, opts)
+    shapes = cfg.DATASETS.SHAPES
+    return (
+        f"{Path(config).stem}: {cfg.SOLVER.MAX_ITER} training steps on {shapes.NUM_TRAIN} "
+        f"generated images, evaluation on {shapes.NUM_VAL}, pictures of {NUM_PICTURES}; "
+        "after its first steps the training says how long it takes on this machine"
+    )
+
+
 def validation_images(config: Path) -> list[str]:
     """Paths of the first images of the run's test set."""
     cfg = load_cfg(str(config), [])
@@ -163,6 +182,9 @@ def report(output: Path, seconds: float) -> None:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = command_parser("demo", __doc__, config_values=True)
+    parser.add_argument(
+        "--model", choices=[*CONFIGS], default=next(iter(CONFIGS)), help="what is trained"
+    )
     parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder")
     return parser.parse_args(argv)
 
@@ -171,8 +193,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> int:
     """Do all steps and report; returns 0."""
     started, output = time.monotonic(), args.output
-    steps = Steps(output, fingerprint(args.opts))
-    train = ["train", "--config-file", find_config(CONFIG), "--resume", "OUTPUT_DIR", str(output)]
+    path = find_config(CONFIGS[args.model])
+    steps = Steps(output, fingerprint([args.model, *args.opts]))
+    say(plan(path, args.opts))
+    train = ["train", "--config-file", path, "--resume", "OUTPUT_DIR", str(output)]
     steps.run("training and evaluation", [*train, *args.opts])
     config = output / "config.yaml"
     truth = ["visualize-data", "--config-file", str(config)]

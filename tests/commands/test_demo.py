@@ -32,7 +32,8 @@ STEPS = ("training and evaluation", "pictures of the ground truth", "pictures of
 
 def run(output: Path, *opts: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "tools/demo.py", "--output", str(output), *SMALL, *opts]
+    model = ["--model", "panoptic_fpn", "--output", str(output)]
+    command = [sys.executable, "tools/demo.py", *model, *SMALL, *opts]
     return subprocess.run(
         command, cwd=ROOT, env=env, text=True, capture_output=True, timeout=PATIENCE, check=False
     )
@@ -81,6 +82,15 @@ def test_a_failed_step_is_repeated(tmp_path: Path) -> None:
         demo.Steps(tmp_path / "out", "b", PYTHON)
     (tmp_path / "out" / ".demo.json").write_text("{half")
     assert not demo.Steps(tmp_path / "out", "b", PYTHON).is_done("draw")
+
+
+def test_each_model_has_its_config_and_the_plan_says_what_is_done() -> None:
+    for name, config in demo.CONFIGS.items():
+        path = demo.find_config(config)
+        steps = demo.load_cfg(path).SOLVER.MAX_ITER
+        line = demo.plan(path, ["DATASETS.SHAPES.NUM_VAL", "3"])
+        assert line.startswith(name) and f"{steps} training steps" in line
+        assert "evaluation on 3" in line
 
 
 def test_the_fingerprint_depends_on_the_options() -> None:

@@ -47,9 +47,9 @@ _HARMLESS = {"__set__", "copy_", "to", "type", "set_"}
 class DeviceTensor(torch.Tensor):
     """A tensor that says it is on CUDA; its values are in the memory of the CPU."""
 
-    device = property(lambda self: CUDA)  # type: ignore[assignment]
-    is_cuda = property(lambda self: True)  # type: ignore[assignment]
-    is_cpu = property(lambda self: False)  # type: ignore[assignment]
+    device = property(lambda self: CUDA)
+    is_cuda = property(lambda self: True)
+    is_cpu = property(lambda self: False)
 
 
 class PretendedCuda(TorchFunctionMode):

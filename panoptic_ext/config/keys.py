@@ -53,7 +53,10 @@ def add_panoptic_ext_config(cfg: CN) -> None:
         return
     _add_dataset_keys(cfg)
     _add_input_keys(cfg)
+    _add_loader_keys(cfg)
+    _add_solver_keys(cfg)
     _add_run_keys(cfg)
+    _add_weights_keys(cfg)
     add_training_keys(cfg)
     add_training_length_keys(cfg)
     add_logger_keys(cfg)
@@ -165,6 +168,8 @@ def _add_input_keys(cfg: CN) -> None:
     # not count, nor does stuff if MODEL.MASK_FORMER.TASK is "instance". EoMT has no limit.
     cfg.INPUT.REDRAW_EMPTY = 0
 
+
+def _add_loader_keys(cfg: CN) -> None:
     # In training, skip images whose image or label file is missing or damaged. Each file is
     # reported once, and all are counted at the end. A file that can be read but has wrong content
     # is still an error. Evaluation never skips images.
@@ -174,7 +179,7 @@ def _add_input_keys(cfg: CN) -> None:
     cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
 
 
-def _add_run_keys(cfg: CN) -> None:
+def _add_solver_keys(cfg: CN) -> None:
     # Optimizer: "SGD" or "ADAMW".
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Number of periodic checkpoints that are kept; 0: all. model_final.pth is always kept.
@@ -209,6 +214,8 @@ def _add_run_keys(cfg: CN) -> None:
     # slower in it).
     cfg.SOLVER.AMP.DTYPE = "float16"
 
+
+def _add_run_keys(cfg: CN) -> None:
     # Half type of evaluation and prediction under autocast: "float16" (CUDA only) or "bfloat16".
     # "": full precision, whatever SOLVER.AMP is, as Detectron2's trainers evaluate.
     cfg.TEST.AMP_DTYPE = ""
@@ -234,6 +241,8 @@ def _add_run_keys(cfg: CN) -> None:
     # times faster in it (docs/benchmarks.md); True helps half precision on CUDA.
     cfg.MODEL.CHANNELS_LAST = None
 
+
+def _add_weights_keys(cfg: CN) -> None:
     # Unpickle checkpoints that hold more than tensors, arrays and plain values. Reading such a file
     # can run any code: set this only for files whose author you trust.
     cfg.MODEL.ALLOW_PICKLE = False

@@ -10,6 +10,7 @@ import logging
 import os
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +35,7 @@ _MAX_PARAMETER = 500  # characters of a value; older servers of MLflow take no m
 _WINDOW = 20  # iterations over which losses are averaged, as in metrics.json
 
 
-class Tracker(EventWriter):
+class Tracker(EventWriter, ABC):
     """Base of writers into a run that another program keeps.
 
     Subclasses say how a run is begun, written and ended.
@@ -81,18 +82,21 @@ class Tracker(EventWriter):
             self._guarded(self._end)
             self._is_open = False
 
+    @abstractmethod
     def _begin(self, run_id: str | None) -> str:
         """Begin a run, or go on with that of an id; returns its id."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _log(self, iteration: int, values: dict[str, float]) -> None:
-        raise NotImplementedError
+        """Write the values of an iteration."""
 
+    @abstractmethod
     def _log_picture(self, iteration: int, path: str) -> None:
-        raise NotImplementedError
+        """Write a picture of the evaluation after an iteration."""
 
+    @abstractmethod
     def _end(self) -> None:
-        raise NotImplementedError
+        """End the run."""
 
     def _keep_id(self, run_id: str) -> None:
         content = json.dumps({**_read_ids(self._cfg.OUTPUT_DIR), self.name: run_id}).encode()

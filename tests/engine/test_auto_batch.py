@@ -70,7 +70,7 @@ def test_another_error_is_not_taken_for_full_memory() -> None:
         def run_step(self) -> None:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    trials = TrialSteps(lambda batch: Broken(), {}, lambda: 0.0)  # type: ignore[arg-type,return-value]
+    trials = TrialSteps(lambda batch: Broken(), {}, lambda: 0.0)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         trials.fits(1)
 

@@ -21,28 +21,18 @@ from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.engine.trainer import Trainer
 from panoptic_ext.errors import CheckpointError, ConfigError
 from panoptic_ext.prediction.predictor import find_weights
-from tests.tiny.training import TinyTrainer, tiny_cfg
+from tests.tiny.training import Killed, TinyTrainer, tiny_cfg
 
 METRIC = "panoptic_seg/PQ"
-
-
-class Killed(BaseException):
-    """Replaces kill -9: no code of the trainer handles it."""
 
 
 class MeasuredTrainer(TinyTrainer):
     """Its evaluations give the values of `measured`, one after another by iteration."""
 
-    kill_at = -1
     killed_in_evaluation = -1
     measured: dict[int, float]
     evaluated: list[int]
     current: MeasuredTrainer
-
-    def run_step(self) -> None:
-        if self.iter == self.kill_at:
-            raise Killed
-        super().run_step()
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
@@ -188,7 +178,7 @@ def test_killed_between_the_last_evaluation_and_the_end(tmp_path: Path) -> None:
     def killed(*_: Any) -> None:
         raise Killed
 
-    first.after_train = killed  # type: ignore[method-assign]
+    first.after_train = killed
     with pytest.raises(Killed):
         first.train()
     (tmp_path / "last_checkpoint").write_text("model_0000003.pth")

@@ -129,9 +129,9 @@ def test_an_image_that_does_not_fit_into_memory_is_named(tmp_path: Path, where: 
     cfg, model, evaluator = tiny_cfg(str(tmp_path)), Double(), Count()
     cfg.DATASETS.TEST = ("some",)
     if where == "model":
-        model.forward = refuse  # type: ignore[assignment]
+        model.forward = refuse
     else:
-        evaluator.process = refuse  # type: ignore[method-assign]
+        evaluator.process = refuse
     with pytest.raises(MemoryNeededError, match=r"^big\.png: an image of 13000 x 12000"):
         evaluate(Loader, cfg, model, [evaluator])
 

@@ -38,7 +38,7 @@ def signal_at(trainer: TinyTrainer, iteration: int, signum: int) -> TinyTrainer:
             signal.raise_signal(signum)
         run_step()
 
-    trainer.run_step = run_and_signal  # type: ignore[method-assign]
+    trainer.run_step = run_and_signal
     return trainer
 
 

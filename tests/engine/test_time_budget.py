@@ -188,7 +188,7 @@ def test_the_schedule_ends_with_the_budget(
 
 def test_a_machine_that_becomes_slow_trains_fewer_iterations(tmp_path: Path, clock: Clock) -> None:
     trainer = trainer_of(clock, tmp_path)
-    trainer.step_seconds = lambda i: 3.0 if i < 60 else 9.0  # type: ignore[method-assign]
+    trainer.step_seconds = lambda i: 3.0 if i < 60 else 9.0
     trainer.train()
     assert clock.seconds - 100 == pytest.approx(600, rel=0.05)
     assert 80 < len(trainer.rates) < 110
@@ -199,7 +199,7 @@ def test_a_machine_that_becomes_slow_trains_fewer_iterations(tmp_path: Path, clo
 
 def test_a_machine_that_slept_ends_in_time(tmp_path: Path, clock: Clock) -> None:
     trainer = trainer_of(clock, tmp_path)
-    trainer.step_seconds = lambda i: 200.0 if i == 5 else 6.0  # type: ignore[method-assign]
+    trainer.step_seconds = lambda i: 200.0 if i == 5 else 6.0
     trainer.train()
     assert clock.seconds - 100 == pytest.approx(600, rel=0.03)
     assert trainer.rates[-1] == pytest.approx(0.0001, rel=1e-3)
@@ -213,7 +213,7 @@ def test_a_resumed_run_equals_a_whole_one(tmp_path: Path, clock: Clock) -> None:
     with pytest.raises(KeyboardInterrupt):
         first.train()
     second = trainer_of(clock, tmp_path / "parts", resume=True)
-    second.step_seconds = lambda _: 6.0  # type: ignore[method-assign]
+    second.step_seconds = lambda _: 6.0
     assert 0 < second.start_iter <= 30
     second.train()
     assert second.losses == whole.losses[second.start_iter :]

@@ -22,26 +22,14 @@ from panoptic_ext.engine.trainer import Trainer
 from panoptic_ext.engine.writers import trim_metrics
 from panoptic_ext.errors import CheckpointError, ConfigError, NonFiniteLossError
 from tests.tiny.accumulated_step import save_step_of_a_worker
-from tests.tiny.training import TinyTrainer, tiny_cfg, tiny_mapper, tiny_records
-
-
-class Killed(BaseException):
-    """Replaces kill -9: no code of the trainer handles it."""
+from tests.tiny.training import Killed, TinyTrainer, tiny_cfg, tiny_mapper, tiny_records
 
 
 def trainer_of(cfg: CfgNode, *, resume: bool = False, kill_at: int | None = None) -> TinyTrainer:
     torch.manual_seed(cfg.SEED)
     trainer = TinyTrainer(cfg)
     trainer.resume_or_load(resume=resume)
-    if kill_at is not None:
-        run_step = trainer.run_step
-
-        def run_or_die() -> None:
-            if trainer.iter == kill_at:
-                raise Killed
-            run_step()
-
-        trainer.run_step = run_or_die  # type: ignore[method-assign]
+    trainer.kill_at = kill_at
     return trainer
 
 
@@ -233,7 +221,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
         if trainer.iter == 7:
             torch.nn.init.constant_(trainer.model.head.weight, float("nan"))
 
-    trainer.run_step = spoil  # type: ignore[method-assign]
+    trainer.run_step = spoil
     with pytest.raises(NonFiniteLossError, match=r"1 parameters .* after iteration 7.*head.weight"):
         trainer.train()
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"

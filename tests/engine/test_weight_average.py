@@ -17,11 +17,7 @@ from panoptic_ext.engine.earlier_results import weights_hash
 from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.engine.weight_average import WeightAverage
 from panoptic_ext.errors import CheckpointError, ConfigError
-from tests.tiny.training import TinyTrainer, tiny_cfg
-
-
-class Killed(BaseException):
-    """Replaces kill -9: no code of the trainer handles it."""
+from tests.tiny.training import Killed, TinyTrainer, tiny_cfg
 
 
 def cfg_of(folder: Path, **solver: Any) -> CfgNode:
@@ -34,12 +30,6 @@ class EvaluatedTrainer(TinyTrainer):
     """Keeps a hash of the weights that each evaluation saw."""
 
     seen: list[str]
-    kill_at = -1
-
-    def run_step(self) -> None:
-        if self.iter == self.kill_at:
-            raise Killed
-        super().run_step()
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:

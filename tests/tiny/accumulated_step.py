@@ -27,7 +27,7 @@ class Gradients(torch.optim.Optimizer):
         self.model = model
         self.found: dict[str, Tensor] = {}
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:
         self.found = {
             n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None
         }

@@ -138,8 +138,8 @@ def detector_batch(sizes: list[tuple[int, int]], *, separated: bool = False) -> 
     return batch
 
 
-MIXED = [(96, 128), (128, 96), (96, 96), (128, 128)]
-EQUAL = [(96, 128)] * 4
+MIXED = [(64, 96), (96, 64), (64, 64), (96, 96)]
+EQUAL = [(64, 96)] * 4
 
 
 @pytest.mark.parametrize("kind", ["UnifiedPanopticFPN", "EfficientPS"])

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from detectron2.config import configurable
-from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 __all__ = ["VoidSafeSemSegFPNHead"]
@@ -19,16 +15,8 @@ class VoidSafeSemSegFPNHead(SemSegFPNHead):
     """Detectron2's SemSegFPNHead, with a loss of 0 instead of NaN where a batch is all void.
 
     A crop of sparsely labelled data can have no labelled pixel at all. The mean over an empty set
-    is NaN, which would end the training. Logits begin near 0, the same for all classes.
+    is NaN, which would end the training.
     """
-
-    @configurable
-    def __init__(self, input_shape: dict[str, ShapeSpec], **kwargs: Any) -> None:
-        """As SemSegFPNHead."""
-        super().__init__(input_shape, **kwargs)
-        # Detectron2 draws them with a deviation of sqrt(2 / K). Few classes then begin with a loss
-        # of 6 or more, and steps of AdamW of 0.001 take hundreds of iterations to undo it.
-        nn.init.normal_(self.predictor.weight, std=0.01)
 
     def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Mean cross-entropy over labelled pixels.

@@ -26,8 +26,9 @@ def add_training_length_keys(cfg: CN) -> None:
     cfg.SOLVER.AUTO_SCALE = CN()
     # Scale learning rate and length by the keys below.
     cfg.SOLVER.AUTO_SCALE.ENABLED = False
-    # IMS_PER_BATCH for which BASE_LR and MAX_ITER were chosen. 0: that of the last file that sets
-    # one of them, so `SOLVER.IMS_PER_BATCH 4 SOLVER.AUTO_SCALE.ENABLED True` is enough.
+    # IMS_PER_BATCH for which BASE_LR and MAX_ITER were chosen. 0: that of the last base, or of the
+    # config file itself where it sets one of them, so `SOLVER.IMS_PER_BATCH 4
+    # SOLVER.AUTO_SCALE.ENABLED True` is enough.
     cfg.SOLVER.AUTO_SCALE.REFERENCE_BATCH_SIZE = 0
     # Images of the training set for which MAX_ITER was chosen. 0: MAX_ITER does not depend on the
     # number of images.

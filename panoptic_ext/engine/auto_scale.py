@@ -55,8 +55,9 @@ def check_auto_scale(cfg: CfgNode) -> None:
 def set_reference_batch(cfg: CfgNode, settings: Sequence[Setting]) -> None:
     """Set REFERENCE_BATCH_SIZE, in place, to the batch of the recipe, if it is 0.
 
-    The recipe is what the last file that sets BASE_LR or MAX_ITER says, with its bases. Later files
-    and the command line change its batch.
+    The recipe is what the last file that sets BASE_LR or MAX_ITER says, with its bases, and what
+    later bases say: a base that changes the batch alone has been tuned with it. The user's own
+    file, unless it sets one of these keys, and the command line change the recipe's batch.
 
     Args:
         cfg: the merged config, not frozen.
@@ -66,7 +67,8 @@ def set_reference_batch(cfg: CfgNode, settings: Sequence[Setting]) -> None:
     if solver.AUTO_SCALE.REFERENCE_BATCH_SIZE or not _is_wanted(solver):
         return
     files = [s.file for s in settings if s.key in ("SOLVER.BASE_LR", "SOLVER.MAX_ITER") and s.file]
-    end = max((i for i, s in enumerate(settings) if files and s.file == files[-1]), default=-1)
+    of_recipe = [s.in_base or (bool(files) and s.file == files[-1]) for s in settings]
+    end = max((i for i, belongs in enumerate(of_recipe) if belongs), default=-1)
     batches = [s.value for s in settings[: end + 1] if s.key == "SOLVER.IMS_PER_BATCH"]
     solver.AUTO_SCALE.REFERENCE_BATCH_SIZE = int(batches[-1]) if batches else _DEFAULT_BATCH
 

@@ -117,8 +117,12 @@ def test_the_reference_is_the_batch_of_the_recipe(tmp_path: Path) -> None:
     own_rate.write_text("_BASE_: base.yaml\nSOLVER: {BASE_LR: 0.1, IMS_PER_BATCH: 2}")
     longer = tmp_path / "longer.yaml"
     longer.write_text("_BASE_: base.yaml\nSOLVER: {MAX_ITER: 9, IMS_PER_BATCH: 2}")
+    user = tmp_path / "user.yaml"  # of a base that changes the batch of its own base, and no more
+    user.write_text("_BASE_: mine.yaml\nSOLVER: {IMS_PER_BATCH: 6}")
     for file, opts, expected in (
         (mine, [], 8),
+        (user, [], 2),
+        (user, ["SOLVER.IMS_PER_BATCH", "4"], 2),
         (mine, ["SOLVER.IMS_PER_BATCH", "4"], 8),
         (mine, ["SOLVER.IMS_PER_BATCH", "4", "SOLVER.BASE_LR", "0.5"], 8),
         (longer, ["SOLVER.IMS_PER_BATCH", "4"], 2),

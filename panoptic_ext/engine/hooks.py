@@ -128,15 +128,22 @@ class PreciseBNHook(hooks.PreciseBN):
     """Detectron2's PreciseBN, but on the same batches every time, for the weights of evaluation.
 
     If a signal stops it, statistics and random generators are as before it began, so that the
-    iteration can be saved; the resumed run does it before it goes on.
+    iteration can be saved; the resumed run does it before it goes on, and saves the iteration anew.
     """
 
     _is_owed = False
 
     def before_train(self) -> None:
-        if self._is_owed:
-            self._is_owed = False
-            self.update_stats()
+        if not self._is_owed:
+            return
+        self._is_owed = False
+        self.update_stats()
+        # The file has other statistics than the evaluation; after the last iteration it would stay
+        # the last one.
+        trainer = self.trainer
+        trainer.iter = trainer.start_iter - 1
+        trainer.checkpoint_hook().save()
+        trainer.iter = trainer.start_iter
 
     def state_dict(self) -> dict[str, Any]:
         return {"is_owed": self._is_owed} if self._is_owed else {}

@@ -70,11 +70,11 @@ def test_stopped_and_resumed_equals_uninterrupted(
         assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("average", [False, True])
-def test_a_signal_during_precise_batch_norm(tmp_path: Path, average: bool) -> None:
+@pytest.mark.parametrize(("average", "period"), [(False, 6), (True, 6), (False, 0)])
+def test_a_signal_during_precise_batch_norm(tmp_path: Path, average: bool, period: int) -> None:
     def cfg_of(folder: str) -> CfgNode:
         cfg = tiny_cfg(tmp_path / folder)
-        cfg.TEST.EVAL_PERIOD, cfg.TEST.PRECISE_BN.ENABLED = 6, True
+        cfg.TEST.EVAL_PERIOD, cfg.TEST.PRECISE_BN.ENABLED = period, True
         cfg.TEST.PRECISE_BN.NUM_ITER, cfg.SOLVER.EMA.ENABLED = 5, average
         return cfg
 
@@ -97,14 +97,21 @@ def test_a_signal_during_precise_batch_norm(tmp_path: Path, average: bool) -> No
                 yield batch
 
     hook._data_loader = SignalLoader()
-    with pytest.raises(Interrupted, match="stopped after iteration 5 of 12; the checkpoint is"):
+    done = period or 12
+    message = f"stopped after iteration {done - 1} of 12; the checkpoint is"
+    with pytest.raises(Interrupted, match=message):
         first.train()
     torch.rand(17)
     second = trainer_of(cfg_of("parts"), resume=True)
-    assert second.start_iter == 6
+    assert second.start_iter == done
     second.train()
     assert [*first.losses, *second.losses] == whole.losses
     state, expected = second.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(state[k], expected[k]) for k in expected)
+    state, expected = (
+        torch.load(tmp_path / folder / "model_final.pth", weights_only=True)["model"]
+        for folder in ("parts", "whole")
+    )
     assert all(torch.equal(state[k], expected[k]) for k in expected)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -129,6 +130,7 @@ _SMALLEST_VALUES = {
     "SOLVER.WEIGHT_DECAY": 0,
     "SOLVER.TIME_BUDGET": 0,
     "DATALOADER.NUM_WORKERS": 0,
+    "DATALOADER.REPEAT_THRESHOLD": 0,
     "INPUT.REDRAW_EMPTY": 0,
     "TEST.EVAL_PERIOD": 0,
     "TEST.EARLY_STOPPING.PATIENCE": 0,
@@ -142,8 +144,8 @@ def _check_values(cfg: CfgNode) -> None:
         node: Any = cfg
         for name in key.split("."):
             node = node[name]
-        if node < least:
-            raise ConfigError(f"{key} = {node}, expected at least {least}")
+        if not least <= node < math.inf:  # NaN, too
+            raise ConfigError(f"{key} = {node}, expected at least {least}, and a finite number")
     if not cfg.SOLVER.BASE_LR > 0:
         raise ConfigError(f"SOLVER.BASE_LR = {cfg.SOLVER.BASE_LR}, expected more than 0")
     if cfg.SOLVER.ACCUMULATION_STEPS > cfg.SOLVER.IMS_PER_BATCH:

@@ -28,7 +28,7 @@ from panoptic_ext.errors import ConfigError, NonFiniteLossError
 from tests import ROOT
 from tests.tiny import accumulated_step, mask_former
 from tests.tiny.accumulated_step import frozen, step_of
-from tests.tiny.model_inputs import IS_THING, fake_input, fake_metadata
+from tests.tiny.model_inputs import IS_THING, NARROW_RESNET, fake_input, fake_metadata
 from tests.tiny.training import TinyTrainer, tiny_cfg, tiny_mapper, tiny_records
 
 NAME = mask_former.NAME
@@ -43,7 +43,7 @@ def _metadata() -> Iterator[None]:
 
 
 def assert_parts_equal_the_batch(
-    model: nn.Module, batch: list[dict[str, Any]], number: int, *, tolerance: float = 2e-4
+    model: nn.Module, batch: list[dict[str, Any]], number: int, *, tolerance: float = 1e-3
 ) -> None:
     before = copy.deepcopy(model.state_dict())
     losses, gradients = step_of(model, batch, 1)
@@ -114,7 +114,7 @@ def detector(kind: str, *, norms: str = "", **changes: Any) -> nn.Module:
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(IS_THING)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = NUM_THINGS
     cfg.DATASETS.TRAIN = (NAME,)
-    for key, value in changes.items():
+    for key, value in {**NARROW_RESNET, **changes}.items():
         cfg.merge_from_list([key, value])
     torch.manual_seed(0)
     model = build_model(cfg)
@@ -160,7 +160,7 @@ def test_panoptic_fpn_of_detectron2_with_a_cascade() -> None:
     }
     batch = detector_batch(EQUAL, separated=True)
     # Rounding moves the boxes of a cascade, and with them pixels over the edge of a target.
-    assert_parts_equal_the_batch(detector("PanopticFPN", **changes), batch, 4, tolerance=2e-3)
+    assert_parts_equal_the_batch(detector("PanopticFPN", **changes), batch, 4, tolerance=5e-3)
 
 
 def test_a_fusion_that_learns_and_norms_of_the_batch() -> None:

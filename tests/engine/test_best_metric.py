@@ -148,15 +148,14 @@ def test_a_stalled_training_ends(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert len(patient.losses) == 4 and patient.best.standing == (9, 99, 1)
 
 
-@pytest.mark.parametrize("where", [{"kill_at": 6}, {"killed_in_evaluation": 5}])
-def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, where: dict[str, int]) -> None:
+def test_killed_in_an_evaluation_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     values = [3.0, 5.0, 4.0, 4.5, 6.0, 1.0]
     whole = trainer_of(cfg_of(tmp_path / "whole", patience=3), values)
     whole.train()
     evaluated = MeasuredTrainer.evaluated
     cfg = cfg_of(tmp_path / "parts", patience=3)
     with pytest.raises(Killed):
-        trainer_of(cfg, values, **where).train()
+        trainer_of(cfg, values, killed_in_evaluation=5).train()
     before = MeasuredTrainer.evaluated
     second = trainer_of(cfg, values, resume=True)
     second.train()
@@ -289,9 +288,8 @@ class PlainTrainer(Trainer):
     build_train_loader = TinyTrainer.build_train_loader
 
 
-@pytest.mark.parametrize("kill_at", [4, 9])
-def test_all_of_the_kit_is_resumed(tmp_path: Path, kill_at: int) -> None:
-    """Accumulation, average, best evaluation and patience together."""
+def test_all_of_the_kit_is_resumed(tmp_path: Path) -> None:
+    """Accumulation, average, best evaluation and patience together, killed twice."""
     values = [3.0, 5.0, 4.0, 4.5, 4.2, 1.0]
 
     def cfg_in(folder: str) -> CfgNode:
@@ -303,9 +301,10 @@ def test_all_of_the_kit_is_resumed(tmp_path: Path, kill_at: int) -> None:
     whole = trainer_of(cfg_in("whole"), values)
     whole.train()
     assert len(whole.losses) == 10  # of 12
-    with pytest.raises(Killed):
-        trainer_of(cfg_in("parts"), values, kill_at=kill_at).train()
-    torch.rand(17)
+    for kill_at in (4, 9):
+        with pytest.raises(Killed):
+            trainer_of(cfg_in("parts"), values, resume=True, kill_at=kill_at).train()
+        torch.rand(17)
     second = trainer_of(cfg_in("parts"), values, resume=True)
     second.train()
     assert second.losses == whole.losses[second.start_iter :]

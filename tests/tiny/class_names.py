@@ -16,18 +16,13 @@ from panoptic_ext.data.datasets.known_classes import set_classes
 from panoptic_ext.data.datasets.metadata import class_attributes
 from tests import ROOT
 from tests.tiny import eomt, mask_former
+from tests.tiny.model_inputs import NARROW_RESNET
 from tests.tiny.transformers_models import tiny_architecture
 
 __all__ = ["FAMILIES", "build_family", "cfg_of_family", "register_names"]
 
-NARROW = {
-    "MODEL.RESNETS.DEPTH": 50,
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
-}
 SMALL_FPN = {
-    **NARROW,
+    **NARROW_RESNET,
     "MODEL.DEVICE": "cpu",
     "MODEL.FPN.OUT_CHANNELS": 32,
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
@@ -64,7 +59,7 @@ def cfg_of_family(family: str, dataset: str, classes: Sequence[tuple[str, bool]]
         }
         return _with_keys(keys)
     if family in _QUERIES:
-        return mask_former.tiny_cfg(**keys, **NARROW, **_QUERIES[family])
+        return mask_former.tiny_cfg(**keys, **_QUERIES[family])
     base = "PanopticFPN" if family == "panoptic_fpn" else "EfficientPS"
     keys |= {**SMALL_FPN, "MODEL.ROI_HEADS.NUM_CLASSES": things}
     return _with_keys(keys, f"configs/common/{family}/Base-{base}-Small.yaml")

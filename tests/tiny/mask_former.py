@@ -9,14 +9,13 @@ from detectron2.structures import Instances
 
 from panoptic_ext import add_panoptic_ext_config
 from tests import ROOT
-from tests.tiny.model_inputs import IS_THING
+from tests.tiny.model_inputs import IS_THING, NARROW_RESNET
 
 NAME = "fake_mask_former"
 THINGS = [i for i, thing in enumerate(IS_THING) if thing]
 TINY = {
     "MODEL.DEVICE": "cpu",
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
+    **NARROW_RESNET,
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(IS_THING),
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": 64,
     "MODEL.SEM_SEG_HEAD.MASK_DIM": 32,

@@ -23,7 +23,7 @@ from panoptic_ext.modeling import EfficientPSSemSegHead, UnifiedPanopticFPN
 from tests import ROOT
 from tests.fusion.dense_fusion import check_consistent
 from tests.fusion.naive_extents import check_extents
-from tests.tiny.model_inputs import IS_THING, fake_input, fake_metadata
+from tests.tiny.model_inputs import IS_THING, NARROW_RESNET, fake_input, fake_metadata
 
 NAME = "fake_efficientps"
 THINGS = [i for i, thing in enumerate(IS_THING) if thing]
@@ -48,7 +48,8 @@ def tiny_cfg(fusion="hadamard", norm="", **keys):
     if norm:
         for part in ("TWO_WAY_FPN", "SEM_SEG_HEAD", "RPN", "ROI_MASK_HEAD", "RESNETS"):
             cfg.MODEL[part].NORM = norm
-    for key, value in keys.items():
+    resnet = {} if norm == "GN" else NARROW_RESNET  # GN has 32 groups of channels
+    for key, value in {**resnet, **keys}.items():
         cfg.merge_from_list([key.replace("__", "."), value])
     return cfg
 
@@ -372,8 +373,8 @@ def test_it_overfits_one_image():
         image["instances"].gt_masks.tensor, image["instances"].gt_classes, strict=True
     ):
         image["sem_seg"][mask] = label
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for _ in range(80):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    for _ in range(60):
         loss = sum(losses_of(model, [image, image]).values())
         optimizer.zero_grad()
         loss.backward()

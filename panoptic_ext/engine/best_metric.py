@@ -154,8 +154,6 @@ class BestMetric:
         if problem:
             raise ConfigError(problem)
         self._evaluations[iteration] = value
-        if comm.is_main_process():
-            self._write()
         best = self.standing
         logger.info(
             "%s is %.6g after iteration %d; the best is %.6g after iteration %s",
@@ -210,8 +208,13 @@ class BestMetric:
         mend = "the training so far is in the last checkpoint: name one of them and add --resume"
         return math.nan, unknown(_KEY, self.name, values, mend=mend)
 
-    def _write(self) -> None:
-        if self._path:
+    def write(self) -> None:
+        """Write the evaluations into `best_metric.json`, on the first worker.
+
+        After the weights of the best one: if a run is killed in between, the resumed one evaluates
+        again.
+        """
+        if self._path and comm.is_main_process():
             best = self.standing
             content = {
                 "metric": self.name,
@@ -280,6 +283,7 @@ def keep_best(trainer: Trainer, results: Mapping[str, Any] | None) -> None:
             evaluation={k: float(v) for k, v in flatten_results_dict(results or {}).items()},
             panoptic_ext=run_fingerprint(trainer.cfg),
         )
+    trainer.best.write()
 
 
 def build_best_metric(cfg: CfgNode) -> BestMetric | None:

@@ -170,6 +170,23 @@ def test_killed_in_an_evaluation_and_resumed_equals_uninterrupted(tmp_path: Path
     assert texts[0] == texts[1]
 
 
+def test_killed_before_the_best_weights_are_written(tmp_path: Path) -> None:
+    values = [3, 5, 4, 4, 4, 4]
+    first = trainer_of(cfg_of(tmp_path), values)
+    save_weights = first.checkpointer.save_weights
+
+    def killed_at_the_second(*args: Any, iteration: int, **kwargs: Any) -> None:
+        if iteration == 3:
+            raise Killed
+        save_weights(*args, iteration=iteration, **kwargs)
+
+    first.checkpointer.save_weights = killed_at_the_second  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        first.train()
+    trainer_of(first.cfg, values, resume=True).train()
+    assert load(tmp_path / "model_best.pth")["iteration"] == 3
+
+
 def test_killed_between_the_last_evaluation_and_the_end(tmp_path: Path) -> None:
     cfg = cfg_of(tmp_path, patience=1)
     first = trainer_of(cfg, [5, 4, 9])
@@ -226,6 +243,7 @@ def test_another_metric_is_looked_for_anew(
     logging.getLogger("panoptic_ext").propagate = True
     metric = BestMetric("a/PQ", folder=str(tmp_path))
     metric.add(3, {"a": {"PQ": 4}}, {})
+    metric.write()
     other = BestMetric("a/SQ", folder=str(tmp_path))
     other.load_state_dict(metric.state_dict(), 3)
     assert not other.has(3) and "TEST.BEST_METRIC was a/PQ and is a/SQ" in caplog.text

@@ -19,6 +19,7 @@ from panoptic_ext.engine.divergence import divergence_of
 from panoptic_ext.engine.layer_decay import BACKBONE_MARK
 from panoptic_ext.errors import NonFiniteLossError
 from panoptic_ext.interruption import Interrupted
+from panoptic_ext.modeling.backbone.freezing import put_frozen_in_evaluation
 
 __all__ = [
     "AverageHook",
@@ -158,6 +159,8 @@ class PreciseBNHook(hooks.PreciseBN):
             # Detectron2's hook reads on through the data set. A resumed run would then average over
             # other batches, and get other statistics and results than an uninterrupted run.
             self._data_iter = self._batches()
+        # Without a step before it, as in a resumed run, norms of frozen parts would be taken, too.
+        put_frozen_in_evaluation(getattr(self._model, "module", self._model))
         try:
             with self.trainer.averaged_weights(), self._undone_by_signal():
                 super().update_stats()

@@ -7,12 +7,14 @@ import logging
 
 import pytest
 import torch
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
 from panoptic_ext.engine.build_model import build_model
 from panoptic_ext.engine.freezing import freeze
 from panoptic_ext.engine.optimizer import build_optimizer, solver_groups
 from panoptic_ext.errors import ConfigError
+from panoptic_ext.modeling.backbone.freezing import freeze_parameters, put_frozen_in_evaluation
 from tests.tiny.mask_former import NAME, mapped, tiny_cfg
 from tests.tiny.model_inputs import fake_metadata
 
@@ -144,3 +146,12 @@ def test_a_backbone_without_stages():
     model.backbone = nn.Linear(2, 2)
     with pytest.raises(ConfigError, match="the stages of Linear are unknown"):
         freeze(model, cfg)
+
+
+def test_frozen_norms_are_none_of_those_that_precise_bn_takes():
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2))
+    freeze_parameters(model, {"0.weight", "0.bias"})
+    model.train()
+    assert get_bn_modules(model) == [*model]
+    put_frozen_in_evaluation(model)
+    assert get_bn_modules(model) == [model[1]]

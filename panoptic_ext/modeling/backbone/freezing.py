@@ -14,7 +14,13 @@ from torch import nn
 from panoptic_ext.errors import ConfigError, unknown
 from panoptic_ext.modeling.backbone.backbone_layers import stages_of_names
 
-__all__ = ["early_parameters", "freeze_parameters", "norm_parameters", "parameters_below"]
+__all__ = [
+    "early_parameters",
+    "freeze_parameters",
+    "norm_parameters",
+    "parameters_below",
+    "put_frozen_in_evaluation",
+]
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
@@ -105,6 +111,16 @@ class _KeepInEvaluation:
         for module in self.modules:
             if module.training:
                 module.eval()
+
+
+def put_frozen_in_evaluation(model: nn.Module) -> None:
+    """Put what `freeze_parameters` froze in evaluation mode now, as the next forward pass would.
+
+    For code that looks for norms in training mode behind `model.train()`.
+    """
+    for hook in model._forward_pre_hooks.values():
+        if isinstance(hook, _KeepInEvaluation):
+            hook(model, ())
 
 
 def _wholly_frozen(module: nn.Module, prefix: str, frozen: Collection[str]) -> list[nn.Module]:

@@ -81,7 +81,10 @@ def _describe(cfg: CfgNode) -> dict[str, Any]:
     metadata = MetadataCatalog.get((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)[0])
     isthing = metadata.get("isthing", ())
     summary["classes"] = f"{len(isthing)}, {sum(map(bool, isthing))} of them things"
-    summary["iterations"] = f"{cfg.SOLVER.MAX_ITER} with {cfg.SOLVER.IMS_PER_BATCH} images each"
+    minutes, number = cfg.SOLVER.TIME_BUDGET, str(cfg.SOLVER.MAX_ITER)
+    if minutes:
+        number = f"as many as fit into {minutes:g} minutes,"
+    summary["iterations"] = f"{number} with {cfg.SOLVER.IMS_PER_BATCH} images each"
     return summary
 
 

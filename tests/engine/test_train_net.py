@@ -124,10 +124,11 @@ def test_two_workers_evaluate_to_the_same_numbers(whole: Path, cache: Path, tmp_
 
 
 def test_dry_run_leaves_no_checkpoint(cache: Path, tmp_path: Path) -> None:
-    done = run(tmp_path, cache, "--dry-run")
+    done = run(tmp_path, cache, "--dry-run", "SOLVER.TIME_BUDGET", "5")
     assert done.returncode == 0, done.stderr[-3000:]
     for line in ("images of shapes_panoptic_train: 10", "classes: 7, 4 of them", "losses of"):
         assert line in done.stdout
+    assert "iterations: as many as fit into 5 minutes, with " in done.stdout
     assert not list(tmp_path.glob("*.pth")) and not (tmp_path / "metrics.json").exists()
 
 

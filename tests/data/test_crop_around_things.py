@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import transforms as T
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from panoptic_ext.config import add_panoptic_ext_config
@@ -62,6 +62,7 @@ KINDS = {
 @given(
     x=st.integers(0, 290), y=st.integers(0, 190), side=st.integers(1, 10), seed=st.integers(0, 999)
 )
+@example(x=30, y=1, side=1, seed=316)  # 27 x 25 pixels
 @settings(deadline=None, max_examples=10)
 def test_small_thing_is_whole_and_of_the_wanted_size(
     kind: str, x: int, y: int, side: int, seed: int
@@ -74,9 +75,9 @@ def test_small_thing_is_whole_and_of_the_wanted_size(
     T.AugmentationList(build_augmentations(cfg, True))(found)
     size = np.sqrt((found.id_map == 2).sum())
     assert 18 <= size <= 32  # the rounding of a pixel on each side
-    # Square things stay square: nothing was cut off.
+    # Square things stay square, but for rounding in each direction: nothing was cut off.
     rows, columns = np.nonzero(found.id_map == 2)
-    assert abs(np.ptp(rows) - np.ptp(columns)) <= 1
+    assert abs(np.ptp(rows) - np.ptp(columns)) <= 2
 
 
 @pytest.mark.parametrize("kind", KINDS)

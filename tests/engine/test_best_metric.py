@@ -180,7 +180,7 @@ def test_killed_before_the_best_weights_are_written(tmp_path: Path) -> None:
             raise Killed
         save_weights(*args, iteration=iteration, **kwargs)
 
-    first.checkpointer.save_weights = killed_at_the_second  # type: ignore[method-assign]
+    first.checkpointer.save_weights = killed_at_the_second
     with pytest.raises(Killed):
         first.train()
     trainer_of(first.cfg, values, resume=True).train()

@@ -118,7 +118,6 @@ class Tracker(EventWriter, ABC):
             result = action(*values)
         # Whatever the tracker, its server or the network do, the training goes on.
         except Exception as error:
-            # Networks, servers and full disks raise errors of many kinds; none may end a training.
             self._failures += 1
             logger.warning(
                 "%s could not be written: %s: %s", self.name, type(error).__name__, _line_of(error)

@@ -11,7 +11,9 @@ EfficientNet-Lite0 and the same evaluator. A job is a side on a data set, with p
 weights, with one seed; --jobs takes words of its name, such as facade seed1. Its iterations are the
 budget over the seconds of a step, which are measured once for each side and kept in speeds.json, so
 that a busy machine changes no result. --tune keeps the setting of each peer with the highest PQ
-(settings.json); sides with a colon, such as detectron2:published, are one setting.
+(settings.json); sides with a colon, such as detectron2:published, are one setting. --records keeps
+speeds, settings and results in a folder of its own: those of docs/results.md lie in
+benchmarks/records/finetuning.
 """
 
 from __future__ import annotations
@@ -37,12 +39,11 @@ from finetuning_jobs import (
     BestSettings,
     Enough,
     Job,
-    Result,
+    Results,
     Speeds,
     StepClock,
     data_config,
     make_jobs,
-    read_result,
     result_of_metrics,
 )
 from finetuning_ours import MODELS, config_file
@@ -83,10 +84,11 @@ def trainer_of(job: Job) -> Callable[..., None]:
 class Queue:
     """Jobs below an output folder."""
 
-    def __init__(self, root: Path, minutes: float, limit: float) -> None:
+    def __init__(self, root: Path, records: Path, minutes: float, limit: float) -> None:
         """`minutes`: budget of a job; `limit`: seconds of a measurement."""
-        self._root, self._minutes, self._limit = root, minutes, limit
-        self._speeds, self.settings = Speeds(root), BestSettings(root, DEFAULTS)
+        self._root, self._records, self._minutes, self._limit = root, records, minutes, limit
+        self._speeds, self._results = Speeds(records), Results(records)
+        self.settings = BestSettings(records, DEFAULTS)
 
     def measure(self, job: Job) -> None:
         """Measure a step of a job's side and keep it, unless it is known."""
@@ -109,7 +111,7 @@ class Queue:
         setting = resolved.side.partition(":")[2]
         seconds = self._speeds.get(resolved)
         assert seconds is not None
-        result_of_metrics(folder, iterations, seconds, setting).write(folder)
+        self._results.put(job, result_of_metrics(folder, iterations, seconds, setting))
         for checkpoint in (*folder.glob("model_0*.pth"), *folder.glob("checkpoint.pth")):
             checkpoint.unlink()  # model_final.pth stays
 
@@ -126,7 +128,7 @@ class Queue:
         failed = []
         for job in jobs:
             folder = self._root / job.name
-            if read_result(folder) is not None:
+            if self._results.get(job) is not None:
                 continue
             for step in ("--measure", "--train"):
                 if status := self._call(step, job, folder):
@@ -138,8 +140,15 @@ class Queue:
 
     def _call(self, step: str, job: Job, folder: Path) -> int:
         print(f"{time.strftime('%H:%M')} {step[2:]} {job.name}", flush=True)
-        command = [sys.executable, __file__, "--output", str(self._root), step, job.name]
-        command += ["--budget", str(self._minutes), "--limit", str(self._limit)]
+        command = [sys.executable, __file__, step, job.name, "--output", str(self._root)]
+        command += [
+            "--records",
+            str(self._records),
+            "--budget",
+            str(self._minutes),
+            "--limit",
+            str(self._limit),
+        ]
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "console.txt").open("a", encoding="utf-8") as stream:
             return subprocess.run(command, stdout=stream, stderr=stream).returncode
@@ -147,7 +156,7 @@ class Queue:
     def print_list(self, jobs: Sequence[Job]) -> None:
         """One line for each job: its quality, or how far it is."""
         for job in jobs:
-            result: Result | None = read_result(self._root / job.name)
+            result = self._results.get(job)
             seconds = self._speeds.get(self.settings.resolve(job))
             speed = "not measured" if seconds is None else f"{seconds:.2f} s a step"
             if result is not None:
@@ -165,6 +174,7 @@ class Queue:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("output/finetuning"))
+    parser.add_argument("--records", type=Path, help="results, speeds, settings (--output)")
     parser.add_argument("--budget", type=float, default=12.0, help="core-minutes of each training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--sides", nargs="+", default=list(SIDES), help="also detectron2:SETTING")
@@ -198,7 +208,8 @@ def use_one_thread() -> None:
 def main() -> int:
     options = parse_options()
     use_one_thread()
-    queue = Queue(options.output, options.budget, options.limit)
+    records = options.records or options.output
+    queue = Queue(options.output, records, options.budget, options.limit)
     if options.train or options.measure:
         step = queue.train if options.train else queue.measure
         step(Job.of_name(options.train or options.measure))
@@ -208,7 +219,7 @@ def main() -> int:
         queue.print_list(jobs)
         return 0
     if options.report:
-        report(jobs, options.output, docs=options.docs)
+        report(jobs, options.output, records, docs=options.docs)
         return 0
     if options.measure is not None:
         queue.measure_all(jobs)

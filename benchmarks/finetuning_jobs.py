@@ -6,7 +6,9 @@ iterations are the budget in core-minutes over the seconds that a step takes on 
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -16,6 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from panoptic_ext.atomic import write_file
 from panoptic_ext.visualization.learning_curves import read_curve
 
 __all__ = [
@@ -25,11 +28,11 @@ __all__ = [
     "Enough",
     "Job",
     "Result",
+    "Results",
     "Speeds",
     "StepClock",
     "data_config",
     "make_jobs",
-    "read_result",
     "result_of_metrics",
 ]
 
@@ -37,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA_SETS = ("facade", "nuclei")
 WEIGHTS = ("pretrained", "random")
 QUALITY = ("PQ", "SQ", "RQ", "PQ_th", "PQ_st")
-RESULT, SPEEDS, SETTINGS = "result.json", "speeds.json", "settings.json"
+RESULTS, SPEEDS, SETTINGS = "results.json", "speeds.json", "settings.json"
 _UNTIMED_STEPS = 2  # at the beginning of a measurement, while caches fill
 
 OnStep = Callable[[], None]
@@ -94,16 +97,20 @@ class Result:
         """Core-minutes of training."""
         return self.iterations * self.seconds / 60
 
-    def write(self, folder: Path) -> None:
-        (folder / RESULT).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
+class Results:
+    """The results of all finished jobs, kept in a file."""
 
-def read_result(folder: Path) -> Result | None:
-    """The result of a job's folder, or None while it is not finished."""
-    path = folder / RESULT
-    if not path.is_file():
-        return None
-    return Result(**json.loads(path.read_text(encoding="utf-8")))
+    def __init__(self, root: Path) -> None:
+        self._path = root / RESULTS
+
+    def get(self, job: Job) -> Result | None:
+        """None while the job is not finished."""
+        found = _read_json(self._path).get(job.name)
+        return Result(**found) if found else None
+
+    def put(self, job: Job, result: Result) -> None:
+        _update_json(self._path, {job.name: asdict(result)})
 
 
 def make_jobs(
@@ -131,7 +138,7 @@ class BestSettings:
 
     def __init__(self, root: Path, defaults: dict[str, str]) -> None:
         """`defaults`: peer -> its setting until one has been chosen."""
-        self._root, self._path, self._defaults = root, root / SETTINGS, defaults
+        self._path, self._results, self._defaults = root / SETTINGS, Results(root), defaults
 
     def resolve(self, job: Job) -> Job:
         """The job with the peer's setting behind a colon; other jobs are left as they are."""
@@ -145,12 +152,12 @@ class BestSettings:
         best: dict[str, tuple[float, str]] = {}
         for job in jobs:
             side, _, setting = job.side.partition(":")
-            result = read_result(self._root / job.name)
+            result = self._results.get(job)
             if setting and result is not None:
                 key, found = f"{job.data}/{side}", (result.quality["PQ"], setting)
                 best[key] = max(best.get(key, found), found)
         chosen = {key: setting for key, (_, setting) in best.items()}
-        _write_json(self._path, {**_read_json(self._path), **chosen})
+        _update_json(self._path, chosen)
         return chosen
 
 
@@ -158,9 +165,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _update_json(path: Path, entries: dict[str, Any]) -> None:
+    """Add entries to a file; several queues may do so at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        content = json.dumps({**_read_json(path), **entries}, indent=1, sort_keys=True)
+        write_file(str(path), f"{content}\n".encode())
+    finally:
+        os.close(folder)
 
 
 class Speeds:
@@ -173,7 +187,7 @@ class Speeds:
         return _read_json(self._path).get(job.speed_key)
 
     def put(self, job: Job, seconds: float) -> None:
-        _write_json(self._path, {**_read_json(self._path), job.speed_key: seconds})
+        _update_json(self._path, {job.speed_key: seconds})
 
     def iterations(self, job: Job, minutes: float) -> int:
         """How many steps fit into a budget."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from finetuning_jobs import Job, Result, read_result
+from finetuning_jobs import Job, Result, Results
 
 from panoptic_ext.visualization.learning_curves import Curve, draw_curves
 
@@ -72,15 +72,17 @@ def curves_of(finished: Finished) -> list[Curve]:
     return curves
 
 
-def report(jobs: Sequence[Job], root: Path, *, docs: bool = False) -> None:
+def report(jobs: Sequence[Job], root: Path, records: Path, *, docs: bool = False) -> None:
     """Print the table; write it, a picture of curves per data set, and a sheet per side.
 
     Args:
         jobs: those of them that are finished are reported.
         root: the output folder; the report lies in its folder `report`.
+        records: the folder of the results.
         docs: write table and curves into docs/ too.
     """
-    read = [(job, read_result(root / job.name)) for job in jobs]
+    results = Results(records)
+    read = [(job, results.get(job)) for job in jobs]
     finished = [(job, result) for job, result in read if result is not None]
     folder = root / "report"
     folder.mkdir(parents=True, exist_ok=True)

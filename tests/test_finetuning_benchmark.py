@@ -123,13 +123,14 @@ def test_jobs_and_their_report(
     speeds = jobs.Speeds(tmp_path)
     speeds.put(chosen[0], 2.0)
     assert speeds.iterations(chosen[2], 10) == 300  # another seed, as quick
+    records = jobs.Results(tmp_path)
     for job, quality in zip((chosen[0], chosen[2]), (30.0, 34.0), strict=True):
-        (tmp_path / job.name).mkdir(parents=True)
         parts = dict.fromkeys(jobs.QUALITY, quality)
-        jobs.Result(parts, 300, 2.0, [(150, 20.0), (300, quality)]).write(tmp_path / job.name)
+        records.put(job, jobs.Result(parts, 300, 2.0, [(150, 20.0), (300, quality)]))
+    assert records.get(chosen[1]) is None
     monkeypatch.setattr(tables, "PAGE", tmp_path / "page.md")
     tables.PAGE.write_text(f"before {tables.BEGIN} old {tables.END} after")
-    tables.report(chosen, tmp_path, docs=True)
+    tables.report(chosen, tmp_path, tmp_path, docs=True)
     page = tables.PAGE.read_text()
     assert page.startswith("before") and page.endswith("after") and "old" not in page
     row = (tmp_path / "report" / "table.md").read_text().splitlines()[-1]
@@ -145,8 +146,7 @@ def test_the_best_setting_of_a_peer_is_chosen(jobs: ModuleType, tmp_path: Path) 
     assert settings.resolve(job).side == "peer:slow"
     tried = jobs.make_jobs(["peer:slow", "peer:quick"], ["facade"], [1], ["pretrained"])
     for one, quality in zip(tried, (3.0, 5.0), strict=True):
-        (tmp_path / one.name).mkdir(parents=True)
-        jobs.Result({"PQ": quality}, 10, 1.0, []).write(tmp_path / one.name)
+        jobs.Results(tmp_path).put(one, jobs.Result({"PQ": quality}, 10, 1.0, []))
     assert settings.choose(tried) == {"facade/peer": "quick"}
     assert settings.resolve(job).name == "facade/peer:quick/pretrained/seed2"
     assert jobs.Job.of_name(job.name) == job

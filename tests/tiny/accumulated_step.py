@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,50 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.overrides import TorchFunctionMode
 
 from panoptic_ext.engine.train_step import TrainStep
 from tests.tiny import eomt, mask_former
 from tests.tiny.model_inputs import fake_metadata
 
 SEGMENTS_OF_WORKERS = ((1, 5, 2), (4, 3, 3))
+
+
+class _Float64ForFloat32(TorchFunctionMode):
+    """Casts to float32, which guard models against half types, are casts to float64."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.Tensor.float:
+            func = torch.Tensor.double
+        args = (torch.float64 if value is torch.float32 else value for value in args)
+        kwargs = {
+            name: torch.float64 if value is torch.float32 else value
+            for name, value in (kwargs or {}).items()
+        }
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def in_double() -> Iterator[None]:
+    """Models that are converted to float64 compute in nothing else in the block."""
+    _forget_cached_tensors()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _Float64ForFloat32():
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+        _forget_cached_tensors()
+
+
+def _forget_cached_tensors() -> None:
+    """Clear the caches of functions, such as that of position embeddings."""
+    modules = [m for name, m in sys.modules.items() if name.startswith("panoptic_ext.modeling")]
+    for cached in (value for module in modules for value in vars(module).values()):
+        if hasattr(cached, "cache_clear"):
+            cached.cache_clear()
 
 
 class Gradients(torch.optim.Optimizer):
@@ -61,11 +102,13 @@ def equal_points(*shape: int, **_: Any) -> Tensor:
 def save_step_of_a_worker(rank: int, folder: str) -> None:
     """Write losses and gradients of a whole batch and of its parts, as one of two workers."""
     fake_metadata(mask_former.NAME)
-    model = DistributedDataParallel(frozen(eomt.build()), find_unused_parameters=True)
+    model = frozen(eomt.build()).double()
+    model = DistributedDataParallel(model, find_unused_parameters=True)
     batch = [mask_former.mapped((64, 64), num, num) for num in SEGMENTS_OF_WORKERS[rank]]
     rand, torch.rand = torch.rand, equal_points
     try:
-        results = [step_of(model, batch, steps) for steps in (1, 3)]
+        with in_double():
+            results = [step_of(model, batch, steps) for steps in (1, 3)]
     finally:
         torch.rand = rand
         MetadataCatalog.remove(mask_former.NAME)

@@ -11,7 +11,8 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from detectron2.config import CfgNode
@@ -23,6 +24,7 @@ from panoptic_ext.engine.checkpoint.files import BEST_CHECKPOINT, BEST_METRIC_FI
 from panoptic_ext.engine.checkpoint.fingerprint import run_fingerprint
 from panoptic_ext.engine.checkpoint.parts import PartError, check_integer, check_kind
 from panoptic_ext.errors import NOT_JSON, ConfigError, quoted, unknown
+from panoptic_ext.evaluation.metric_names import MAIN_METRICS, metric_names
 
 if TYPE_CHECKING:
     from panoptic_ext.engine.trainer import Trainer
@@ -32,8 +34,8 @@ __all__ = [
     "Standing",
     "build_best_metric",
     "check_best_metric_keys",
-    "check_block",
     "check_state",
+    "evaluator_metrics",
     "keep_best",
     "standing",
 ]
@@ -41,13 +43,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _KEY = "TEST.BEST_METRIC"
-# The main ones of each evaluator of TEST.EVALUATORS.
-_METRICS = {
-    "panoptic": ("panoptic_seg/PQ", "panoptic_seg/PQ_th", "panoptic_seg/PQ_st"),
-    "semantic": ("sem_seg/mIoU", "sem_seg/pACC"),
-    "instance": ("bbox/AP", "segm/AP"),
-}
 _WORDS_FOR_LOWER = ("loss", "error")
+_OF_A_CLASS = re.compile(r"/(?:IoU|ACC|AP)-.*")  # a class may be called "glossy"
 
 
 class Standing(NamedTuple):
@@ -101,6 +98,7 @@ class BestMetric:
         patience: int = 0,
         min_delta: float = 0.0,
         folder: str = "",
+        beside: Collection[str] = (),
     ) -> None:
         """
         Args:
@@ -109,13 +107,17 @@ class BestMetric:
             patience: evaluations without improvement after which the training ends; 0: never.
             min_delta: an improvement is more than this.
             folder: of the run, for `best_metric.json`; "" writes no file.
+            beside: names of the evaluator that gives the metric. Where all values that it gives are
+                NaN, because nothing was predicted, the metric is NaN even if it is not among them.
         """
         self.name = name
-        words = any(word in name.lower() for word in _WORDS_FOR_LOWER)
+        own = _OF_A_CLASS.sub("", name).lower()
+        words = any(word in own for word in _WORDS_FOR_LOWER)
         self._lower = words if lower is None else lower
         self._patience = patience
         self._min_delta = min_delta
         self._path = os.path.join(folder, BEST_METRIC_FILE) if folder else ""
+        self._beside = beside
         self._evaluations: dict[int, float] = {}
 
     @property
@@ -205,6 +207,9 @@ class BestMetric:
         values = {**others, **flatten_results_dict(results)}
         if self.name in values:
             return float(values[self.name]), ""
+        given = [values[name] for name in self._beside if name in values]
+        if given and all(map(math.isnan, given)):
+            return math.nan, ""
         mend = "the training so far is in the last checkpoint: name one of them and add --resume"
         return math.nan, unknown(_KEY, self.name, values, mend=mend)
 
@@ -286,42 +291,61 @@ def keep_best(trainer: Trainer, results: Mapping[str, Any] | None) -> None:
     trainer.best.write()
 
 
-def build_best_metric(cfg: CfgNode) -> BestMetric | None:
+def build_best_metric(cfg: CfgNode, *, own_evaluators: bool = True) -> BestMetric | None:
     """The metric of TEST.BEST_METRIC, or None where that is "".
 
+    Args:
+        cfg: a config whose data sets are registered.
+        own_evaluators: whether the evaluators are those of panoptic_ext, whose names are known.
+
     Raises:
-        ConfigError: see `check_best_metric_keys`.
+        ConfigError: see `check_best_metric_keys`; or the evaluators give no such metric.
+        DatasetError: the classes of a data set, by which metrics are named, cannot be read.
     """
     check_best_metric_keys(cfg)
     test = cfg.TEST
     if not test.BEST_METRIC:
         return None
+    beside = evaluator_metrics(cfg) if own_evaluators else ()
     return BestMetric(
         test.BEST_METRIC,
         lower=test.BEST_METRIC_LOWER,
         patience=test.EARLY_STOPPING.PATIENCE,
         min_delta=test.EARLY_STOPPING.MIN_DELTA,
         folder=cfg.OUTPUT_DIR,
+        beside=beside,
     )
 
 
-def check_block(cfg: CfgNode) -> None:
-    """Raise ConfigError if the evaluators of panoptic_ext give no metric such as TEST.BEST_METRIC.
+def evaluator_metrics(cfg: CfgNode) -> tuple[str, ...]:
+    """The metrics of the evaluator of panoptic_ext that gives TEST.BEST_METRIC.
 
-    Only the name's block is compared, because its metrics are known after an evaluation alone.
+    Returns:
+        Their names; empty for a loss of the training, and where only the results can tell.
+
+    Raises:
+        ConfigError: no evaluator gives such a metric.
     """
     name, datasets = cfg.TEST.BEST_METRIC, cfg.DATASETS.TEST
-    if not name or "loss" in name:
-        return
-    known = [
-        f"{prefix}{metric}"
-        for prefix in ([f"{dataset}/" for dataset in datasets] if len(datasets) > 1 else [""])
-        for evaluator in cfg.TEST.EVALUATORS
-        for metric in _METRICS.get(evaluator, ())
-    ]
-    if name.rpartition("/")[0] not in {metric.rpartition("/")[0] for metric in known}:
-        mend = "further ones are those of metrics.json"
-        raise ConfigError(unknown(_KEY, name, known, mend=mend))
+    known: list[str] = []
+    open_blocks: set[str] = set()  # in which there may be more than is known
+    for dataset in datasets:
+        for evaluator in cfg.TEST.EVALUATORS:
+            prefix = f"{dataset}/" if len(datasets) > 1 else ""
+            names = metric_names(evaluator, dataset)
+            main = MAIN_METRICS.get(evaluator, ())
+            if names is None:
+                open_blocks |= {prefix + metric.partition("/")[0] for metric in main}
+            prefixed = tuple(prefix + metric for metric in (main if names is None else names))
+            if name in prefixed:
+                return prefixed
+            known += prefixed
+    block = name.rpartition("/")[0]
+    is_of_known = block in {metric.rpartition("/")[0] for metric in known}
+    if any(name.startswith(f"{b}/") for b in open_blocks) or ("loss" in name and not is_of_known):
+        return ()
+    mend = "losses of the training are metrics, too"
+    raise ConfigError(unknown(_KEY, name, known, mend=mend))
 
 
 def check_best_metric_keys(cfg: CfgNode) -> None:

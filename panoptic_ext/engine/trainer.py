@@ -21,7 +21,7 @@ from torch import nn
 
 from panoptic_ext.engine import evaluate, loader, optimizer
 from panoptic_ext.engine.auto_scale import auto_scaled, scaled_to_workers
-from panoptic_ext.engine.best_metric import build_best_metric, check_block, keep_best
+from panoptic_ext.engine.best_metric import build_best_metric, keep_best
 from panoptic_ext.engine.build_model import build_model, distributed_model
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.engine.checkpoint.fingerprint import compare_runs, run_fingerprint
@@ -80,6 +80,8 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process() and not os.path.isdir(cfg.OUTPUT_DIR):
             prepare_output(cfg.OUTPUT_DIR)
         cfg = scaled_to_workers(auto_scaled(cfg), comm.get_world_size())
+        own = not _overrides(type(self), "build_evaluator", "test")
+        self.best = build_best_metric(cfg, own_evaluators=own)
         model = self.build_model(without_pretrained(cfg) if weights_follow else cfg)
         optim = self.build_optimizer(cfg, model)
         precision = training_precision(cfg)
@@ -94,9 +96,6 @@ class Trainer(DefaultTrainer):
             cfg.SOLVER.ACCUMULATION_STEPS,
         )
         self.average = build_weight_average(cfg, model)
-        if not _overrides(type(self), "build_evaluator", "test"):
-            check_block(cfg)
-        self.best = build_best_metric(cfg)
         self._timeline = build_timeline(cfg)
         self.scheduler = stretched(self.build_lr_scheduler(cfg, optim), self._timeline)
         self.checkpointer = Checkpointer(

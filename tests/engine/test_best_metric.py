@@ -15,12 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from panoptic_ext.engine.best_metric import BestMetric, check_block, standing
+from panoptic_ext.data import register_panoptic
+from panoptic_ext.engine.best_metric import BestMetric, evaluator_metrics, standing
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.engine.trainer import Trainer
 from panoptic_ext.errors import CheckpointError, ConfigError
 from panoptic_ext.prediction.predictor import find_weights
+from tests.tiny.panoptic_dataset import TinyDataset
 from tests.tiny.training import Killed, TinyTrainer, tiny_cfg
 
 METRIC = "panoptic_seg/PQ"
@@ -285,19 +287,57 @@ def test_patience_needs_evaluations(tmp_path: Path) -> None:
         trainer_of(cfg, [])
 
 
-def test_a_metric_of_no_evaluator_is_an_error_before_the_training(tmp_path: Path) -> None:
+def test_a_metric_that_does_not_exist_is_an_error_before_the_training(
+    tmp_path: Path, clean_catalogs: None
+) -> None:
+    data = TinyDataset(tmp_path / "data")
+    register_panoptic("tiny", data.json, data.images, data.pngs)
     cfg = cfg_of(tmp_path)
-    check_block(cfg)
-    cfg.TEST.BEST_METRIC = "panoptic/PQ"
-    with pytest.raises(ConfigError, match=r"did you mean 'panoptic_seg/PQ'"):
-        check_block(cfg)
-    cfg.TEST.BEST_METRIC, cfg.DATASETS.TEST = METRIC, ["a", "b"]
+    cfg.DATASETS.TEST = ["tiny"]
+    for name, message in (
+        ("panoptic/PQ", r"did you mean 'panoptic_seg/PQ'"),
+        ("panoptic_seg/PQx", r"did you mean 'panoptic_seg/PQ'.*losses of the training are metrics"),
+        ("sem_seg/IoU-roads", r"did you mean 'sem_seg/IoU-road'"),
+        ("segm/AP-gloss", r"did you mean 'segm/AP"),
+    ):
+        cfg.TEST.BEST_METRIC = name
+        with pytest.raises(ConfigError, match=message):
+            Trainer.__init__(Trainer.__new__(PlainTrainer), cfg)
+    for name in ("sem_seg/IoU-road", "segm/AP-car", "bbox/APl", "panoptic_seg/RQ_st"):
+        cfg.TEST.BEST_METRIC = name
+        assert name in evaluator_metrics(cfg)
+    cfg.TEST.BEST_METRIC = "loss_mask"  # known after a step alone
+    assert evaluator_metrics(cfg) == ()
+
+
+def test_metrics_of_several_data_sets_and_of_others(tmp_path: Path) -> None:
+    cfg = cfg_of(tmp_path)
+    cfg.DATASETS.TEST = ["a", "b"]
     with pytest.raises(ConfigError, match=r"known: a/panoptic_seg/PQ, "):
-        check_block(cfg)
-    with pytest.raises(ConfigError, match=r"known: a/panoptic_seg/PQ, "):
-        Trainer.__init__(Trainer.__new__(PlainTrainer), cfg)
+        evaluator_metrics(cfg)
     cfg.TEST.BEST_METRIC = "b/panoptic_seg/PQ_th"
-    check_block(cfg)
+    assert evaluator_metrics(cfg)[0] == "b/panoptic_seg/PQ"
+    # Data sets that are not registered have classes that are not known.
+    cfg.TEST.BEST_METRIC = "b/sem_seg/IoU-any"
+    assert evaluator_metrics(cfg) == ()
+
+
+def test_a_model_that_predicts_nothing_yet_has_no_value() -> None:
+    """COCO's evaluation then gives the AP of boxes alone, NaN."""
+    metric = BestMetric("segm/AP", beside=("segm/AP", "bbox/AP"))
+    assert not metric.add(1, {"bbox": {"AP": math.nan}}, {})
+    assert metric.add(3, {"bbox": {"AP": 1.0}, "segm": {"AP": 2.0}}, {})
+    with pytest.raises(ConfigError, match=r"unknown TEST.BEST_METRIC 'segm/AP'"):
+        metric.add(5, {"bbox": {"AP": 1.0}}, {})  # a model without masks
+
+
+def test_a_class_may_be_called_glossy() -> None:
+    for name in ("sem_seg/IoU-glossy", "val/total_error"):
+        metric = BestMetric(name)
+        block, own = name.split("/")
+        metric.add(1, {block: {own: 5.0}}, {})
+        metric.add(3, {block: {own: 7.0}}, {})
+        assert metric.standing.iteration == (3 if "glossy" in name else 1)
 
 
 class PlainTrainer(Trainer):

@@ -10,6 +10,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import CityscapesInstanceEvaluator
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.structures import Boxes, Instances
 
 from panoptic_ext.config import add_panoptic_ext_config
@@ -18,6 +19,7 @@ from panoptic_ext.errors import EvaluationError
 from panoptic_ext.evaluation import build_evaluator
 from panoptic_ext.evaluation.instance_evaluation import has_compiled_cocoeval
 from panoptic_ext.evaluation.instances_json_evaluation import build_instances_json_evaluator
+from panoptic_ext.evaluation.metric_names import metric_names
 from tests.tiny.instance_dataset import CUP, HEIGHT, PLATE, WIDTH, TinyInstances
 
 NAME = "tiny_instances_val"
@@ -62,6 +64,8 @@ def test_masks_of_the_truth_that_overlap_have_ap_100(data, tmp_path):
     outputs = [prediction(data, PLATE, CUP), prediction(data, PLATE)]
     results = results_of(data, tmp_path / "out", outputs)
     assert set(results) == {"bbox", "segm"}
+    assert sorted(metric_names("instance", NAME)) == sorted(flatten_results_dict(results))
+    assert metric_names("panoptic", NAME) == ()
     for task in ("bbox", "segm"):
         assert results[task]["AP"] == pytest.approx(100)
         assert results[task]["AP-cup"] == pytest.approx(100)
@@ -86,6 +90,7 @@ def test_cityscapes_has_its_own_evaluator(tmp_path):
     name = "cityscapes_fine_instance_seg_val"
     evaluator = build_instances_json_evaluator(name, str(tmp_path))
     assert isinstance(evaluator, CityscapesInstanceEvaluator)
+    assert metric_names("instance", name) is None
 
 
 def test_an_evaluator_of_another_kind_is_refused(tmp_path, clean_catalogs):

@@ -12,6 +12,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import coco_evaluation
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.structures import Boxes, Instances
 
 from panoptic_ext.config import add_panoptic_ext_config
@@ -23,6 +24,7 @@ from panoptic_ext.evaluation import (
     build_evaluator,
 )
 from panoptic_ext.evaluation.instance_evaluation import has_compiled_cocoeval
+from panoptic_ext.evaluation.metric_names import metric_names
 from panoptic_ext.evaluation.semantic_evaluation import semantic_scores
 from tests.evaluation.reference import CATEGORIES
 from tests.tiny import predictions as toy
@@ -256,6 +258,8 @@ def test_build_all(name, tmp_path):
     outputs = {i: {**toy.perfect()[i], **scores(labels_of(i)), **instances(i)} for i in toy.NAMES}
     results = toy.run(evaluators, name, outputs)
     assert list(results) == ["panoptic_seg", "sem_seg", "bbox", "segm"]
+    known = [metric for e in cfg.TEST.EVALUATORS for metric in metric_names(e, name)]
+    assert sorted(known) == sorted(flatten_results_dict(results))
     assert results["panoptic_seg"]["PQ"] == results["sem_seg"]["mIoU"] == 100.0
     assert isinstance(evaluators.panoptic, PanopticEvaluator)
     assert len(evaluators.panoptic.worst) == 1 and len(evaluators.panoptic.per_image) == 3

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,39 +17,30 @@ from panoptic_ext.evaluation import (
     PanopticSemSegEvaluator,
     evaluate_files,
 )
-from tests import PATIENCE, ROOT
+from tests import ROOT
 from tests.evaluation.test_other_evaluators import instances, labels_of, scores
 from tests.tiny import predictions as toy
 from tests.tiny.combine_case import CAR_ID, PERSON_ID, ROAD_ID, Case, rle
 from tests.tiny.panoptic_dataset import CATEGORIES, CROWD
+from tests.tiny.programs import run_script
 
 TOOLS = ROOT / "tools"
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=PATIENCE,
-    )
-
-
 @pytest.mark.slow
 def test_combining_the_truth_as_two_predictions_gives_pq_100(case: Case) -> None:
-    combined = run(str(TOOLS / "combine_predictions.py"), *case.save())
+    combined = run_script(str(TOOLS / "combine_predictions.py"), *case.save())
     assert combined.returncode == 0, combined.stderr
     assert f"2 images, 3 things + 2 stuff: {case.result} and" in combined.stdout
     assert "2/2" in combined.stderr  # progress
     truth = ["--gt", str(case.data.json), "--gt-root", str(case.data.pngs)]
-    evaluated = run(str(TOOLS / "evaluate_panoptic.py"), *truth, "--pred", str(case.result))
+    evaluated = run_script(str(TOOLS / "evaluate_panoptic.py"), *truth, "--pred", str(case.result))
     assert evaluated.returncode == 0, evaluated.stderr
     total = next(line for line in evaluated.stdout.splitlines() if "**All**" in line)
     assert [f.strip() for f in total.split("|")[2:5]] == ["100.000"] * 3, total
 
     case.instances[0]["segmentation"]["counts"] = "5"
-    failed = run(str(TOOLS / "combine_predictions.py"), *case.save())
+    failed = run_script(str(TOOLS / "combine_predictions.py"), *case.save())
     assert failed.returncode == 2 and "Traceback" not in failed.stderr
     assert failed.stderr.splitlines()[-1].startswith("error: ")
     assert not case.result.exists()

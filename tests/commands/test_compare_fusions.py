@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
 
 from panoptic_ext.commands import compare_fusions
 from panoptic_ext.prediction.compare_fusions import fusion_table
-from tests import ROOT
+from tests.tiny.model_inputs import NARROW_RESNET
+from tests.tiny.programs import run_script
 
 TINY = [
-    *("MODEL.RESNETS.STEM_OUT_CHANNELS", "8"),
+    *(str(item) for pair in NARROW_RESNET.items() for item in pair),
     *("MODEL.TWO_WAY_FPN.OUT_CHANNELS", "32"),
     *("MODEL.SEM_SEG_HEAD.CONVS_DIM", "16", "MODEL.SEM_SEG_HEAD.DPC_DIM", "16"),
     *("MODEL.ROI_BOX_HEAD.FC_DIM", "16", "MODEL.ROI_MASK_HEAD.CONV_DIM", "32"),
@@ -32,13 +30,7 @@ pytestmark = pytest.mark.slow
 
 
 def run(cache, *command):
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PANOPTIC_EXT_CACHE": str(cache)},
-    )
+    done = run_script(*command, env={"PANOPTIC_EXT_CACHE": str(cache)})
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,10 +13,10 @@ import panoptic_ext
 from panoptic_ext import model_zoo
 from panoptic_ext.commands import export_transformers, predict
 from panoptic_ext.model_zoo.catalog import ENVIRONMENT
-from tests import PATIENCE, ROOT
 from tests.tiny.eomt_published import FORMS, import_transformers
 from tests.tiny.eomt_zoo import write_zoo
 from tests.tiny.finished_run import picture
+from tests.tiny.programs import run_script
 from tests.tiny.zoo import own_zoo as own_zoo
 from tests.tiny.zoo import zoo_run as zoo_run
 
@@ -55,19 +52,8 @@ def test_predict_a_photograph_with_weights_of_each_form(zoo, tmp_path):
         words = ["--model", f"tiny_{form}", str(tmp_path / "street.jpg"), "--output", str(output)]
         words.append("--save-panoptic")
         if form == "bin_v3":
-            environment = {
-                **os.environ,
-                "PYTHONPATH": str(ROOT),
-                "OMP_NUM_THREADS": "1",
-                ENVIRONMENT: str(tmp_path / "zoo"),
-            }
-            done = subprocess.run(
-                [sys.executable, "-m", "panoptic_ext", "predict", *words],
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE,
-            )
+            environment = {ENVIRONMENT: str(tmp_path / "zoo")}
+            done = run_script("-m", "panoptic_ext", "predict", *words, env=environment)
             assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
         else:
             assert predict.main(words) == 0

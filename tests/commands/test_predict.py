@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 
 import cv2
 import numpy as np
@@ -17,13 +14,14 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from PIL import Image
 from torch import nn
 
-from panoptic_ext.commands import predict
+from panoptic_ext.commands import evaluate, predict
 from panoptic_ext.data import read_id_map
 from panoptic_ext.engine import load_cfg
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.prediction.predictor import Predictor, load_run_cfg
-from tests import PATIENCE, ROOT
+from tests import ROOT
 from tests.tiny.finished_run import CATEGORIES, NAME, picture
+from tests.tiny.programs import run_script
 
 pytestmark = pytest.mark.slow
 
@@ -55,11 +53,7 @@ def _odd_files(folder):
 
 
 def _run(*arguments):
-    command = [sys.executable, str(ROOT / "tools" / "predict.py"), *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=PATIENCE
-    )
+    return run_script(str(ROOT / "tools" / "predict.py"), *map(str, arguments))
 
 
 BROKEN = ("truncated.jpg", "page.png", "empty.jpg", "link.jpg", "16.png", "missing.png")
@@ -146,7 +140,6 @@ def test_a_second_run_skips_finished_inputs(base, full_run):
 
 
 def test_the_command_evaluate_reads_the_results(base, tmp_path):
-    tool = ROOT / "tools" / "evaluate_panoptic.py"
     run, images = str(base / "run"), str(base / "data" / "images")
     arguments = ["--config-file", run, "--input", images, "--output", str(tmp_path / "out")]
     assert predict.main([*arguments, "--save-panoptic", "--no-pictures"]) == 0
@@ -154,12 +147,7 @@ def test_the_command_evaluate_reads_the_results(base, tmp_path):
     data, out = base / "data", tmp_path / "out"
     paths = ["--gt", data / "val.json", "--gt-root", data / "labels"]
     paths += ["--pred", out / "panoptic.json", "--pred-root", out / "panoptic"]
-    command = [sys.executable, tool, *paths, "--output", tmp_path / "pq.json"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=PATIENCE
-    )
-    assert done.returncode == 0, done.stderr
+    assert evaluate.main([str(word) for word in (*paths, "--output", tmp_path / "pq.json")]) == 0
     assert "PQ" in json.loads((tmp_path / "pq.json").read_text())
 
 

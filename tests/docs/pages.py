@@ -1,20 +1,19 @@
-"""Runs the shell blocks of a documentation page, one after the other, in a folder.
-
-All commands run in children of one process that has imported the package, because importing torch
-takes most of the time of such short runs.
-"""
+"""Runs the shell blocks of a documentation page, one after the other, in a folder."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
-import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from tests import PATIENCE, ROOT
+import panoptic_ext_cli
+from panoptic_ext.commands import demo
+from tests import ROOT
+from tests.tiny.model_inputs import NARROW_RESNET
+from tests.tiny.programs import run_function, script
 
 DOCS = ROOT / "docs"
 
@@ -26,6 +25,7 @@ SMALL = [
     *("DATASETS.SHAPES.NUM_TRAIN", "4", "DATASETS.SHAPES.NUM_VAL", "3"),
     *("DATASETS.SHAPES.IMAGE_SIZE", "[64,64]", "INPUT.MIN_SIZE_TRAIN", "[64]"),
     *("INPUT.MIN_SIZE_TEST", "64"),
+    *(str(item) for pair in NARROW_RESNET.items() for item in pair),
 ]
 # The commands that take KEY VALUE, by their second or first word.
 TRAINS = ("train", "demo", "evaluator.py", "train_net.py")
@@ -68,21 +68,32 @@ def run_all(commands: list[Command], folder: Path, cache: Path) -> list[str]:
         AssertionError: one failed; has its output.
     """
     environment = {
-        **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)]),
         "PANOPTIC_EXT_CACHE": str(cache),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONWARNINGS": "ignore",
     }
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.docs.run_commands"],
-        cwd=folder,
-        env=environment,
-        input=json.dumps(commands),
-        text=True,
-        capture_output=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-6000:]
-    return json.loads(result.stdout.splitlines()[-1])
+    outputs = []
+    for words in commands:
+        done = run_function(run_command, words, cwd=folder, env=environment)
+        outputs.append(done.stdout + done.stderr)
+        assert done.returncode == 0, f"{' '.join(words)}\n{outputs[-1][-6000:]}"
+    return outputs
+
+
+def run_command(words: Command) -> None:
+    """A command, in the process that has been started for it."""
+    demo.run_to_end = _run_step
+    script(*(["-m", "panoptic_ext", *words[1:]] if words[0] == "panoptic-ext" else words))
+
+
+def _run_step(words: Sequence[str]) -> int:
+    """A step of the demo, which has a process of its own: here a child of this one."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = panoptic_ext_cli.main(words[len(demo.PROGRAM) :])
+            sys.stdout.flush()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -6,9 +6,7 @@ Leaving a process group ends its threads: one that outlives the interpreter abor
 from __future__ import annotations
 
 import functools
-import re
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import pytest
@@ -19,48 +17,9 @@ from detectron2.utils import comm
 from panoptic_ext.commands.train import main
 from panoptic_ext.engine.distributed import join_torchrun, leave, under_torchrun
 from panoptic_ext.errors import ConfigError
-from tests import PATIENCE, ROOT
-
-WORKER = """
-import os, torch
-from pathlib import Path
-from detectron2.utils import comm
-from panoptic_ext.engine import distributed
-
-def threads():
-    tasks = Path("/proc/self/task").iterdir()
-    return sum("gloo" in (task / "comm").read_text() for task in tasks)
-
-distributed.join_torchrun(use_cuda=False)
-assert comm.get_local_size() == 2
-assert comm.all_gather(comm.get_rank()) == [0, 1]
-assert comm.gather(torch.ones(2))[:1] or not comm.is_main_process()
-joined = threads()
-distributed.leave()
-comm.synchronize()
-print(f"worker {os.environ['RANK']}: {joined > 0}, then {threads()}", flush=True)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
-def test_leaving_ends_the_threads_of_every_group(tmp_path: Path) -> None:
-    (tmp_path / "worker.py").write_text(WORKER)
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2")
-    torchrun = (*torchrun, "--master_port=0", "--standalone")
-    done = subprocess.run(
-        [*torchrun, str(tmp_path / "worker.py")],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=PATIENCE,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    # The workers share a pipe: both lines can come before both ends of line.
-    lines = sorted(re.findall(r"worker \d: \w+, then \d+", done.stdout))
-    # torch 2.4 gives the threads no name by which to count them.
-    named = any("True" in line for line in lines) or torch.__version__ >= "2.14"
-    assert lines == [f"worker {rank}: {named}, then 0" for rank in (0, 1)]
-
+from tests import ROOT
+from tests.tiny.file_server import free_port
+from tests.tiny.programs import run_workers
 
 # As torchrun sets them for one worker; a store that listens on port 0 takes a free one.
 ONE_WORKER = {
@@ -71,6 +30,33 @@ ONE_WORKER = {
     "MASTER_ADDR": "127.0.0.1",
     "MASTER_PORT": "0",
 }
+
+
+def worker(rank: int, port: str) -> None:
+    """Join, exchange, leave; prints whether there were threads of gloo, and how many are left."""
+    sizes = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": port}
+    os.environ.update({**ONE_WORKER, **sizes, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+    join_torchrun(use_cuda=False)
+    assert comm.get_local_size() == 2
+    assert comm.all_gather(comm.get_rank()) == [0, 1]
+    assert comm.gather(torch.ones(2))[:1] or not comm.is_main_process()
+    joined = num_gloo_threads()
+    leave()
+    comm.synchronize()
+    print(f"{joined > 0}, then {num_gloo_threads()}")
+
+
+def num_gloo_threads() -> int:
+    tasks = Path("/proc/self/task").iterdir()
+    return sum("gloo" in (task / "comm").read_text() for task in tasks)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
+def test_leaving_ends_the_threads_of_every_group() -> None:
+    lines = [output.strip() for output in run_workers(worker, str(free_port()))]
+    # torch 2.4 gives the threads no name by which to count them.
+    named = any("True" in line for line in lines) or torch.__version__ >= "2.14"
+    assert lines == [f"{named}, then 0"] * 2
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
-from torch import multiprocessing, nn
+from torch import nn
 
 from panoptic_ext.engine import evaluate
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
@@ -23,9 +21,10 @@ from panoptic_ext.engine.distributed import leave, make_local_group
 from panoptic_ext.engine.hooks import PreciseBNHook
 from panoptic_ext.errors import CheckpointError, DownloadError
 from panoptic_ext.interruption import Interrupted, stoppable
-from tests.engine.test_train_net import ROOT, command
+from tests.engine.test_train_net import command
 from tests.engine.test_trainer import lines, trainer_of
 from tests.tiny.file_server import free_port
+from tests.tiny.programs import Program, run_workers, script
 from tests.tiny.training import TinyTrainer, tiny_cfg
 
 
@@ -215,28 +214,21 @@ def _load_from_a_dead_address(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_workers_stop_together_where_one_gets_the_signal(tmp_path: Path) -> None:
-    multiprocessing.spawn(_two_workers, args=(str(tmp_path),), nprocs=2)
+    run_workers(_two_workers, str(tmp_path))
 
 
 @pytest.mark.slow
 def test_ctrl_c_in_a_terminal_ends_with_one_line(tmp_path: Path) -> None:
     """It reaches the whole process group: the data workers too, which go on and stay silent."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     options = ("SOLVER.CHECKPOINT_PERIOD", "2", "DATALOADER.NUM_WORKERS", "2")
     words = command(tmp_path / "run", tmp_path / "cache", *options)
-    with open(tmp_path / "output.txt", "w") as output:
-        process = subprocess.Popen(
-            words, cwd=ROOT, env=env, stdout=output, stderr=output, start_new_session=True
-        )
-        end = time.monotonic() + 240
-        while not (tmp_path / "run" / "model_0000001.pth").exists() and time.monotonic() < end:
-            assert process.poll() is None, (tmp_path / "output.txt").read_text()[-3000:]
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(240) == 130
-    printed = (tmp_path / "output.txt").read_text()
+    process = Program(script, *words, folder=tmp_path, own_group=True)
+    process.wait_for(tmp_path / "run" / "model_0000001.pth")
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait() == 130
+    printed = "".join(process.output)
     assert "Traceback" not in printed and "DataLoader worker" not in printed
-    last = printed.splitlines()[-1]
+    last = process.output[1].splitlines()[-1]
     assert last.startswith("stopped after iteration ") and "--resume" in last
     tagged = (tmp_path / "run" / "last_checkpoint").read_text()
     assert tagged in last and (tmp_path / "run" / tagged).stat().st_size

@@ -7,24 +7,26 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import PATIENCE, ROOT
+from tests.tiny.model_inputs import NARROW_RESNET
+from tests.tiny.programs import Program, run_script, script
 
 CONFIG = "configs/shapes/panoptic_fpn/panoptic_fpn_R18_shapes.yaml"
 SMALL = [
     *("SEED", "1", "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "1"),
-    *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "2", "SOLVER.MAX_ITER", "28"),
+    *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "2", "SOLVER.MAX_ITER", "24"),
     *("SOLVER.CHECKPOINT_PERIOD", "10", "TEST.EVALUATORS", "['panoptic','semantic']"),
     *("DATASETS.SHAPES.NUM_TRAIN", "10", "DATASETS.SHAPES.NUM_VAL", "5"),
     *("DATASETS.SHAPES.IMAGE_SIZE", "[64,64]"),
     *("INPUT.MIN_SIZE_TRAIN", "[64]", "INPUT.MIN_SIZE_TEST", "64"),
     *("MODEL.FPN.OUT_CHANNELS", "32", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "32"),
     *("MODEL.ROI_BOX_HEAD.FC_DIM", "32", "MODEL.ROI_MASK_HEAD.CONV_DIM", "32"),
+    *(str(item) for pair in NARROW_RESNET.items() for item in pair),
 ]
 
 pytestmark = pytest.mark.slow
@@ -35,26 +37,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def command(out: Path, cache: Path, *args: str, start: tuple[str, ...] = ()) -> list[str]:
+def command(out: Path, cache: Path, *args: str) -> list[str]:
+    """train_net.py with small settings: flags, then keys and values."""
     flags = [a for a in args if a.startswith("--")]
     opts = [a for a in args if not a.startswith("--")]
     return [
-        *(start or (sys.executable,)),
         *("train_net.py", "--config-file", CONFIG, *flags),
         *(*SMALL, "OUTPUT_DIR", str(out), "DATASETS.SHAPES.CACHE", str(cache), *opts),
     ]
 
 
-def run(*args: Any, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    return subprocess.run(
-        command(*args, **kwargs),
-        cwd=ROOT,
-        env=env,
-        text=True,
-        capture_output=True,
-        timeout=PATIENCE,
-    )
+def run(*args: Any) -> subprocess.CompletedProcess[str]:
+    return run_script(*command(*args))
 
 
 def losses(out: Path) -> dict[int, dict[str, float]]:
@@ -90,17 +84,10 @@ def test_a_run_leaves_all_its_files(whole: Path) -> None:
 
 
 def test_kill_and_resume_equals_uninterrupted(whole: Path, cache: Path, tmp_path: Path) -> None:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    with open(tmp_path / "output.txt", "w") as output:
-        process = subprocess.Popen(
-            command(tmp_path, cache), cwd=ROOT, env=env, stdout=output, stderr=output
-        )
-        end = time.monotonic() + PATIENCE
-        while not (tmp_path / "model_0000019.pth").exists() and time.monotonic() < end:
-            assert process.poll() is None, (tmp_path / "output.txt").read_text()[-3000:]
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    process = Program(script, *command(tmp_path, cache), folder=tmp_path / "output")
+    process.wait_for(tmp_path / "model_0000019.pth")
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "model_final.pth").exists()
     done = run(tmp_path, cache, "--resume")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -117,7 +104,14 @@ def test_two_workers_evaluate_to_the_same_numbers(whole: Path, cache: Path, tmp_
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2")
     torchrun = (*torchrun, "--master_port=0", "--standalone")
     weights = ("MODEL.WEIGHTS", str(whole / "model_final.pth"))
-    done = run(tmp_path, cache, "--eval-only", *weights, start=torchrun)
+    done = subprocess.run(
+        [*torchrun, *command(tmp_path, cache, "--eval-only", *weights)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        text=True,
+        capture_output=True,
+        timeout=PATIENCE,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "log.txt.rank1").exists()
     assert results(tmp_path) == results(whole)

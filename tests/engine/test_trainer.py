@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
-from torch import multiprocessing, nn
+from torch import nn
 
 from panoptic_ext.commands.train import main
 from panoptic_ext.engine import TrainLoader
@@ -22,6 +22,7 @@ from panoptic_ext.engine.trainer import Trainer
 from panoptic_ext.engine.writers import trim_metrics
 from panoptic_ext.errors import CheckpointError, ConfigError, NonFiniteLossError
 from tests.tiny.accumulated_step import save_step_of_a_worker
+from tests.tiny.programs import run_workers
 from tests.tiny.training import Killed, TinyTrainer, tiny_cfg, tiny_mapper, tiny_records
 
 
@@ -272,7 +273,7 @@ def _two_workers(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def of_two_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("workers")
-    multiprocessing.spawn(_two_workers, args=(str(folder),), nprocs=2)
+    run_workers(_two_workers, str(folder))
     return folder
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from panoptic_ext.commands.predict import main as predict
-from tests import PATIENCE, ROOT
+from tests import ROOT
+from tests.tiny.programs import run_script
 from tests.tiny.train_in_process import train
 from tests.tiny.transformers_models import save_tiny
 
@@ -25,15 +24,7 @@ LABELS = ["sky", "circle", "disc", "square", "N/A"]
 
 def program(*args: object) -> subprocess.CompletedProcess[str]:
     """`panoptic-ext` in a process of its own, as users start it."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "panoptic_ext", *map(str, args)],
-        cwd=ROOT,
-        env=env,
-        text=True,
-        capture_output=True,
-        timeout=PATIENCE,
-    )
+    return run_script("-m", "panoptic_ext", *map(str, args), env={"HF_HUB_OFFLINE": "1"})
 
 
 def losses(run: Path) -> dict[int, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch.distributed as dist
@@ -13,7 +12,7 @@ from panoptic_ext.evaluation import PanopticEvaluator
 from tests.tiny import predictions as toy
 
 
-def main(root: str, rank: int, size: int) -> None:
+def main(rank: int, root: str, size: int) -> None:
     """Evaluate the images rank, rank + size, ...; the first one on every worker."""
     if size > 1:
         dist.init_process_group(
@@ -34,7 +33,3 @@ def main(root: str, rank: int, size: int) -> None:
         losses = [(i["image_id"], i["pq"].hex(), i["loss"].hex()) for i in evaluator.per_image]
         print({k: v.hex() for k, v in results["panoptic_seg"].items()}, losses)
     distributed.leave()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

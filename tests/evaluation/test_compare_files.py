@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +15,7 @@ from panoptic_ext.evaluation import evaluate_files
 from tests import ROOT
 from tests.evaluation.reference import CATEGORIES, segment, write_dataset
 from tests.tiny import predictions as toy
+from tests.tiny.programs import run_script
 
 KEYS = ["PQ", "SQ", "RQ", "PQ_th", "SQ_th", "RQ_th", "PQ_st", "SQ_st", "RQ_st"]
 TOOL = ROOT / "tools" / "evaluate_panoptic.py"
@@ -81,12 +79,7 @@ def test_a_subset_is_compared_where_that_is_wanted(files, tmp_path, capsys):
 
 def test_tool_as_a_process_with_bad_input(files):
     Path(files[2]).write_text("{")
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", str(TOOL), "--gt", files[0], "--pred", files[2]],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    result = run_script(str(TOOL), "--gt", files[0], "--pred", files[2])
     assert result.returncode == 2
     assert result.stderr.startswith("error: ") and "not valid JSON" in result.stderr
     assert "Traceback" not in result.stderr

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -16,9 +13,11 @@ from detectron2.utils import comm
 
 from panoptic_ext.errors import EvaluationError
 from panoptic_ext.evaluation import PanopticEvaluator
-from tests import PATIENCE, ROOT
+from tests import PATIENCE
+from tests.evaluation import gloo_worker
 from tests.evaluation.reference import segment, with_areas, write_dataset
 from tests.tiny import predictions as toy
+from tests.tiny.programs import run_workers
 
 
 class FakeWorkers:
@@ -100,21 +99,9 @@ def test_an_error_of_one_worker_stops_all(name, monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_over_gloo(tmp_path):
-    def start(rank: int, size: int) -> subprocess.Popen:
-        command = [sys.executable, "-W", "ignore", "-m", "tests.evaluation.gloo_worker"]
-        return subprocess.Popen(
-            [*command, str(tmp_path), str(rank), str(size)],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-
     printed = {}
     for size in (1, 2):
-        workers = [start(rank, size) for rank in range(size)]
-        outputs = [worker.communicate(timeout=PATIENCE)[0] for worker in workers]
-        assert [worker.returncode for worker in workers] == [0] * size
+        outputs = run_workers(gloo_worker.main, str(tmp_path), size, number=size)
         printed[size] = outputs[0].strip().splitlines()[-1]
     assert printed[1] == printed[2] and "'PQ': '0x" in printed[1]
     files = sorted(p.name for p in (tmp_path / "out2" / "panoptic_predictions").rglob("*.png"))

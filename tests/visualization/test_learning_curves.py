@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
+from panoptic_ext.commands import compare_runs
 from panoptic_ext.errors import PanopticExtError
 from panoptic_ext.visualization.learning_curves import curve_table, read_curve
 
@@ -62,22 +61,19 @@ def test_files_without_a_curve(tmp_path, text):
         read_curve(str(tmp_path), "a")
 
 
-def test_tool(tmp_path, run):
+def test_command(tmp_path, run, capsys):
     picture = tmp_path / "deep" / "curves.svg"
-    command = [sys.executable, "tools/compare_runs.py", f"ours={run}", "--output", str(picture)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "| ours | 1 | 60 | 4 | 20.0 | 20.0 |" in done.stdout and str(picture) in done.stdout
+    assert compare_runs.main([f"ours={run}", "--output", str(picture)]) == 0
+    printed = capsys.readouterr().out
+    assert "| ours | 1 | 60 | 4 | 20.0 | 20.0 |" in printed and str(picture) in printed
     assert picture.read_text().startswith("<?xml") and "</svg>" in picture.read_text()
 
 
 @pytest.mark.parametrize("arguments", [["a=nowhere"], ["ours={run}", "--metric", "no/such"]])
-def test_tool_reports_errors(tmp_path, run, arguments):
+def test_command_reports_errors(tmp_path, run, arguments, capsys):
     given = [argument.format(run=run) for argument in arguments]
-    command = [sys.executable, "tools/compare_runs.py", *given, "--output", str(tmp_path / "a.svg")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("error: ")
-    assert "Traceback" not in done.stderr
+    assert compare_runs.main([*given, "--output", str(tmp_path / "a.svg")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_an_unknown_metric_is_answered_with_the_nearest(tmp_path):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from copy import copy
 from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList
 
 from panoptic_ext.data.datasets.registered import get_metadata, thing_ids
 from panoptic_ext.errors import ConfigError, DatasetError, unknown
@@ -41,7 +43,8 @@ class Donors:
             by_class: draw a class first, each with the same chance, then an image with it, of
                 which things of this class alone may be copied.
         """
-        self._records = records
+        # Serialised: data workers would copy the memory of each Python object that they look at.
+        self._records = DatasetFromList(list(records), copy=False) if records else []
         self._classes = frozenset(classes)
         self._by_class = by_class
         pairs = [
@@ -59,8 +62,7 @@ class Donors:
         """The same, of the records with these indices alone."""
         if len(indices) == len(self._records):
             return self
-        chosen = Donors([], self._classes, by_class=self._by_class)
-        chosen._records = self._records
+        chosen = copy(self)
         chosen._pairs = self._pairs[np.isin(self._pairs[:, 0], list(indices))]
         return chosen
 

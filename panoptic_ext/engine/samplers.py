@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -66,23 +66,27 @@ def sampler_maker(cfg: CfgNode, records: Sequence[Record]) -> Callable[[int], It
         raise ConfigError(unknown("DATALOADER.SAMPLER_TRAIN", name, _NAMES))
     repeats = name == "RepeatFactorTrainingSampler"
     class_names = _class_names(cfg) if repeats else ()
+    number = len(records)
+    # The sampler keeps these and not the records, which the loader has in a form that takes less
+    # memory and that its workers share.
+    classes = [tuple(_classes_of(record)) for record in records] if repeats else []
 
-    def over(chosen: Sequence[Record], seed: int) -> Iterable[int]:
+    def over(images: Sequence[int], seed: int) -> Iterable[int]:
         if not repeats:
-            return TrainingSampler(len(chosen), seed=seed)
-        factors = _repeat_factors(cfg, chosen, class_names)
+            return TrainingSampler(len(images), seed=seed)
+        factors = _repeat_factors(cfg, [classes[i] for i in images], class_names)
         return RepeatFactorTrainingSampler(factors, seed=seed)
 
     # Detectron2's sampler of repeats has no subset. Both together are meant where a ratio is given.
     ratio = 1.0 if name == "TrainingSampler" else cfg.DATALOADER.RANDOM_SUBSET_RATIO
     if ratio == 1.0:
-        return lambda seed: over(records, seed)
-    _check_ratio(ratio, len(records))
+        return lambda seed: over(range(number), seed)
+    _check_ratio(ratio, number)
 
     def over_subset(seed: int) -> Iterable[int]:
-        subset = random_subset(len(records), ratio, seed)
-        logger.info("Training on a random subset of %d of %d images", len(subset), len(records))
-        return SubsetSampler(subset, over([records[i] for i in subset], seed))
+        subset = random_subset(number, ratio, seed)
+        logger.info("Training on a random subset of %d of %d images", len(subset), number)
+        return SubsetSampler(subset, over(subset, seed))
 
     return over_subset
 
@@ -108,31 +112,40 @@ def _check_ratio(ratio: float, size: int) -> None:
 
 
 def _repeat_factors(
-    cfg: CfgNode, records: Sequence[Record], class_names: Sequence[str]
+    cfg: CfgNode, classes: Sequence[Collection[int]], class_names: Sequence[str]
 ) -> torch.Tensor:
-    """(N,) how often each image is drawn (Gupta et al., LVIS, CVPR 2019); says so in the log."""
+    """(N,) how often each image is drawn (Gupta et al., LVIS, CVPR 2019); says so in the log.
+
+    Args:
+        cfg: DATALOADER is read.
+        classes: N; those of each image.
+        class_names: by class.
+    """
     threshold = cfg.DATALOADER.REPEAT_THRESHOLD
-    entries = [{"annotations": annotated(record)} for record in records]
+    entries = [{"annotations": [{"category_id": c} for c in of_image]} for of_image in classes]
     # Only Detectron2 main has the key and this option.
     options = {} if cfg.DATALOADER.get("REPEAT_SQRT", True) else {"sqrt": False}
     factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
         entries, threshold, **options
     )
-    _log_repeats(entries, factors, class_names, threshold)
+    _log_repeats(classes, factors, class_names, threshold)
     return factors
 
 
 def _log_repeats(
-    entries: Sequence[Record], factors: torch.Tensor, class_names: Sequence[str], threshold: float
+    classes: Sequence[Collection[int]],
+    factors: torch.Tensor,
+    class_names: Sequence[str],
+    threshold: float,
 ) -> None:
     """One line: the classes below the threshold, and how often their images are drawn."""
     images: Counter[int] = Counter()
     drawn: dict[int, float] = defaultdict(float)
-    for factor, entry in zip(factors.tolist(), entries, strict=True):
-        for category in {segment["category_id"] for segment in entry["annotations"]}:
+    for factor, of_image in zip(factors.tolist(), classes, strict=True):
+        for category in of_image:
             images[category] += 1
             drawn[category] += factor
-    rare = [c for c, number in images.items() if number < threshold * len(entries)]
+    rare = [c for c, number in images.items() if number < threshold * len(classes)]
     if not rare:
         logger.warning(
             "RepeatFactorTrainingSampler repeats no image: every class is in at least the share "
@@ -150,7 +163,7 @@ def _log_repeats(
     more = f" and {len(rare) - len(named)} more" if len(rare) > len(named) else ""
     logger.info(
         "Images of rare classes are repeated, of %d images: %s%s; an epoch has %d",
-        len(entries),
+        len(classes),
         ", ".join(named),
         more,
         round(float(factors.sum())),
@@ -159,3 +172,7 @@ def _log_repeats(
 
 def _class_names(cfg: CfgNode) -> Sequence[str]:
     return get_metadata(cfg.DATASETS.TRAIN[0]).thing_classes if cfg.DATASETS.TRAIN else ()
+
+
+def _classes_of(record: Record) -> set[int]:
+    return {segment["category_id"] for segment in annotated(record)}

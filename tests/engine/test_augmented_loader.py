@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import weakref
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from panoptic_ext.data import get_records
 from panoptic_ext.data.datasets.metadata import PanopticSource
 from panoptic_ext.data.datasets.panoptic import register_source
 from panoptic_ext.data.donors import Donors, Drawn
+from panoptic_ext.engine import loader as loader_module
 from panoptic_ext.engine.loader import TrainLoader, build_train_loader
 from panoptic_ext.engine.samplers import random_subset
 from panoptic_ext.errors import ConfigError, DatasetError
@@ -83,6 +86,30 @@ def test_samples_do_not_depend_on_workers_and_resume(cfg: CfgNode) -> None:
     cfg.DATALOADER.NUM_WORKERS = 2
     assert_equal(samples(build_train_loader(cfg, seed=SEED), 8), expected[:16])
     assert_equal(samples(build_train_loader(cfg, start_iter=13, seed=SEED), 7), expected[26:])
+
+
+class Record(dict):
+    """A record that a weak reference can watch."""
+
+
+@pytest.mark.parametrize("sampler", ["TrainingSampler", "RepeatFactorTrainingSampler"])
+def test_no_record_stays_in_memory_as_an_object(
+    cfg: CfgNode, monkeypatch: pytest.MonkeyPatch, sampler: str
+) -> None:
+    """The loader has them serialised: as objects they would be copied into every data worker."""
+    watched: list[weakref.ref[Record]] = []
+
+    def records(_: CfgNode) -> list[Record]:
+        found = [Record(record) for record in get_records(NAME)]
+        watched[:] = map(weakref.ref, found)
+        return found
+
+    monkeypatch.setattr(loader_module, "train_records", records)
+    cfg.DATALOADER.SAMPLER_TRAIN = sampler
+    loader = build_train_loader(cfg, seed=SEED)
+    gc.collect()
+    assert len(watched) == NUMBER and not any(reference() for reference in watched)
+    assert len(samples(loader, 2)) == 4
 
 
 def test_donors_are_images_of_the_subset(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,7 @@ SETTINGS = {
     "narrow-slow": Setting(batch=2, rate=3e-4, model=NARROW),
 }
 # Smallest and largest short edge, largest long edge, crop, and short edge of a test image.
-SIZES = {"facade": (448, 704, 1024, 320, 512), "nuclei": (256, 384, 640, 256, 320)}
+SIZES = {"facade": (448, 704, 1024, 320, 512), "nuclei": (384, 640, 1024, 256, 512)}
 QUERIES = {"facade": 100, "nuclei": 200}
 
 

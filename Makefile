@@ -34,8 +34,23 @@ $(STAMP): setup.py tools/install.sh tools/install_detectron2.py $(wildcard tools
 	@tools/install.sh $(VENV)
 	@echo $(CURDIR) >$@
 
-demo: $(STAMP) ## train on generated shapes, evaluate, draw (MODEL=mask2former, panoptic_fpn: others)
-	@$(VENV_PYTHON) tools/demo.py --output $(DEMO) $(if $(MODEL),--model $(MODEL))
+# MODEL counts only behind `make`: shells may export a variable of this name for something else. A
+# wrong one is an error before the installation, which takes minutes.
+MODELS := mask2former efficientps panoptic_fpn
+MODEL_OPTION :=
+ifneq ($(MODEL),)
+  ifeq ($(origin MODEL),command line)
+    ifeq ($(filter $(MODELS),$(MODEL)),)
+      $(error unknown model MODEL=$(MODEL); known: $(MODELS))
+    endif
+    MODEL_OPTION := --model $(MODEL)
+  else ifneq ($(filter demo,$(MAKECMDGOALS)),)
+    $(info [demo] the environment variable MODEL ($(MODEL)) is not read; make demo MODEL=... chooses a model)
+  endif
+endif
+
+demo: $(STAMP) ## train on generated shapes, evaluate, draw (MODEL=efficientps, panoptic_fpn: others)
+	@$(VENV_PYTHON) tools/demo.py $(MODEL_OPTION)
 
 docs: $(STAMP) ## build the site of docs/ into site/; a warning is an error
 	@NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build --strict

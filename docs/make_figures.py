@@ -1,6 +1,6 @@
 """Draw docs/predictions.svg: image, ground truth and prediction of a trained run.
 
-    python docs/make_figures.py [--run output/demo] [--images 3]
+    python docs/make_figures.py [--run output/demo/mask2former] [--images 3]
     python docs/make_figures.py --picture sheet.png --title "..." --output docs/fusions.svg
 
 The pictures of the README are made by this, from the run of `make demo`; none is drawn by hand. The
@@ -77,7 +77,7 @@ def write_svg(picture: np.ndarray, path: Path, titles: Sequence[str], width: int
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--run", default="output/demo", help="output folder of a run")
+    parser.add_argument("--run", default="output/demo/mask2former", help="output folder of a run")
     parser.add_argument("--images", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "predictions.svg")
     parser.add_argument("--picture", help="turn this picture into SVG instead")

@@ -2,8 +2,8 @@
 
     panoptic-ext demo [--model NAME] [--output DIR] [KEY VALUE ...]
 
-`--model` chooses what is trained: efficientps (the default, a short training), panoptic_fpn (twice
-the steps) or mask2former (four times).
+`--model` chooses what is trained: mask2former (the default, a short training), efficientps or
+panoptic_fpn (longer ones). Each has a folder of its own below output/demo.
 
 Finished steps are not repeated. Of a finished demo only the results are printed; a training that
 was stopped continues from its last checkpoint.
@@ -17,9 +17,12 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 import panoptic_ext_cli
@@ -28,21 +31,25 @@ from panoptic_ext.commands.command_line import command_main, command_parser
 from panoptic_ext.config.shipped import find_config, shipped_configs
 from panoptic_ext.data import register_from_config
 from panoptic_ext.engine.run_config import load_cfg
-from panoptic_ext.errors import PanopticExtError
+from panoptic_ext.errors import PanopticExtError, unknown
 from panoptic_ext.interruption import stoppable
 
 CONFIGS = {
+    "mask2former": "shapes/mask2former/mask2former_demo_shapes.yaml",
     "efficientps": "shapes/efficientps/efficientps_demo_shapes.yaml",
-    "mask2former": "shapes/mask2former/mask2former_R18_shapes.yaml",
     "panoptic_fpn": "shapes/panoptic_fpn/panoptic_fpn_R18_shapes.yaml",
 }
-"""What is trained, by the option --model."""
+"""What is trained, by the option --model; the first is the default."""
+RUNS = Path("output/demo")
+"""Below it each model has its folder, unless --output names another."""
 NUM_PICTURES = 12
 """Images of the validation set that are drawn."""
 
 # The module's file and not the program: a checkout need not be installed to run it.
 PROGRAM = (sys.executable, str(panoptic_ext_cli.__file__))
 _STOPPED = "stopped; the same command goes on from there"
+_TRAINING = "training and evaluation"
+_LOOK_PERIOD = 0.5  # seconds between looks at a running step
 
 
 class DemoError(PanopticExtError):
@@ -63,8 +70,13 @@ def fingerprint(opts: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def run_to_end(command: Sequence[str]) -> int:
-    """Run a step's process, which ends by itself after a signal; returns its exit code."""
+def run_to_end(command: Sequence[str], look: Callable[[], None] = lambda: None) -> int:
+    """Run a step's process, which ends by itself after a signal; returns its exit code.
+
+    Args:
+        command: starts the process.
+        look: called now and then while it runs.
+    """
     started: list[subprocess.Popen] = []
 
     def pass_on(_signum: int) -> None:
@@ -74,10 +86,14 @@ def run_to_end(command: Sequence[str]) -> int:
             process.terminate()
 
     with stoppable(on_signal=pass_on) as stop:
-        started.append(subprocess.Popen(command))
-        code = started[0].wait()
+        process = subprocess.Popen(command)
+        started.append(process)
+        while process.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_LOOK_PERIOD)
+            look()
     stop.check(_STOPPED)
-    return code
+    return process.returncode
 
 
 class Steps:
@@ -101,8 +117,8 @@ class Steps:
         self._finished: dict[str, bool] = marks.get("done", {})
         if marks and marks.get("made_with") != made_with:
             raise DemoError(
-                f"{output} holds a demo that was made with other configs or options; remove it "
-                "(make clean) to train anew, or choose another folder with --output"
+                f"{output} holds a demo that was made with other configs or options; remove that "
+                "folder to train anew, or choose another one with --output"
             )
         output.mkdir(parents=True, exist_ok=True)
         self._write()
@@ -111,13 +127,13 @@ class Steps:
         """Whether an earlier run finished the step `name`."""
         return bool(self._finished.get(name))
 
-    def run(self, name: str, words: Sequence[str]) -> None:
-        """Run a command, `words`, unless the step `name` is finished."""
+    def run(self, name: str, words: Sequence[str], look: Callable[[], None] = lambda: None) -> None:
+        """Run a command, `words`, unless the step `name` is finished; `look`: see `run_to_end`."""
         if self.is_done(name):
             say(f"{name}: done already")
             return
         say(f"{name}: panoptic-ext {' '.join(words)}")
-        code = run_to_end([*self._program, *words])
+        code = run_to_end([*self._program, *words], look)
         if code < 0:
             raise DemoError(f"{name} was killed by signal {-code}; the same command goes on")
         if code:
@@ -130,15 +146,58 @@ class Steps:
         write_atomic(str(self._marks_file), lambda stream: stream.write(text.encode()))
 
 
-def plan(config: str, opts: Sequence[str]) -> str:
-    """What the demo is going to do, in a line."""
-    cfg = load_cfg(config, opts)
-    shapes = cfg.DATASETS.SHAPES
-    return (
-        f"{Path(config).stem}: {cfg.SOLVER.MAX_ITER} training steps on {shapes.NUM_TRAIN} "
-        f"generated images, evaluation on {shapes.NUM_VAL}, pictures of {NUM_PICTURES}; "
-        "after its first steps the training says how long it takes on this machine"
-    )
+class TimeTeller:
+    """Says how long the training takes, as soon as it has measured its first steps.
+
+    Calls of it read the run's metrics.json, whose first row comes after 20 steps.
+
+    Args:
+        metrics: the file; rows that an earlier part of the training left there are passed over.
+        max_iter: training steps in all.
+    """
+
+    def __init__(self, metrics: Path, max_iter: int) -> None:
+        self._metrics, self._max_iter = metrics, max_iter
+        self._rows_before = len(self._rows())
+        self._has_told = False
+
+    def __call__(self) -> None:
+        """Say it once, when a row is there."""
+        if self._has_told:
+            return
+        for row in self._rows()[self._rows_before :]:
+            steps_left = self._max_iter - row.get("iteration", 0) - 1
+            if "time" in row and steps_left > 0:
+                left = round(row["time"] * steps_left)
+                say(
+                    f"a training step takes {row['time']:.2f} s on this machine: about "
+                    f"{timedelta(seconds=left)} of training are left, then evaluation and pictures"
+                )
+                self._has_told = True
+                return
+
+    def _rows(self) -> list[dict[str, float]]:
+        return rows_of(self._metrics)
+
+
+def plan(name: str, cfg: CfgNode, output: Path) -> list[str]:
+    """What the demo is going to do, line by line."""
+    shapes, solver = cfg.DATASETS.SHAPES, cfg.SOLVER
+    return [
+        f"{name} on generated shapes; results will lie in {output}",
+        f"1. data: {shapes.NUM_TRAIN} images to train on and {shapes.NUM_VAL} to evaluate on",
+        f"2. {_TRAINING}: {solver.MAX_ITER} steps of {solver.IMS_PER_BATCH} images; after 20 "
+        "steps a line says how long the training takes on this machine",
+        f"3. pictures of the ground truth, 4. pictures of predictions of {NUM_PICTURES} images",
+        "Ctrl-C stops it, and the same command goes on",
+    ]
+
+
+def generate_data(cfg: CfgNode) -> None:
+    """Generate the data sets of a config, unless they are there."""
+    register_from_config(cfg)
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        DatasetCatalog.get(name)
 
 
 def validation_images(config: Path) -> list[str]:
@@ -149,23 +208,27 @@ def validation_images(config: Path) -> list[str]:
     return [record["file_name"] for record in records[:NUM_PICTURES]]
 
 
+def rows_of(metrics: Path) -> list[dict[str, float]]:
+    """The rows of a run's metrics.json that are whole; none without the file."""
+    rows: list[dict[str, float]] = []
+    if metrics.is_file():
+        for line in metrics.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):  # a row that is half written
+                rows.append(json.loads(line))
+    return rows
+
+
 def last_results(metrics: Path) -> dict[str, float]:
     """The newest `panoptic_seg/*` values of a run's metrics.json."""
-    results: dict[str, float] = {}
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue
-        if "panoptic_seg/PQ" in values:
-            results = {k: v for k, v in values.items() if k.startswith("panoptic_seg/")}
-    return results
+    evaluations = [row for row in rows_of(metrics) if "panoptic_seg/PQ" in row]
+    newest = evaluations[-1] if evaluations else {}
+    return {k: v for k, v in newest.items() if k.startswith("panoptic_seg/")}
 
 
 def report(output: Path, seconds: float) -> None:
     """Print the quality that the run reached, and the folders of its pictures."""
     metrics = output / "metrics.json"
-    results = last_results(metrics) if metrics.is_file() else {}
+    results = last_results(metrics)
     if not results:
         raise DemoError(f"{metrics} holds no evaluation; remove {output} and run the demo again")
     for key in ("PQ", "SQ", "RQ", "PQ_th", "PQ_st"):
@@ -179,14 +242,24 @@ def report(output: Path, seconds: float) -> None:
     say(f"done in {seconds / 60:.1f} minutes")
 
 
+def model_name(text: str) -> str:
+    """An argparse type: a key of `CONFIGS`."""
+    if text not in CONFIGS:
+        raise argparse.ArgumentTypeError(unknown("model", text, CONFIGS))
+    return text
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
+    """Parse the command line; `output` is the model's folder unless it is given."""
     parser = command_parser("demo", __doc__, config_values=True)
+    names, first = ", ".join(CONFIGS), next(iter(CONFIGS))
     parser.add_argument(
-        "--model", choices=[*CONFIGS], default=next(iter(CONFIGS)), help="what is trained"
+        "--model", type=model_name, default=first, help=f"what is trained: {names} ({first})"
     )
-    parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder")
-    return parser.parse_args(argv)
+    parser.add_argument("--output", type=Path, help=f"folder; default: {RUNS}/<model>")
+    args = parser.parse_args(argv)
+    args.output = args.output or RUNS / args.model
+    return args
 
 
 @command_main(parse_args, output=lambda args: str(args.output), stopped=lambda args: _STOPPED)
@@ -195,9 +268,22 @@ def main(args: argparse.Namespace) -> int:
     started, output = time.monotonic(), args.output
     path = find_config(CONFIGS[args.model])
     steps = Steps(output, fingerprint([args.model, *args.opts]))
-    say(plan(path, args.opts))
+    cfg = load_cfg(path, args.opts)
+    if not steps.is_done(_TRAINING):
+        for line in plan(args.model, cfg, output):
+            say(line)
+        say("data: generated, unless an earlier demo has left it")
+        generate_data(cfg)
+    tell_time = TimeTeller(output / "metrics.json", cfg.SOLVER.MAX_ITER)
     train = ["train", "--config-file", path, "--resume", "OUTPUT_DIR", str(output)]
-    steps.run("training and evaluation", [*train, *args.opts])
+    steps.run(_TRAINING, [*train, *args.opts], tell_time)
+    draw(steps, output)
+    report(output, time.monotonic() - started)
+    return 0
+
+
+def draw(steps: Steps, output: Path) -> None:
+    """Draw the ground truth of training images, and predictions of the run in `output`."""
     config = output / "config.yaml"
     truth = ["visualize-data", "--config-file", str(config)]
     steps.run("pictures of the ground truth", [*truth, "--output", str(output / "ground_truth")])
@@ -207,5 +293,3 @@ def main(args: argparse.Namespace) -> int:
     if not steps.is_done(name):
         predict += ["--output", str(output / "predictions"), "--input", *validation_images(config)]
     steps.run(name, predict)
-    report(output, time.monotonic() - started)
-    return 0

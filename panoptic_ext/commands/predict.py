@@ -1,7 +1,7 @@
 """Panoptic predictions for images, folders, globs and videos: pictures, lists and COCO files.
 
     panoptic-ext predict --model mask2former_R50_coco street.jpg
-    panoptic-ext predict --model output/demo photos --output drawn --csv segments.csv
+    panoptic-ext predict --model output/demo/mask2former photos --output drawn --csv segments.csv
 
 --model takes a model of the zoo (`panoptic-ext zoo list`), the output folder of a training run, a
 checkpoint in it, or a config file. Without --output the results go to predictions/MODEL and are

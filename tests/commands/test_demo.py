@@ -50,6 +50,8 @@ def test_end_to_end_and_a_second_demo_repeats_no_step(tmp_path: Path) -> None:
     output, cache = tmp_path / "demo", ("DATASETS.SHAPES.CACHE", str(tmp_path / "cache"))
     first = run(output, *cache)
     assert first.returncode == 0, first.stderr[-3000:]
+    plan, steps = first.stdout.index("1. data"), first.stdout.index(f"{STEPS[0]}: panoptic-ext")
+    assert plan < first.stdout.index("data: generated") < steps
     for line in ("PQ", "ground truth: ", "predictions: ", "worst and best images: ", "done in "):
         assert line in first.stdout
     assert len(list((output / "ground_truth").rglob("*.jpg"))) == 4
@@ -61,12 +63,12 @@ def test_end_to_end_and_a_second_demo_repeats_no_step(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr[-3000:]
     for step in STEPS:
         assert f"{step}: done already" in again.stdout
-    assert again.stdout.count(" PQ ") == 1
+    assert again.stdout.count(" PQ ") == 1 and "1. data" not in again.stdout
     assert times(output) == written
 
     other = run(output, *cache, "SOLVER.BASE_LR", "0.5")
     assert other.returncode == 2 and "Traceback" not in other.stderr
-    assert "made with other configs or options; remove it (make clean)" in other.stderr
+    assert "made with other configs or options; remove that folder" in other.stderr
     assert times(output) == written
 
 
@@ -86,11 +88,66 @@ def test_a_failed_step_is_repeated(tmp_path: Path) -> None:
 
 def test_each_model_has_its_config_and_the_plan_says_what_is_done() -> None:
     for name, config in demo.CONFIGS.items():
-        path = demo.find_config(config)
-        steps = demo.load_cfg(path).SOLVER.MAX_ITER
-        line = demo.plan(path, ["DATASETS.SHAPES.NUM_VAL", "3"])
-        assert line.startswith(name) and f"{steps} training steps" in line
-        assert "evaluation on 3" in line
+        cfg = demo.load_cfg(demo.find_config(config), ["DATASETS.SHAPES.NUM_VAL", "3"])
+        text = "\n".join(demo.plan(name, cfg, Path("out")))
+        assert text.startswith(f"{name} on generated shapes; results will lie in out\n")
+        assert f"{cfg.SOLVER.MAX_ITER} steps of {cfg.SOLVER.IMS_PER_BATCH} images" in text
+        assert "3 to evaluate on" in text
+
+
+def test_each_model_has_a_folder_of_its_own() -> None:
+    for name in demo.CONFIGS:
+        assert demo.parse_args(["--model", name]).output == Path("output/demo", name)
+    first = demo.parse_args([])
+    assert first.model in demo.CONFIGS and first.output == Path("output/demo", first.model)
+    assert demo.parse_args(["--output", "here"]).output == Path("here")
+
+
+def test_an_unknown_model_lists_those_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        demo.parse_args(["--model", "mask2fromer"])
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "unknown model 'mask2fromer'; did you mean 'mask2former'?" in message
+    assert all(name in message for name in demo.CONFIGS)
+
+
+def make_demo(*words: str, environment: str = "") -> subprocess.CompletedProcess[str]:
+    """What `make demo` would do."""
+    env = {**os.environ, "MODEL": environment}
+    command = ["make", "--dry-run", "demo", *words]
+    return subprocess.run(
+        command, cwd=ROOT, env=env, text=True, capture_output=True, timeout=PATIENCE, check=False
+    )
+
+
+def test_make_takes_the_model_that_stands_behind_it_alone() -> None:
+    command = "tools/demo.py"
+    assert make_demo().stdout.rstrip().endswith(command)
+    for name in demo.CONFIGS:
+        assert make_demo(f"MODEL={name}").stdout.rstrip().endswith(f"{command} --model {name}")
+    wrong = make_demo("MODEL=other")
+    assert wrong.returncode == 2 and command not in wrong.stdout
+    assert f"unknown model MODEL=other; known: {' '.join(demo.CONFIGS)}." in wrong.stderr
+    exported = make_demo(environment="efficientps").stdout
+    assert exported.startswith("[demo] the environment variable MODEL (efficientps) is not read")
+    assert exported.rstrip().endswith(command)
+
+
+def test_the_time_is_said_once_from_rows_of_this_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = tmp_path / "metrics.json"
+    rows = [{"iteration": i, "time": seconds} for i, seconds in ((19, 9.0), (39, 0.5), (59, 0.7))]
+    metrics.write_text(json.dumps(rows[0]) + "\n")
+    tell = demo.TimeTeller(metrics, 100)
+    tell()
+    assert capsys.readouterr().out == ""
+    metrics.write_text("\n".join(json.dumps(row) for row in rows))
+    tell()
+    tell()
+    said = capsys.readouterr().out
+    assert said.count("[demo]") == 1
+    assert "takes 0.50 s on this machine: about 0:00:30 of training are left" in said
 
 
 def test_the_fingerprint_depends_on_the_options() -> None:

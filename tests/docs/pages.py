@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import panoptic_ext_cli
@@ -85,7 +85,7 @@ def run_command(words: Command) -> None:
     script(*(["-m", "panoptic_ext", *words[1:]] if words[0] == "panoptic-ext" else words))
 
 
-def _run_step(words: Sequence[str]) -> int:
+def _run_step(words: Sequence[str], look: Callable[[], None]) -> int:
     """A step of the demo, which has a process of its own: here a child of this one."""
     sys.stdout.flush()
     child = os.fork()
@@ -96,4 +96,6 @@ def _run_step(words: Sequence[str]) -> int:
             sys.stdout.flush()
         finally:
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    look()
+    return code

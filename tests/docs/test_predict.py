@@ -28,8 +28,8 @@ COMMANDS = [
 
 @pytest.fixture
 def folder(zoo_run: Path, clean_catalogs: None, tmp_path: Path, monkeypatch) -> Path:
-    """The current folder, with a run in output/demo and output/street, and pictures."""
-    for name in ("demo", "street"):
+    """The current folder, with a run in output/demo/mask2former and output/street, and pictures."""
+    for name in ("demo/mask2former", "street"):
         shutil.copytree(zoo_run, tmp_path / "output" / name)
     (tmp_path / "photos").mkdir()
     for name in ("photo.jpg", "street.jpg", "photos/a.png", "photos/b.png"):
@@ -44,7 +44,7 @@ def first_python(page: Path) -> str:
 
 @pytest.mark.parametrize("page", [README, PAGE], ids=lambda page: page.stem)
 def test_the_first_lines_of_python_draw_a_picture(page: Path, folder: Path, capsys) -> None:
-    lines = first_python(page).replace("mask2former_R50_coco", "output/demo")
+    lines = first_python(page).replace("mask2former_R50_coco", "output/demo/mask2former")
     exec(lines, {})
     assert (folder / "drawn.png").is_file()
     printed = capsys.readouterr().out
@@ -59,7 +59,9 @@ def test_there_are_commands() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("line", COMMANDS)
 def test_the_commands_predict(line: str, folder: Path, capsys) -> None:
-    words = shlex.split(line.replace("mask2former_R50_coco", "output/demo"), comments=True)
+    words = shlex.split(
+        line.replace("mask2former_R50_coco", "output/demo/mask2former"), comments=True
+    )
     # The tiny run has other classes, and its scores are low.
     words = [{"circle": "disc", "square": "sky", "clip.mp4": "photo.jpg"}.get(w, w) for w in words]
     assert predict.main([*words[2:], "--confidence-threshold", "0.01"]) == 0

@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 from detectron2.evaluation.testing import flatten_results_dict
@@ -21,13 +21,9 @@ from detectron2.utils import comm
 
 from panoptic_ext.atomic import write_atomic
 from panoptic_ext.engine.checkpoint.files import BEST_CHECKPOINT, BEST_METRIC_FILE
-from panoptic_ext.engine.checkpoint.fingerprint import run_fingerprint
 from panoptic_ext.engine.checkpoint.parts import PartError, check_integer, check_kind
 from panoptic_ext.errors import NOT_JSON, ConfigError, quoted, unknown
 from panoptic_ext.evaluation.metric_names import MAIN_METRICS, metric_names
-
-if TYPE_CHECKING:
-    from panoptic_ext.engine.trainer import Trainer
 
 __all__ = [
     "BestMetric",
@@ -36,7 +32,6 @@ __all__ = [
     "check_best_metric_keys",
     "check_state",
     "evaluator_metrics",
-    "keep_best",
     "standing",
 ]
 
@@ -88,6 +83,7 @@ class BestMetric:
 
     Attributes:
         name: of the metric, as metrics.json has it.
+        evaluations: iteration -> value.
     """
 
     def __init__(
@@ -118,13 +114,13 @@ class BestMetric:
         self._min_delta = min_delta
         self._path = os.path.join(folder, BEST_METRIC_FILE) if folder else ""
         self._beside = beside
-        self._evaluations: dict[int, float] = {}
+        self.evaluations: dict[int, float] = {}
 
     @property
     def standing(self) -> Standing:
         """The best evaluation so far."""
         return standing(
-            sorted(self._evaluations.items()), lower=self._lower, min_delta=self._min_delta
+            sorted(self.evaluations.items()), lower=self._lower, min_delta=self._min_delta
         )
 
     @property
@@ -134,7 +130,7 @@ class BestMetric:
 
     def has(self, iteration: int) -> bool:
         """Whether the weights after an iteration have been evaluated."""
-        return iteration in self._evaluations
+        return iteration in self.evaluations
 
     def add(self, iteration: int, results: Mapping[str, Any], others: Mapping[str, float]) -> bool:
         """Take in an evaluation; all workers must call this.
@@ -155,7 +151,7 @@ class BestMetric:
         value, problem = comm.all_gather((value, problem))[0]
         if problem:
             raise ConfigError(problem)
-        self._evaluations[iteration] = value
+        self.evaluations[iteration] = value
         best = self.standing
         logger.info(
             "%s is %.6g after iteration %d; the best is %.6g after iteration %s",
@@ -178,7 +174,7 @@ class BestMetric:
 
     def state_dict(self) -> dict[str, Any]:
         """The evaluations, as plain values."""
-        return {"metric": self.name, "evaluations": [list(i) for i in self._evaluations.items()]}
+        return {"metric": self.name, "evaluations": [list(i) for i in self.evaluations.items()]}
 
     def load_state_dict(self, state: Mapping[str, Any] | None, iteration: int) -> None:
         """Go on after a checkpoint.
@@ -187,7 +183,7 @@ class BestMetric:
             state: of `state_dict`, from the checkpoint; None if its run had no metric.
             iteration: of the checkpoint; evaluations after it are forgotten.
         """
-        self._evaluations = {}
+        self.evaluations = {}
         for source in (state, self._read()):
             if source is None:
                 continue
@@ -199,7 +195,7 @@ class BestMetric:
                     self.name,
                 )
                 continue
-            self._evaluations.update((i, v) for i, v in source["evaluations"] if i <= iteration)
+            self.evaluations.update((i, v) for i, v in source["evaluations"] if i <= iteration)
 
     def _value(self, results: Mapping[str, Any], others: Mapping[str, float]) -> tuple[float, str]:
         if not comm.is_main_process():
@@ -224,7 +220,7 @@ class BestMetric:
             content = {
                 "metric": self.name,
                 "best": {"iteration": best.iteration, "value": best.value},
-                "evaluations": sorted(self._evaluations.items()),
+                "evaluations": sorted(self.evaluations.items()),
             }
             text = json.dumps(content, indent=1).encode()
             write_atomic(self._path, lambda stream: stream.write(text))
@@ -256,39 +252,6 @@ def check_state(part: str, state: Any) -> None:
         check_integer(f"{part}.evaluations", pair[0])
         if not isinstance(pair[1], (int, float)):
             raise PartError(f"{part}.evaluations", f"has {quoted(pair)}, expected numbers")
-
-
-def keep_best(trainer: Trainer, results: Mapping[str, Any] | None) -> None:
-    """Take an evaluation into the trainer's `best`, and write its weights if they are the best.
-
-    Args:
-        trainer: in whose training the evaluation was.
-        results: of the evaluation, on the first worker.
-
-    Raises:
-        ConfigError: there is no such metric; the checkpoint of the iteration has been written.
-    """
-    if trainer.best is None:
-        return
-    iteration = min(trainer.iter, trainer.max_iter - 1)
-    latest = trainer.storage.latest_with_smoothing_hint()
-    losses = {name: value for name, (value, _) in latest.items() if "loss" in name}
-    try:
-        is_best = trainer.best.add(iteration, results or {}, losses)
-    except ConfigError:
-        if trainer.iter < trainer.max_iter:
-            trainer.checkpoint_hook().save()
-        raise
-    if is_best:
-        average = trainer.average
-        trainer.checkpointer.save_weights(
-            BEST_CHECKPOINT,
-            trainer.checkpointer.model.state_dict() if average is None else average.weights(),
-            iteration=iteration,
-            evaluation={k: float(v) for k, v in flatten_results_dict(results or {}).items()},
-            panoptic_ext=run_fingerprint(trainer.cfg),
-        )
-    trainer.best.write()
 
 
 def build_best_metric(cfg: CfgNode, *, own_evaluators: bool = True) -> BestMetric | None:

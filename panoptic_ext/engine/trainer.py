@@ -21,7 +21,8 @@ from torch import nn
 
 from panoptic_ext.engine import evaluate, loader, optimizer
 from panoptic_ext.engine.auto_scale import auto_scaled, scaled_to_workers
-from panoptic_ext.engine.best_metric import build_best_metric, keep_best
+from panoptic_ext.engine.best_metric import build_best_metric
+from panoptic_ext.engine.best_weights import agree_with_history, drop_former_best, keep_best
 from panoptic_ext.engine.build_model import build_model, distributed_model
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.engine.checkpoint.fingerprint import compare_runs, run_fingerprint
@@ -145,6 +146,8 @@ class Trainer(DefaultTrainer):
                     "move them back and add --resume",
                     folder,
                 )
+        if resume:
+            agree_with_history(self)
         self.data_loader.start_iter = self.start_iter
 
     def train(self) -> Any:
@@ -233,6 +236,7 @@ class Trainer(DefaultTrainer):
             iteration=self.iter,
             panoptic_ext=run_fingerprint(self.cfg),
         )
+        drop_former_best(self.checkpointer)
 
     def averaged_weights(self) -> AbstractContextManager[None]:
         """In the block the model has the weights that are evaluated: averages, if they are kept."""

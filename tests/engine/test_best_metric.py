@@ -46,7 +46,7 @@ class MeasuredTrainer(TinyTrainer):
 
 
 def cfg_of(folder: Path, *, patience: int = 0, min_delta: float = 0.0, **solver: Any) -> CfgNode:
-    cfg = tiny_cfg(folder, CHECKPOINT_PERIOD=2, **solver)
+    cfg = tiny_cfg(folder, **{"CHECKPOINT_PERIOD": 2, **solver})
     cfg.DATASETS.TEST = ["any"]
     cfg.TEST.EVAL_PERIOD = 2
     cfg.TEST.BEST_METRIC = METRIC
@@ -187,6 +187,63 @@ def test_killed_before_the_best_weights_are_written(tmp_path: Path) -> None:
         first.train()
     trainer_of(first.cfg, values, resume=True).train()
     assert load(tmp_path / "model_best.pth")["iteration"] == 3
+
+
+def test_a_resumed_run_that_evaluates_otherwise(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a device that is not deterministic: the best evaluation of the first run is none."""
+    logging.getLogger("panoptic_ext").propagate = True
+    caplog.set_level(logging.INFO)
+    values = [5, 4, 3, 2, 1, 1]
+    trainer_of(cfg_of(tmp_path / "whole", CHECKPOINT_PERIOD=3), values).train()
+    cfg = cfg_of(tmp_path / "parts", CHECKPOINT_PERIOD=3)
+    with pytest.raises(Killed):
+        trainer_of(cfg, [5, 8, 9], kill_at=5).train()
+    folder = Path(cfg.OUTPUT_DIR)
+    assert load(folder / "model_best.pth")["iteration"] == 3
+    second = trainer_of(cfg, values, resume=True)
+    assert "model_best.pth was of iteration 3; it has the weights of iteration 1" in caplog.text
+    assert json.loads((folder / "best_metric.json").read_text())["evaluations"] == [[1, 5]]
+    second.train()
+    ends = [load(tmp_path / name / "model_best.pth") for name in ("parts", "whole")]
+    assert ends[0]["iteration"] == ends[1]["iteration"] == 1
+    assert ends[0]["evaluation"] == ends[1]["evaluation"]
+    assert all(torch.equal(ends[0]["model"][k], v) for k, v in ends[1]["model"].items())
+    texts = [(tmp_path / name / "best_metric.json").read_text() for name in ("parts", "whole")]
+    assert texts[0] == texts[1]
+    assert not (folder / "model_best_before.pth").exists()
+
+
+def test_best_weights_that_only_a_checkpoint_has(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("panoptic_ext").propagate = True
+    cfg = cfg_of(tmp_path, MAX_ITER=8)
+    trainer_of(cfg, [5, 9, 3, 2]).train()
+    (tmp_path / "last_checkpoint").write_text("model_0000005.pth")
+    expected = load(tmp_path / "model_best.pth")
+    (tmp_path / "model_best.pth").unlink()
+    trainer_of(cfg, [], resume=True)
+    mended = load(tmp_path / "model_best.pth")
+    assert mended["iteration"] == 3 and mended["evaluation"] == {METRIC: 9}
+    assert all(torch.equal(mended["model"][k], v) for k, v in expected["model"].items())
+    for name in ("model_best.pth", "model_0000003.pth"):
+        (tmp_path / name).unlink()
+    last = trainer_of(cfg, [0, 0, 0, 1], resume=True)
+    assert "of iteration 3, are not there any more: the best evaluation is" in caplog.text
+    assert not (tmp_path / "best_metric.json").exists()
+    last.train()
+    assert last.best.standing[:2] == (7, 1) and load(tmp_path / "model_best.pth")["iteration"] == 7
+
+
+def test_a_run_without_a_checkpoint_has_no_best_evaluation(tmp_path: Path) -> None:
+    cfg = cfg_of(tmp_path, CHECKPOINT_PERIOD=9)
+    with pytest.raises(Killed):
+        trainer_of(cfg, [1, 2, 3], kill_at=5).train()
+    assert (tmp_path / "model_best.pth").exists()
+    trainer_of(cfg, [], resume=True)
+    assert not [*tmp_path.glob("*best*")]
 
 
 def test_killed_between_the_last_evaluation_and_the_end(tmp_path: Path) -> None:

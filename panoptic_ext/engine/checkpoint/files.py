@@ -15,6 +15,7 @@ from panoptic_ext.regular_files import SMALL_FILE, file_problem
 __all__ = [
     "BEST_CHECKPOINT",
     "BEST_METRIC_FILE",
+    "FORMER_BEST",
     "TAG",
     "best_checkpoint",
     "files_of_best",
@@ -28,6 +29,8 @@ TAG = "last_checkpoint"
 
 BEST_CHECKPOINT = "model_best"
 """Name, without .pth, of the weights of the best evaluation (TEST.BEST_METRIC)."""
+FORMER_BEST = "model_best_before"
+"""Name, without .pth, of the best weights as of the last checkpoint, where there are better."""
 BEST_METRIC_FILE = "best_metric.json"
 """Name of the file that lists the evaluations of a run by that metric."""
 
@@ -67,7 +70,8 @@ def best_checkpoint(folder: str) -> str:
 
 def files_of_best(folder: str) -> list[str]:
     """Paths of the files about a run's best evaluation that are there."""
-    paths = (os.path.join(folder, n) for n in (f"{BEST_CHECKPOINT}.pth", BEST_METRIC_FILE))
+    names = (f"{BEST_CHECKPOINT}.pth", f"{FORMER_BEST}.pth", BEST_METRIC_FILE)
+    paths = (os.path.join(folder, name) for name in names)
     return [path for path in paths if os.path.isfile(path)]
 
 

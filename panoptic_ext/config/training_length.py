@@ -38,5 +38,7 @@ def add_training_length_keys(cfg: CN) -> None:
     # Take the largest batch that the memory of the GPU holds: before the training, steps on the
     # largest images are tried with growing batches, and a tenth of the memory is left free.
     # IMS_PER_BATCH is then the batch for which BASE_LR and MAX_ITER were chosen, and AUTO_SCALE's
-    # rule is applied. A resumed run keeps its batch. CUDA only.
+    # rule is applied. With ACCUMULATION_STEPS n the largest part that fits is found, and the batch
+    # is n parts. A resumed run keeps its batch. CUDA only; in Python call `with_fitting_batch` of
+    # `panoptic_ext.engine`.
     cfg.SOLVER.AUTO_BATCH_SIZE = False

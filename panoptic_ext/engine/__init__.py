@@ -1,5 +1,6 @@
 """Runs: configs, data loading, training, checkpoints and evaluation."""
 
+from panoptic_ext.engine.auto_batch import with_fitting_batch
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.engine.loader import TrainLoader, build_test_loader, build_train_loader
 from panoptic_ext.engine.run_config import load_cfg
@@ -14,4 +15,5 @@ __all__ = [
     "build_train_loader",
     "load_cfg",
     "save_run_info",
+    "with_fitting_batch",
 ]

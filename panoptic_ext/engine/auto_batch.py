@@ -25,12 +25,12 @@ from panoptic_ext.engine.run_config import without_pretrained
 from panoptic_ext.engine.train_step import TrainStep
 from panoptic_ext.errors import ConfigError
 
-__all__ = ["TrialSteps", "largest_fitting", "with_fitting_batch"]
+__all__ = ["TrialSteps", "check_batch_is_known", "largest_fitting", "with_fitting_batch"]
 
 logger = logging.getLogger(__name__)
 
 _FREE_SHARE = 0.1  # of the memory: images differ, and allocations leave gaps
-_MAX_BATCH = 256  # images of a worker
+_MAX_BATCH = 256  # images of a worker, of each part
 _NUM_CANDIDATES = 16  # samples of which the largest is tried
 _NUM_TRIAL_STEPS = 2  # the second one also holds the optimizer's state
 
@@ -38,7 +38,8 @@ _NUM_TRIAL_STEPS = 2  # the second one also holds the optimizer's state
 def with_fitting_batch(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
     """The config with the largest batch that fits, if SOLVER.AUTO_BATCH_SIZE asks for it.
 
-    The batch that was given becomes AUTO_SCALE's reference, and AUTO_SCALE is enabled.
+    The batch that was given becomes AUTO_SCALE's reference, and AUTO_SCALE is enabled. With
+    SOLVER.ACCUMULATION_STEPS the largest part that fits is found, and the batch is that many parts.
 
     Args:
         cfg: a checked config whose data sets are registered.
@@ -70,6 +71,17 @@ def with_fitting_batch(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
     return fitted
 
 
+def check_batch_is_known(cfg: CfgNode) -> None:
+    """Raise ConfigError if SOLVER.AUTO_BATCH_SIZE waits for `with_fitting_batch`."""
+    # A trainer cannot call it: whether a run is resumed, with its own batch, is said later.
+    if cfg.SOLVER.AUTO_BATCH_SIZE:
+        raise ConfigError(
+            "SOLVER.AUTO_BATCH_SIZE is True, but a Trainer needs a batch that is known. Call "
+            "Trainer(with_fitting_batch(cfg)), from panoptic_ext.engine; resume=True keeps the "
+            "batch of a run that goes on"
+        )
+
+
 def largest_fitting(fits: Callable[[int], bool], most: int) -> int:
     """The largest number that fits, of 1, 2, 3, 4, 6, 8, 12, 16, 24 and so on.
 
@@ -94,7 +106,8 @@ class TrialSteps:
     """Training steps with batches of one large sample, to see whether they fit.
 
     Attributes:
-        peaks: images -> share of the memory that was in use at most; of batches that fit or nearly.
+        peaks: images of a part -> share of the memory that was in use at most; of those that fit
+            or nearly.
     """
 
     def __init__(
@@ -102,22 +115,25 @@ class TrialSteps:
         make_step: Callable[[list[dict[str, Any]]], TrainStep],
         sample: dict[str, Any],
         memory: Callable[[], float],
+        parts: int = 1,
     ) -> None:
         """
         Args:
             make_step: batch -> a step that trains on this batch whenever it runs.
             sample: the sample that is repeated.
             memory: gives the largest share of the memory that was in use since its last call.
+            parts: of a batch that a step computes one after another.
         """
         self._make_step, self._sample, self._memory = make_step, sample, memory
+        self._parts = parts
         self.peaks: dict[int, float] = {}
 
     def fits(self, number: int) -> bool:
-        """Whether steps with so many images leave a tenth of the memory free."""
+        """Whether steps with so many images in each part leave a tenth of the memory free."""
         self._memory()
         try:
             with EventStorage(0):
-                step = self._make_step([self._sample] * number)
+                step = self._make_step([self._sample] * (number * self._parts))
                 for _ in range(_NUM_TRIAL_STEPS):
                     step.run_step()
         except torch.OutOfMemoryError:
@@ -128,9 +144,11 @@ class TrialSteps:
 
 def _fitting_batch(cfg: CfgNode) -> int:
     """Images of all workers, of which each takes as many as the one with the least memory."""
+    steps = cfg.SOLVER.ACCUMULATION_STEPS
     with preserved_rng():
         sample = _largest_sample(cfg)
-        trials = TrialSteps(lambda batch: _step_of(cfg, batch), sample, _peak_memory)
+        parts = _trial_parts(cfg)
+        trials = TrialSteps(lambda batch: _step_of(cfg, batch), sample, _peak_memory, parts)
         number = min(comm.all_gather(largest_fitting(trials.fits, _MAX_BATCH)))
     torch.cuda.empty_cache()
     height, width = sample["image"].shape[-2:]
@@ -140,14 +158,21 @@ def _fitting_batch(cfg: CfgNode) -> int:
             "GPU's memory; lower INPUT.MIN_SIZE_TRAIN and MAX_SIZE_TRAIN, crop (INPUT.CROP), "
             "or set SOLVER.AMP.ENABLED True"
         )
+    batch = number * steps * comm.get_world_size()
     logger.info(
-        "SOLVER.AUTO_BATCH_SIZE: %d images of up to %d x %d pixels fit, in %d %% of the memory",
-        number * comm.get_world_size(),
+        "SOLVER.AUTO_BATCH_SIZE: %d images of up to %d x %d pixels fit%s, in %d %% of the memory",
+        batch,
         height,
         width,
+        f" in parts of {number}" if steps > 1 else "",
         round(100 * trials.peaks.get(number, 0)),
     )
-    return number * comm.get_world_size()
+    return batch
+
+
+def _trial_parts(cfg: CfgNode) -> int:
+    """Parts of a trial step: from the second on, the gradients of those before take memory, too."""
+    return min(cfg.SOLVER.ACCUMULATION_STEPS, 2)
 
 
 def _largest_sample(cfg: CfgNode) -> dict[str, Any]:
@@ -168,6 +193,7 @@ def _step_of(cfg: CfgNode, batch: list[dict[str, Any]]) -> TrainStep:
         build_optimizer(cfg, model),
         build_grad_scaler(cfg),
         training_precision(cfg),
+        _trial_parts(cfg),
     )
 
 

@@ -148,7 +148,9 @@ def _check_values(cfg: CfgNode) -> None:
             raise ConfigError(f"{key} = {node}, expected at least {least}, and a finite number")
     if not cfg.SOLVER.BASE_LR > 0:
         raise ConfigError(f"SOLVER.BASE_LR = {cfg.SOLVER.BASE_LR}, expected more than 0")
-    if cfg.SOLVER.ACCUMULATION_STEPS > cfg.SOLVER.IMS_PER_BATCH:
+    # AUTO_BATCH_SIZE chooses a batch of that many parts.
+    is_given = not cfg.SOLVER.AUTO_BATCH_SIZE
+    if is_given and cfg.SOLVER.ACCUMULATION_STEPS > cfg.SOLVER.IMS_PER_BATCH:
         raise ConfigError(
             f"SOLVER.ACCUMULATION_STEPS = {cfg.SOLVER.ACCUMULATION_STEPS} parts of a batch, "
             f"expected at most its images, SOLVER.IMS_PER_BATCH = {cfg.SOLVER.IMS_PER_BATCH}"

@@ -20,6 +20,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from panoptic_ext.engine import evaluate, loader, optimizer
+from panoptic_ext.engine.auto_batch import check_batch_is_known
 from panoptic_ext.engine.auto_scale import auto_scaled, scaled_to_workers
 from panoptic_ext.engine.best_metric import build_best_metric
 from panoptic_ext.engine.best_weights import agree_with_history, drop_former_best, keep_best
@@ -74,12 +75,16 @@ class Trainer(DefaultTrainer):
         Args:
             cfg: the config.
             weights_follow: True if a checkpoint will be loaded: pretrained weights are not fetched.
+
+        Raises:
+            ConfigError: SOLVER.AUTO_BATCH_SIZE is True, which `with_fitting_batch` settles before.
         """
         # Not DefaultTrainer.__init__, which differs between v0.6 and main.
         TrainerBase.__init__(self)
         # `panoptic-ext train` has made the folder already, for its log; other callers have not.
         if comm.is_main_process() and not os.path.isdir(cfg.OUTPUT_DIR):
             prepare_output(cfg.OUTPUT_DIR)
+        check_batch_is_known(cfg)
         cfg = scaled_to_workers(auto_scaled(cfg), comm.get_world_size())
         own = not _overrides(type(self), "build_evaluator", "test")
         self.best = build_best_metric(cfg, own_evaluators=own)

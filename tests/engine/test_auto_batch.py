@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 from panoptic_ext.engine import auto_batch
 from panoptic_ext.engine.auto_batch import TrialSteps, largest_fitting, with_fitting_batch
 from panoptic_ext.engine.auto_scale import auto_scaled
+from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.errors import ConfigError
 from tests.tiny.train_in_process import train
-from tests.tiny.training import tiny_cfg
+from tests.tiny.training import TinyTrainer, tiny_cfg, tiny_mapper, tiny_records
 
 SIZES = sorted({n for i in range(9) for n in (2**i, 3 * 2**i) if n <= 256})
 
@@ -63,6 +65,56 @@ def test_a_tenth_of_the_memory_stays_free() -> None:
     assert largest_fitting(trials.fits, 256) == 16  # 0.9 of the memory
     assert memory.steps == [1, 1, 2, 2, 4, 4, 8, 8, 16, 16, 32, 24]
     assert trials.peaks == pytest.approx({1: 0.15, 2: 0.2, 4: 0.3, 8: 0.5, 16: 0.9})
+
+
+def test_the_largest_part_is_found_where_gradients_are_accumulated() -> None:
+    memory = FakeMemory()
+    sample = {"image": torch.zeros(3, 4, 4)}
+    trials = TrialSteps(memory.make_step, sample, memory.largest_share, parts=2)
+    assert largest_fitting(trials.fits, 256) == 8  # this memory holds both parts
+    assert memory.steps == [2, 2, 4, 4, 8, 8, 16, 16, 32, 24]
+
+
+@pytest.mark.parametrize(("steps", "parts", "batch"), [(1, 1, 8), (2, 2, 16), (5, 2, 40)])
+def test_the_batch_is_as_many_parts_as_are_asked_for(
+    steps: int,
+    parts: int,
+    batch: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Two parts are tried at most: a third one needs no more memory."""
+    logging.getLogger("panoptic_ext").propagate = True
+    caplog.set_level(logging.INFO)
+    tried: list[tuple[int, int]] = []
+
+    class Step:
+        def __init__(self, *arguments: Any) -> None:
+            self.content = (len(arguments[1][0]), arguments[-1])
+
+        def run_step(self) -> None:
+            tried.append(self.content)
+            if self.content[0] / self.content[1] > 8:
+                raise torch.OutOfMemoryError
+
+    sample = {**tiny_mapper(tiny_records(1)[0]), "image": torch.zeros(3, 4, 5)}
+    monkeypatch.setattr(auto_batch, "_largest_sample", lambda cfg: sample)
+    monkeypatch.setattr(auto_batch, "_peak_memory", lambda: 0.5)
+    monkeypatch.setattr(auto_batch, "TrainStep", Step)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    cfg = tiny_cfg(tmp_path, AUTO_BATCH_SIZE=True, ACCUMULATION_STEPS=steps)
+    assert auto_batch._fitting_batch(cfg) == batch
+    assert {number_of_parts for _, number_of_parts in tried} == {parts}
+    assert f"{batch} images of up to 4 x 5 pixels fit" in caplog.text
+    assert ("in parts of 8, in 50 %" in caplog.text) == (steps > 1)
+
+
+def test_a_trainer_wants_a_batch_that_is_known(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Call Trainer\(with_fitting_batch\(cfg\)\)"):
+        TinyTrainer(tiny_cfg(tmp_path, AUTO_BATCH_SIZE=True))
+    opts = ["SOLVER.ACCUMULATION_STEPS", "17", "SOLVER.AUTO_BATCH_SIZE", "True"]
+    assert load_cfg("", opts, use_data=False).SOLVER.ACCUMULATION_STEPS == 17
 
 
 def test_another_error_is_not_taken_for_full_memory() -> None:

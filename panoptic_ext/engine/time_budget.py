@@ -32,6 +32,8 @@ _NUM_FIRST_STEPS = (
 _NUM_LATEST_STEPS = 10  # at least, of those that a later plan looks at
 _LONGEST_STEP = 4  # times the median
 _NOISE = 0.1  # of the budget, at most, by which an uncertain end may miss it
+_LEAST_SECONDS = 30.0  # between two checkpoints
+_SHARE_OF_CHECKPOINTS = 0.03  # of the time, at most
 _TOLERANCE = 0.02  # of the budget: a plan that ends earlier or later by more is changed
 
 
@@ -64,6 +66,10 @@ class StepTimes:
         longest = _LONGEST_STEP * statistics.median(latest)
         return [min(seconds, longest) for seconds in latest]
 
+    def between_checkpoints(self) -> float:
+        """Seconds between two checkpoints, at least: a short budget makes periods short, too."""
+        return max(_LEAST_SECONDS, (self.checkpoint or 0.0) / _SHARE_OF_CHECKPOINTS)
+
     def state(self) -> dict[str, Any]:
         """What a resumed run knows from the beginning, as plain values."""
         return {
@@ -79,6 +85,7 @@ class _Decision:
 
     end: int | None  # iteration at which the training ends; None leaves it as it is
     next_check: int  # iteration
+    gap: int  # iterations between two checkpoints, at least
 
 
 class TimeBudgetHook(HookBase):
@@ -112,11 +119,15 @@ class TimeBudgetHook(HookBase):
         self._loaded_budget: float | None = None
         self._next_check = 0
         self._interval = math.inf  # seconds to the next check
+        self._gap = _NUM_FIRST_STEPS + 1  # no checkpoint before the first plan
+        self._last_checkpoint = -1  # its iteration
+        self._due: list[str] = []  # names of `_periods` that end with the iteration
         self._cycle = (0.0, 0.0)  # when the last step began and ended
 
     def before_train(self) -> None:
         start = self.trainer.start_iter
         self._began = self._checked = now()
+        self._last_checkpoint = start - 1
         if not self._is_planned:
             self._next_check = start + _NUM_FIRST_STEPS
         if start and self._loaded_budget != self._budget:
@@ -136,6 +147,7 @@ class TimeBudgetHook(HookBase):
             # The clock of one worker decides, so that all train equally long.
             decision = comm.all_gather(self._decide(iteration))[0]
             self._next_check, self._checked = decision.next_check, now()
+            self._gap = decision.gap
             if decision.end is not None:
                 self._timeline.turn(iteration, decision.end)
         self._schedule_hooks(iteration)
@@ -174,6 +186,7 @@ class TimeBudgetHook(HookBase):
         if state_dict["stretches"] is not None:
             self._timeline.load(state_dict["stretches"])
             self._is_planned = True
+            self._gap = self._least_gap() if steps else self._gap
             self.trainer.max_iter = self._timeline.end
 
     def _seconds_used(self) -> float:
@@ -200,25 +213,30 @@ class TimeBudgetHook(HookBase):
     def _schedule_hooks(self, iteration: int) -> None:
         """Have the hooks of checkpoints and evaluations run after this iteration, or not."""
         self.trainer.max_iter = self._timeline.end
+        self._due = [n for n, p in self._periods.items() if self._timeline.is_due(p, iteration)]
+        if "checkpoint" in self._due:
+            # In iterations, because all workers must decide alike.
+            if iteration - self._last_checkpoint < self._gap:
+                self._due.remove("checkpoint")
+            else:
+                self._last_checkpoint = iteration
         for hook in self.trainer._hooks:
             name = "checkpoint" if isinstance(hook, CheckpointHook) else "evaluation"
             if isinstance(hook, (CheckpointHook, hooks.EvalHook, hooks.PreciseBN)):
-                is_due = self._timeline.is_due(self._periods[name], iteration)
-                hook._period = 1 if is_due else iteration + 3  # no divisor of iteration + 1
+                # The other number is no divisor of iteration + 1.
+                hook._period = 1 if name in self._due else iteration + 3
+
+    def _least_gap(self) -> int:
+        return math.ceil(self._times.between_checkpoints() / max(self._times.step(), 1e-9))
 
     def _note_cycle(self, iteration: int) -> None:
         """Note what the iteration before this one took, with all that followed its step."""
         began, ended = self._cycle
         if iteration <= self.trainer.start_iter + 1:
             return  # there is none, or it started data workers and chose algorithms
-        due = [
-            name
-            for name, period in self._periods.items()
-            if self._timeline.is_due(period, iteration - 1)
-        ]
-        if due:
-            setattr(self._times, due[0], now() - ended)
-        self._times.steps.append((ended if due else now()) - began)
+        if self._due:
+            setattr(self._times, self._due[0], now() - ended)
+        self._times.steps.append((ended if self._due else now()) - began)
 
     def _is_check_due(self, iteration: int) -> bool:
         if iteration >= self._next_check:
@@ -249,7 +267,7 @@ class TimeBudgetHook(HookBase):
             (now() - self._began) / 2, 0.05 * self._budget, max(left / 2, 0.01 * self._budget)
         )
         num_steps = max(1, round(self._interval / max(self._times.step(), 1e-9)))
-        return _Decision(end, iteration + num_steps)
+        return _Decision(end, iteration + num_steps, self._least_gap())
 
     def _planned_end(self, iteration: int) -> int:
         """The iteration that fills the budget, if the training goes on as measured."""
@@ -265,6 +283,8 @@ class TimeBudgetHook(HookBase):
         num_evaluations, num_checkpoints = (
             self._timeline.num_due(period, iteration) for period in self._periods.values()
         )
+        left = self._budget - self._seconds_used()
+        num_checkpoints = min(num_checkpoints, int(left / self._times.between_checkpoints()))
         return (num_evaluations + self._num_last_evaluations) * (self._times.evaluation or 0.0) + (
             num_checkpoints + 1
         ) * (self._times.checkpoint or 0.0)

@@ -186,6 +186,26 @@ def test_the_schedule_ends_with_the_budget(
     assert state["used"] == pytest.approx(560, abs=12)
 
 
+def test_checkpoints_of_a_short_budget_take_little_of_it(tmp_path: Path, clock: Clock) -> None:
+    """Periods are shares of the schedule: here a checkpoint of 1 s after each step of 0.5 s."""
+    trainer = trainer_of(clock, tmp_path, minutes=2, evaluation=4, CHECKPOINT_PERIOD=1)
+    trainer.step_seconds = lambda _: 0.5
+    saved: list[float] = []
+    save = trainer.save_checkpoint
+    trainer.save_checkpoint = lambda name: (saved.append(clock.seconds), save(name))
+    trainer.train()
+    assert clock.seconds - 100 == pytest.approx(120, rel=0.03)
+    assert len(saved) == 4 and len(trainer.rates) > 200
+    assert all(30 < b - a < 40 for a, b in pairwise([100, *saved[:-1]]))
+    began = clock.seconds
+    again = trainer_of(clock, tmp_path, minutes=4, evaluation=4, CHECKPOINT_PERIOD=1, resume=True)
+    again.step_seconds, saved[:] = (lambda _: 0.5), []
+    save = again.save_checkpoint
+    again.save_checkpoint = lambda name: (saved.append(clock.seconds), save(name))
+    again.train()
+    assert all(30 < b - a < 45 for a, b in pairwise([began, *saved[:-1]]))
+
+
 def test_a_machine_that_becomes_slow_trains_fewer_iterations(tmp_path: Path, clock: Clock) -> None:
     trainer = trainer_of(clock, tmp_path)
     trainer.step_seconds = lambda i: 3.0 if i < 60 else 9.0

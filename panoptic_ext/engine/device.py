@@ -12,7 +12,7 @@ from panoptic_ext.engine.bfloat16_speed import warn_if_bfloat16_is_slow
 from panoptic_ext.engine.precision import bfloat16_on_cpu, unusable_float16
 from panoptic_ext.errors import check_known
 
-__all__ = ["choose_device", "make_current", "set_precision"]
+__all__ = ["choose_device", "make_current", "on_this_machine", "set_precision"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def choose_device(cfg: CfgNode, *, training: bool = True) -> None:
     (MODEL.MADE_FOR_CPU). Without `training`, where SOLVER.AMP has no effect, nothing is said of it.
     """
     wanted = cfg.MODEL.DEVICE
-    fall_back = wanted.startswith("cuda") and not torch.cuda.is_available()
+    fall_back = _is_missing(wanted)
     if fall_back:
         _set(cfg.MODEL, "DEVICE", "cpu")
     # After the device is set, on which it depends where float16 can be used.
@@ -60,6 +60,20 @@ def choose_device(cfg: CfgNode, *, training: bool = True) -> None:
             wanted,
         )
     warn_if_bfloat16_is_slow(bfloat16_keys)
+
+
+def on_this_machine(cfg: CfgNode) -> CfgNode:
+    """The config, or one that `choose_device` has changed where CUDA is asked for and missing."""
+    # Only then: `panoptic-ext train` has chosen the device before, and logged what it changed.
+    if not _is_missing(cfg.MODEL.DEVICE):
+        return cfg
+    cfg = cfg.clone()
+    choose_device(cfg)
+    return cfg
+
+
+def _is_missing(device: str) -> bool:
+    return device.startswith("cuda") and not torch.cuda.is_available()
 
 
 def make_current(cfg: CfgNode) -> None:

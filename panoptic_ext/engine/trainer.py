@@ -30,6 +30,7 @@ from panoptic_ext.engine.checkpoint.fingerprint import compare_runs, run_fingerp
 from panoptic_ext.engine.checkpoint.rng import get_rng_state
 from panoptic_ext.engine.checkpoint.trainer_state import check_parts, restore_state, state_of
 from panoptic_ext.engine.class_take_over import class_take_over
+from panoptic_ext.engine.device import on_this_machine
 from panoptic_ext.engine.hooks import (
     AverageHook,
     CheckpointHook,
@@ -73,7 +74,7 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode, *, weights_follow: bool = False) -> None:
         """
         Args:
-            cfg: the config.
+            cfg: the config; where it asks for CUDA and there is none, the CPU is taken.
             weights_follow: True if a checkpoint will be loaded: pretrained weights are not fetched.
 
         Raises:
@@ -85,6 +86,7 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process() and not os.path.isdir(cfg.OUTPUT_DIR):
             prepare_output(cfg.OUTPUT_DIR)
         check_batch_is_known(cfg)
+        cfg = on_this_machine(cfg)
         cfg = scaled_to_workers(auto_scaled(cfg), comm.get_world_size())
         own = not _overrides(type(self), "build_evaluator", "test")
         self.best = build_best_metric(cfg, own_evaluators=own)

@@ -1,10 +1,13 @@
-"""The GPU that MODEL.DEVICE numbers becomes the current one."""
+"""The device of a run: the CPU where there is no CUDA, and the GPU that MODEL.DEVICE numbers."""
+
+import logging
 
 import pytest
 import torch
 from detectron2.config import get_cfg
 
 from panoptic_ext.engine.device import make_current
+from tests.tiny.training import TinyTrainer, tiny_cfg
 
 
 @pytest.mark.parametrize(
@@ -17,3 +20,20 @@ def test_a_numbered_gpu_becomes_the_current_one(device, made, monkeypatch):
     cfg.MODEL.DEVICE = device
     make_current(cfg)
     assert calls == made
+
+
+def test_a_trainer_runs_on_the_cpu_where_there_is_no_cuda(tmp_path, monkeypatch, caplog):
+    """As `panoptic-ext train`, with the same line, for those who call it from Python."""
+    logging.getLogger("panoptic_ext").propagate = True
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cfg = tiny_cfg(tmp_path)
+    cfg.MODEL.DEVICE = "cuda"  # the default
+    cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.AMP.DTYPE = True, "float16"
+    cfg.freeze()
+    trainer = TinyTrainer(cfg)
+    assert (trainer.cfg.MODEL.DEVICE, cfg.MODEL.DEVICE) == ("cpu", "cuda")
+    assert trainer.grad_scaler is None
+    assert "CUDA is not available: running on the CPU instead, in full precision" in caplog.text
+    caplog.clear()
+    TinyTrainer(trainer.cfg)
+    assert "CUDA" not in caplog.text

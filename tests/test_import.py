@@ -169,26 +169,6 @@ def test_changes_no_global_state() -> None:
     assert out.endswith("unchanged\n")
 
 
-def test_predictor_is_imported_when_it_is_asked_for() -> None:
-    run_well("""
-        import sys
-        import panoptic_ext
-        assert "panoptic_ext.prediction.predictor" not in sys.modules
-        assert "panoptic_ext.engine" not in sys.modules and "Predictor" in dir(panoptic_ext)
-        from panoptic_ext import Predictor, load_run_cfg
-        from panoptic_ext.engine import predictor as address_of_older_scripts
-        from panoptic_ext.prediction import predictor
-        assert Predictor is predictor.Predictor is address_of_older_scripts.Predictor
-        assert load_run_cfg is predictor.load_run_cfg is address_of_older_scripts.load_run_cfg
-        try:
-            panoptic_ext.Predictors
-        except AttributeError as error:
-            assert "no attribute 'Predictors'" in str(error)
-        else:
-            raise AssertionError
-    """)
-
-
 def test_warns_of_nothing_and_hides_no_warning_of_the_user() -> None:
     """Torch's warnings about what Detectron2 and fvcore script when they are imported."""
     result = run(
@@ -315,81 +295,6 @@ def test_newer_detectron2_is_accepted(tmp_path: Path) -> None:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         module.require_detectron2()
-        """,
-        path=tmp_path,
-    )
-
-
-# Beside Mask2Former
-
-MASK2FORMER = """
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
-from detectron2.utils.registry import Registry
-
-TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_MODULE")
-NAMES = (
-    (META_ARCH_REGISTRY, "MaskFormer", "VideoMaskFormer"),
-    (BACKBONE_REGISTRY, "D2SwinTransformer"),
-    (SEM_SEG_HEADS_REGISTRY, "MaskFormerHead", "PerPixelBaselineHead", "PerPixelBaselinePlusHead",
-     "BasePixelDecoder", "TransformerEncoderPixelDecoder", "MSDeformAttnPixelDecoder"),
-    (TRANSFORMER_DECODER_REGISTRY, "StandardTransformerDecoder",
-     "MultiScaleMaskedTransformerDecoder"),
-)
-for registry, *names in NAMES:
-    for name in names:
-        registry.register(type(name, (), {}))
-for split in ("train", "val"):
-    for name in ("ade20k_full_sem_seg_{}", "ade20k_instance_{}", "ade20k_panoptic_{}",
-                 "mapillary_vistas_panoptic_{}", "mapillary_vistas_sem_seg_{}",
-                 "coco_2017_{}_panoptic_with_sem_seg", "coco_2017_{}_stuff_10k_sem_seg"):
-        DatasetCatalog.register(name.format(split), list)
-        MetadataCatalog.get(name.format(split)).set(ignore_label=255, label_divisor=1000,
-                                                    evaluator_type="ade20k_panoptic_seg")
-"""
-
-
-def test_names_of_mask2former_are_registered_before_use(tmp_path: Path) -> None:
-    """Installed but not imported, it must not make its data sets disappear."""
-    (tmp_path / "mask2former").mkdir()
-    (tmp_path / "mask2former" / "__init__.py").write_text("")
-    run_well(
-        """
-        import panoptic_ext
-        from detectron2.config import get_cfg
-        from detectron2.data import DatasetCatalog
-        from panoptic_ext.data import register_from_config
-        assert "ade20k_panoptic_val" not in DatasetCatalog
-        cfg = get_cfg()
-        panoptic_ext.add_panoptic_ext_config(cfg)
-        register_from_config(cfg)  # it uses none of them, so they stay free
-        assert "ade20k_panoptic_val" not in DatasetCatalog
-        cfg.DATASETS.TEST = ("ade20k_panoptic_val",)
-        register_from_config(cfg)
-        assert "ade20k_panoptic_val" in DatasetCatalog
-        """,
-        path=tmp_path,
-    )
-
-
-@pytest.mark.parametrize("order", ["mask2former, panoptic_ext", "panoptic_ext, mask2former"])
-def test_beside_mask2former(order: str, tmp_path: Path) -> None:
-    (tmp_path / "mask2former").mkdir()
-    (tmp_path / "mask2former" / "__init__.py").write_text(MASK2FORMER)
-    run_well(
-        f"""
-        import {order}
-        import mask2former
-        from detectron2.modeling import META_ARCH_REGISTRY
-        from detectron2.data import DatasetCatalog
-        from panoptic_ext import add_panoptic_ext_config
-        from panoptic_ext.data import register_from_config
-        from detectron2.config import get_cfg
-        assert META_ARCH_REGISTRY.get("MaskFormer").__module__ == "mask2former"
-        cfg = get_cfg()
-        add_panoptic_ext_config(cfg)
-        register_from_config(cfg)
-        assert DatasetCatalog["ade20k_panoptic_val"] is list
         """,
         path=tmp_path,
     )

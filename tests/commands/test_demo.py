@@ -15,6 +15,9 @@ import pytest
 
 from panoptic_ext.commands import demo
 from tests import PATIENCE, ROOT
+from tests.docs.pages import run_command
+from tests.tiny.model_inputs import NARROW_RESNET
+from tests.tiny.programs import run_function
 
 SMALL = [
     *("SEED", "1", "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0"),
@@ -25,18 +28,16 @@ SMALL = [
     *("INPUT.MIN_SIZE_TEST", "64", "MODEL.FPN.OUT_CHANNELS", "32"),
     *("MODEL.SEM_SEG_HEAD.CONVS_DIM", "32", "MODEL.ROI_BOX_HEAD.FC_DIM", "32"),
     *("MODEL.ROI_MASK_HEAD.CONV_DIM", "32"),
+    *(str(item) for pair in NARROW_RESNET.items() for item in pair),
 ]
 PYTHON = [sys.executable]
 STEPS = ("training and evaluation", "pictures of the ground truth", "pictures of predictions")
 
 
 def run(output: Path, *opts: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    model = ["--model", "panoptic_fpn", "--output", str(output)]
-    command = [sys.executable, "tools/demo.py", *model, *SMALL, *opts]
-    return subprocess.run(
-        command, cwd=ROOT, env=env, text=True, capture_output=True, timeout=PATIENCE, check=False
-    )
+    """The script, whose steps are children of its process here; test_packaging.py has real ones."""
+    words = ["tools/demo.py", "--model", "panoptic_fpn", "--output", str(output), *SMALL, *opts]
+    return run_function(run_command, words)
 
 
 def times(folder: Path) -> dict[Path, int]:

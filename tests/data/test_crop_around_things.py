@@ -163,10 +163,13 @@ def test_probability_is_the_share_of_such_crops() -> None:
     assert 40 <= kinds.count(ResizeCropTransform) <= 80
 
 
-def test_no_random_number_is_drawn_without_the_key() -> None:
+@pytest.mark.parametrize(("probability", "training"), [(0.0, True), (1.0, False), (1.0, True)])
+def test_only_training_with_the_key_has_the_step(probability: float, training: bool) -> None:
+    """Without it no random number is drawn, so that other trainings see the same images as ever."""
     cfg = config()
-    cfg.INPUT.CROP_AROUND_THINGS.PROBABILITY = 0.0
-    assert "CropAroundThings" not in str(build_augmentations(cfg, True))
+    cfg.INPUT.CROP_AROUND_THINGS.PROBABILITY = probability
+    kinds = [type(step) for step in build_augmentations(cfg, training)]
+    assert (CropAroundThings in kinds) == (training and probability > 0)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_the_worst_pixels_by_rank_are_those_by_their_number():
     torch.testing.assert_close(logits_there.grad, there.grad)
 
 
-def test_every_fusion_waits_twice_an_image_and_gives_the_map_of_a_cpu():
+def test_fusions_wait_two_or_three_times_an_image_and_give_the_map_of_a_cpu():
     torch.manual_seed(0)
     corner = 40 * torch.rand(5, 2)
     detections = Detections(

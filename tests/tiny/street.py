@@ -82,7 +82,7 @@ PANOPTIC_FPN = """
 _BASE_: {root}/configs/common/panoptic_fpn/Base-PanopticFPN-Small.yaml
 MODEL:
   DEVICE: cpu
-  RESNETS: {{STEM_OUT_CHANNELS: 16}}
+  RESNETS: {{DEPTH: 50, STEM_OUT_CHANNELS: 8, RES2_OUT_CHANNELS: 16, WIDTH_PER_GROUP: 4}}
   FPN: {{OUT_CHANNELS: 32}}
   SEM_SEG_HEAD: {{CONVS_DIM: 32}}
   ROI_BOX_HEAD: {{FC_DIM: 64}}
@@ -240,7 +240,7 @@ def write_detr_config(folder: Path) -> Path:
     return path
 
 
-def stand_ins(folder: Path, *, iterations: int = 90) -> dict[str, dict[str, str]]:
+def stand_ins(folder: Path, *, iterations: int = 110) -> dict[str, dict[str, str]]:
     """Train both models; the values of the first cell of each tutorial, by the name of its page.
 
     Args:

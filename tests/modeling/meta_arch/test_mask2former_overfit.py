@@ -11,11 +11,11 @@ from detectron2.modeling import build_model
 from panoptic_ext import add_panoptic_ext_config
 from panoptic_ext.engine.optimizer import build_optimizer
 from tests import ROOT
-from tests.tiny.model_inputs import IS_THING, fake_metadata
+from tests.tiny.model_inputs import IS_THING, NARROW_RESNET, fake_metadata
 from tests.tiny.scenes import panoptic_quality, scene
 
 NAME = "fake_overfit"
-ITERATIONS = 60
+ITERATIONS = 75
 
 
 @pytest.fixture
@@ -25,12 +25,12 @@ def cfg():
     add_panoptic_ext_config(cfg)
     cfg.merge_from_file(str(ROOT / "configs/common/mask2former/Base-Mask2Former-Small.yaml"))
     cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 16
+    cfg.merge_from_list([item for pair in NARROW_RESNET.items() for item in pair])
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(IS_THING)
     cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES = 20
     cfg.MODEL.MASK_FORMER.DEC_LAYERS = 4
     cfg.MODEL.MASK_FORMER.TRAIN_NUM_POINTS = 1024
-    cfg.SOLVER.BASE_LR = 7e-4
+    cfg.SOLVER.BASE_LR = 1e-3
     cfg.DATASETS.TRAIN = (NAME,)
     yield cfg
     MetadataCatalog.remove(NAME)

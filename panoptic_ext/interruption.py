@@ -12,12 +12,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 __all__ = [
     "STOPPING",
     "Interrupted",
     "StopRequest",
+    "Terminated",
     "born_deaf",
     "outlive_interruption",
     "signals_of_a_command",
@@ -28,12 +29,6 @@ __all__ = [
 STOPPING = "stopping after the current image; a second signal ends at once"
 
 Item = TypeVar("Item")
-
-# The handlers that `stoppable` replaces: those that Python or a command has set by default.
-_DEFAULT_HANDLERS: dict[int, tuple[Any, ...]] = {
-    signal.SIGINT: (signal.default_int_handler, signal.SIG_DFL),
-    signal.SIGTERM: (signal.SIG_DFL,),
-}
 
 
 class Interrupted(KeyboardInterrupt):
@@ -50,6 +45,10 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(message)
         self.signum = signum
         self.exit_code = 128 + signum
+
+
+class Terminated(KeyboardInterrupt):
+    """A command got SIGTERM outside of `stoppable`; what Ctrl-C's KeyboardInterrupt is there."""
 
 
 class StopRequest:
@@ -77,16 +76,36 @@ class StopRequest:
 
 _current: StopRequest | None = None
 _in_command = False
+_process = os.getpid()
+
+
+def _raise_terminated(signum: int, _frame: FrameType | None) -> NoReturn:
+    # A second one ends the process at once, and the first one a process that was forked from it.
+    signal.signal(signum, signal.SIG_DFL)
+    if os.getpid() != _process:
+        os.kill(os.getpid(), signum)
+    raise Terminated
+
+
+# The handlers that `stoppable` replaces: those that Python or a command has set by default.
+_DEFAULT_HANDLERS: dict[int, tuple[Any, ...]] = {
+    signal.SIGINT: (signal.default_int_handler, signal.SIG_DFL),
+    signal.SIGTERM: (_raise_terminated, signal.SIG_DFL),
+}
 
 
 @contextmanager
 def signals_of_a_command() -> Iterator[None]:
     """Within the block, which runs a command, a second signal ends the process at once.
 
-    The first Ctrl-C outside of `stoppable` raises KeyboardInterrupt.
+    The first Ctrl-C outside of `stoppable` raises KeyboardInterrupt, and SIGTERM `Terminated`.
     """
-    global _in_command
+    global _in_command, _process
     is_main_thread = threading.current_thread() is threading.main_thread()
+    takes_sigterm = is_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if takes_sigterm:
+        _process = os.getpid()
+        signal.signal(signal.SIGTERM, _raise_terminated)
     # The scripts set SIG_DFL, so that Ctrl-C during their imports prints no traceback.
     if is_main_thread and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -95,6 +114,8 @@ def signals_of_a_command() -> Iterator[None]:
         yield
     finally:
         _in_command = before
+        if takes_sigterm:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import pytest
 from panoptic_ext.interruption import (
     Interrupted,
     StopRequest,
+    Terminated,
     outlive_interruption,
     signals_of_a_command,
     stoppable,
@@ -64,6 +65,36 @@ def test_a_second_signal_kills_a_command() -> None:
     with signals_of_a_command(), stoppable():
         signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+
+
+def test_sigterm_outside_of_stoppable_work_is_an_error_in_a_command() -> None:
+    with pytest.raises(Terminated), signals_of_a_command():
+        with stoppable() as stop:
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.signum == signal.SIGTERM
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    with signals_of_a_command():
+        with pytest.raises(Terminated):
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # the second ends it at once
+
+
+def _sleep(ready: multiprocessing.synchronize.Event) -> None:
+    ready.set()
+    time.sleep(60)
+
+
+def test_sigterm_ends_a_process_that_a_command_forked() -> None:
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    process = context.Process(target=_sleep, args=(ready,), daemon=True)
+    with signals_of_a_command():
+        process.start()
+        assert ready.wait(10)
+        process.terminate()
+        process.join(10)
+    assert process.exitcode == -signal.SIGTERM
 
 
 def test_work_within_work_shares_the_request() -> None:

@@ -14,7 +14,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from panoptic_ext.config.detectron2_main import MAIN_DEFAULTS
 from panoptic_ext.errors import PanopticExtError
-from panoptic_ext.interruption import Interrupted, signals_of_a_command
+from panoptic_ext.interruption import Interrupted, Terminated, signals_of_a_command
 
 __all__ = [
     "command_main",
@@ -84,7 +84,7 @@ def command_main(
         parse_args: parses the command line.
         output: the folder or file that results go to. A failed operation on a file below it is
             reported as a failed write. None leaves errors of the operating system their traceback.
-        stopped: the line after Ctrl-C where the function has none of its own.
+        stopped: the line after Ctrl-C and SIGTERM where the function has none of its own.
         worker: which of several processes prints an error, such as " (worker 1)".
     """
 
@@ -98,9 +98,9 @@ def command_main(
                 except Interrupted as interrupted:
                     sys.stderr.write(f"{interrupted}\n")
                     return interrupted.exit_code
-                except KeyboardInterrupt:
+                except KeyboardInterrupt as signalled:
                     sys.stderr.write(f"{stopped(args)}\n")
-                    return 130
+                    return 143 if isinstance(signalled, Terminated) else 130
                 except PanopticExtError as error:
                     sys.stderr.write(f"error{worker()}: {error}\n")
                 except OSError as error:

@@ -166,10 +166,13 @@ class BestMetric:
     def why(self) -> str:
         """Why a training ends that `is_stalled`, and where its best weights are."""
         best = self.standing
+        evaluations = "1 evaluation"
+        if best.waited != 1:
+            evaluations = f"{best.waited} evaluations in a row"
         return (
-            f"{best.waited} evaluations in a row brought {self.name} no improvement of more than "
-            f"{self._min_delta:g} (TEST.EARLY_STOPPING). The best is {best.value:.6g} after "
-            f"iteration {best.iteration}, in {BEST_CHECKPOINT}.pth; model_final.pth has the last"
+            f"{evaluations} brought {self.name} no improvement of more than {self._min_delta:g} "
+            f"(TEST.EARLY_STOPPING). The best is {best.value:.6g} after iteration "
+            f"{best.iteration}, in {BEST_CHECKPOINT}.pth; model_final.pth has the last"
         )
 
     def state_dict(self) -> dict[str, Any]:

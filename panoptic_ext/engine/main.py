@@ -167,7 +167,7 @@ def _work(cfg: CfgNode, args: argparse.Namespace) -> int:
         # An evaluation must not overwrite the config of the training in OUTPUT_DIR.
         folder = result_folder(cfg) if args.eval_only else cfg.OUTPUT_DIR
         save_run_info(cfg, folder)
-    logger.info("Worker %d of %d; %s", comm.get_rank(), comm.get_world_size(), args)
+    logger.info("Worker %d of %d", comm.get_rank(), comm.get_world_size())
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     if not args.eval_only:
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK

@@ -18,7 +18,7 @@ from panoptic_ext.commands.command_line import (
     split_options,
 )
 from panoptic_ext.errors import ConfigError
-from panoptic_ext.interruption import Interrupted
+from panoptic_ext.interruption import Interrupted, Terminated
 
 
 @pytest.mark.parametrize(
@@ -73,11 +73,12 @@ def test_exit_codes_and_messages_of_commands(capsys: pytest.CaptureFixture[str])
     denied = PermissionError(13, "Permission denied", "out/a.png")
     assert ends_with(Interrupted(signal.SIGTERM, "stopped after 2")) == 143
     assert ends_with(KeyboardInterrupt()) == 130
+    assert ends_with(Terminated()) == 143
     assert ends_with(denied, output=output) == 2
     assert ends_with(ConfigError("no such key"), worker=lambda: " (worker 1)") == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        *("stopped after 2", "nothing was done"),
+        *("stopped after 2", "nothing was done", "nothing was done"),
         "error: cannot write to out/a.png: Permission denied",
         "error (worker 1): no such key",
     ]

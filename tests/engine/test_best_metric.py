@@ -261,6 +261,7 @@ def test_killed_between_the_last_evaluation_and_the_end(tmp_path: Path) -> None:
     second = trainer_of(cfg, [5, 4, 9], resume=True)
     second.train()
     assert second.losses == [] and load(tmp_path / "model_final.pth")["iteration"] == 3
+    assert second.best.why().startswith("1 evaluation brought panoptic_seg/PQ no improvement")
 
 
 def test_an_unknown_metric_loses_nothing(tmp_path: Path) -> None:

@@ -78,7 +78,8 @@ def test_a_run_leaves_all_its_files(whole: Path) -> None:
     assert (whole / "last_checkpoint").read_text() == "model_final.pth"
     assert "PQ" in results(whole)["panoptic_seg"]
     assert (whole / "inference" / "shapes_panoptic_val" / "contact_sheet.png").stat().st_size
-    assert "eta:" in (whole / "log.txt").read_text()
+    log = (whole / "log.txt").read_text()
+    assert "eta:" in log and log.count("--config-file") == 1  # the command line
     assert list(whole.glob("events.out.tfevents.*"))
     assert not list(whole.glob("*.tmp-*"))
 

@@ -208,7 +208,9 @@ class TimeBudgetHook(HookBase):
         end = start + self._timeline.end
         self._timeline.jump(Stretch(start, share * self._timeline.max_iter, end))
         if self._times.steps:
-            self._timeline.turn(start, self._planned_end(start))
+            # One worker decides, as in `before_step`: by the clocks of others the end is another.
+            end = self._planned_end(start) if comm.is_main_process() else 0
+            self._timeline.turn(start, comm.all_gather(end)[0])
 
     def _schedule_hooks(self, iteration: int) -> None:
         """Have the hooks of checkpoints and evaluations run after this iteration, or not."""

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 from torch import nn
 
 from panoptic_ext.engine import evaluation_time, time_budget
@@ -254,6 +255,28 @@ def test_a_larger_budget_goes_on_where_its_schedule_is(tmp_path: Path, clock: Cl
     began = clock.seconds
     again.train()
     assert again.rates == [] and clock.seconds - began == pytest.approx(40)
+
+
+def test_workers_agree_on_the_rest_of_another_budget(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each measures another time of an evaluation; with other ends they would wait forever."""
+    first = trainer_of(clock, tmp_path)
+    first.stop_at = 30
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    workers = [
+        trainer_of(clock, tmp_path, minutes=20, resume=True, evaluation=seconds)
+        for seconds in (40.0, 90.0)
+    ]
+    gathered: list[int] = []
+    monkeypatch.setattr(comm, "all_gather", lambda own: gathered.append(own) or gathered)
+    for rank, trainer in enumerate(workers):
+        monkeypatch.setattr(comm, "is_main_process", lambda rank=rank: rank == 0)
+        (hook,) = (h for h in trainer._hooks if isinstance(h, TimeBudgetHook))
+        hook._times.evaluation = None  # of a run that had no test set
+        hook.before_train()
+    assert len(gathered) == 2 and workers[0].max_iter == workers[1].max_iter == gathered[0]
 
 
 def test_a_budget_for_a_run_that_had_none(tmp_path: Path, clock: Clock) -> None:

@@ -122,7 +122,7 @@ ADAMW = {
 
 SETTINGS = {
     # As published: SGD of 0.02 for 16 images, steps at 2/3 and 8/9, heads of 256 channels; but with
-    # an eighth of its 512 regions an image, for shorter steps. Both diverge on facade unless clipped.
+    # an eighth of its 512 regions an image, for shorter steps. Unclipped, both diverge on facade.
     "wide": Setting(
         batch=2, rate=0.0025, keys={**FEWER_REGIONS, **CLIPPED}, facade=CROPS, nuclei=NUCLEI
     ),

@@ -13,9 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.events import EventStorage
 
 from panoptic_ext.data import check_panoptic
-from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
 from panoptic_ext.engine.precision import evaluation_precision
-from panoptic_ext.engine.run_config import has_own_weights
 from panoptic_ext.engine.trainer import Trainer
 from panoptic_ext.errors import DatasetError
 from panoptic_ext.evaluation import RunEvaluator
@@ -48,10 +46,7 @@ def dry_run(cfg: CfgNode) -> dict[str, Any]:
             _check_data(name)
         summary = _describe(cfg)
         trainer = Trainer(cfg)
-        if not has_own_weights(cfg):
-            Checkpointer(trainer.model, allow_pickle=cfg.MODEL.ALLOW_PICKLE).load(
-                cfg.MODEL.WEIGHTS, checkpointables=[]
-            )
+        trainer.resume_or_load(resume=False)  # the folder is empty: nothing is moved
         summary.update(_train_one_step(trainer))
         if cfg.DATASETS.TEST:
             summary["seconds of one image in evaluation"] = _evaluate_one_image(cfg, trainer)

@@ -25,7 +25,10 @@ from panoptic_ext.engine.class_take_over import ClassTakeOver, plain_name, sourc
 from panoptic_ext.errors import ConfigError, DatasetError
 from panoptic_ext.modeling.meta_arch.class_rows import class_layers_of
 from panoptic_ext.modeling.meta_arch.classes import DatasetClasses
+from tests import ROOT
 from tests.tiny.class_names import FAMILIES, build_family, register_names
+from tests.tiny.model_inputs import NARROW_RESNET
+from tests.tiny.train_in_process import train
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
@@ -169,6 +172,29 @@ def test_names_by_hand() -> None:
 def test_aliases_of_no_class_are_refused(aliases: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="did you mean"):
         sources_of_classes(dataset(NEW), dataset(OLD), aliases)
+
+
+@pytest.mark.slow
+def test_a_dry_run_finds_an_alias_of_no_class(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A dry run loads the weights as the training does."""
+    classes = {"panoptic_ext": {"classes": classes_as_dict(dataset(OLD, "old"))}}
+    torch.save({"model": {"x": torch.zeros(1)}, **classes}, tmp_path / "old.pth")
+    opts = {
+        **NARROW_RESNET,
+        "MODEL.DEVICE": "cpu",
+        "MODEL.WEIGHTS": tmp_path / "old.pth",
+        "MODEL.WEIGHTS_CLASSES.ALIASES": ["circle=tre"],
+        "DATASETS.SHAPES.CACHE": tmp_path / "cache",
+        "DATASETS.SHAPES.NUM_TRAIN": 2,
+        "DATASETS.SHAPES.NUM_VAL": 1,
+        "OUTPUT_DIR": tmp_path / "run",
+    }
+    words = [str(word) for pair in opts.items() for word in pair]
+    config = str(ROOT / "configs/shapes/panoptic_fpn/panoptic_fpn_R18_shapes.yaml")
+    assert train(["--config-file", config, "--dry-run", *words]) == 2
+    assert "unknown class of the weights in MODEL.WEIGHTS_CLASSES.ALIASES" in capfd.readouterr().err
 
 
 def test_coco_to_cityscapes() -> None:

@@ -63,7 +63,7 @@ class CopyPaste:
                 raise ConfigError(f"{name}.{key} is {keys[key]}, expected 0 to 1")
         if keys.MAX_THINGS < 0:
             raise ConfigError(f"{name}.MAX_THINGS is {keys.MAX_THINGS}, expected a number, or 0")
-        if keys.BLUR < 0:
+        if not 0 <= keys.BLUR < np.inf:
             raise ConfigError(f"{name}.BLUR is {keys.BLUR}, expected pixels, 0 or more")
         check_known(f"{name}.DRAW_BY", keys.DRAW_BY, _DRAWS)
         if keys.PROBABILITY == 0:

@@ -120,7 +120,7 @@ def check_crop_around_things(keys: Any) -> None:
     sizes = keys.SIZES
     good = isinstance(sizes, (list, tuple)) and len(sizes) == 2
     good = good and all(isinstance(size, (int, float)) for size in sizes)
-    if not good or not 0 < sizes[0] <= sizes[1]:
+    if not good or not 0 < sizes[0] <= sizes[1] < np.inf:
         raise ConfigError(
             f"{name}.SIZES is {quoted(sizes)}, expected the least and the largest size in pixels, "
             "more than 0, in this order"

@@ -17,11 +17,9 @@ from detectron2.engine import DefaultTrainer
 from panoptic_ext.config.left_out import get_key, set_key
 from panoptic_ext.config.values import Setting
 from panoptic_ext.engine.loader import train_records
-from panoptic_ext.errors import ConfigError
 
 __all__ = [
     "auto_scaled",
-    "check_auto_scale",
     "scaled_solver",
     "scaled_to_workers",
     "set_reference_batch",
@@ -38,18 +36,6 @@ _ITERATIONS = (
     "TEST.EVAL_PERIOD",
 )
 _DEFAULT_BATCH = 16  # of Detectron2, to which its BASE_LR belongs
-
-
-def check_auto_scale(cfg: CfgNode) -> None:
-    """Check the keys SOLVER.AUTO_SCALE.
-
-    Raises:
-        ConfigError: a number is negative.
-    """
-    for name in ("REFERENCE_BATCH_SIZE", "REFERENCE_IMAGES", "EPOCHS"):
-        value = cfg.SOLVER.AUTO_SCALE[name]
-        if not value >= 0:
-            raise ConfigError(f"SOLVER.AUTO_SCALE.{name} = {value}, expected at least 0")
 
 
 def set_reference_batch(cfg: CfgNode, settings: Sequence[Setting]) -> None:

@@ -28,7 +28,7 @@ from panoptic_ext.data.datasets.class_numbers import (
     void_number,
 )
 from panoptic_ext.data.datasets.known_classes import describe_classes
-from panoptic_ext.engine.auto_scale import check_auto_scale, set_reference_batch
+from panoptic_ext.engine.auto_scale import set_reference_batch
 from panoptic_ext.engine.best_metric import check_best_metric_keys
 from panoptic_ext.engine.precision import check_precision
 from panoptic_ext.engine.weight_average import check_average_keys
@@ -128,9 +128,14 @@ _SMALLEST_VALUES = {
     "SOLVER.WARMUP_ITERS": 0,
     "SOLVER.REFERENCE_WORLD_SIZE": 0,
     "SOLVER.WEIGHT_DECAY": 0,
+    "SOLVER.BACKBONE_MULTIPLIER": 0,
+    "SOLVER.AUTO_SCALE.REFERENCE_BATCH_SIZE": 0,
+    "SOLVER.AUTO_SCALE.REFERENCE_IMAGES": 0,
+    "SOLVER.AUTO_SCALE.EPOCHS": 0,
     "SOLVER.TIME_BUDGET": 0,
     "DATALOADER.NUM_WORKERS": 0,
     "DATALOADER.REPEAT_THRESHOLD": 0,
+    "DATALOADER.RANDOM_SUBSET_RATIO": 0,
     "INPUT.REDRAW_EMPTY": 0,
     "TEST.EVAL_PERIOD": 0,
     "TEST.EARLY_STOPPING.PATIENCE": 0,
@@ -146,8 +151,10 @@ def _check_values(cfg: CfgNode) -> None:
             node = node[name]
         if not least <= node < math.inf:  # NaN, too
             raise ConfigError(f"{key} = {node}, expected at least {least}, and a finite number")
-    if not cfg.SOLVER.BASE_LR > 0:
-        raise ConfigError(f"SOLVER.BASE_LR = {cfg.SOLVER.BASE_LR}, expected more than 0")
+    if not 0 < cfg.SOLVER.BASE_LR < math.inf:
+        raise ConfigError(
+            f"SOLVER.BASE_LR = {cfg.SOLVER.BASE_LR}, expected more than 0, and a finite number"
+        )
     # AUTO_BATCH_SIZE chooses a batch of that many parts.
     is_given = not cfg.SOLVER.AUTO_BATCH_SIZE
     if is_given and cfg.SOLVER.ACCUMULATION_STEPS > cfg.SOLVER.IMS_PER_BATCH:
@@ -159,7 +166,6 @@ def _check_values(cfg: CfgNode) -> None:
     check_average_keys(cfg)
     check_best_metric_keys(cfg)
     check_loggers(cfg)
-    check_auto_scale(cfg)
     check_test_images(cfg)
     pads_black(cfg)  # checks the value
     device = cfg.MODEL.DEVICE

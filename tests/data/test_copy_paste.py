@@ -292,6 +292,8 @@ def config(**keys: Any) -> CfgNode:
         ("MIN_VISIBLE", -0.5),
         ("MAX_THINGS", -1),
         ("BLUR", -1.0),
+        ("BLUR", float("nan")),
+        ("BLUR", float("inf")),
         ("DRAW_BY", "classes"),
     ],
 )

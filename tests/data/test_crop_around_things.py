@@ -181,6 +181,7 @@ def test_only_training_with_the_key_has_the_step(probability: float, training: b
         ("SIZES", [96.0, 32.0]),
         ("SIZES", [32.0]),
         ("SIZES", [0.0, 32.0]),
+        ("SIZES", [32.0, float("inf")]),
         ("MAX_ENLARGEMENT", 0.0),
     ],
 )

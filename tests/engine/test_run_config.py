@@ -137,6 +137,15 @@ def test_train_and_test_must_agree(opts: list[str], tmp_path: Path) -> None:
         (["SOLVER.IMS_PER_BATCH", "0"], r"SOLVER.IMS_PER_BATCH = 0, expected at least 1"),
         (["SOLVER.TIME_BUDGET", "1e999"], r"TIME_BUDGET = inf, expected .* a finite number"),
         (["DATALOADER.REPEAT_THRESHOLD", "-1.0"], r"REPEAT_THRESHOLD = -1.0, expected at least 0"),
+        *(
+            ([key, "1e999"], f"{key} = inf, expected .* a finite number")
+            for key in (
+                "SOLVER.BASE_LR",
+                "SOLVER.BACKBONE_MULTIPLIER",
+                "SOLVER.AUTO_SCALE.EPOCHS",
+                "DATALOADER.RANDOM_SUBSET_RATIO",
+            )
+        ),
         (["SOLVER.BASE_LR", "0.0"], r"BASE_LR"),
         (["SOLVER.CHECKPOINT_PERIOD", "0"], r"CHECKPOINT_PERIOD = 0"),
         (["MODEL.META_ARCHITECTURE", "UnifiedPanopticFNP"], r"did you mean 'UnifiedPanopticFPN'"),

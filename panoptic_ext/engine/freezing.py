@@ -30,19 +30,18 @@ def freeze(model: nn.Module, cfg: CfgNode) -> None:
     names: set[str] = set()
     parts: list[str] = []
     norms: list[nn.Module] = []
-    prefix = _prefix_of_backbone(model)
-    backbone = model.get_submodule(prefix.rstrip("."))
+    prefix, backbone, described = _backbone_of(model)
     if number == "all":
         names |= {prefix + name for name, _ in backbone.named_parameters()}
-        parts.append(prefix.rstrip("."))
+        parts.append(described)
     elif number:
         names |= {prefix + name for name in early_parameters(backbone, number)}
         stages = f" and {number - 1} stages" if number > 1 else ""
-        parts.append(f"the stem{stages} of {prefix.rstrip('.')}")
+        parts.append(f"the stem{stages} of {described}")
     if cfg.MODEL.BACKBONE.FREEZE_NORMS:
         of_norms, norms = norm_parameters(backbone)
         names |= {prefix + name for name in of_norms}
-        parts.append(f"the norms of {prefix.rstrip('.')}")
+        parts.append(f"the norms of {described}")
     names |= parameters_below(model, cfg.MODEL.FREEZE)
     parts += cfg.MODEL.FREEZE
     if parts:
@@ -57,11 +56,21 @@ def freeze(model: nn.Module, cfg: CfgNode) -> None:
         )
 
 
-def _prefix_of_backbone(model: nn.Module) -> str:
-    """The beginning of the names of the backbone's parameters, without a pyramid around it."""
-    if not isinstance(getattr(model, "backbone", None), nn.Module):
-        return backbone_prefixes(model)[0]
-    module, prefix = model.backbone, "backbone."
-    while isinstance(getattr(module, "bottom_up", None), nn.Module):
-        module, prefix = module.bottom_up, f"{prefix}bottom_up."
-    return prefix
+def _backbone_of(model: nn.Module) -> tuple[str, nn.Module, str]:
+    """The backbone, without a pyramid around it.
+
+    Returns:
+        The beginning of the names of its parameters; the backbone; its name for messages.
+    """
+    if isinstance(getattr(model, "backbone", None), nn.Module):
+        module, name = model.backbone, "backbone"
+        while isinstance(getattr(module, "bottom_up", None), nn.Module):
+            module, name = module.bottom_up, f"{name}.bottom_up"
+        return f"{name}.", module, name
+    names = [prefix.rstrip(".") for prefix in backbone_prefixes(model)]
+    if len(names) == 1:
+        return f"{names[0]}.", model.get_submodule(names[0]), names[0]
+    # The backbone of transformers' EoMT is two modules of a larger one.
+    parent = names[0].rpartition(".")[0]
+    modules = {name.rpartition(".")[2]: model.get_submodule(name) for name in names}
+    return f"{parent}.", nn.ModuleDict(modules), " and ".join(names)

@@ -21,7 +21,7 @@ from panoptic_ext.engine.distributed import leave, make_local_group
 from panoptic_ext.engine.trainer import Trainer
 from panoptic_ext.engine.writers import trim_metrics
 from panoptic_ext.errors import CheckpointError, ConfigError, NonFiniteLossError
-from tests.tiny.accumulated_step import save_step_of_a_worker
+from tests.tiny.accumulated_step import save_frozen_step_of_a_worker, save_step_of_a_worker
 from tests.tiny.programs import run_workers
 from tests.tiny.training import Killed, TinyTrainer, tiny_cfg, tiny_mapper, tiny_records
 
@@ -267,6 +267,7 @@ def _two_workers(rank: int, folder: str) -> None:
         except NonFiniteLossError as error:
             (Path(folder) / f"{kind.__name__}{rank}").write_text(str(error))
     save_step_of_a_worker(rank, folder)
+    save_frozen_step_of_a_worker(rank, folder)
     leave()
 
 
@@ -302,6 +303,18 @@ def test_two_workers_share_the_gradients_of_all_parts(of_two_workers: Path) -> N
     for name, gradient in whole.items():
         assert (parts[name] - gradient).norm() <= 1e-12 * gradient.norm(), name
         assert torch.equal(parts[name], results[1][1][1][name])
+
+
+@pytest.mark.slow
+def test_two_workers_train_what_is_not_frozen(of_two_workers: Path) -> None:
+    results = [torch.load(of_two_workers / f"frozen{rank}.pth") for rank in range(2)]
+    assert [finds_unused for _, finds_unused in results] == [False, False]
+    for step in range(2):
+        gradients = [of_steps[step] for of_steps, _ in results]
+        names = [n.removeprefix("module.backbone.") for n in gradients[0] if ".backbone." in n]
+        assert {n.partition(".")[0] for n in names} == {"res4", "res5"}  # not stem, res2, res3
+        assert any("sem_seg_head" in n for n in gradients[0])
+        assert all(torch.equal(gradients[1][n], value) for n, value in gradients[0].items())
 
 
 def test_metrics_of_iterations_to_come_are_dropped(tmp_path: Path) -> None:

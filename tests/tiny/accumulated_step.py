@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
+from panoptic_ext.engine.build_model import build_model, distributed_model
 from panoptic_ext.engine.train_step import TrainStep
 from tests.tiny import eomt, mask_former
 from tests.tiny.model_inputs import fake_metadata
@@ -85,6 +86,24 @@ def step_of(
         step.run_step()
         losses = {k: v for k, (v, _) in storage.latest().items() if "loss" in k}
     return losses, optimizer.found
+
+
+def save_frozen_step_of_a_worker(rank: int, folder: str) -> None:
+    """Write the gradients of two steps of a model with a frozen beginning, as one of two workers.
+
+    The second one would fail if the workers waited for gradients that do not come.
+    """
+    fake_metadata(mask_former.NAME)
+    try:
+        cfg = mask_former.tiny_cfg(**{"MODEL.BACKBONE.FREEZE": 3})
+        torch.manual_seed(0)
+        model = distributed_model(build_model(cfg))
+        batch = [mask_former.mapped((64, 64), 2 + rank, rank)]
+        gradients = [step_of(model, batch, 1)[1] for _ in range(2)]
+    finally:
+        MetadataCatalog.remove(mask_former.NAME)
+    waits = getattr(model, "find_unused_parameters", None)
+    torch.save((gradients, waits), Path(folder) / f"frozen{rank}.pth")
 
 
 def frozen(model: nn.Module) -> nn.Module:

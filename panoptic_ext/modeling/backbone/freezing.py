@@ -57,7 +57,7 @@ def early_parameters(backbone: nn.Module, number: int) -> set[str]:
         ConfigError: the stages are unknown, or fewer.
     """
     names = [name for name, _ in backbone.named_parameters()]
-    stages_of = getattr(backbone, "parameter_stages", lambda: stages_of_names(names))
+    stages_of = getattr(backbone, "parameter_stages", lambda: _stages_below(names))
     stages = stages_of()
     if not stages:
         raise ConfigError(
@@ -70,6 +70,17 @@ def early_parameters(backbone: nn.Module, number: int) -> set[str]:
             f"stages; expected at most {max(stages.values()) + 1}, or 'all'"
         )
     return {name for name, stage in stages.items() if stage < number}
+
+
+def _stages_below(names: list[str]) -> dict[str, int]:
+    """As `stages_of_names`, also of a backbone that lies in other modules, as in DETR."""
+    stages = stages_of_names(names)
+    around = {name.partition(".")[0] for name in names}
+    if stages or len(around) != 1 or not all("." in name for name in names):
+        return stages
+    prefix = f"{around.pop()}."
+    inside = _stages_below([name.removeprefix(prefix) for name in names])
+    return {prefix + name: stage for name, stage in inside.items()}
 
 
 def norm_parameters(module: nn.Module) -> tuple[set[str], list[nn.Module]]:

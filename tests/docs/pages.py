@@ -94,6 +94,8 @@ def _run_step(words: Sequence[str], look: Callable[[], None]) -> int:
         try:
             code = panoptic_ext_cli.main(words[len(demo.PROGRAM) :])
             sys.stdout.flush()
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
         finally:
             os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

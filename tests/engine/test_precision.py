@@ -28,6 +28,7 @@ from panoptic_ext.engine.precision import (
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.prediction.predictor import Predictor
 from tests import ROOT
+from tests.tiny.model_inputs import NARROW_RESNET
 from tests.tiny.training import TinyTrainer, tiny_cfg
 
 
@@ -192,6 +193,7 @@ SMALL = [
     *("DATASETS.SHAPES.NUM_TRAIN", "6", "DATASETS.SHAPES.NUM_VAL", "2"),
     *("DATASETS.SHAPES.IMAGE_SIZE", "[64,64]", "TEST.EVAL_PERIOD", "0"),
     *("INPUT.MIN_SIZE_TRAIN", "[64]", "INPUT.MIN_SIZE_TEST", "64", "SOLVER.AMP.ENABLED", "True"),
+    *(str(item) for pair in NARROW_RESNET.items() for item in pair),
 ]
 MODELS = {
     "mask2former/mask2former_R18_shapes": [

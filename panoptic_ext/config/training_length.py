@@ -33,7 +33,8 @@ def add_training_length_keys(cfg: CN) -> None:
     # Images of the training set for which MAX_ITER was chosen. 0: MAX_ITER does not depend on the
     # number of images.
     cfg.SOLVER.AUTO_SCALE.REFERENCE_IMAGES = 0
-    # Passes over the training set, in place of those that MAX_ITER of the recipe makes. 0: as many.
+    # Passes over the training set, or over its random subset (DATALOADER.RANDOM_SUBSET_RATIO), in
+    # place of those that MAX_ITER of the recipe makes. 0: as many.
     cfg.SOLVER.AUTO_SCALE.EPOCHS = 0.0
     # Take the largest batch that the memory of the GPU holds: before the training, steps on the
     # largest images are tried with growing batches, and a tenth of the memory is left free.

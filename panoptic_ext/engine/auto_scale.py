@@ -17,6 +17,7 @@ from detectron2.engine import DefaultTrainer
 from panoptic_ext.config.left_out import get_key, set_key
 from panoptic_ext.config.values import Setting
 from panoptic_ext.engine.loader import train_records
+from panoptic_ext.engine.samplers import num_drawn
 
 __all__ = [
     "auto_scaled",
@@ -35,6 +36,7 @@ _ITERATIONS = (
     "SOLVER.CHECKPOINT_PERIOD",
     "TEST.EVAL_PERIOD",
 )
+_RATES = {"BASE_LR", "BASE_LR_END"}  # only Detectron2 main has the end of WarmupCosineLR's curve
 _DEFAULT_BATCH = 16  # of Detectron2, to which its BASE_LR belongs
 
 
@@ -76,7 +78,7 @@ def auto_scaled(cfg: CfgNode) -> CfgNode:
         return cfg
     scale = solver.AUTO_SCALE
     needs_images = scale.REFERENCE_IMAGES > 0 or scale.EPOCHS > 0
-    return scaled_solver(cfg, len(train_records(cfg)) if needs_images else None)
+    return scaled_solver(cfg, num_drawn(cfg, len(train_records(cfg))) if needs_images else None)
 
 
 def scaled_to_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
@@ -96,7 +98,7 @@ def scaled_solver(cfg: CfgNode, num_images: int | None) -> CfgNode:
 
     Args:
         cfg: a config; it is not changed.
-        num_images: of the training set; None if no key depends on it.
+        num_images: that are drawn of the training set; None if no key depends on it.
     """
     scaled = cfg.clone()
     scaled.defrost()
@@ -109,7 +111,8 @@ def scaled_solver(cfg: CfgNode, num_images: int | None) -> CfgNode:
         length *= num_images / scale.REFERENCE_IMAGES
     power = 1.0 if solver.OPTIMIZER.upper() == "SGD" else 0.5
     if batch != reference:
-        solver.BASE_LR = cfg.SOLVER.BASE_LR * (batch / reference) ** power
+        for key in _RATES & solver.keys():
+            solver[key] = cfg.SOLVER[key] * (batch / reference) ** power
     if length != 1:
         _scale_iterations(scaled, length)
     if num_images and scale.REFERENCE_IMAGES:

@@ -18,7 +18,7 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSample
 from panoptic_ext.data import annotated, get_metadata
 from panoptic_ext.errors import ConfigError, unknown
 
-__all__ = ["SubsetSampler", "random_subset", "sampler_maker"]
+__all__ = ["SubsetSampler", "num_drawn", "random_subset", "sampler_maker"]
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +77,7 @@ def sampler_maker(cfg: CfgNode, records: Sequence[Record]) -> Callable[[int], It
         factors = _repeat_factors(cfg, [classes[i] for i in images], class_names)
         return RepeatFactorTrainingSampler(factors, seed=seed)
 
-    # Detectron2's sampler of repeats has no subset. Both together are meant where a ratio is given.
-    ratio = 1.0 if name == "TrainingSampler" else cfg.DATALOADER.RANDOM_SUBSET_RATIO
+    ratio = _subset_ratio(cfg)
     if ratio == 1.0:
         return lambda seed: over(range(number), seed)
     _check_ratio(ratio, number)
@@ -91,6 +90,16 @@ def sampler_maker(cfg: CfgNode, records: Sequence[Record]) -> Callable[[int], It
     return over_subset
 
 
+def num_drawn(cfg: CfgNode, size: int) -> int:
+    """How many images of a training set of `size` are drawn: those of the subset, if there is one.
+
+    Args:
+        cfg: DATALOADER is read.
+        size: N.
+    """
+    return int(size * _subset_ratio(cfg))
+
+
 def random_subset(size: int, ratio: float, seed: int) -> list[int]:
     """The images that Detectron2's RandomSubsetTrainingSampler takes, in its order.
 
@@ -101,6 +110,13 @@ def random_subset(size: int, ratio: float, seed: int) -> list[int]:
     """
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(size, generator=generator)[: int(size * ratio)].tolist()
+
+
+def _subset_ratio(cfg: CfgNode) -> float:
+    # Detectron2's sampler of repeats has no subset. Both together are meant where a ratio is given.
+    if cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler":
+        return 1.0
+    return cfg.DATALOADER.RANDOM_SUBSET_RATIO
 
 
 def _check_ratio(ratio: float, size: int) -> None:

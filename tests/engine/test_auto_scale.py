@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panoptic_ext.config.yaml_reader import read_file, read_opts
+from panoptic_ext.engine import auto_scale
 from panoptic_ext.engine.auto_scale import scaled_solver, scaled_to_workers, set_reference_batch
 from panoptic_ext.engine.run_config import load_cfg
 from panoptic_ext.errors import ConfigError
 from tests import ROOT
-from tests.tiny.training import tiny_cfg
+from tests.tiny.training import tiny_cfg, tiny_records
 
 SHAPES = str(ROOT / "configs/shapes/panoptic_fpn/panoptic_fpn_R18_shapes.yaml")
 
@@ -70,6 +71,22 @@ def test_passes_over_the_data_set(caplog: pytest.LogCaptureFixture) -> None:
     assert lengths(cfg) == (400, 40, 240, 320, 200, 100)
     assert cfg.SOLVER.BASE_LR == 0.02
     assert "SOLVER.AUTO_SCALE: 128 images, 50 passes, batch 16: MAX_ITER 1000" in caplog.text
+
+
+def test_the_end_of_the_cosine_curve_keeps_its_ratio() -> None:
+    cfg = recipe(batch=4)
+    cfg.SOLVER.BASE_LR_END = 0.002  # a key of Detectron2 main
+    assert pytest.approx(0.0005) == scaled_solver(cfg, None).SOLVER.BASE_LR_END
+    assert cfg.SOLVER.BASE_LR_END == 0.002  # the argument is not changed
+
+
+def test_passes_over_a_random_subset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto_scale, "train_records", lambda _: tiny_records(640))
+    cfg = recipe(EPOCHS=10)
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.25
+    assert auto_scale.auto_scaled(cfg).SOLVER.MAX_ITER == 400  # TrainingSampler has no subset
+    cfg.DATALOADER.SAMPLER_TRAIN = "RandomSubsetTrainingSampler"
+    assert auto_scale.auto_scaled(cfg).SOLVER.MAX_ITER == 100
 
 
 def test_masks_of_eomt_vanish_in_proportion() -> None:

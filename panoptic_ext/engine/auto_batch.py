@@ -50,7 +50,10 @@ def with_fitting_batch(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
     """
     if not cfg.SOLVER.AUTO_BATCH_SIZE:
         return cfg
-    batch = _batch_of_run(cfg) if resume else None
+    batch = None
+    if resume:
+        # The first worker decides for all, which may see other folders on other machines.
+        batch = comm.all_gather(_batch_of_run(cfg) if comm.is_main_process() else None)[0]
     if batch is None:
         if not cfg.MODEL.DEVICE.startswith("cuda"):
             raise ConfigError(
@@ -209,7 +212,7 @@ def _batch_of_run(cfg: CfgNode) -> int | None:
     """The batch of the run in OUTPUT_DIR; None if it has no checkpoint or no readable config."""
     reader = Checkpointer(torch.nn.Identity(), cfg.OUTPUT_DIR, save_to_disk=False)
     path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
-    if not (comm.all_gather(reader.has_checkpoint())[0] and os.path.isfile(path)):
+    if not (reader.has_checkpoint() and os.path.isfile(path)):
         return None
     try:
         with open(path, encoding="utf-8") as stream:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 from torch import nn
 
 from panoptic_ext.engine.checkpoint.class_names import (
@@ -47,6 +48,8 @@ class ClassTakeOver:
     def __call__(self, path: str, checkpoint: dict[str, Any], model: nn.Module) -> None:
         """Move the rows of classes in `checkpoint["model"]`, in place, and log which.
 
+        All workers must call this.
+
         Args:
             path: the local file.
             checkpoint: its content, with the model's names of tensors.
@@ -56,7 +59,10 @@ class ClassTakeOver:
             ConfigError: an alias is no class of the model, or none of the weights.
         """
         weights = checkpoint["model"]
-        old = self.given or classes_of_weights(self.address, path, checkpoint)
+        # The first worker decides: others may have got the content of the file alone, without the
+        # metadata beside it, and would begin with other rows.
+        of_file = classes_of_weights(self.address, path, checkpoint)
+        old = self.given or comm.all_gather(of_file)[0]
         if old is None:
             _warn_of_unknown_classes(weights, model, self.address)
             return

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.utils import comm
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -149,6 +150,11 @@ def test_a_resumed_run_keeps_its_batch(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
     (tmp_path / "model_0000001.pth").write_bytes(b"")
     (tmp_path / "config.yaml").write_text("SOLVER:\n  IMS_PER_BATCH: 7\n")
+    assert with_fitting_batch(cfg, resume=True).SOLVER.IMS_PER_BATCH == 7
+    # A worker on another machine, which does not have the folder.
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+    monkeypatch.setattr(comm, "all_gather", lambda own: [7, own])
+    cfg.OUTPUT_DIR = str(tmp_path / "elsewhere")
     assert with_fitting_batch(cfg, resume=True).SOLVER.IMS_PER_BATCH == 7
 
 

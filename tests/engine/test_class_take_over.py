@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES, COCO_CATEGORIES
+from detectron2.utils import comm
 from torch import Tensor, nn
 
 from panoptic_ext import model_zoo
@@ -172,6 +173,19 @@ def test_names_by_hand() -> None:
 def test_aliases_of_no_class_are_refused(aliases: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="did you mean"):
         sources_of_classes(dataset(NEW), dataset(OLD), aliases)
+
+
+def test_workers_without_the_metadata_move_the_same_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another machine the file, or the metadata beside it, may be missing."""
+    old, new = pair("placed")
+    monkeypatch.setattr(comm, "all_gather", lambda _: [dataset(OLD, "take_over_old"), None])
+    take_over(old, new, tmp_path, panoptic_ext={})
+    layer = "sem_seg_head.predictor.class_embed"
+    before, after = (model.state_dict()[f"{layer}.weight"] for model in (old, new))
+    car = places(OLD, layer, len(before)).index(4), places(NEW, layer, len(after)).index(0)
+    assert torch.equal(after[car[1]], before[car[0]])
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 _IDS_FILE = "trackers.json"  # in OUTPUT_DIR: name of the tracker -> id of its run
 _NUM_FAILURES = 3  # in a row, after which a tracker is left out
 _MAX_PARAMETER = 500  # characters of a value; older servers of MLflow take no more
+_MAX_METRICS = 1000  # in a request to MLflow
+_MAX_NAME = 250  # characters of a metric of MLflow
 _WINDOW = 20  # iterations over which losses are averaged, as in metrics.json
 
 
@@ -218,8 +221,12 @@ class MlflowWriter(Tracker):
 
     def _log(self, iteration: int, values: dict[str, float]) -> None:
         now, entities = int(time.time() * 1000), self._mlflow.entities
-        metrics = [entities.Metric(k, float(v), now, iteration) for k, v in values.items()]
-        self._client.log_batch(self._run_id, metrics=metrics)
+        metrics = [
+            entities.Metric(_name_for_mlflow(name), float(value), now, iteration)
+            for name, value in values.items()
+        ]
+        for i in range(0, len(metrics), _MAX_METRICS):
+            self._client.log_batch(self._run_id, metrics=metrics[i : i + _MAX_METRICS])
 
     def _log_picture(self, iteration: int, path: str) -> None:
         dataset = os.path.basename(os.path.dirname(path))
@@ -250,6 +257,12 @@ def mlflow_names(cfg: CfgNode) -> tuple[str, str, str]:
         keys.EXPERIMENT or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "panoptic_ext",
         keys.NAME or _folder_name(cfg),
     )
+
+
+def _name_for_mlflow(name: str) -> str:
+    """The name of a metric in characters that MLflow takes: classes may be called otherwise."""
+    parts = re.sub(r"[^\w\-. /]", "_", name).split("/")
+    return "/".join(part for part in parts if part.strip("."))[:_MAX_NAME]
 
 
 def _folder_name(cfg: CfgNode) -> str:

@@ -98,6 +98,29 @@ def test_wandb_offline_goes_on_in_the_same_run(
     assert len(list((tmp_path / "wandb").rglob("contact_sheet/*.png"))) == 2
 
 
+def test_mlflow_gets_metrics_of_any_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One name that it refuses would cost the row of an evaluation all its values."""
+    mlflow = pytest.importorskip("mlflow", reason="pip install 'panoptic_ext[mlflow]'")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    monkeypatch.setattr(trackers, "_MAX_METRICS", 2)
+    writer = trackers.MlflowWriter(tiny_cfg(tmp_path), 0)
+    names = {
+        "panoptic_seg/PQ": "panoptic_seg/PQ",
+        "sem_seg/IoU-door;double door": "sem_seg/IoU-door_double door",
+        "sem_seg/IoU-chest of drawers, chest": "sem_seg/IoU-chest of drawers_ chest",
+        "sem_seg/IoU-a//../b (c)": "sem_seg/IoU-a/b _c_",
+        f"segm/AP-{'x' * 300}": f"segm/AP-{'x' * 242}",
+    }
+    writer._log(3, {name: float(i) for i, name in enumerate(names)})
+    client = mlflow.MlflowClient(tracking_uri=(tmp_path / "mlruns").as_uri())
+    found = client.get_run(writer._run_id).data.metrics
+    assert found == {name: float(i) for i, name in enumerate(names.values())}
+
+
 def test_a_tracker_that_fails_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -148,6 +148,8 @@ class WandbWriter(Tracker):
             self._open(run_id, self._cfg.WANDB.MODE or None)
         # wandb has errors of several kinds for no account, no network and no answer.
         except Exception as error:
+            if self._cfg.WANDB.MODE == "offline":
+                raise
             logger.warning(
                 "wandb cannot go online (%s): the run is offline, and `wandb sync` takes it there "
                 "later. WANDB.MODE offline silences this",

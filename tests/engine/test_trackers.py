@@ -161,6 +161,23 @@ def test_wandb_that_cannot_go_online_is_offline(
     assert len(list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))) == 1
 
 
+def test_wandb_that_fails_offline_does_not_blame_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    wandb = pytest.importorskip("wandb", reason="pip install 'panoptic_ext[wandb]'")
+
+    def on_a_full_disk(**_: Any) -> Any:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(wandb, "init", on_a_full_disk)
+    cfg = tiny_cfg(tmp_path)
+    cfg.WANDB.MODE = "offline"
+    with caplog.at_level(logging.WARNING, trackers.__name__):
+        trackers.WandbWriter(cfg, 0)
+    texts = [r.getMessage() for r in caplog.records if r.name == trackers.__name__]
+    assert texts == ["wandb could not be written: OSError: no space left"]
+
+
 @pytest.mark.parametrize("package", ["wandb", "mlflow"])
 def test_a_logger_without_its_package_is_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str

@@ -154,10 +154,11 @@ class TimeTeller:
     Args:
         metrics: the file; rows that an earlier part of the training left there are passed over.
         max_iter: training steps in all.
+        time_budget: minutes of training and evaluation, whatever the number of steps; 0: none.
     """
 
-    def __init__(self, metrics: Path, max_iter: int) -> None:
-        self._metrics, self._max_iter = metrics, max_iter
+    def __init__(self, metrics: Path, max_iter: int, time_budget: float = 0.0) -> None:
+        self._metrics, self._max_iter, self._time_budget = metrics, max_iter, time_budget
         self._rows_before = len(self._rows())
         self._has_told = False
 
@@ -167,14 +168,21 @@ class TimeTeller:
             return
         for row in self._rows()[self._rows_before :]:
             steps_left = self._max_iter - row.get("iteration", 0) - 1
-            if "time" in row and steps_left > 0:
-                left = round(row["time"] * steps_left)
+            if "time" in row and (steps_left > 0 or self._time_budget):
                 say(
                     f"a training step takes {row['time']:.2f} s on this machine: about "
-                    f"{timedelta(seconds=left)} of training are left, then evaluation and pictures"
+                    f"{self._outlook(row['time'], steps_left)}, then pictures"
                 )
                 self._has_told = True
                 return
+
+    def _outlook(self, seconds: float, steps_left: int) -> str:
+        """What steps of so many seconds mean for the training."""
+        if self._time_budget:
+            steps = round(60 * self._time_budget / seconds)
+            return f"{steps} steps fit into the {self._time_budget:g} minutes"
+        left = timedelta(seconds=round(seconds * steps_left))
+        return f"{left} of training are left, then evaluation"
 
     def _rows(self) -> list[dict[str, float]]:
         return rows_of(self._metrics)
@@ -183,11 +191,14 @@ class TimeTeller:
 def plan(name: str, cfg: CfgNode, output: Path) -> list[str]:
     """What the demo is going to do, line by line."""
     shapes, solver = cfg.DATASETS.SHAPES, cfg.SOLVER
+    steps, asked = f"{solver.MAX_ITER} steps", "long the training takes"
+    if solver.TIME_BUDGET:
+        steps, asked = f"{solver.TIME_BUDGET:g} minutes of steps", "many steps fit into them"
     return [
         f"{name} on generated shapes; results will lie in {output}",
         f"1. data: {shapes.NUM_TRAIN} images to train on and {shapes.NUM_VAL} to evaluate on",
-        f"2. {_TRAINING}: {solver.MAX_ITER} steps of {solver.IMS_PER_BATCH} images; after 20 "
-        "steps a line says how long the training takes on this machine",
+        f"2. {_TRAINING}: {steps} of {solver.IMS_PER_BATCH} images; after 20 steps a line says "
+        f"how {asked} on this machine",
         f"3. pictures of the ground truth, 4. pictures of predictions of {NUM_PICTURES} images",
         "Ctrl-C stops it, and the same command goes on",
     ]
@@ -274,7 +285,7 @@ def main(args: argparse.Namespace) -> int:
             say(line)
         say("data: generated, unless an earlier demo has left it")
         generate_data(cfg)
-    tell_time = TimeTeller(output / "metrics.json", cfg.SOLVER.MAX_ITER)
+    tell_time = TimeTeller(output / "metrics.json", cfg.SOLVER.MAX_ITER, cfg.SOLVER.TIME_BUDGET)
     train = ["train", "--config-file", path, "--resume", "OUTPUT_DIR", str(output)]
     steps.run(_TRAINING, [*train, *args.opts], tell_time)
     draw(steps, output)

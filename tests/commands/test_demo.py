@@ -92,7 +92,9 @@ def test_each_model_has_its_config_and_the_plan_says_what_is_done() -> None:
         cfg = demo.load_cfg(demo.find_config(config), ["DATASETS.SHAPES.NUM_VAL", "3"])
         text = "\n".join(demo.plan(name, cfg, Path("out")))
         assert text.startswith(f"{name} on generated shapes; results will lie in out\n")
-        assert f"{cfg.SOLVER.MAX_ITER} steps of {cfg.SOLVER.IMS_PER_BATCH} images" in text
+        budget, images = cfg.SOLVER.TIME_BUDGET, f"{cfg.SOLVER.IMS_PER_BATCH} images"
+        length = f"{budget:g} minutes of steps" if budget else f"{cfg.SOLVER.MAX_ITER} steps"
+        assert f"{length} of {images}" in text
         assert "3 to evaluate on" in text
 
 
@@ -149,6 +151,11 @@ def test_the_time_is_said_once_from_rows_of_this_run(
     said = capsys.readouterr().out
     assert said.count("[demo]") == 1
     assert "takes 0.50 s on this machine: about 0:00:30 of training are left" in said
+    metrics.unlink()
+    tell = demo.TimeTeller(metrics, 10, 3.0)
+    metrics.write_text(json.dumps(rows[1]) + "\n")
+    tell()
+    assert "about 360 steps fit into the 3 minutes" in capsys.readouterr().out
 
 
 def test_the_fingerprint_depends_on_the_options() -> None:

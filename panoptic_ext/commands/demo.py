@@ -167,7 +167,7 @@ class TimeTeller:
         if self._has_told:
             return
         for row in self._rows()[self._rows_before :]:
-            steps_left = self._max_iter - row.get("iteration", 0) - 1
+            steps_left = self._max_iter - int(row.get("iteration", 0)) - 1
             if "time" in row and (steps_left > 0 or self._time_budget):
                 say(
                     f"a training step takes {row['time']:.2f} s on this machine: about "

@@ -22,6 +22,7 @@ from tests.tiny.programs import run_function
 SMALL = [
     *("SEED", "1", "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0"),
     *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "3", "SOLVER.WARMUP_ITERS", "1"),
+    *("SOLVER.TIME_BUDGET", "0"),
     *("TEST.EVALUATORS", "['panoptic']", "TEST.CONTACT_SHEET", "1"),
     *("DATASETS.SHAPES.NUM_TRAIN", "4", "DATASETS.SHAPES.NUM_VAL", "3"),
     *("DATASETS.SHAPES.IMAGE_SIZE", "[64,64]", "INPUT.MIN_SIZE_TRAIN", "[64]"),

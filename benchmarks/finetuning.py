@@ -141,14 +141,8 @@ class Queue:
     def _call(self, step: str, job: Job, folder: Path) -> int:
         print(f"{time.strftime('%H:%M')} {step[2:]} {job.name}", flush=True)
         command = [sys.executable, __file__, step, job.name, "--output", str(self._root)]
-        command += [
-            "--records",
-            str(self._records),
-            "--budget",
-            str(self._minutes),
-            "--limit",
-            str(self._limit),
-        ]
+        values = {"records": self._records, "budget": self._minutes, "limit": self._limit}
+        command += [f"--{name}={value}" for name, value in values.items()]
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "console.txt").open("a", encoding="utf-8") as stream:
             return subprocess.run(command, stdout=stream, stderr=stream).returncode

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import re
 
 import pytest
 import torch
@@ -18,28 +17,18 @@ from panoptic_ext.errors import ConfigError
 from panoptic_ext.modeling.backbone.freezing import freeze_parameters, put_frozen_in_evaluation
 from tests.tiny.mask_former import NAME, mapped, tiny_cfg
 from tests.tiny.model_inputs import fake_metadata
-from tests.tiny.transformers_models import tiny_architecture
 
 TIMM = {
     "MODEL.BACKBONE.NAME": "build_timm_backbone",
     "MODEL.TIMM.NAME": "mobilenetv2_035",
     "MODEL.TIMM.NORM": "FrozenBN",
 }
-
-
 SWIN = {
     "MODEL.BACKBONE.NAME": "D2SwinTransformer",
     "MODEL.SWIN.EMBED_DIM": 8,
     "MODEL.SWIN.DEPTHS": [1, 2, 1, 1],
     "MODEL.SWIN.NUM_HEADS": [1, 1, 2, 2],
     "MODEL.SWIN.WINDOW_SIZE": 4,
-}
-# Of families of transformers: where the backbone's names begin, and those of stem and first stage.
-OF_TRANSFORMERS = {
-    "detr": ("network.detr.model.backbone.", r"embedder\.|encoder\.stages\.0\."),
-    "eomt": ("network.", r"^embeddings\.|^layers\.0\."),
-    "mask2former": ("network.model.pixel_level_module.encoder.", r"embedder\.|stages\.0\."),
-    "oneformer": ("network.model.pixel_level_module.encoder.", r"embeddings\.|layers\.0\."),
 }
 
 
@@ -110,32 +99,6 @@ def test_the_stages_of_swin(number, parts):
     assert not {n for n in found if n.startswith(frozen)}
     assert any(n.startswith("backbone.layers.3.") for n in found) == (number != "all")
     assert any(n.startswith("sem_seg_head.") for n in found)
-
-
-@pytest.mark.parametrize("family", OF_TRANSFORMERS)
-def test_the_backbones_of_transformers(family):
-    pytest.importorskip("transformers", minversion="4.49", reason="the hf extra is not installed")
-    from tests.tiny.transformers_predictor import AVAILABLE
-
-    if family not in AVAILABLE:
-        pytest.skip(f"the installed transformers has no {family}")
-    keys = {
-        "MODEL.META_ARCHITECTURE": "TransformersPanoptic",
-        "MODEL.TRANSFORMERS.NAME_OR_PATH": "tiny",
-        "MODEL.TRANSFORMERS.PRETRAINED": False,
-        "MODEL.TRANSFORMERS.ARCHITECTURE": tiny_architecture(family),
-        "INPUT.MIN_SIZE_TEST": 0,
-    }
-    prefix, first = OF_TRANSFORMERS[family]
-    before = frozen_names(built(**keys)[0])  # transformers itself freezes parts of DETR
-    model, cfg = built(**keys, **{"MODEL.BACKBONE.FREEZE": 2})
-    names = {n for n, _ in model.named_parameters() if n.startswith(model.backbone_prefixes)}
-    expected = {n for n in names if re.search(first, n.removeprefix(prefix))}
-    assert len(expected) > 1 and expected < names
-    assert frozen_names(model) == expected | before
-    assert not (found := changed(model, cfg)) & frozen_names(model)
-    assert found & names - expected or names <= before | expected
-    assert frozen_names(built(**keys, **{"MODEL.BACKBONE.FREEZE": "all"})[0]) == names | before
 
 
 def test_autograd_keeps_nothing_of_a_frozen_beginning():

@@ -45,6 +45,7 @@ def freeze(model: nn.Module, cfg: CfgNode) -> None:
     names |= parameters_below(model, cfg.MODEL.FREEZE)
     parts += cfg.MODEL.FREEZE
     if parts:
+        parts += _frozen_already(model, names)
         freeze_parameters(model, names, norms)
         sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
         trained = sum(size for size, needs_gradient in sizes if needs_gradient)
@@ -54,6 +55,15 @@ def freeze(model: nn.Module, cfg: CfgNode) -> None:
             f"{trained:,}",
             f"{sum(size for size, _ in sizes):,}",
         )
+
+
+def _frozen_already(model: nn.Module, names: set[str]) -> list[str]:
+    """What the model froze when it was built and `names` do not have, for the log."""
+    others = [n for n, p in model.named_parameters() if not p.requires_grad and n not in names]
+    if not others:
+        return []
+    # Detectron2's ResNets have FREEZE_AT 2, so that a smaller FREEZE frees nothing.
+    return [f"{len(others)} parameters as the model is built (FREEZE_AT, for one), {others[0]} first"]
 
 
 def _backbone_of(model: nn.Module) -> tuple[str, nn.Module, str]:

@@ -83,6 +83,18 @@ def test_the_stages_of_a_timm_model_end_at_its_features():
         assert frozen_names(model) == names
 
 
+def test_the_first_stage_of_hrnet_has_another_name_than_its_features():
+    pytest.importorskip("timm", reason="timm is not installed")
+    stem, stage = ("conv1.", "conv2."), ("layer1.",)
+    for number, parts in ((1, stem), (2, stem + stage)):
+        model, _ = built(
+            **{**TIMM, "MODEL.TIMM.NAME": "hrnet_w18_small", "MODEL.BACKBONE.FREEZE": number}
+        )
+        names = {name.removeprefix("backbone.net.") for name in frozen_names(model)}
+        assert {part for part in parts if any(n.startswith(part) for n in names)} == {*parts}
+        assert all(name.startswith(parts) for name in names)
+
+
 @pytest.mark.parametrize(
     ("number", "parts"),
     [
@@ -124,6 +136,15 @@ def test_parts_by_name_and_the_line_that_says_so(caplog):
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert "Frozen: backbone, sem_seg_head.pixel_decoder;" in line and f"{trained:,} of" in line
     assert not any(n.startswith(parts) for n in changed(model, cfg))
+
+
+def test_what_the_model_froze_itself_is_said(caplog):
+    """FREEZE 1 frees nothing of what Detectron2's FREEZE_AT 2 froze."""
+    with caplog.at_level(logging.INFO, "panoptic_ext.engine.freezing"):
+        model, _ = built(**{"MODEL.BACKBONE.FREEZE_AT": 2, "MODEL.BACKBONE.FREEZE": 1})
+    own = [name for name in frozen_names(model) if name.startswith("backbone.res2.")]
+    (line,) = (r.getMessage() for r in caplog.records)
+    assert f"the stem of backbone, {len(own)} parameters as the model is built" in line
 
 
 def test_a_copy_keeps_its_own_parts_in_evaluation_mode():

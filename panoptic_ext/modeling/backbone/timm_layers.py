@@ -13,6 +13,8 @@ __all__ = ["timm_layers", "timm_stages"]
 
 # What timm's wrappers of a model for feature maps put before the names of its parameters.
 _WRAPPERS = ("", "model.", "body.")
+# HRNet's feature_info names a module that is called differently in the model.
+_RENAMED = {"stage1": "layer1"}
 
 
 def timm_layers(model_name: str, names: Iterable[str]) -> tuple[dict[str, int], int]:
@@ -69,7 +71,8 @@ def timm_stages(net: nn.Module, ends: Iterable[tuple[str, int]]) -> dict[str, in
 
 def _span(order: list[str], module: str) -> tuple[int, int]:
     """First and last position of a module and of those inside it; -1 if it is not there."""
-    names = [w + n for w in _WRAPPERS for n in (module, module.replace(".", "_", 1))]
+    other = _RENAMED.get(module, module.replace(".", "_", 1))
+    names = [w + n for w in _WRAPPERS for n in (module, other)]
     inside = [
         i for i, name in enumerate(order) if any(f"{name}.".startswith(f"{n}.") for n in names)
     ]

@@ -36,7 +36,7 @@ from panoptic_ext.engine.run_info import save_run_info
 from panoptic_ext.engine.trainer import Trainer, is_for_console
 from panoptic_ext.errors import ConfigError, PanopticExtError
 from panoptic_ext.evaluation.build import result_folder
-from panoptic_ext.interruption import Interrupted, stoppable
+from panoptic_ext.interruption import Interrupted, Terminated, stoppable
 
 __all__ = ["train_or_evaluate", "worker_name"]
 
@@ -90,7 +90,11 @@ def _start(args: argparse.Namespace) -> int:
 
 
 def _launch(args: argparse.Namespace) -> int:
-    """Spawn the workers of this machine and wait for them; returns the exit code."""
+    """Spawn the workers of this machine and wait for them; returns the exit code.
+
+    Raises:
+        KeyboardInterrupt, Terminated: a signal ended the workers before they could say so.
+    """
     with stoppable(on_signal=_stop_workers) as stop:
         try:
             launch(
@@ -102,12 +106,15 @@ def _launch(args: argparse.Namespace) -> int:
                 args=(args,),
             )
         except torch.multiprocessing.ProcessExitedException as error:
-            if stop.signum is not None:
-                return 128 + stop.signum
-            if error.exit_code not in (2, *_EXIT_CODES_AFTER_SIGNAL):
+            # The worker has printed its error, or where to go on from.
+            if error.exit_code in (2, *_EXIT_CODES_AFTER_SIGNAL):
+                return error.exit_code if stop.signum is None else 128 + stop.signum
+            if stop.signum is None:
                 raise
-            return error.exit_code  # the worker has printed its error
-    return 0 if stop.signum is None else 128 + stop.signum
+    if stop.signum is None:
+        return 0
+    # While the model is built, SIGTERM ends a worker at once, and torch hides its Ctrl-C.
+    raise Terminated if stop.signum == signal.SIGTERM else KeyboardInterrupt
 
 
 def _stop_workers(_signum: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
 
 from panoptic_ext.commands.train import main
 from panoptic_ext.engine.distributed import join_torchrun, leave, under_torchrun
@@ -129,3 +131,33 @@ def test_a_lone_rank_is_no_torchrun_and_must_be_a_number(
     assert main(["--config-file", str(config), "--dry-run", *options]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: environment variable RANK = 'x'") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("signum", "worker_code", "said"),
+    [
+        (signal.SIGTERM, -signal.SIGTERM, True),  # a worker that builds its model
+        (signal.SIGINT, 0, True),  # torch hides a worker's KeyboardInterrupt
+        (signal.SIGTERM, 143, False),  # the worker has said where to go on from
+    ],
+)
+def test_a_signal_while_workers_build_the_model_ends_with_one_line(
+    signum: int,
+    worker_code: int,
+    said: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def launched(*_args: object, **_kwargs: object) -> None:
+        os.kill(os.getpid(), signum)
+        if worker_code:
+            raise ProcessExitedException("", error_index=0, error_pid=1, exit_code=worker_code)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("panoptic_ext.engine.main.launch", launched)
+    config = str(ROOT / "configs/shapes/panoptic_fpn/panoptic_fpn_R18_shapes.yaml")
+    opts = ["MODEL.DEVICE", "cuda", "SOLVER.IMS_PER_BATCH", "2"]
+    assert main(["--config-file", config, "--num-gpus", "2", *opts]) == 128 + signum
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.startswith("stopped at once;") for line in lines] == ([True] if said else [])

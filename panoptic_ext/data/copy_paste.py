@@ -6,18 +6,18 @@ of segments. Local ids are 0 (void) and 1..N; id i belongs to entry i - 1 of a t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-from panoptic_ext.data.donors import Donors
+from panoptic_ext.data.donors import Donors, classes_of_things
 from panoptic_ext.data.read_record import Labels
 from panoptic_ext.errors import ConfigError, check_known
 
-__all__ = ["CopyPaste", "Scene", "classes_of_things", "paste"]
+__all__ = ["CopyPaste", "Scene", "paste"]
 
 _DRAWS = ("image", "class")
 
@@ -102,23 +102,6 @@ class CopyPaste:
         most = min(len(things), self.max_things or len(things))
         chosen = np.random.choice(things, np.random.randint(1, most + 1), replace=False)
         return paste(scene, other, chosen, (y, x), min_visible=self.min_visible, blur=self.blur)
-
-
-def classes_of_things(
-    segments: Sequence[dict[str, Any]], classes: Collection[int] | None = None
-) -> list[int]:
-    """The class of each segment that is a thing and no crowd, -1 of the others.
-
-    Args:
-        segments: segments_info entries with contiguous ids.
-        classes: contiguous ids; None: all. Things of other classes are -1, too.
-    """
-    return [
-        int(s["category_id"])
-        if s["isthing"] and not s["iscrowd"] and (classes is None or s["category_id"] in classes)
-        else -1
-        for s in segments
-    ]
 
 
 def paste(

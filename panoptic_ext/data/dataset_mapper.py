@@ -20,10 +20,10 @@ from panoptic_ext.config.ground_truth import PANOPTIC_TARGETS, panoptic_targets
 from panoptic_ext.data.annotated_instances import instances_of_annotations
 from panoptic_ext.data.augmentation import AugmentationInput, build_augmentations
 from panoptic_ext.data.coco.runs import find_runs, segment_boxes
-from panoptic_ext.data.copy_paste import CopyPaste, Scene, classes_of_things
+from panoptic_ext.data.copy_paste import CopyPaste, Scene
 from panoptic_ext.data.datasets.instances import has_instances_alone
 from panoptic_ext.data.datasets.registered import get_metadata
-from panoptic_ext.data.donors import Donors
+from panoptic_ext.data.donors import Donors, classes_of_things
 from panoptic_ext.data.id_map_masks import IdMapMasks
 from panoptic_ext.data.read_record import Labels, read_labels, read_record_image
 from panoptic_ext.errors import DatasetError, UnreadableFileError, check_known, quoted
@@ -146,12 +146,13 @@ class PanopticDatasetMapper:
         try:
             return self._map(record, donors)
         except UnreadableFileError as error:
-            if not self.skip_corrupt:
-                raise
-            log_first_n(
-                logging.WARNING, f"skipped a sample: {error}", n=1, name=__name__, key="message"
-            )
+            self._raise_or_warn(error, "skipped a sample")
             return None
+
+    def _raise_or_warn(self, error: UnreadableFileError, consequence: str) -> None:
+        if not self.skip_corrupt:
+            raise error
+        log_first_n(logging.WARNING, f"{consequence}: {error}", n=1, name=__name__, key="message")
 
     def _map(self, record: dict[str, Any], donors: Donors | None) -> dict[str, Any]:
         image = read_record_image(record, self.image_format)
@@ -212,11 +213,7 @@ class PanopticDatasetMapper:
             image = read_record_image(record, self.image_format)
             labels = read_labels(record, image.shape[:2])
         except UnreadableFileError as error:
-            if not self.skip_corrupt:
-                raise
-            log_first_n(
-                logging.WARNING, f"copied no thing: {error}", n=1, name=__name__, key="message"
-            )
+            self._raise_or_warn(error, "copied no thing")
             return None
         return self._augment_scene(image, record, labels, donated)
 

@@ -13,7 +13,7 @@ from detectron2.data import DatasetFromList
 from panoptic_ext.data.datasets.registered import get_metadata, thing_ids
 from panoptic_ext.errors import ConfigError, DatasetError, unknown
 
-__all__ = ["DonatingMapper", "Donors", "Drawn", "build_donors"]
+__all__ = ["DonatingMapper", "Donors", "Drawn", "build_donors", "classes_of_things"]
 
 Record = dict[str, Any]
 
@@ -50,7 +50,9 @@ class Donors:
         pairs = [
             (index, category)
             for index, record in enumerate(records)
-            for category in sorted(_copied_classes(record, self._classes))
+            if "pan_seg_file_name" in record
+            for category in sorted({*classes_of_things(record["segments_info"], self._classes)})
+            if category >= 0
         ]
         self._pairs = np.array(pairs, np.int64).reshape(-1, 2)  # columns: record, class
 
@@ -136,11 +138,18 @@ def _thing_names(dataset: str) -> dict[str, int]:
     return {names[i]: i for i in thing_ids(dataset)}
 
 
-def _copied_classes(record: Record, classes: Collection[int]) -> set[int]:
-    if "pan_seg_file_name" not in record:
-        return set()
-    return {
-        segment["category_id"]
-        for segment in record["segments_info"]
-        if segment["isthing"] and not segment["iscrowd"] and segment["category_id"] in classes
-    }
+def classes_of_things(
+    segments: Sequence[dict[str, Any]], classes: Collection[int] | None = None
+) -> list[int]:
+    """The class of each segment that is a thing and no crowd, -1 of the others.
+
+    Args:
+        segments: segments_info entries with contiguous ids.
+        classes: contiguous ids; None: all. Things of other classes are -1, too.
+    """
+    return [
+        int(s["category_id"])
+        if s["isthing"] and not s["iscrowd"] and (classes is None or s["category_id"] in classes)
+        else -1
+        for s in segments
+    ]

@@ -63,7 +63,9 @@ def _frozen_already(model: nn.Module, names: set[str]) -> list[str]:
     if not others:
         return []
     # Detectron2's ResNets have FREEZE_AT 2, so that a smaller FREEZE frees nothing.
-    return [f"{len(others)} parameters as the model is built (FREEZE_AT, for one), {others[0]} first"]
+    return [
+        f"{len(others)} parameters as the model is built (FREEZE_AT, for one), {others[0]} first"
+    ]
 
 
 def _backbone_of(model: nn.Module) -> tuple[str, nn.Module, str]:

@@ -17,8 +17,9 @@ from panoptic_ext.atomic import write_file
 from panoptic_ext.commands.command_line import command_main, command_parser
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.evaluation.compare_files import FileResult, evaluate_files
-from panoptic_ext.evaluation.panoptic_quality import GT_AREAS
-from panoptic_ext.evaluation.report import named_result, quality_table
+from panoptic_ext.evaluation.image_measures import GT_AREAS
+from panoptic_ext.evaluation.report import cost_table, named_result, quality_table
+from panoptic_ext.evaluation.segment_list import segment_csv
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -29,6 +30,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pred", required=True, help="COCO panoptic JSON of the predictions")
     parser.add_argument("--pred-root", help="folder of its PNGs (default: the JSON without .json)")
     parser.add_argument("--output", help="JSON file for the result, also per class and image")
+    parser.add_argument(
+        "--segments", help="CSV file for every segment: TP, FN or FP, its cause and what it costs"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, metavar="N")
     parser.add_argument(
         "--gt-area",
@@ -49,8 +53,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> int:
     """Compare and print; returns 0."""
     for path in (args.gt, args.pred):
-        if args.output and os.path.realpath(args.output) == os.path.realpath(path):
-            raise ConfigError(f"--output {args.output} is an input; choose another file")
+        for option in ("output", "segments"):
+            written = getattr(args, option)
+            if written and os.path.realpath(written) == os.path.realpath(path):
+                raise ConfigError(f"--{option} {written} is an input; choose another file")
     result = evaluate_files(
         args.gt,
         args.gt_root,
@@ -67,9 +73,13 @@ def main(args: argparse.Namespace) -> int:
             f"{len(result.per_image)} images are in both files; left out are {without_prediction} "
             f"without a prediction and {without_truth} without ground truth"
         )
-    print(quality_table(result.summary, result.categories))
+    print(quality_table(result.measures))
+    print(f"\n{cost_table(result.measures)}")
     if args.output:
         write_file(args.output, json.dumps(_content(result), indent=1).encode())
+    if args.segments:
+        names = {image["image_id"]: image["file_name"] for image in result.per_image}
+        write_file(args.segments, segment_csv(result.measures, names).encode())
     return 0
 
 
@@ -79,4 +89,4 @@ def _content(result: FileResult) -> dict:
         {**image, "pq": None if math.isnan(image["pq"]) else image["pq"]}
         for image in result.per_image
     ]
-    return {**named_result(result.summary, result.categories), "per_image": images}
+    return {**named_result(result.measures), "per_image": images}

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tqdm import tqdm
 
 from panoptic_ext.data.coco.panoptic_files import Annotation, PanopticFiles
 from panoptic_ext.errors import EvaluationError, listed
-from panoptic_ext.evaluation.panoptic_quality import (
-    PQStat,
+from panoptic_ext.evaluation.image_match import predicted_segments
+from panoptic_ext.evaluation.image_measures import (
+    ImageMeasures,
     check_sizes_in_headers,
     compare_with_truth,
-    predicted_segments,
 )
+from panoptic_ext.evaluation.measures import Measures
 from panoptic_ext.evaluation.report import image_ranking
 from panoptic_ext.many_files import ManyFiles, listed_failures
 
@@ -30,12 +31,15 @@ class FileResult:
         summary: of `PQStat.summary`.
         categories: of `PanopticFiles`.
         per_image: of `report.image_ranking`; file_name is the truth's PNG.
+        measures: all of them.
         left_out: numbers of images of the truth and of the predictions that the other file lacks.
     """
 
     summary: dict[str, dict]
     categories: dict[int, dict]
     per_image: list[dict[str, Any]]
+    # It holds arrays, which have no equality of their own.
+    measures: Measures = field(compare=False)
     left_out: tuple[int, int] = (0, 0)
 
 
@@ -75,7 +79,7 @@ def evaluate_files(
     predictions.check_categories(truth)
     pairs = _join(truth, predictions, only_common=only_common)
 
-    def compare(pair: tuple[Annotation, Annotation]) -> PQStat:
+    def compare(pair: tuple[Annotation, Annotation]) -> ImageMeasures:
         annotation, predicted = pair
         where = f"prediction for {predictions.where(predicted)}"
         check_sizes_in_headers(truth.size(annotation), predictions.size(predicted), annotation)
@@ -88,7 +92,7 @@ def evaluate_files(
     )
     results = images.results(pairs, compare)
     bar = tqdm(results, total=len(pairs), unit="image", desc="PQ", disable=not progress)
-    stats = {a.image_id: stat for (a, _), stat in bar if stat is not None}
+    compared = {a.image_id: image for (a, _), image in bar if image is not None}
     images.stop.check(
         f"stopped after comparing {images.done} of {len(pairs)} images; there is no result, and the"
         " same command compares from the first image"
@@ -96,11 +100,12 @@ def evaluate_files(
     # The quality of the other images alone would be a wrong number for the data set.
     if images.failed:
         raise EvaluationError(listed_failures(images.failed, len(pairs), "cannot be compared"))
-    total = PQStat.total(stats.values())
+    measures = Measures(compared, truth.categories)
     return FileResult(
-        total.summary({c: bool(v["isthing"]) for c, v in truth.categories.items()}),
+        measures.summary,
         truth.categories,
-        image_ranking(stats, total, {a.image_id: a.file_name for a, _ in pairs}),
+        image_ranking(measures, {a.image_id: a.file_name for a, _ in pairs}),
+        measures,
         left_out=(len(truth.annotations) - len(pairs), len(predictions.annotations) - len(pairs)),
     )
 

@@ -21,14 +21,21 @@ from panoptic_ext.data.coco.label_png import encode_png
 from panoptic_ext.data.coco.panoptic_files import Annotation
 from panoptic_ext.data.coco.writer import PanopticWriter, check_png_names, png_name
 from panoptic_ext.errors import EvaluationError, listed, quoted
+from panoptic_ext.evaluation.image_measures import ImageMeasures, compare_with_truth
 from panoptic_ext.evaluation.kept_predictions import (
     KeptPrediction,
     PredictionKeeper,
     gather_worst_and_best,
 )
+from panoptic_ext.evaluation.measures import Measures
 from panoptic_ext.evaluation.panoptic_prediction import PanopticPrediction, PredictionReader
-from panoptic_ext.evaluation.panoptic_quality import PQStat, compare_with_truth
-from panoptic_ext.evaluation.report import image_ranking, metric_keys, named_result, quality_table
+from panoptic_ext.evaluation.report import (
+    cost_table,
+    image_ranking,
+    metric_keys,
+    named_result,
+    quality_table,
+)
 from panoptic_ext.evaluation.run_evaluator import RunEvaluator
 from panoptic_ext.evaluation.truth import Truth
 
@@ -54,7 +61,7 @@ class _ImageResult:
 
     image_id: ImageId  # as the loader gave it
     file_name: str
-    stat: PQStat
+    measures: ImageMeasures
     annotation: dict[str, Any] | None  # for the JSON of predictions, when written
 
 
@@ -72,6 +79,7 @@ class PanopticEvaluator(RunEvaluator, COCOPanopticEvaluator):
 
     After `evaluate`, the main process also has:
         summary: of `PQStat.summary`, by dataset category id; None before.
+        measures: all measures, such as what each cause of error costs; None before.
         per_image: list of dicts with image_id, file_name (of the image), pq (percent), tp, fp, fn,
             loss (points of PQ that the image costs), in the data set's order.
         worst, best: lists of `KeptPrediction`, `keep_predictions` of each at most.
@@ -132,6 +140,7 @@ class PanopticEvaluator(RunEvaluator, COCOPanopticEvaluator):
         self._images: dict[Any, _ImageResult] = {}
         self._keeper = PredictionKeeper(self.keep_predictions)
         self.summary: dict[str, dict] | None = None
+        self.measures: Measures | None = None
         self.per_image: list[dict[str, Any]] = []
         self.worst: list[KeptPrediction] = []
         self.best: list[KeptPrediction] = []
@@ -233,7 +242,7 @@ class PanopticEvaluator(RunEvaluator, COCOPanopticEvaluator):
     def _compare(self, image: _Image, prediction: PanopticPrediction) -> None:
         """Compare one prediction with its truth; runs in a thread."""
         annotation, table = image.annotation, prediction.table
-        stat = compare_with_truth(
+        measures = compare_with_truth(
             self.truth.files, annotation, prediction.runs, table, self._gt_area
         )
         written = None
@@ -245,10 +254,10 @@ class PanopticEvaluator(RunEvaluator, COCOPanopticEvaluator):
                 prediction.runs,
                 [{"id": i, "category_id": category} for i, category in rows],
             )
-        pq, order = 100 * stat.pooled_pq(), self.truth.order[annotation.image_id]
+        pq, order = 100 * measures.stat().pooled_pq(), self.truth.order[annotation.image_id]
         self._keeper.offer(pq, order, lambda: _kept(image, prediction, pq, order))
         self._images[annotation.image_id] = _ImageResult(
-            image.image_id, image.file_name, stat, written
+            image.image_id, image.file_name, measures, written
         )
 
     def _finish(self) -> str | None:
@@ -276,22 +285,22 @@ class PanopticEvaluator(RunEvaluator, COCOPanopticEvaluator):
         )
 
     def _report(self, images: Mapping[Any, _ImageResult]) -> OrderedDict:
-        categories = self.truth.files.categories
-        total = PQStat.total(image.stat for image in images.values())
-        self.summary = total.summary({c: bool(v["isthing"]) for c, v in categories.items()})
-        self.per_image = image_ranking(
-            {image.image_id: image.stat for image in images.values()},
-            total,
-            {image.image_id: image.file_name for image in images.values()},
+        by_id = {image.image_id: image for image in images.values()}
+        measures = Measures(
+            {image_id: image.measures for image_id, image in by_id.items()},
+            self.truth.files.categories,
         )
+        self.measures, self.summary = measures, measures.summary
+        self.per_image = image_ranking(measures, {i: x.file_name for i, x in by_id.items()})
         if self._output_dir is not None:
-            result = json.dumps(named_result(self.summary, categories), indent=1)
+            result = json.dumps(named_result(measures), indent=1)
             write_file(os.path.join(self._output_dir, "panoptic_quality.json"), result.encode())
         if self._write:
             written = [image.annotation for image in images.values() if image.annotation]
             self._writer.close(self.truth.files.content, written)
         if logger.isEnabledFor(logging.INFO):
-            logger.info("Panoptic Evaluation Results:\n%s", quality_table(self.summary, categories))
+            logger.info("Panoptic Evaluation Results:\n%s", quality_table(measures))
+            logger.info("What each cause costs:\n%s", cost_table(measures))
         results = metric_keys(self.summary)
         absent = [key for key, value in results.items() if math.isnan(value)]
         if absent:

@@ -13,7 +13,7 @@ from panoptic_ext.data.coco.divisor import segments_without_info
 from panoptic_ext.data.coco.runs import Runs, runs_from_ids
 from panoptic_ext.data.coco.segment_table import SegmentTable, integer
 from panoptic_ext.errors import EvaluationError, quoted
-from panoptic_ext.evaluation.panoptic_quality import predicted_segments
+from panoptic_ext.evaluation.image_match import predicted_segments
 from panoptic_ext.evaluation.truth import Truth
 
 __all__ = ["PanopticPrediction", "PredictionReader"]

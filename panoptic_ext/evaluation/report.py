@@ -8,9 +8,10 @@ from typing import Any
 
 from tabulate import tabulate
 
-from panoptic_ext.evaluation.panoptic_quality import PQStat
+from panoptic_ext.evaluation.error_causes import CAUSES
+from panoptic_ext.evaluation.measures import Measures
 
-__all__ = ["image_ranking", "metric_keys", "named_result", "quality_table"]
+__all__ = ["cost_table", "image_ranking", "metric_keys", "named_result", "quality_table"]
 
 _GROUPS = (("All", ""), ("Things", "_th"), ("Stuff", "_st"))
 
@@ -28,18 +29,15 @@ def metric_keys(summary: Mapping[str, dict]) -> dict[str, float]:
     }
 
 
-def named_result(summary: Mapping[str, dict], categories: Mapping[int, dict]) -> dict[str, Any]:
+def named_result(measures: Measures) -> dict[str, Any]:
     """The result for a JSON file.
 
-    Args:
-        summary: of `PQStat.summary`.
-        categories: {id: {"name", "isthing"}}.
-
     Returns:
-        `metric_keys`, "num_categories" by group, and "per_class": a list of dicts with category_id,
-        name, isthing, PQ, SQ, RQ in percent, tp, fp, fn and their causes. Values that are not
-        available are None, because JSON has no nan.
+        `metric_keys`, "num_categories" by group, "per_class": a list of dicts with category_id,
+        name, isthing, PQ, SQ, RQ in percent, tp, fp, fn, their causes and "costs", and "costs" of
+        each group (see `costs`). Values that are not available are None, because JSON has no nan.
     """
+    summary, categories, costs = measures.summary, measures.categories, measures.costs
     per_class = []
     for category, row in summary["per_class"].items():
         per_class.append(
@@ -49,17 +47,20 @@ def named_result(summary: Mapping[str, dict], categories: Mapping[int, dict]) ->
                 "isthing": int(categories[category]["isthing"]),
                 **{key.upper(): _or_none(100 * row[key]) for key in ("pq", "sq", "rq")},
                 **{k: row[k] for k in ("tp", "fp", "fn", "fp_causes", "fn_causes")},
+                "costs": costs["per_class"][category],
             }
         )
     return {
         **{key: _or_none(value) for key, value in metric_keys(summary).items()},
         "num_categories": {group: summary[group]["n"] for group, _ in _GROUPS},
+        "costs": {group: costs[group] for group, _ in _GROUPS},
         "per_class": per_class,
     }
 
 
-def quality_table(summary: Mapping[str, dict], categories: Mapping[int, dict]) -> str:
+def quality_table(measures: Measures) -> str:
     """A Markdown table: All, Things, Stuff, then each category that occurs, with its errors."""
+    summary, categories = measures.summary, measures.categories
     rows = []
     for group, _ in _GROUPS:
         result = summary[group]
@@ -87,25 +88,45 @@ def quality_table(summary: Mapping[str, dict], categories: Mapping[int, dict]) -
 _ALIGN = ("left", *("right",) * 6, "left", "left")
 
 
-def image_ranking(
-    stats: Mapping[Any, PQStat], total: PQStat, file_names: Mapping[Any, str]
-) -> list[dict[str, Any]]:
+def cost_table(measures: Measures) -> str:
+    """A Markdown table of the points of PQ that each cause costs; a row adds up to 100.
+
+    Rows as `quality_table`. Causes that cost nothing anywhere have no column.
+    """
+    costs, summary = measures.costs, measures.summary
+    named = [(f"**{group}**", summary[group], costs[group]) for group, _ in _GROUPS]
+    named += [
+        (str(measures.categories[c]["name"]), summary["per_class"][c], row)
+        for c, row in costs["per_class"].items()
+    ]
+    named = [(name, quality, row) for name, quality, row in named if row]
+    causes = [c for c in CAUSES if any(row[c] for _, _, row in named)]
+    cells = [
+        [name, f"{100 * quality['pq']:.2f}", *(f"{row[c]:.2f}" if row[c] else "" for c in causes)]
+        for name, quality, row in named
+    ]
+    headers = ["points of PQ", "PQ", *causes]
+    align = ("left", *("right",) * (len(headers) - 1))
+    return tabulate(cells, headers, tablefmt="pipe", disable_numparse=True, colalign=align)
+
+
+def image_ranking(measures: Measures, file_names: Mapping[Any, str]) -> list[dict[str, Any]]:
     """The quality of each image, and what it takes off the data set's PQ.
 
     Args:
-        stats: counts of each image.
-        total: their sum.
+        measures: of the data set.
         file_names: of each image.
 
     Returns:
-        in the order of `stats`, dicts with image_id, file_name, pq (percent, over all segments of
-        the image, TPs' IoU / (TP + FP/2 + FN/2); nan for an image without any), tp, fp, fn, and
+        in the order of the images, dicts with image_id, file_name, pq (percent, over all segments
+        of the image, TPs' IoU / (TP + FP/2 + FN/2); nan for an image without any), tp, fp, fn, and
         loss: what the image takes off the data set's PQ, in points. The losses of all images and
         PQ add up to 100.
     """
+    total = measures.total
     present = [c for c in total.counts if total.has(c)]
     rows = []
-    for image_id, stat in stats.items():
+    for image_id, stat in measures.stats.items():
         loss = math.fsum(
             stat.counts[c].shortfall / total.counts[c].weight for c in present if c in stat.counts
         )

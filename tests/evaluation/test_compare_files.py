@@ -42,6 +42,7 @@ def test_tool(files, tmp_path, capsys):
     output = tmp_path / "new" / "result.json"
     roots = ["--gt-root", gt_root, "--pred-root", pred_root]
     args = ["--gt", gt, "--pred", pred, *roots, "--output", str(output), "--threads", "2"]
+    args += ["--segments", str(tmp_path / "segments.csv")]
     assert evaluate.main(args) == 0
     printed = capsys.readouterr()
     assert "| person " in printed.out and "**All** (4)" in printed.out
@@ -54,6 +55,12 @@ def test_tool(files, tmp_path, capsys):
     assert [i["image_id"] for i in content["per_image"]] == ["a", "b", "c"]
     expected = evaluate_files(*files, num_threads=0).summary["All"]["pq"]
     assert content["PQ"] == 100 * expected
+    assert sum(content["costs"]["All"].values()) == pytest.approx(100 - content["PQ"])
+    assert "| points of PQ" in printed.out
+    lines = (tmp_path / "segments.csv").read_text().splitlines()
+    assert lines[0] == "image_id,file_name,kind,cause,cost,class,other_class,iou,id,area"
+    wrong = next(line for line in lines if line.startswith("c,") and ",FN," in line)
+    assert "south/2.png,FN,wrong class," in wrong and ",road,sky,0.0,501,768" in wrong
 
 
 def test_a_subset_is_compared_where_that_is_wanted(files, tmp_path, capsys):

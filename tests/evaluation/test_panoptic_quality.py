@@ -20,12 +20,10 @@ from panoptic_ext.data.coco.runs import runs_from_ids
 from panoptic_ext.data.coco.segment_table import SegmentTable
 from panoptic_ext.errors import EvaluationError
 from panoptic_ext.evaluation.compare_files import evaluate_files
-from panoptic_ext.evaluation.panoptic_quality import (
-    PQStat,
-    check_areas,
-    match_image,
-    predicted_segments,
-)
+from panoptic_ext.evaluation.image_match import check_areas
+from panoptic_ext.evaluation.outcomes import Outcomes
+from panoptic_ext.evaluation.panoptic_quality import PQStat
+from tests.evaluation.matches import CAR, PERSON, ROAD, SKY, match, row
 from tests.evaluation.reference import (
     CATEGORIES,
     IS_THING,
@@ -33,29 +31,12 @@ from tests.evaluation.reference import (
     random_dataset,
     segment,
     summarize,
-    with_areas,
 )
-
-PERSON, CAR, SKY, ROAD = 7, 3, 90, 21
-
-
-def row(*runs: tuple[int, int]) -> np.ndarray:
-    """A map of one row from (id, length) pairs."""
-    return np.repeat([i for i, _ in runs], [n for _, n in runs])[None]
 
 
 def compare(gt_ids, gt, pred_ids, pred, *, areas: bool = True) -> PQStat:
     """Counts of one image; the truth's areas are counted unless given."""
-    gt = with_areas(gt_ids, gt) if areas else gt
-    gt_runs, pred_runs = runs_from_ids(gt_ids), runs_from_ids(pred_ids)
-    table = SegmentTable.from_segments_info(pred, IS_THING, "image 1")
-    return match_image(
-        gt_runs,
-        SegmentTable.from_segments_info(gt, IS_THING, "image 1"),
-        pred_runs,
-        predicted_segments(pred_runs, table, "image 1"),
-        "image 1",
-    )
+    return PQStat.of(Outcomes.of(match(gt_ids, gt, pred_ids, pred, areas=areas)))
 
 
 def counts(stat: PQStat, category: int) -> tuple[float, int, int, int]:
@@ -202,32 +183,6 @@ def test_sizes_must_be_equal():
 def test_bad_predictions(ids, pred, message):
     with pytest.raises(EvaluationError, match=message):
         compare(row((5, 4)), [segment(5, CAR)], ids, pred)
-
-
-def test_causes_of_errors():
-    gt = [segment(5, CAR), segment(6, PERSON), segment(7, PERSON), segment(8, CAR), segment(9, SKY)]
-    gt_ids = row((5, 10), (6, 4), (7, 4), (8, 10), (9, 10))
-    pred = [segment(i, c) for i, c in ((1, CAR), (2, CAR), (3, PERSON), (4, CAR), (5, SKY))]
-    # car 5 in two halves, both persons in one, a third of car 8, the sky well
-    pred_ids = row((1, 5), (2, 5), (3, 8), (4, 3), (0, 7), (5, 10))
-    stat = compare(gt_ids, gt, pred_ids, pred)
-    assert dict(stat[CAR].fn_causes) == {"split": 1, "low IoU": 1}
-    assert dict(stat[CAR].fp_causes) == {"split": 3}
-    assert dict(stat[PERSON].fn_causes) == {"merged": 2}
-    assert dict(stat[PERSON].fp_causes) == {"merged": 1}
-    lonely = compare(
-        row((5, 4), (9, 4)),
-        [segment(5, CAR), segment(9, SKY)],
-        row((0, 4), (1, 4)),
-        [segment(1, CAR)],
-    )
-    assert dict(lonely[CAR].fn_causes) == {"missed": 1}
-    assert dict(lonely[CAR].fp_causes) == dict(lonely[SKY].fn_causes) == {"wrong class": 1}
-    invented = compare(
-        row((9, 8)), [segment(9, SKY)], row((1, 4), (2, 4)), [segment(1, CAR), segment(2, SKY)]
-    )
-    assert dict(invented[CAR].fp_causes) == {"spurious": 1}
-    assert dict(invented[SKY].fn_causes) == {"low IoU": 1}
 
 
 def test_merging_in_any_order_gives_the_same_bits():

@@ -18,8 +18,9 @@ from panoptic_ext.commands.command_line import command_main, command_parser
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.evaluation.compare_files import FileResult, evaluate_files
 from panoptic_ext.evaluation.image_measures import GT_AREAS
-from panoptic_ext.evaluation.report import cost_table, named_result, quality_table
+from panoptic_ext.evaluation.report import named_result
 from panoptic_ext.evaluation.segment_list import segment_csv
+from panoptic_ext.evaluation.tables import result_text
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -73,8 +74,7 @@ def main(args: argparse.Namespace) -> int:
             f"{len(result.per_image)} images are in both files; left out are {without_prediction} "
             f"without a prediction and {without_truth} without ground truth"
         )
-    print(quality_table(result.measures))
-    print(f"\n{cost_table(result.measures)}")
+    print(result_text(result.measures))
     if args.output:
         write_file(args.output, json.dumps(_content(result), indent=1).encode())
     if args.segments:

@@ -6,10 +6,15 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from panoptic_ext.data.coco.json_file import ImageId
+from panoptic_ext.evaluation.confusion import pixel_confusion, segment_confusion
 from panoptic_ext.evaluation.costs import cost_of_causes
 from panoptic_ext.evaluation.image_measures import ImageMeasures
+from panoptic_ext.evaluation.outcomes import ClassPixels, Outcomes, concatenate
 from panoptic_ext.evaluation.panoptic_quality import PQStat
+from panoptic_ext.evaluation.sizes import SIZE_LIMITS, quality_by_size
 
 __all__ = ["Measures"]
 
@@ -37,6 +42,11 @@ class Measures:
         """{dataset id: whether it is a thing}."""
         return {c: bool(entry["isthing"]) for c, entry in self.categories.items()}
 
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the categories, in their order."""
+        return [str(entry["name"]) for entry in self.categories.values()]
+
     @cached_property
     def stats(self) -> dict[ImageId, PQStat]:
         """The counts of each image."""
@@ -56,3 +66,32 @@ class Measures:
     def costs(self) -> dict[str, dict]:
         """`costs.cost_of_causes` of all images."""
         return cost_of_causes(self.total, self.isthing)
+
+    @cached_property
+    def segments(self) -> tuple[Outcomes, np.ndarray]:
+        """N segments of all images, and the position of each one's image, (N,) int64."""
+        return concatenate([image.outcomes for image in self.images.values()])
+
+    @cached_property
+    def class_pixels(self) -> tuple[ClassPixels, np.ndarray]:
+        """K pairs of classes of all images, and the position of each one's image, (K,) int64."""
+        return concatenate([image.class_pixels for image in self.images.values()])
+
+    @cached_property
+    def by_size(self) -> dict[str, dict[str, dict]]:
+        """{kind of `SIZE_LIMITS`: `sizes.quality_by_size` of all images}."""
+        outcomes, images = self.segments
+        num_pixels = np.array([image.num_pixels for image in self.images.values()])[images]
+        return {
+            kind: quality_by_size(outcomes, num_pixels, self.isthing, kind) for kind in SIZE_LIMITS
+        }
+
+    @cached_property
+    def segment_confusion(self) -> np.ndarray:
+        """(C + 1, C + 1) int64, see `confusion.segment_confusion`; classes as `categories`."""
+        return segment_confusion(self.segments[0], list(self.categories))
+
+    @cached_property
+    def pixel_confusion(self) -> np.ndarray:
+        """(C + 1, C + 1) int64, see `confusion.pixel_confusion`; classes as `categories`."""
+        return pixel_confusion(self.class_pixels[0], list(self.categories))

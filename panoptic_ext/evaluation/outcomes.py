@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import numpy as np
 
@@ -117,15 +118,20 @@ class ClassPixels:
         )
 
 
-def concatenate(
-    parts: Sequence[Outcomes] | Sequence[ClassPixels],
-) -> tuple[Outcomes | ClassPixels, np.ndarray]:
-    """One object of many images' and the position of each entry's image, int64; at least one."""
+Arrays = TypeVar("Arrays", Outcomes, ClassPixels)
+
+
+def concatenate(parts: Sequence[Arrays]) -> tuple[Arrays, np.ndarray]:
+    """Join those of many images, at least one.
+
+    Returns:
+        One object; the position of each entry's image in `parts`, int64.
+    """
     kind = type(parts[0])
-    values = {f.name: [getattr(part, f.name) for part in parts] for f in fields(kind)}
-    lengths = [len(part) for part in next(iter(values.values()))]
-    images = np.repeat(np.arange(len(parts)), lengths)
-    return kind(**{name: np.concatenate(arrays) for name, arrays in values.items()}), images
+    names = [field.name for field in fields(kind)]
+    lengths = [len(getattr(part, names[0])) for part in parts]
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return kind(**joined), np.repeat(np.arange(len(parts)), lengths)
 
 
 def _others(match: ImageMatch) -> tuple[np.ndarray, np.ndarray]:

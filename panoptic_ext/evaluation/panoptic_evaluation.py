@@ -29,14 +29,9 @@ from panoptic_ext.evaluation.kept_predictions import (
 )
 from panoptic_ext.evaluation.measures import Measures
 from panoptic_ext.evaluation.panoptic_prediction import PanopticPrediction, PredictionReader
-from panoptic_ext.evaluation.report import (
-    cost_table,
-    image_ranking,
-    metric_keys,
-    named_result,
-    quality_table,
-)
+from panoptic_ext.evaluation.report import image_ranking, metric_keys, named_result
 from panoptic_ext.evaluation.run_evaluator import RunEvaluator
+from panoptic_ext.evaluation.tables import result_text
 from panoptic_ext.evaluation.truth import Truth
 
 __all__ = ["PanopticEvaluator"]
@@ -299,8 +294,7 @@ class PanopticEvaluator(RunEvaluator, COCOPanopticEvaluator):
             written = [image.annotation for image in images.values() if image.annotation]
             self._writer.close(self.truth.files.content, written)
         if logger.isEnabledFor(logging.INFO):
-            logger.info("Panoptic Evaluation Results:\n%s", quality_table(measures))
-            logger.info("What each cause costs:\n%s", cost_table(measures))
+            logger.info("Panoptic Evaluation Results:\n%s", result_text(measures))
         results = metric_keys(self.summary)
         absent = [key for key, value in results.items() if math.isnan(value)]
         if absent:

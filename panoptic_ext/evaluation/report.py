@@ -1,4 +1,4 @@
-"""Results of panoptic quality as Detectron2's keys, as a table, as JSON and image by image."""
+"""Results of panoptic quality as Detectron2's keys, as JSON and image by image."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from tabulate import tabulate
+import numpy as np
 
-from panoptic_ext.evaluation.error_causes import CAUSES
 from panoptic_ext.evaluation.measures import Measures
 
-__all__ = ["cost_table", "image_ranking", "metric_keys", "named_result", "quality_table"]
+__all__ = ["GROUPS", "image_ranking", "metric_keys", "named_result"]
 
-_GROUPS = (("All", ""), ("Things", "_th"), ("Stuff", "_st"))
+GROUPS = (("All", ""), ("Things", "_th"), ("Stuff", "_st"))
+"""Names of the groups of classes, and what their keys end with."""
 
 
 def metric_keys(summary: Mapping[str, dict]) -> dict[str, float]:
@@ -24,7 +24,7 @@ def metric_keys(summary: Mapping[str, dict]) -> dict[str, float]:
     """
     return {
         key.upper() + suffix: 100 * summary[group][key]
-        for group, suffix in _GROUPS
+        for group, suffix in GROUPS
         for key in ("pq", "sq", "rq")
     }
 
@@ -34,8 +34,10 @@ def named_result(measures: Measures) -> dict[str, Any]:
 
     Returns:
         `metric_keys`, "num_categories" by group, "per_class": a list of dicts with category_id,
-        name, isthing, PQ, SQ, RQ in percent, tp, fp, fn, their causes and "costs", and "costs" of
-        each group (see `costs`). Values that are not available are None, because JSON has no nan.
+        name, isthing, PQ, SQ, RQ in percent, tp, fp, fn, their causes and "costs"; "costs" of each
+        group (see `costs`); "by_size" of each kind, size and group; "confusion": names of the
+        classes, then "segments" and "pixels", lists of [row, column, number] of the cells that are
+        not 0 (see `confusion`). Values that are not available are None, because JSON has no nan.
     """
     summary, categories, costs = measures.summary, measures.categories, measures.costs
     per_class = []
@@ -52,62 +54,33 @@ def named_result(measures: Measures) -> dict[str, Any]:
         )
     return {
         **{key: _or_none(value) for key, value in metric_keys(summary).items()},
-        "num_categories": {group: summary[group]["n"] for group, _ in _GROUPS},
-        "costs": {group: costs[group] for group, _ in _GROUPS},
+        "num_categories": {group: summary[group]["n"] for group, _ in GROUPS},
+        "costs": {group: costs[group] for group, _ in GROUPS},
+        "by_size": {kind: _named_sizes(sizes) for kind, sizes in measures.by_size.items()},
+        "confusion": {
+            "classes": measures.class_names,
+            "segments": _cells(measures.segment_confusion),
+            "pixels": _cells(measures.pixel_confusion),
+        },
         "per_class": per_class,
     }
 
 
-def quality_table(measures: Measures) -> str:
-    """A Markdown table: All, Things, Stuff, then each category that occurs, with its errors."""
-    summary, categories = measures.summary, measures.categories
-    rows = []
-    for group, _ in _GROUPS:
-        result = summary[group]
-        rows.append([f"**{group}** ({result['n']})", *_percent(result), "", "", "", "", ""])
-    for category, row in summary["per_class"].items():
-        if row["tp"] + row["fp"] + row["fn"]:
-            rows.append(
-                [
-                    categories[category]["name"],
-                    *_percent(row),
-                    *(row[key] for key in ("tp", "fp", "fn")),
-                    _causes(row["fn_causes"]),
-                    _causes(row["fp_causes"]),
-                ]
-            )
-    headers = ["", "PQ", "SQ", "RQ", "TP", "FP", "FN", "FN by cause", "FP by cause"]
-    table = tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, colalign=_ALIGN)
-    absent = [c for c, r in summary["per_class"].items() if not r["tp"] + r["fp"] + r["fn"]]
-    if absent:
-        names = ", ".join(str(categories[c]["name"]) for c in absent)
-        table += f"\nNeither in the ground truth nor predicted, left out of averages: {names}"
-    return table
+def _named_sizes(sizes: Mapping[str, dict]) -> dict[str, dict[str, Any]]:
+    """{size: `metric_keys` and counts}."""
+    return {
+        name: {
+            **{key: _or_none(value) for key, value in metric_keys(summary).items()},
+            "num_categories": {group: summary[group]["n"] for group, _ in GROUPS},
+            **{key: summary[key] for key in ("tp", "fp", "fn")},
+        }
+        for name, summary in sizes.items()
+    }
 
 
-_ALIGN = ("left", *("right",) * 6, "left", "left")
-
-
-def cost_table(measures: Measures) -> str:
-    """A Markdown table of the points of PQ that each cause costs; a row adds up to 100.
-
-    Rows as `quality_table`. Causes that cost nothing anywhere have no column.
-    """
-    costs, summary = measures.costs, measures.summary
-    named = [(f"**{group}**", summary[group], costs[group]) for group, _ in _GROUPS]
-    named += [
-        (str(measures.categories[c]["name"]), summary["per_class"][c], row)
-        for c, row in costs["per_class"].items()
-    ]
-    named = [(name, quality, row) for name, quality, row in named if row]
-    causes = [c for c in CAUSES if any(row[c] for _, _, row in named)]
-    cells = [
-        [name, f"{100 * quality['pq']:.2f}", *(f"{row[c]:.2f}" if row[c] else "" for c in causes)]
-        for name, quality, row in named
-    ]
-    headers = ["points of PQ", "PQ", *causes]
-    align = ("left", *("right",) * (len(headers) - 1))
-    return tabulate(cells, headers, tablefmt="pipe", disable_numparse=True, colalign=align)
+def _cells(matrix: np.ndarray) -> list[list[int]]:
+    rows, columns = np.nonzero(matrix)
+    return np.stack([rows, columns, matrix[rows, columns]], axis=1).tolist()
 
 
 def image_ranking(measures: Measures, file_names: Mapping[Any, str]) -> list[dict[str, Any]]:
@@ -140,17 +113,6 @@ def image_ranking(measures: Measures, file_names: Mapping[Any, str]) -> list[dic
             }
         )
     return rows
-
-
-def _percent(row: Mapping[str, float]) -> list[str]:
-    return [
-        "n/a" if math.isnan(row[key]) else f"{100 * row[key]:.3f}" for key in ("pq", "sq", "rq")
-    ]
-
-
-def _causes(causes: Mapping[str, int]) -> str:
-    ordered = sorted(causes.items(), key=lambda item: -item[1])
-    return ", ".join(f"{cause} {number}" for cause, number in ordered)
 
 
 def _or_none(value: float) -> float | None:

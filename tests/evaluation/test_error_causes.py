@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from panoptic_ext.evaluation.error_causes import CAUSES, MATCHED
 from panoptic_ext.evaluation.outcomes import Outcomes
 from panoptic_ext.evaluation.panoptic_quality import PQStat
-from panoptic_ext.evaluation.report import cost_table, named_result
+from panoptic_ext.evaluation.report import named_result
 from panoptic_ext.evaluation.segment_list import segment_rows
+from panoptic_ext.evaluation.tables import cost_table
 from tests.evaluation.matches import (
     CAR,
     PERSON,

@@ -1,8 +1,9 @@
 """Panoptic quality of one COCO panoptic result against another: two models, people, or one each.
 
-Example:
+Examples:
     panoptic-ext evaluate --gt panoptic_val.json --gt-root panoptic_val \\
         --pred panoptic_predictions.json --pred-root panoptic_predictions
+    panoptic-ext evaluate --gt panoptic_val.json --compare a/panoptic.json b/panoptic.json
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from panoptic_ext.atomic import write_file
 from panoptic_ext.commands.command_line import command_main, command_parser
 from panoptic_ext.errors import ConfigError
 from panoptic_ext.evaluation.compare_files import FileResult, evaluate_files
+from panoptic_ext.evaluation.comparison import compare_results
+from panoptic_ext.evaluation.comparison_text import comparison_text, named_comparison
 from panoptic_ext.evaluation.image_measures import GT_AREAS
 from panoptic_ext.evaluation.report import named_result
 from panoptic_ext.evaluation.segment_list import segment_csv
@@ -28,8 +31,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = command_parser("evaluate", __doc__)
     parser.add_argument("--gt", required=True, help="COCO panoptic JSON of the ground truth")
     parser.add_argument("--gt-root", help="folder of its PNGs (default: the JSON without .json)")
-    parser.add_argument("--pred", required=True, help="COCO panoptic JSON of the predictions")
-    parser.add_argument("--pred-root", help="folder of its PNGs (default: the JSON without .json)")
+    results = parser.add_mutually_exclusive_group(required=True)
+    results.add_argument("--pred", help="COCO panoptic JSON of the predictions")
+    results.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="COCO panoptic JSONs of two results: is B better than A, by more than noise?",
+    )
+    parser.add_argument(
+        "--pred-root",
+        nargs="+",
+        metavar="FOLDER",
+        help="folder of their PNGs, one of each JSON (default: the JSON without .json)",
+    )
     parser.add_argument("--output", help="JSON file for the result, also per class and image")
     parser.add_argument(
         "--segments", help="CSV file for every segment: TP, FN or FP, its cause and what it costs"
@@ -45,7 +60,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--only-common",
         action="store_true",
-        help="compare the images that both have, such as a subset; default: the same in both",
+        help="compare the images that all have, such as a subset; default: the same in all",
     )
     return parser.parse_args(argv)
 
@@ -53,34 +68,75 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @command_main(parse_args, output=lambda args: args.output)
 def main(args: argparse.Namespace) -> int:
     """Compare and print; returns 0."""
-    for path in (args.gt, args.pred):
+    predictions = args.compare or [args.pred]
+    roots = args.pred_root or [None] * len(predictions)
+    if len(roots) != len(predictions):
+        raise ConfigError(
+            f"--pred-root names {len(roots)} folders for {len(predictions)} JSONs; one each"
+        )
+    _check_outputs(args, predictions)
+    results = [_evaluate(args, *pair) for pair in zip(predictions, roots, strict=True)]
+    (_report_comparison if args.compare else _report)(args, *results)
+    return 0
+
+
+def _check_outputs(args: argparse.Namespace, predictions: Sequence[str]) -> None:
+    if args.segments and args.compare:
+        raise ConfigError("--segments is of one result; give it with --pred")
+    for path in (args.gt, *predictions):
         for option in ("output", "segments"):
             written = getattr(args, option)
             if written and os.path.realpath(written) == os.path.realpath(path):
                 raise ConfigError(f"--{option} {written} is an input; choose another file")
+
+
+def _evaluate(args: argparse.Namespace, prediction: str, root: str | None) -> FileResult:
     result = evaluate_files(
         args.gt,
         args.gt_root,
-        args.pred,
-        args.pred_root,
+        prediction,
+        root,
         num_threads=max(0, args.threads),
         gt_area=args.gt_area,
         only_common=args.only_common,
         progress=True,
     )
     if args.only_common:
-        without_prediction, without_truth = result.left_out
+        name = f"{prediction}: " if args.compare else ""
         print(
-            f"{len(result.per_image)} images are in both files; left out are {without_prediction} "
-            f"without a prediction and {without_truth} without ground truth"
+            f"{name}{len(result.per_image)} images are in both files; left out are"
+            f" {result.left_out[0]} without a prediction and {result.left_out[1]} without ground"
+            " truth"
         )
+    return result
+
+
+def _report(args: argparse.Namespace, result: FileResult) -> None:
+    """Print and write one result."""
     print(result_text(result.measures))
     if args.output:
         write_file(args.output, json.dumps(_content(result), indent=1).encode())
     if args.segments:
-        names = {image["image_id"]: image["file_name"] for image in result.per_image}
-        write_file(args.segments, segment_csv(result.measures, names).encode())
-    return 0
+        text = segment_csv(result.measures, _file_names(result))
+        write_file(args.segments, text.encode())
+
+
+def _report_comparison(args: argparse.Namespace, first: FileResult, second: FileResult) -> None:
+    """Print and write a comparison of two results, on the images that both have."""
+    common = [i for i in first.measures.images if i in second.measures.images]
+    if not common:
+        raise ConfigError(f"{args.compare[0]} and {args.compare[1]} have no image in common")
+    comparison = compare_results(
+        first.measures.subset(common), second.measures.subset(common), _file_names(first)
+    )
+    print(comparison_text(comparison, first.categories, *args.compare))
+    if args.output:
+        content = named_comparison(comparison, first.categories, *args.compare)
+        write_file(args.output, json.dumps(content, indent=1).encode())
+
+
+def _file_names(result: FileResult) -> dict:
+    return {image["image_id"]: image["file_name"] for image in result.per_image}
 
 
 def _content(result: FileResult) -> dict:

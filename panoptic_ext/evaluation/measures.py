@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from panoptic_ext.data.coco.json_file import ImageId
+from panoptic_ext.evaluation.bootstrap import ImageSums, Interval, drawn_values, intervals
 from panoptic_ext.evaluation.confusion import pixel_confusion, segment_confusion
 from panoptic_ext.evaluation.costs import cost_of_causes
 from panoptic_ext.evaluation.image_measures import ImageMeasures
@@ -95,3 +96,21 @@ class Measures:
     def pixel_confusion(self) -> np.ndarray:
         """(C + 1, C + 1) int64, see `confusion.pixel_confusion`; classes as `categories`."""
         return pixel_confusion(self.class_pixels[0], list(self.categories))
+
+    @cached_property
+    def sums(self) -> ImageSums:
+        """What each image adds to the PQ of each class; classes as `categories`."""
+        return ImageSums.of(*self.segments, len(self.images), self.isthing)
+
+    @cached_property
+    def intervals(self) -> dict[str, Any]:
+        """Intervals of PQ over draws of images, see `bootstrap`, in percent.
+
+        Returns:
+            {"PQ", "PQ_th", "PQ_st": (low, high), "per_class": {category: (low, high)}}; nan where
+            not available, and where there is one image alone, whose draws are all the same.
+        """
+        values = drawn_values(len(self.images), self.sums.quality)
+        pq, things, stuff, *classes = intervals(values)
+        per_class: dict[int, Interval] = dict(zip(self.categories, classes, strict=True))
+        return {"PQ": pq, "PQ_th": things, "PQ_st": stuff, "per_class": per_class}

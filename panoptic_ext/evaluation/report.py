@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from panoptic_ext.evaluation.bootstrap import LEVEL, NUM_DRAWS, Interval
 from panoptic_ext.evaluation.measures import Measures
 
 __all__ = ["GROUPS", "image_ranking", "metric_keys", "named_result"]
@@ -34,8 +35,9 @@ def named_result(measures: Measures) -> dict[str, Any]:
 
     Returns:
         `metric_keys`, "num_categories" by group, "per_class": a list of dicts with category_id,
-        name, isthing, PQ, SQ, RQ in percent, tp, fp, fn, their causes and "costs"; "costs" of each
-        group (see `costs`); "by_size" of each kind, size and group; "confusion": names of the
+        name, isthing, PQ, SQ, RQ in percent, "interval" of the PQ, tp, fp, fn, their causes and
+        "costs"; "intervals" of each group's PQ (see `bootstrap`); "costs" of each group (see
+        `costs`); "by_size" of each kind, size and group; "confusion": names of the
         classes, then "segments" and "pixels", lists of [row, column, number] of the cells that are
         not 0 (see `confusion`). Values that are not available are None, because JSON has no nan.
     """
@@ -48,6 +50,7 @@ def named_result(measures: Measures) -> dict[str, Any]:
                 "name": categories[category]["name"],
                 "isthing": int(categories[category]["isthing"]),
                 **{key.upper(): _or_none(100 * row[key]) for key in ("pq", "sq", "rq")},
+                "interval": _interval(measures.intervals["per_class"][category]),
                 **{k: row[k] for k in ("tp", "fp", "fn", "fp_causes", "fn_causes")},
                 "costs": costs["per_class"][category],
             }
@@ -55,6 +58,12 @@ def named_result(measures: Measures) -> dict[str, Any]:
     return {
         **{key: _or_none(value) for key, value in metric_keys(summary).items()},
         "num_categories": {group: summary[group]["n"] for group, _ in GROUPS},
+        "intervals": {
+            "level": LEVEL,
+            "images": len(measures.images),
+            "draws": NUM_DRAWS,
+            **{key: _interval(measures.intervals[key]) for key in ("PQ", "PQ_th", "PQ_st")},
+        },
         "costs": {group: costs[group] for group, _ in GROUPS},
         "by_size": {kind: _named_sizes(sizes) for kind, sizes in measures.by_size.items()},
         "confusion": {
@@ -64,6 +73,10 @@ def named_result(measures: Measures) -> dict[str, Any]:
         },
         "per_class": per_class,
     }
+
+
+def _interval(interval: Interval) -> list[float | None]:
+    return [_or_none(value) for value in interval]
 
 
 def _named_sizes(sizes: Mapping[str, dict]) -> dict[str, dict[str, Any]]:

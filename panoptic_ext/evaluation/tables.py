@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
 
+from panoptic_ext.evaluation.bootstrap import LEVEL
 from panoptic_ext.evaluation.confusion import most_confused
 from panoptic_ext.evaluation.error_causes import CAUSES
 from panoptic_ext.evaluation.measures import Measures
@@ -26,7 +27,7 @@ _SIZES_TEXT = (
 def result_text(measures: Measures) -> str:
     """All that a log says about a result."""
     parts = [
-        quality_table(measures),
+        "\n".join([quality_table(measures), *interval_lines(measures)]),
         f"What each cause costs; a row adds up to 100:\n{cost_table(measures)}",
         f"{_SIZES_TEXT}\n{size_table(measures)}",
         confusion_text(measures),
@@ -59,6 +60,18 @@ def quality_table(measures: Measures) -> str:
         names = ", ".join(str(categories[c]["name"]) for c in absent)
         table += f"\nNeither in the ground truth nor predicted, left out of averages: {names}"
     return table
+
+
+def interval_lines(measures: Measures) -> list[str]:
+    """How sure the PQs are, in one line; none for one image alone."""
+    found = [(key, measures.intervals[key]) for key in ("PQ", "PQ_th", "PQ_st")]
+    texts = [f"{key} {low:.2f} to {high:.2f}" for key, (low, high) in found if low == low]
+    if not texts:
+        return []
+    return [
+        f"{100 * LEVEL:.0f} % intervals over draws of the {len(measures.images)} images:"
+        f" {', '.join(texts)}"
+    ]
 
 
 def cost_table(measures: Measures) -> str:

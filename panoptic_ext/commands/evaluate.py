@@ -58,6 +58,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         " unchecked as panopticapi (json), or counted (pixels); default: check",
     )
     parser.add_argument(
+        "--boundary",
+        action="store_true",
+        help="also compute boundary PQ, by the IoU of outlines; takes several times as long",
+    )
+    parser.add_argument(
         "--only-common",
         action="store_true",
         help="compare the images that all have, such as a subset; default: the same in all",
@@ -98,6 +103,7 @@ def _evaluate(args: argparse.Namespace, prediction: str, root: str | None) -> Fi
         root,
         num_threads=max(0, args.threads),
         gt_area=args.gt_area,
+        boundary=args.boundary,
         only_common=args.only_common,
         progress=True,
     )

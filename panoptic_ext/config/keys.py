@@ -229,6 +229,9 @@ def _add_run_keys(cfg: CN) -> None:
     cfg.TEST.SEMANTIC_WINDOWS = False
     # Also write predictions as COCO panoptic JSON and PNG files.
     cfg.TEST.WRITE_PREDICTIONS = False
+    # Also compute boundary PQ (Cheng et al., CVPR 2021), for the log and panoptic_quality.json: PQ
+    # by the smaller one of mask IoU and IoU of outlines. It takes several times as long as PQ.
+    cfg.TEST.BOUNDARY_PQ = False
     # The contact sheet shows this many images of the worst PQ, and as many of the best; 0: no
     # sheet.
     cfg.TEST.CONTACT_SHEET = 4

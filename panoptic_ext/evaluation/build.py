@@ -118,7 +118,8 @@ def build_evaluator(
     """Build the evaluators of TEST.EVALUATORS for a registered data set.
 
     Args:
-        cfg: TEST.EVALUATORS, TEST.WRITE_PREDICTIONS, TEST.CONTACT_SHEET, OUTPUT_DIR are read.
+        cfg: TEST.EVALUATORS, TEST.WRITE_PREDICTIONS, TEST.CONTACT_SHEET,
+            TEST.BOUNDARY_PQ, OUTPUT_DIR are read.
         dataset_name: of the data set.
         output_folder: for results; None: `result_folder` of all data sets.
 
@@ -163,6 +164,7 @@ def _evaluator_of_panoptic(
             folder,
             write_predictions=write,
             keep_predictions=cfg.TEST.CONTACT_SHEET,
+            boundary=cfg.TEST.BOUNDARY_PQ,
             truth=truth,
         )
     if name == "semantic":

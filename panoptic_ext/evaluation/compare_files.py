@@ -51,6 +51,7 @@ def evaluate_files(
     *,
     num_threads: int = 2,
     gt_area: str = "check",
+    boundary: bool = False,
     only_common: bool = False,
     progress: bool = False,
 ) -> FileResult:
@@ -60,7 +61,7 @@ def evaluate_files(
         gt_json, pred_json: COCO panoptic JSON files, joined on image_id.
         gt_root, pred_root: folders of their PNGs; None: the JSON's path without ".json".
         num_threads: that read PNGs and compare; 0: the calling thread does so.
-        gt_area: as `PanopticEvaluator`.
+        gt_area, boundary: as `PanopticEvaluator`.
         only_common: compare the images that both files have, and leave out all others.
         progress: show a progress bar on stderr.
 
@@ -85,7 +86,7 @@ def evaluate_files(
         check_sizes_in_headers(truth.size(annotation), predictions.size(predicted), annotation)
         runs = predictions.runs(predicted)
         table = predicted_segments(runs, predictions.table(predicted, runs), where)
-        return compare_with_truth(truth, annotation, runs, table, gt_area)
+        return compare_with_truth(truth, annotation, runs, table, gt_area, boundary=boundary)
 
     images = ManyFiles[tuple[Annotation, Annotation]](
         lambda pair: f"image {pair[0].image_id!r}", num_threads=num_threads

@@ -8,6 +8,7 @@ from panoptic_ext.data.coco.panoptic_files import Annotation, PanopticFiles
 from panoptic_ext.data.coco.runs import Runs
 from panoptic_ext.data.coco.segment_table import SegmentTable
 from panoptic_ext.errors import EvaluationError, check_known, quoted
+from panoptic_ext.evaluation.boundary import boundary_match
 from panoptic_ext.evaluation.image_match import (
     ImageMatch,
     check_areas,
@@ -37,17 +38,24 @@ class ImageMeasures:
         outcomes: what became of each segment.
         class_pixels: the pixels of each pair of classes.
         num_pixels: of the image.
+        boundary: what became of each segment by boundary IoU; None where it was not asked for.
     """
 
     outcomes: Outcomes
     class_pixels: ClassPixels
     num_pixels: int
+    boundary: Outcomes | None = None
 
     @classmethod
-    def of(cls, match: ImageMatch) -> ImageMeasures:
-        """Those of a match."""
+    def of(cls, match: ImageMatch, boundary: ImageMatch | None = None) -> ImageMeasures:
+        """Those of a match, and of `boundary.boundary_match`."""
         height, width = match.shape
-        return cls(Outcomes.of(match), ClassPixels.of(match), height * width)
+        return cls(
+            Outcomes.of(match),
+            ClassPixels.of(match),
+            height * width,
+            None if boundary is None else Outcomes.of(boundary),
+        )
 
     def stat(self) -> PQStat:
         """The counts of panoptic quality."""
@@ -67,6 +75,8 @@ def compare_with_truth(
     runs: Runs,
     table: SegmentTable,
     gt_area: str = "check",
+    *,
+    boundary: bool = False,
 ) -> ImageMeasures:
     """Read the truth of one image and compare a prediction with it.
 
@@ -74,7 +84,7 @@ def compare_with_truth(
         truth: the ground truth.
         annotation: the image, from `truth`.
         runs, table: the prediction, from `predicted_segments`.
-        gt_area: as `PanopticEvaluator`.
+        gt_area, boundary: as `PanopticEvaluator`.
 
     Raises:
         EvaluationError: the truth cannot be read, sizes differ, or its areas are wrong.
@@ -90,7 +100,8 @@ def compare_with_truth(
     elif gt_area == "pixels":
         gt_table = gt_table.with_pixel_areas(*gt_runs.areas())
     where = f"image {quoted(annotation.image_id)}"
-    return ImageMeasures.of(match_segments(gt_runs, gt_table, runs, table, where))
+    match = match_segments(gt_runs, gt_table, runs, table, where)
+    return ImageMeasures.of(match, boundary_match(match, gt_runs, runs) if boundary else None)
 
 
 def check_sizes_in_headers(

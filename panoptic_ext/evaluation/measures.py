@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
@@ -13,8 +14,10 @@ from panoptic_ext.evaluation.bootstrap import ImageSums, Interval, drawn_values,
 from panoptic_ext.evaluation.confusion import pixel_confusion, segment_confusion
 from panoptic_ext.evaluation.costs import cost_of_causes
 from panoptic_ext.evaluation.image_measures import ImageMeasures
+from panoptic_ext.evaluation.other_measures import ap_without_scores, stuff_ious
 from panoptic_ext.evaluation.outcomes import ClassPixels, Outcomes, concatenate
-from panoptic_ext.evaluation.panoptic_quality import PQStat
+from panoptic_ext.evaluation.panoptic_quality import ClassCounts, PQStat
+from panoptic_ext.evaluation.semantic_evaluation import semantic_scores
 from panoptic_ext.evaluation.sizes import SIZE_LIMITS, quality_by_size
 
 __all__ = ["Measures"]
@@ -114,3 +117,61 @@ class Measures:
         pq, things, stuff, *classes = intervals(values)
         per_class: dict[int, Interval] = dict(zip(self.categories, classes, strict=True))
         return {"PQ": pq, "PQ_th": things, "PQ_st": stuff, "per_class": per_class}
+
+    @cached_property
+    def semantic(self) -> dict[str, float]:
+        """`semantic_scores` of the classes of the maps, in percent."""
+        # They have the predicted class in rows.
+        return semantic_scores(self.pixel_confusion.T, self.class_names)
+
+    @cached_property
+    def dagger(self) -> dict[str, Any]:
+        """PQ-dagger, see `other_measures.stuff_ious`, in percent.
+
+        Returns:
+            {"PQ_dagger", "PQ_dagger_st", "per_class": {category}}; nan where not available.
+        """
+        ious = stuff_ious(*self.class_pixels, self.isthing)
+        per_class = {
+            c: 100 * (row["pq"] if self.isthing[c] else mean_of(ious[c]))
+            for c, row in self.summary["per_class"].items()
+        }
+        stuff = [value for c, value in per_class.items() if not self.isthing[c]]
+        return {
+            "PQ_dagger": mean_of(per_class.values()),
+            "PQ_dagger_st": mean_of(stuff),
+            "per_class": per_class,
+        }
+
+    @cached_property
+    def precision(self) -> dict[str, Any]:
+        """AP of the things of the maps, see `other_measures.ap_without_scores`, in percent.
+
+        Returns:
+            {"AP", "AP50", "AP75", "per_class": {category: AP}}; nan where not available.
+        """
+        found = {
+            c: 100 * ap_without_scores(self.total.counts.get(c, ClassCounts()))
+            for c, thing in self.isthing.items()
+            if thing
+        }
+        return {
+            "AP": mean_of(ap.mean() for ap in found.values()),
+            "AP50": mean_of(ap[0] for ap in found.values()),
+            "AP75": mean_of(ap[5] for ap in found.values()),
+            "per_class": {c: float(ap.mean()) for c, ap in found.items()},
+        }
+
+    @cached_property
+    def boundary(self) -> dict[str, dict] | None:
+        """`PQStat.summary` by boundary IoU; None where that was not asked for."""
+        parts = [image.boundary for image in self.images.values() if image.boundary is not None]
+        if not parts:
+            return None
+        return PQStat.of(concatenate(parts)[0]).summary(self.isthing)
+
+
+def mean_of(values: Iterable[float]) -> float:
+    """The mean of the values that are not nan; nan if there is none."""
+    numbers = [float(value) for value in values if not math.isnan(value)]
+    return math.fsum(numbers) / len(numbers) if numbers else math.nan

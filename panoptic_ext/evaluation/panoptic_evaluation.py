@@ -89,6 +89,7 @@ class PanopticEvaluator(RunEvaluator, COCOPanopticEvaluator):
         write_predictions: bool = False,
         keep_predictions: int = 0,
         gt_area: str = "check",
+        boundary: bool = False,
         truth: Truth | None = None,
     ):
         """
@@ -101,6 +102,7 @@ class PanopticEvaluator(RunEvaluator, COCOPanopticEvaluator):
             keep_predictions: how many predictions of the worst, and of the best, images to keep.
             gt_area: true areas: "check" takes the JSON's and raises where the pixels differ, "json"
                 takes them unchecked as panopticapi does, "pixels" counts them.
+            boundary: also compute boundary PQ, which takes several times as long as PQ.
             truth: of the data set, where other evaluators share it.
 
         Raises:
@@ -119,7 +121,7 @@ class PanopticEvaluator(RunEvaluator, COCOPanopticEvaluator):
         self._num_threads = num_threads
         self._write = write_predictions
         self._writer = PanopticWriter.of_predictions(str(output_dir))
-        self._gt_area = gt_area
+        self._gt_area, self._boundary = gt_area, boundary
         self.keep_predictions = keep_predictions
         self.truth = truth or Truth(dataset_name)
         self._reader = PredictionReader(self.truth)
@@ -238,7 +240,12 @@ class PanopticEvaluator(RunEvaluator, COCOPanopticEvaluator):
         """Compare one prediction with its truth; runs in a thread."""
         annotation, table = image.annotation, prediction.table
         measures = compare_with_truth(
-            self.truth.files, annotation, prediction.runs, table, self._gt_area
+            self.truth.files,
+            annotation,
+            prediction.runs,
+            table,
+            self._gt_area,
+            boundary=self._boundary,
         )
         written = None
         if self._write:

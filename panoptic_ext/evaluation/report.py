@@ -11,7 +11,7 @@ import numpy as np
 from panoptic_ext.evaluation.bootstrap import LEVEL, NUM_DRAWS, Interval
 from panoptic_ext.evaluation.measures import Measures
 
-__all__ = ["GROUPS", "image_ranking", "metric_keys", "named_result"]
+__all__ = ["GROUPS", "image_ranking", "metric_keys", "named_result", "other_measures"]
 
 GROUPS = (("All", ""), ("Things", "_th"), ("Stuff", "_st"))
 """Names of the groups of classes, and what their keys end with."""
@@ -35,11 +35,12 @@ def named_result(measures: Measures) -> dict[str, Any]:
 
     Returns:
         `metric_keys`, "num_categories" by group, "per_class": a list of dicts with category_id,
-        name, isthing, PQ, SQ, RQ in percent, "interval" of the PQ, tp, fp, fn, their causes and
-        "costs"; "intervals" of each group's PQ (see `bootstrap`); "costs" of each group (see
-        `costs`); "by_size" of each kind, size and group; "confusion": names of the
-        classes, then "segments" and "pixels", lists of [row, column, number] of the cells that are
-        not 0 (see `confusion`). Values that are not available are None, because JSON has no nan.
+        name, isthing, PQ, SQ, RQ in percent, "interval" of the PQ, tp, fp, fn, their causes,
+        "costs" and other measures; "intervals" of each group's PQ (see `bootstrap`); "costs" of
+        each group (see `costs`); "other_measures"; "by_size" of each kind, size and group;
+        "confusion": names of the classes, then "segments" and "pixels", lists of [row, column,
+        number] of the cells that are not 0 (see `confusion`). Values that are not available are
+        None, because JSON has no nan.
     """
     summary, categories, costs = measures.summary, measures.categories, measures.costs
     per_class = []
@@ -53,6 +54,7 @@ def named_result(measures: Measures) -> dict[str, Any]:
                 "interval": _interval(measures.intervals["per_class"][category]),
                 **{k: row[k] for k in ("tp", "fp", "fn", "fp_causes", "fn_causes")},
                 "costs": costs["per_class"][category],
+                **_other_measures_of_class(measures, category),
             }
         )
     return {
@@ -65,6 +67,7 @@ def named_result(measures: Measures) -> dict[str, Any]:
             **{key: _interval(measures.intervals[key]) for key in ("PQ", "PQ_th", "PQ_st")},
         },
         "costs": {group: costs[group] for group, _ in GROUPS},
+        "other_measures": {k: _or_none(value) for k, value in other_measures(measures).items()},
         "by_size": {kind: _named_sizes(sizes) for kind, sizes in measures.by_size.items()},
         "confusion": {
             "classes": measures.class_names,
@@ -73,6 +76,30 @@ def named_result(measures: Measures) -> dict[str, Any]:
         },
         "per_class": per_class,
     }
+
+
+def other_measures(measures: Measures) -> dict[str, float]:
+    """PQ_dagger, PQ_dagger_st, mIoU, AP, AP50, AP75, and boundary_PQ etc. if asked for; percent."""
+    return {
+        **{key: measures.dagger[key] for key in ("PQ_dagger", "PQ_dagger_st")},
+        "mIoU": measures.semantic["mIoU"],
+        **{key: measures.precision[key] for key in ("AP", "AP50", "AP75")},
+        **{
+            f"boundary_{key}": value
+            for key, value in (metric_keys(measures.boundary) if measures.boundary else {}).items()
+        },
+    }
+
+
+def _other_measures_of_class(measures: Measures, category: int) -> dict[str, float | None]:
+    found = {
+        "PQ_dagger": measures.dagger["per_class"][category],
+        "IoU": measures.semantic[f"IoU-{measures.categories[category]['name']}"],
+        "AP": measures.precision["per_class"].get(category, math.nan),
+    }
+    if measures.boundary:
+        found["boundary_PQ"] = 100 * measures.boundary["per_class"][category]["pq"]
+    return {key: _or_none(value) for key, value in found.items()}
 
 
 def _interval(interval: Interval) -> list[float | None]:

@@ -44,8 +44,9 @@ def semantic_scores(confusion: np.ndarray, class_names: Sequence[str]) -> dict[s
         accuracy of the classes that the truth has; pACC, of all pixels; ACC-<name>. nan where there
         is nothing to divide by.
     """
-    counted = confusion[:-1, :-1].astype(float)
-    hits, truth, predicted = counted.diagonal(), counted.sum(axis=0), counted.sum(axis=1)
+    counted = confusion[:, :-1].astype(float)  # void of the truth is left out
+    # A pixel that a map predicts as void is missed; semantic scores have no void.
+    hits, truth, predicted = counted.diagonal(), counted.sum(axis=0), counted[:-1].sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         iou = hits / (truth + predicted - hits)
         accuracy = hits / truth

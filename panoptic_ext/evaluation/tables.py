@@ -11,7 +11,7 @@ from panoptic_ext.evaluation.bootstrap import LEVEL
 from panoptic_ext.evaluation.confusion import most_confused
 from panoptic_ext.evaluation.error_causes import CAUSES
 from panoptic_ext.evaluation.measures import Measures
-from panoptic_ext.evaluation.report import GROUPS
+from panoptic_ext.evaluation.report import GROUPS, other_measures
 from panoptic_ext.evaluation.sizes import SIZES
 
 __all__ = ["cost_table", "quality_table", "result_text", "size_table"]
@@ -30,6 +30,7 @@ def result_text(measures: Measures) -> str:
         "\n".join([quality_table(measures), *interval_lines(measures)]),
         f"What each cause costs; a row adds up to 100:\n{cost_table(measures)}",
         f"{_SIZES_TEXT}\n{size_table(measures)}",
+        other_text(measures),
         confusion_text(measures),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -103,6 +104,22 @@ def size_table(measures: Measures) -> str:
             groups = [_text(100 * summary[group]["pq"]) for group, _ in GROUPS]
             rows.append([f"{size} ({kind})", *groups, *(summary[k] for k in ("tp", "fp", "fn"))])
     return _table(rows, ["size", "PQ", "PQ_th", "PQ_st", "TP", "FP", "FN"])
+
+
+def other_text(measures: Measures) -> str:
+    """The measures beside PQ, in one line."""
+    named = {
+        "PQ_dagger": "PQ-dagger",
+        "PQ_dagger_st": "PQ-dagger_st",
+        "mIoU": "mIoU",
+        "AP": "AP without scores",
+        "boundary_PQ": "boundary PQ",
+        "boundary_PQ_th": "boundary PQ_th",
+        "boundary_PQ_st": "boundary PQ_st",
+    }
+    found = other_measures(measures)
+    texts = [f"{name} {_text(found[key])}" for key, name in named.items() if key in found]
+    return f"Other measures of the same maps: {', '.join(texts)}"
 
 
 def confusion_text(measures: Measures) -> str:

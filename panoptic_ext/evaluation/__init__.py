@@ -6,6 +6,7 @@ from panoptic_ext.evaluation.image_measures import match_image
 from panoptic_ext.evaluation.instance_evaluation import PanopticInstanceEvaluator
 from panoptic_ext.evaluation.kept_predictions import KeptPrediction
 from panoptic_ext.evaluation.measures import Measures
+from panoptic_ext.evaluation.metric import PanopticQuality
 from panoptic_ext.evaluation.panoptic_evaluation import PanopticEvaluator
 from panoptic_ext.evaluation.panoptic_quality import ClassCounts, PQStat
 from panoptic_ext.evaluation.run_evaluator import RunEvaluator
@@ -22,6 +23,7 @@ __all__ = [
     "PanopticEvaluator",
     "PanopticEvaluators",
     "PanopticInstanceEvaluator",
+    "PanopticQuality",
     "PanopticSemSegEvaluator",
     "RunEvaluator",
     "Truth",

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from panoptic_ext.data.coco.json_file import ImageId
 from panoptic_ext.evaluation.bootstrap import ImageSums, Interval, drawn_values, intervals
 from panoptic_ext.evaluation.confusion import pixel_confusion, segment_confusion
 from panoptic_ext.evaluation.costs import cost_of_causes
@@ -32,12 +31,12 @@ class Measures:
     """
 
     def __init__(
-        self, images: Mapping[ImageId, ImageMeasures], categories: Mapping[int, Mapping[str, Any]]
+        self, images: Mapping[Any, ImageMeasures], categories: Mapping[int, Mapping[str, Any]]
     ):
         self.images = dict(images)
         self.categories = dict(categories)
 
-    def subset(self, image_ids: Iterable[ImageId]) -> Measures:
+    def subset(self, image_ids: Iterable[Any]) -> Measures:
         """The measures of some of the images."""
         return Measures({i: self.images[i] for i in image_ids}, self.categories)
 
@@ -52,7 +51,7 @@ class Measures:
         return [str(entry["name"]) for entry in self.categories.values()]
 
     @cached_property
-    def stats(self) -> dict[ImageId, PQStat]:
+    def stats(self) -> dict[Any, PQStat]:
         """The counts of each image."""
         return {image_id: image.stat() for image_id, image in self.images.items()}
 

@@ -1,9 +1,10 @@
-"""Panoptic quality of one COCO panoptic result against another: two models, people, or one each.
+"""Panoptic quality of COCO panoptic results, of models or of people, against each other.
 
 Examples:
     panoptic-ext evaluate --gt panoptic_val.json --gt-root panoptic_val \\
         --pred panoptic_predictions.json --pred-root panoptic_predictions
     panoptic-ext evaluate --gt panoptic_val.json --compare a/panoptic.json b/panoptic.json
+    panoptic-ext evaluate --annotators anna.json ben.json --pred a/panoptic.json
 """
 
 from __future__ import annotations
@@ -20,6 +21,13 @@ from panoptic_ext.errors import ConfigError
 from panoptic_ext.evaluation.compare_files import FileResult, evaluate_files
 from panoptic_ext.evaluation.comparison import compare_results
 from panoptic_ext.evaluation.comparison_text import comparison_text, named_comparison
+from panoptic_ext.evaluation.human_consistency import (
+    Files,
+    HumanConsistency,
+    consistency_text,
+    human_consistency,
+    named_consistency,
+)
 from panoptic_ext.evaluation.image_measures import GT_AREAS
 from panoptic_ext.evaluation.report import named_result
 from panoptic_ext.evaluation.segment_list import segment_csv
@@ -29,9 +37,22 @@ from panoptic_ext.evaluation.tables import result_text
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = command_parser("evaluate", __doc__)
-    parser.add_argument("--gt", required=True, help="COCO panoptic JSON of the ground truth")
-    parser.add_argument("--gt-root", help="folder of its PNGs (default: the JSON without .json)")
-    results = parser.add_mutually_exclusive_group(required=True)
+    truths = parser.add_mutually_exclusive_group(required=True)
+    truths.add_argument("--gt", help="COCO panoptic JSON of the ground truth")
+    truths.add_argument(
+        "--annotators",
+        nargs=2,
+        metavar=("A", "B"),
+        help="COCO panoptic JSONs of two people who drew the same images: how well they agree, and"
+        " how well a model (--pred, if given) agrees with them",
+    )
+    parser.add_argument(
+        "--gt-root",
+        nargs="+",
+        metavar="FOLDER",
+        help="folder of their PNGs, one of each JSON (default: the JSON without .json)",
+    )
+    results = parser.add_mutually_exclusive_group()
     results.add_argument("--pred", help="COCO panoptic JSON of the predictions")
     results.add_argument(
         "--compare",
@@ -43,7 +64,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--pred-root",
         nargs="+",
         metavar="FOLDER",
-        help="folder of their PNGs, one of each JSON (default: the JSON without .json)",
+        help="the same of predictions",
     )
     parser.add_argument("--output", help="JSON file for the result, also per class and image")
     parser.add_argument(
@@ -67,48 +88,63 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="compare the images that all have, such as a subset; default: the same in all",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.gt and not (args.pred or args.compare):
+        parser.error("one of the arguments --pred --compare is required")
+    if args.annotators and args.compare:
+        parser.error("argument --compare: not allowed with argument --annotators")
+    return args
 
 
 @command_main(parse_args, output=lambda args: args.output)
 def main(args: argparse.Namespace) -> int:
     """Compare and print; returns 0."""
-    predictions = args.compare or [args.pred]
-    roots = args.pred_root or [None] * len(predictions)
-    if len(roots) != len(predictions):
-        raise ConfigError(
-            f"--pred-root names {len(roots)} folders for {len(predictions)} JSONs; one each"
-        )
-    _check_outputs(args, predictions)
-    results = [_evaluate(args, *pair) for pair in zip(predictions, roots, strict=True)]
+    truths = _files("--gt-root", args.annotators or [str(args.gt)], args.gt_root)
+    predictions = _files(
+        "--pred-root", args.compare or ([args.pred] if args.pred else []), args.pred_root
+    )
+    _check_outputs(args, [path for path, _ in (*truths, *predictions)])
+    if args.annotators:
+        _report_consistency(args, human_consistency(*truths, *predictions, **_options(args)))
+        return 0
+    results = [_evaluate(args, truths[0], files) for files in predictions]
     (_report_comparison if args.compare else _report)(args, *results)
     return 0
 
 
-def _check_outputs(args: argparse.Namespace, predictions: Sequence[str]) -> None:
-    if args.segments and args.compare:
-        raise ConfigError("--segments is of one result; give it with --pred")
-    for path in (args.gt, *predictions):
+def _files(option: str, paths: Sequence[str], roots: Sequence[str] | None) -> list[Files]:
+    """Each JSON with its folder of PNGs."""
+    if roots and len(roots) != len(paths):
+        raise ConfigError(f"{option} names {len(roots)} folders for {len(paths)} JSONs; one each")
+    folders: Sequence[str | None] = roots or [None for _ in paths]
+    return list(zip(paths, folders, strict=True))
+
+
+def _check_outputs(args: argparse.Namespace, inputs: Sequence[str]) -> None:
+    if args.segments and (args.compare or args.annotators):
+        raise ConfigError("--segments is of one result; give it with --gt and --pred")
+    for path in inputs:
         for option in ("output", "segments"):
             written = getattr(args, option)
             if written and os.path.realpath(written) == os.path.realpath(path):
                 raise ConfigError(f"--{option} {written} is an input; choose another file")
 
 
-def _evaluate(args: argparse.Namespace, prediction: str, root: str | None) -> FileResult:
-    result = evaluate_files(
-        args.gt,
-        args.gt_root,
-        prediction,
-        root,
-        num_threads=max(0, args.threads),
-        gt_area=args.gt_area,
-        boundary=args.boundary,
-        only_common=args.only_common,
-        progress=True,
-    )
+def _options(args: argparse.Namespace) -> dict:
+    """Those of `evaluate_files`."""
+    return {
+        "num_threads": max(0, args.threads),
+        "gt_area": args.gt_area,
+        "boundary": args.boundary,
+        "only_common": args.only_common,
+        "progress": True,
+    }
+
+
+def _evaluate(args: argparse.Namespace, truth: Files, prediction: Files) -> FileResult:
+    result = evaluate_files(*truth, *prediction, **_options(args))
     if args.only_common:
-        name = f"{prediction}: " if args.compare else ""
+        name = f"{prediction[0]}: " if args.compare else ""
         print(
             f"{name}{len(result.per_image)} images are in both files; left out are"
             f" {result.left_out[0]} without a prediction and {result.left_out[1]} without ground"
@@ -138,6 +174,18 @@ def _report_comparison(args: argparse.Namespace, first: FileResult, second: File
     print(comparison_text(comparison, first.categories, *args.compare))
     if args.output:
         content = named_comparison(comparison, first.categories, *args.compare)
+        write_file(args.output, json.dumps(content, indent=1).encode())
+
+
+def _report_consistency(args: argparse.Namespace, consistency: HumanConsistency) -> None:
+    """Print and write how well people, and a model, agree."""
+    names = dict(zip("AB", args.annotators, strict=True))
+    if args.pred:
+        names["model"] = args.pred
+    print("\n".join(f"{name}: {path}" for name, path in names.items()))
+    print(consistency_text(consistency))
+    if args.output:
+        content = {**names, **named_consistency(consistency)}
         write_file(args.output, json.dumps(content, indent=1).encode())
 
 

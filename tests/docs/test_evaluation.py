@@ -21,7 +21,7 @@ LINES = shell_lines(PAGE)
 def folder(tmp_path: Path, monkeypatch) -> Path:
     """The current folder, with a truth and results under the names of the page."""
     images = [(i, n, *toy.truth(i)) for i, n in toy.NAMES.items()]
-    for place in ("truth", "drawn/panoptic", "a/panoptic", "b/panoptic"):
+    for place in ("truth", "drawn/panoptic", "a/panoptic", "b/panoptic", "anna", "ben"):
         folder, _, kind = f"./{place}".rpartition("/")
         write_dataset(tmp_path / folder, kind, images)
     monkeypatch.chdir(tmp_path)

@@ -15,7 +15,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-__all__ = ["COMMANDS", "PROGRAM", "main", "prepare"]
+__all__ = ["ALIASES", "COMMANDS", "PROGRAM", "main", "module_of", "prepare"]
 
 PROGRAM = "panoptic-ext"
 
@@ -23,8 +23,9 @@ COMMANDS = {
     "train": "train or resume a model, or evaluate it with --eval-only",
     "evaluate": "compare two COCO panoptic results, such as a model's and the ground truth",
     "predict": "predict images, folders and videos: pictures, lists of segments, COCO files",
-    "check-data": "check data sets and report everything that is wrong with them at once",
-    "visualize-data": "draw the ground truth of data sets, as on disk or as the model sees it",
+    "data check": "check data sets and report everything that is wrong with them at once",
+    "data visualize": "draw the ground truth of data sets, as on disk or as the model sees it",
+    "data convert": "convert labels of other tools to COCO panoptic, and COCO panoptic to others",
     "combine": "merge one model's instances and another's semantic predictions, from files",
     "compare-fusions": "compare panoptic fusions on the same weights: a table and pictures",
     "compare-runs": "draw the learning curves of several trainings into one picture",
@@ -33,10 +34,12 @@ COMMANDS = {
     "parameter-table": "count the parameters of models, or list their tensors",
     "demo": "train and evaluate on generated shapes, and draw what came out",
 }
-"""What each command does, in the order of `panoptic-ext --help`.
+"""What each command does, in the order of `panoptic-ext --help`; see `module_of`."""
 
-`panoptic_ext.commands.check_data` runs `check-data`, and so on.
-"""
+ALIASES = {"check-data": "data check", "visualize-data": "data visualize"}
+"""Former names of commands, which go on working."""
+
+_GROUPS = {"data": "Data sets for panoptic segmentation: make, check and look at them."}
 
 _HELP = ("-h", "--help")
 
@@ -56,15 +59,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments.pop(0) if arguments else ""
+    group = ""
+    if name in _GROUPS:
+        group, name = name, arguments.pop(0) if arguments else ""
     if name in _HELP:
-        sys.stdout.write(_usage())
+        sys.stdout.write(_usage(group))
         return 0
-    if name not in COMMANDS:
-        sys.stderr.write(_unknown(name))
+    command = f"{group} {name}" if group else ALIASES.get(name, name)
+    if command not in COMMANDS:
+        sys.stderr.write(_unknown(name, group))
         return 2
-    prepare(name)
-    module = importlib.import_module(f"panoptic_ext.commands.{name.replace('-', '_')}")
-    return module.main(arguments)
+    prepare(command)
+    return importlib.import_module(module_of(command)).main(arguments)
+
+
+def module_of(command: str) -> str:
+    """The module that runs a command: `data check` is `panoptic_ext.commands.check_data`."""
+    words = reversed(command.replace("-", "_").split(" "))
+    return f"panoptic_ext.commands.{'_'.join(words)}"
 
 
 def prepare(command: str) -> None:
@@ -79,31 +91,43 @@ def prepare(command: str) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _usage() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
+def _usage(group: str = "") -> str:
+    commands = _commands(group)
+    width = max(map(len, commands))
+    lines = [f"  {name:{width}}  {text}" for name, text in commands.items()]
+    program = f"{PROGRAM} {group}" if group else PROGRAM
     return "\n".join(
         [
-            f"usage: {PROGRAM} COMMAND [options]",
+            f"usage: {program} COMMAND [options]",
             "",
-            "Panoptic segmentation with Detectron2.",
+            _GROUPS.get(group, "Panoptic segmentation with Detectron2."),
             "",
             "commands:",
             *lines,
             "",
-            f"`{PROGRAM} COMMAND --help` shows the options of a command.",
+            f"`{program} COMMAND --help` shows the options of a command.",
             "",
         ]
     )
 
 
-def _unknown(name: str) -> str:
+def _commands(group: str) -> dict[str, str]:
+    """{name behind the program and the group: what it does}."""
+    prefix = f"{group} " if group else ""
+    return {c[len(prefix) :]: text for c, text in COMMANDS.items() if c.startswith(prefix)}
+
+
+def _unknown(name: str, group: str) -> str:
     if not name:
-        return f"{_usage()}\nerror: no command given\n"
+        return f"{_usage(group)}\nerror: no command given\n"
+    commands = list(_commands(group))
     # The words of panoptic_ext.errors.unknown, which cannot be imported without loading torch.
-    nearest = difflib.get_close_matches(name.replace("_", "-"), COMMANDS, n=1)
+    known = [*commands, *([] if group else ALIASES)]
+    nearest = difflib.get_close_matches(name.replace("_", "-"), known, n=1)
     hint = f"; did you mean {nearest[0]!r}? " if nearest else "; "
-    return f"error: unknown command {name!r}{hint}known: {', '.join(COMMANDS)}\n"
+    return (
+        f"error: unknown command {f'{group} {name}'.strip()!r}{hint}known: {', '.join(commands)}\n"
+    )
 
 
 if __name__ == "__main__":

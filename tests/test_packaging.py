@@ -177,8 +177,8 @@ def test_every_command_of_an_installed_wheel_runs_without_a_checkout(
     files += ["--pred", "drawn/panoptic.json", "--pred-root", "drawn/panoptic"]
     missing = "coco/mask2former/none.yaml"
     printed = installed.call(
-        *(([name, "--help"], 0) for name in COMMANDS),
-        (["check-data", *run], 0),
+        *(([*name.split(), "--help"], 0) for name in COMMANDS),
+        (["data", "check", *run], 0),
         (["predict", *run, *drawn], 0),
         (["evaluate", *files], 0),
         (["train", *shapes, *options], 0),

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""`panoptic-ext check-data` of this checkout, installed or not."""
+"""`panoptic-ext data check` of this checkout, installed or not."""
 
 import sys
 from pathlib import Path
@@ -8,4 +8,4 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from panoptic_ext_cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(["check-data", *sys.argv[1:]]))
+    sys.exit(main(["data", "check", *sys.argv[1:]]))

@@ -1,8 +1,8 @@
 """Check panoptic data sets and report everything that is wrong with them at once.
 
-    panoptic-ext check-data --config-file my.yaml
-    panoptic-ext check-data --datasets coco_panoptic_val
-    panoptic-ext check-data --json panoptic.json --image-root images --png-root panoptic
+    panoptic-ext data check --config-file my.yaml
+    panoptic-ext data check --datasets coco_panoptic_val
+    panoptic-ext data check --json panoptic.json --image-root images --png-root panoptic
 
 Exit code: 0 nothing wrong (warnings at most), 1 problems found, 2 nothing could be checked.
 """
@@ -35,7 +35,7 @@ from panoptic_ext.errors import ConfigError
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = command_parser("check-data", __doc__, config_values=True)
+    parser = command_parser("data check", __doc__, config_values=True)
     add = parser.add_argument
     add("--config-file", default="", help="check the data sets of DATASETS.TRAIN and DATASETS.TEST")
     add("--datasets", nargs="+", default=[], help="registered names, in place of the config's")

@@ -44,7 +44,7 @@ def command_parser(
     """The parser of a command; its usage line shows how the command was started.
 
     Args:
-        name: of the command, such as "check-data".
+        name: of the command, such as "data check".
         description: printed as it is, such as the docstring of the command's module.
         config_values: take KEY VALUE pairs after the options, as `opts`.
     """

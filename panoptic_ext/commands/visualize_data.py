@@ -1,7 +1,7 @@
 """Draw the ground truth of data sets: as it lies on disk, or as the model sees it.
 
-    panoptic-ext visualize-data --config-file my.yaml
-    panoptic-ext visualize-data --datasets shapes_panoptic_val --source raw --num 8
+    panoptic-ext data visualize --config-file my.yaml
+    panoptic-ext data visualize --datasets shapes_panoptic_val --source raw --num 8
 
 An image that cannot be drawn is named with the reason, and the others are drawn all the same.
 
@@ -41,7 +41,7 @@ from panoptic_ext.visualization.instance_masks import instance_segments
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = command_parser("visualize-data", __doc__, config_values=True)
+    parser = command_parser("data visualize", __doc__, config_values=True)
     add = parser.add_argument
     add(
         "--config-file",

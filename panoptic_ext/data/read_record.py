@@ -109,7 +109,7 @@ def read_labels(record: dict[str, Any], size: tuple[int, int]) -> Labels:
         log_first_n(
             logging.WARNING,
             f"{where}: segments {listed(missing, 10)} are not in the label map {path} and are left "
-            "out; panoptic-ext check-data lists all such segments",
+            "out; panoptic-ext data check lists all such segments",
             n=1,
             name=__name__,
         )

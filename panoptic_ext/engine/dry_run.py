@@ -65,7 +65,7 @@ def _check_data(name: str) -> None:
     if serious:
         raise DatasetError(
             f"data set {name} has {len(serious)} problem{'s, the first' * (len(serious) > 1)}: "
-            f"{serious[0]}. panoptic-ext check-data lists all"
+            f"{serious[0]}. panoptic-ext data check lists all"
         )
 
 

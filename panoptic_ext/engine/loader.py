@@ -187,7 +187,7 @@ class _SeededDataset(Dataset):
             skipped,
             DatasetError(
                 f"{tries} images in a row cannot be read, the first is {skipped[0]}. Check the "
-                "data set (panoptic-ext check-data) and that its disk is there"
+                "data set (panoptic-ext data check) and that its disk is there"
             ),
         )
 

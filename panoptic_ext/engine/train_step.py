@@ -249,7 +249,7 @@ def _raise_on_all(
     raise NonFiniteLossError(
         f"the loss is not finite at iteration {iteration}, {'; '.join(parts)}. The weights "
         "were not changed by this step and the last checkpoint is untouched. Look at these "
-        "images (panoptic-ext visualize-data), lower SOLVER.BASE_LR, lengthen "
+        "images (panoptic-ext data visualize), lower SOLVER.BASE_LR, lengthen "
         "SOLVER.WARMUP_ITERS or enable SOLVER.CLIP_GRADIENTS, and go on with --resume"
     ) from cause
 

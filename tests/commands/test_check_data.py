@@ -1,4 +1,4 @@
-"""The commands check-data and visualize-data."""
+"""The commands data check and data visualize."""
 
 from __future__ import annotations
 

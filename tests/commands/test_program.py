@@ -15,7 +15,7 @@ import pytest
 
 import panoptic_ext_cli
 from panoptic_ext.commands.command_line import program_name
-from panoptic_ext_cli import COMMANDS
+from panoptic_ext_cli import ALIASES, COMMANDS, module_of
 from tests import PATIENCE, ROOT
 
 SCRIPTS = {
@@ -23,7 +23,7 @@ SCRIPTS = {
     "evaluate": "tools/evaluate_panoptic.py",
     "combine": "tools/combine_predictions.py",
     **{
-        name: f"tools/{name.replace('-', '_')}.py"
+        name: f"tools/{module_of(name).rpartition('.')[2]}.py"
         for name in COMMANDS
         if name not in ("train", "evaluate", "combine")
     },
@@ -48,10 +48,11 @@ def fake_torch(folder: Path, text: str) -> Path:
 
 
 def test_every_command_has_a_module_and_a_script() -> None:
-    assert sorted(name.replace("-", "_") for name in COMMANDS) == sorted(set(MODULES) - HELPERS)
+    modules = [module_of(name).removeprefix("panoptic_ext.commands.") for name in COMMANDS]
+    assert sorted(modules) == sorted(set(MODULES) - HELPERS)
     assert sorted(SCRIPTS) == sorted(COMMANDS)
     for name in COMMANDS:
-        module = importlib.import_module(f"panoptic_ext.commands.{name.replace('-', '_')}")
+        module = importlib.import_module(module_of(name))
         assert module.main.__annotations__["return"] == "int", name
     scripts = {f"tools/{path.name}" for path in (ROOT / "tools").glob("*.py")} | {"train_net.py"}
     without_command = {"__init__.py", "install_detectron2.py", "pack_wheels.py"}
@@ -64,7 +65,7 @@ def test_help_of_each_command(
 ) -> None:
     monkeypatch.setattr(panoptic_ext_cli, "prepare", lambda name: None)  # for a new process
     with pytest.raises(SystemExit) as ended:
-        panoptic_ext_cli.main([name, "--help"])
+        panoptic_ext_cli.main([*name.split(), "--help"])
     assert ended.value.code == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"usage: {program_name(name)} ")
@@ -83,6 +84,31 @@ def test_the_list_of_commands_loads_neither_torch_nor_the_package(tmp_path: Path
     assert unknown.stderr.startswith("error: unknown command 'evalute'; did you mean 'evaluate'?")
     nothing = run(program, path=path)
     assert nothing.returncode == 2 and nothing.stderr.endswith("error: no command given\n")
+
+
+def test_a_group_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert panoptic_ext_cli.main(["data", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("usage: panoptic-ext data COMMAND")
+    assert re.search(r"^  convert +convert labels", printed, re.MULTILINE)
+    assert "train or resume" not in printed
+    assert panoptic_ext_cli.main(["data"]) == 2
+    assert capsys.readouterr().err.endswith("error: no command given\n")
+    assert panoptic_ext_cli.main(["data", "chek"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "error: unknown command 'data chek'; did you mean 'check'? known: check"
+    )
+
+
+@pytest.mark.parametrize(("former", "name"), ALIASES.items())
+def test_former_names_go_on_working(
+    former: str, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(panoptic_ext_cli, "prepare", lambda name: None)
+    with pytest.raises(SystemExit):
+        panoptic_ext_cli.main([former, "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: {program_name(name)} ")
 
 
 def test_a_command_with_underscores_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +136,7 @@ def test_a_script_runs_its_command_in_a_checkout_that_is_not_installed(
         package.mkdir(parents=True)
         for init in (package.parent, package):
             (init / "__init__.py").touch()
-        (package / f"{name.replace('-', '_')}.py").write_text(
+        (package / f"{module_of(name).rpartition('.')[2]}.py").write_text(
             f"def main(argv):\n    print({words!r}, argv)\n    return 7\n"
         )
     for file in ("panoptic_ext_cli.py", SCRIPTS[name]):

@@ -57,5 +57,5 @@ def raise_if_any(problems: Sequence[Problem], source: str) -> None:
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     if len(problems) > _MAX_LISTED:
         count += f", the first {_MAX_LISTED}"
-        lines.append("  panoptic-ext check-data lists all of them.")
+        lines.append("  panoptic-ext data check lists all of them.")
     raise DatasetError("\n".join([f"{source} cannot be used ({count}):", *lines]))

@@ -276,7 +276,7 @@ def _check_sizes(
                 where,
                 f"the EXIF tag (orientation {turn}) turns or mirrors it when it is read, and its "
                 "size does not show whether its label map was turned with it",
-                "save it upright, without the tag, and look at it with panoptic-ext visualize-data",
+                "save it upright, without the tag, and look at it with panoptic-ext data visualize",
                 warning=True,
             )
         return

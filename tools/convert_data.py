@@ -1,0 +1,11 @@
+#!/usr/bin/env python
+"""`panoptic-ext data convert` of this checkout, installed or not."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from panoptic_ext_cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["data", "convert", *sys.argv[1:]]))

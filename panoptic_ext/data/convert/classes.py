@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -191,7 +192,7 @@ def _which_are_things(names: Sequence[str]) -> str:
 def _argument(names: Sequence[str]) -> str:
     """Names as one argument of a shell."""
     text = ",".join(names)
-    return text if text.replace(",", "").replace("_", "").isalnum() else f"'{text}'"
+    return text if re.fullmatch(r"[\w,.-]+", text) else f"'{text}'"
 
 
 def _categories(classes: Sequence[SourceClass]) -> tuple[Category, ...]:

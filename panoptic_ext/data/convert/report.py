@@ -14,7 +14,7 @@ from panoptic_ext.data.convert.resolve import Group, Resolved
 
 __all__ = ["ClassCounts", "Report"]
 
-_MOST_SHOWN = 5  # names in a line of the console; report.json has all
+_MOST_SHOWN = 3  # names in a line of the console; report.json has all
 
 
 @dataclass
@@ -183,6 +183,6 @@ def _count(number: int, noun: str) -> str:
 def _shown(names: Sequence[str] | Mapping[str, list[str]], *, join: bool = False) -> str:
     shown = list(names)[:_MOST_SHOWN]
     if join and isinstance(names, Mapping):
-        shown = [f"{name}: {'; '.join(names[name][:2])}" for name in shown]
+        shown = [f"{name}: {'; '.join(names[name][:1])}" for name in shown]
     more = len(names) - len(shown)
     return ", ".join(shown) + (f" and {more} more (report.json)" if more else "")

@@ -76,6 +76,8 @@ class Group:
         area: pixels of its labels.
         visible: pixels of them that nothing hides.
         parts: number of labels that it consists of.
+        is_rest: what objects leave of a region of their class in a label map. It may be nothing,
+            so that nothing is lost where they hide it.
     """
 
     category: Category
@@ -85,6 +87,7 @@ class Group:
     area: int = 0
     visible: int = 0
     parts: int = 0
+    is_rest: bool = False
 
 
 @dataclass(frozen=True)
@@ -262,6 +265,7 @@ class _Painting:
         else:
             number = self._group(("stuff", category.id), category, False, name)
         group = self._groups[number]
+        group.is_rest = is_open
         group.id = group.id or (value if 0 < value < MAX_ID else 0)
         return number + 1
 
@@ -274,7 +278,9 @@ class _Painting:
         for part in range(2, count):
             where = f"part {part} of {segment.class_name} in the label map"
             key = ("part", number, part)
-            self._canvas[parts == part] = self._group(key, first.category, False, where) + 1
+            number_of_part = self._group(key, first.category, False, where)
+            self._groups[number_of_part].is_rest = True
+            self._canvas[parts == part] = number_of_part + 1
 
     def _measure_unions(self) -> None:
         """The areas of groups of several labels; they are decoded again, one at a time."""
@@ -296,7 +302,12 @@ class _Painting:
         vanished: list[Group] = []
         for group, visible in zip(self._groups, counts[1:].tolist(), strict=True):
             group.visible = visible
-            (kept if visible >= max(1, self._rule.least_area) else vanished).append(group)
+            if group.is_rest:
+                group.area = visible
+            if visible >= max(1, self._rule.least_area):
+                kept.append(group)
+            elif visible or not group.is_rest:
+                vanished.append(group)
         rest = self._uncovered(kept, vanished)
         _number(kept)
         segment_ids = {group: group.id for group in kept}
@@ -317,7 +328,7 @@ class _Painting:
         group = Group(category, False, category.name) if number is None else self._groups[number]
         if group in kept:
             return group
-        table = np.array([True, *(g in vanished for g in self._groups)])
+        table = np.array([True, *(g not in kept for g in self._groups)])
         is_free = table[np.maximum(self._canvas, 0)] & (self._canvas != _VOID)
         if not is_free.any():
             return None

@@ -96,7 +96,7 @@ def test_semantic_pngs_lie_behind_the_objects(tmp_path: Path, dataset: dict[str,
     inputs = {
         "semantic": str(tmp_path / "stuff"),
         "void_values": frozenset({0, 255}),
-        "names": {40: "grass"},
+        "names": {3: "car", 40: "grass"},
     }
     choice = ClassChoice(stuff=("grass",))
     result = converted("auto", path, tmp_path / "out", inputs=inputs, choice=choice)
@@ -165,3 +165,28 @@ def test_classes_of_a_file_give_ids_and_kinds(tmp_path: Path, dataset: dict[str,
     result = converted("auto", path, tmp_path / "out", choice=ClassChoice(listed=listed))
     assert [(c["id"], c["isthing"]) for c in result.content["categories"]] == [(1, 1), (2, 0)]
     assert result.maps["a b/é 1.jpg"][2, 2] == "car 1"  # the dog is stuff now, behind the car
+
+
+def test_a_file_of_classes_numbers_the_semantic_pngs(
+    tmp_path: Path, dataset: dict[str, Any]
+) -> None:
+    """The JSON's ids count otherwise: 3 is its car, and the file's sky."""
+    semantic = np.full((HEIGHT, WIDTH), 3, np.uint8)
+    semantic[1:6, 1:8] = 2  # what the objects of the first image hide
+    for name in ("a b/é 1.png", "2.png", "empty.png"):
+        file = tmp_path / "stuff" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(semantic).save(file)
+    path = write_json(tmp_path / "instances.json", dataset)
+    listed = (
+        SourceClass("dog", 1, True), SourceClass("car", 2, True), SourceClass("sky", 3, False)
+    )  # fmt: skip
+    inputs = {"semantic": str(tmp_path / "stuff"), "names": {c.id: c.name for c in listed}}
+    choice = ClassChoice(listed=listed)
+    result = converted("auto", path, tmp_path / "out", inputs=inputs, choice=choice)
+    first = result.maps["a b/é 1.jpg"]
+    assert (first[7] == "sky").all() and not any("crowd" in text for text in first.flat)
+    # The region of cars behind the car is no object of its own that could vanish.
+    report = result.converted.report
+    assert report.vanished == {} and report.counts["car"].hidden == 4 + 2
+    assert (result.maps["empty.jpg"][1:6, 1:8] == "car 1 crowd").all()

@@ -43,7 +43,7 @@ class CocoInstances(Source):
         self._annotations = self._by_image(info.get("annotations"))
         names = {number: one.name for number, one in self._categories.items()}
         self._semantic = (
-            SemanticFolder(inputs.semantic, {**inputs.names, **names}, inputs.void_values)
+            SemanticFolder(inputs.semantic, dict(inputs.names) or names, inputs.void_values)
             if inputs.semantic
             else None
         )

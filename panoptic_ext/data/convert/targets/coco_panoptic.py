@@ -39,14 +39,14 @@ class CocoPanoptic(Target):
         ]
         return self._writer.add(image.id, image.stem + ".png", ids, segments)
 
-    def close(self, added: Sequence[tuple[WrittenImage, Any]], settings: ResultPlace) -> list[str]:
+    def close(self, added: Sequence[tuple[WrittenImage, Any]], place: ResultPlace) -> list[str]:
         content = {
             "images": [image.entry() for image, _ in added],
             "annotations": [],  # filled in by the writer, here for its place in the file
             "categories": category_entries(self.classes),
         }
         self._writer.close(content, [annotation for _, annotation in added])
-        block = training_block(settings, len(self.classes))
+        block = training_block(place, len(self.classes))
         write_file(self.path("dataset.yaml"), block.encode(), error=None)
         return []
 

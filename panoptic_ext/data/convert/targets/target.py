@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,6 +65,8 @@ class Target(ABC):
             with_stuff: formats of objects alone write stuff too.
         """
         self.folder, self.classes, self.with_stuff = folder, tuple(classes), with_stuff
+        self._left_out = 0
+        self._lock = threading.Lock()
 
     @abstractmethod
     def add(self, image: WrittenImage, ids: np.ndarray, groups: Sequence[Group]) -> Any:
@@ -80,12 +83,33 @@ class Target(ABC):
         """
 
     @abstractmethod
-    def close(self, added: Sequence[tuple[WrittenImage, Any]], settings: ResultPlace) -> list[str]:
+    def close(self, added: Sequence[tuple[WrittenImage, Any]], place: ResultPlace) -> list[str]:
         """Write what all images share.
+
+        Args:
+            added: each image with what `add` returned.
+            place: where the result will lie.
 
         Returns:
             Lines for the report: what the format could not hold.
         """
+
+    def written(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups that a format of objects writes: things, and stuff if that is wanted."""
+        kept = [group for group in groups if self.with_stuff or group.category.isthing]
+        with self._lock:
+            self._left_out += len(groups) - len(kept)
+        return kept
+
+    def written_classes(self) -> list[Category]:
+        """The classes that a format of objects writes."""
+        return [category for category in self.classes if self.with_stuff or category.isthing]
+
+    def stuff_note(self) -> list[str]:
+        """The line about stuff that `written` left out."""
+        if not self._left_out:
+            return []
+        return [f"{self._left_out} segments of stuff were left out; --with-stuff writes them"]
 
     def path(self, *parts: str) -> str:
         """A path in the folder of the result; parts may contain "/"."""

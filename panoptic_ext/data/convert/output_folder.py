@@ -8,11 +8,13 @@ import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
+from panoptic_ext.atomic import try_lock
 from panoptic_ext.errors import DatasetError, listed, quoted
 
 __all__ = ["check_output", "whole_folder"]
 
 _ASIDE = ".unfinished-"
+_LOCK = ".lock"
 
 
 def check_output(
@@ -59,7 +61,8 @@ def check_output(
 def whole_folder(path: str) -> Iterator[str]:
     """Yield a new folder beside `path` that takes its place at the end of the block.
 
-    An error or a signal in the block removes the new folder and leaves `path` as it was.
+    An error or a signal in the block removes the new folder and leaves `path` as it was. That of a
+    killed process goes when the next one begins: its lock is free.
 
     Raises:
         DatasetError: the folder cannot be made.
@@ -68,18 +71,34 @@ def whole_folder(path: str) -> Iterator[str]:
     parent = os.path.dirname(real)
     try:
         os.makedirs(parent, exist_ok=True)
+        _remove_left(parent, os.path.basename(real) + _ASIDE)
         aside = tempfile.mkdtemp(prefix=os.path.basename(real) + _ASIDE, dir=parent)
     except OSError as error:
         raise DatasetError(
             f"cannot write to {quoted(parent)}: {error.strerror}; choose a folder that is writable "
             "(--output)"
         ) from error
+    lock = open(os.path.join(aside, _LOCK), "wb")  # noqa: SIM115
+    try_lock(lock)
     try:
         yield aside
+        os.remove(lock.name)
         os.chmod(aside, 0o777 & ~_umask())  # mkdtemp lets nobody else read it
         _replace(aside, real)
     finally:
+        lock.close()
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove_left(parent: str, prefix: str) -> None:
+    """Remove the unfinished folders of killed processes."""
+    for name in os.listdir(parent):
+        path = os.path.join(parent, name)
+        if name.startswith(prefix) and os.path.isfile(os.path.join(path, _LOCK)):
+            with open(os.path.join(path, _LOCK), "rb") as lock:
+                is_left = try_lock(lock) == "free"
+            if is_left:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _replace(new: str, path: str) -> None:

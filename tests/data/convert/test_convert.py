@@ -12,6 +12,7 @@ import pytest
 import yaml
 from PIL import Image, ImageOps
 
+from panoptic_ext.atomic import try_lock
 from panoptic_ext.data import PanopticSource, check_panoptic
 from panoptic_ext.data.coco.label_png import write_id_map
 from panoptic_ext.data.convert import SOURCES, ConversionOptions, SourceInputs, convert, open_source
@@ -149,6 +150,20 @@ def test_a_signal_leaves_nothing_behind(
     with pytest.raises(Interrupted, match="nothing was written"):
         convert(source, str(tmp_path / "out"), ConversionOptions(num_threads=1))
     assert [p.name for p in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_the_folder_of_a_killed_process_goes_and_that_of_a_living_one_stays(
+    tiny: TinyDataset, tmp_path: Path
+) -> None:
+    for name in ("killed", "living"):
+        (tmp_path / f"out.unfinished-{name}").mkdir()
+        (tmp_path / f"out.unfinished-{name}" / ".lock").touch()
+    with open(tmp_path / "out.unfinished-living" / ".lock", "rb") as lock:
+        assert try_lock(lock) == "free"
+        converted("auto", tiny.root, tmp_path / "out")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["out", "out.unfinished-living", "tiny"]
+    assert not (tmp_path / "out" / ".lock").exists()
 
 
 def test_what_is_no_label_at_all(tmp_path: Path) -> None:

@@ -43,9 +43,12 @@ _GROUPS = {"data": "Data sets for panoptic segmentation: make, check and look at
 
 _HELP = ("-h", "--help")
 
-# At every start, torch warns of a few functions that fvcore and Detectron2 script. The filter is
-# not set in `main`: the processes that a training spawns import this module without calling it.
+# The filters are not set in `main`: the processes that a training spawns import this module without
+# calling it. At every start, torch warns of a few functions that fvcore and Detectron2 script.
 warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+# Pillow warns of an attack where a file, which the user named, has 90 to 179 million pixels. One
+# that needs too much memory, or has more pixels, ends in an error of our own.
+warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import panoptic_ext_cli
 from panoptic_ext.commands.command_line import program_name
@@ -45,6 +46,18 @@ def fake_torch(folder: Path, text: str) -> Path:
     """A folder for sys.path whose torch runs `text`."""
     (folder / "torch.py").write_text(text)
     return folder
+
+
+def test_pillow_suspects_no_attack_in_a_large_picture_that_the_user_named(tmp_path: Path) -> None:
+    """16 pixels are between Pillow's limit, here 10, and twice as many, where it refuses."""
+    picture = tmp_path / "large.png"
+    Image.new("RGB", (4, 4)).save(picture)
+    open_it = (
+        f"from PIL import Image; Image.MAX_IMAGE_PIXELS = 10; Image.open({str(picture)!r}).close()"
+    )
+    assert "DecompressionBombWarning" in run("-c", open_it).stderr
+    with_filters = run("-W", "error", "-c", f"import panoptic_ext_cli; {open_it}")
+    assert (with_filters.returncode, with_filters.stderr) == (0, "")
 
 
 def test_every_command_has_a_module_and_a_script() -> None:

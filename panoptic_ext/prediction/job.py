@@ -158,8 +158,7 @@ class PredictionJob:
 
     def is_done(self, item: PredictionInput) -> bool:
         """Whether all results of `item` are there from an earlier job."""
-        collections = (self.results, self.lists)
-        if any(kept is not None and not kept.has(item.name) for kept in collections):
+        if not all(collection.has(item.name) for collection in self._collections):
             return False
         return not self.pictures or os.path.isfile(_picture_path(self.output, item))
 
@@ -176,6 +175,10 @@ class PredictionJob:
         made, failed, left = self.files.done, len(self.failed), self.files.left
         text = f"{made} predicted, {self.skipped} were there already, {failed} failed"
         return f"{text}, {left} left" if left else text
+
+    @property
+    def _collections(self) -> list[ResultsFolder | SegmentLists]:
+        return [kept for kept in (self.results, self.lists) if kept is not None]
 
     def _choose_image_ids(self, items: Sequence[PredictionInput]) -> dict[str, int | str]:
         """Name -> image id of the images, for the JSON."""
@@ -195,18 +198,27 @@ class PredictionJob:
         return PanopticResult.from_outputs(outputs, metadata, min_score=least)
 
     def _predict(self, item: PredictionInput) -> None:
-        """Predict, draw and store one image or video."""
-        self._predict_video(item) if item.is_video else self._predict_image(item)
+        """Predict, draw and store one input; one that fails or is stopped leaves nothing."""
+        try:
+            self._predict_video(item) if item.is_video else self._predict_image(item)
+        except BaseException:
+            for collection in self._collections:
+                collection.discard()
+            raise
+        if self.pictures:
+            self.drawn.append(_picture_path(self.output, item))
+        # Last: a job that was killed before predicts the input again.
+        for collection in self._collections:
+            collection.commit(item.name)
 
     def _predict_image(self, item: PredictionInput) -> None:
         image, result = self._ahead(item.path)
         # Pictures and results need memory too, not only the model.
         with explained_memory_errors(*image.shape[:2]):
-            if self.pictures:
-                path = _picture_path(self.output, item)
-                save_picture(path, self._drawn(image, result))
-                self.drawn.append(path)
             self._collect(item.name, result, self._image_ids.get(item.name, item.name))
+            # After all else that may fail, so that no picture of a failed image is left.
+            if self.pictures:
+                save_picture(_picture_path(self.output, item), self._drawn(image, result))
 
     def _collect(self, name: str, result: PanopticResult, image_id: int | str) -> None:
         if self.results is not None:
@@ -241,11 +253,6 @@ class PredictionJob:
                 self._collect(key, result, key)
             if self.pictures:
                 writer.commit()
-                self.drawn.append(path)
-        for collection in (self.results, self.lists):
-            if collection is not None:
-                # Last: a job that was killed before predicts the video again.
-                collection.mark(item.name)
 
     def _predicted(
         self, frames: Iterable[np.ndarray]

@@ -225,6 +225,7 @@ class PanopticResult(SegmentedImage):
         results = ResultsFolder(os.fspath(folder), self.metadata)
         image_id = choose_image_ids([name], {}, results.image_ids())[name]
         results.add(name, self.panoptic_seg, self.segments_info, image_id=image_id, file_name=name)
+        results.commit(name)
         return results.write_json()
 
     def to_coco(self, image_id: int | str | None = None) -> CocoPanoptic:

@@ -15,8 +15,12 @@ __all__ = ["ProgressLog"]
 class ProgressLog:
     """Entries by key, kept in a file of JSON lines.
 
+    The entries of one input, such as the frames of a video, are added one by one, and then
+    committed or discarded together.
+
     Attributes:
-        entries: key -> entry, those of earlier runs included, in the order in which they came.
+        entries: key -> committed entry, those of earlier runs included, in the order in which they
+            came.
     """
 
     def __init__(self, path: str, *, fresh: bool = False) -> None:
@@ -32,12 +36,29 @@ class ProgressLog:
         if fresh and os.path.exists(path):
             os.remove(path)
         self.entries = _read(path)
+        self._added: dict[str, dict[str, Any]] = {}
 
     def add(self, key: str, entry: dict[str, Any]) -> None:
-        """Append an entry of values that JSON has; a later one of the same key replaces it."""
-        self.entries[key] = entry
+        """Hold an entry of values that JSON has, for `commit`."""
+        self._added[key] = entry
+
+    def commit(self, key: str) -> None:
+        """Append what was added; a later entry replaces one of the same key.
+
+        Args:
+            key: of the input that is done. It gets an empty entry if none was added for it.
+        """
+        added = self._added if key in self._added else {**self._added, key: {}}
+        lines = (json.dumps({"key": k, **e}, ensure_ascii=False) + "\n" for k, e in added.items())
         with open(self._path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"key": key, **entry}, ensure_ascii=False) + "\n")
+            stream.writelines(lines)
+        self.entries.update(added)
+        self._added = {}
+
+    def discard(self) -> list[dict[str, Any]]:
+        """Forget what was added; returns those entries whose keys have no committed one."""
+        added, self._added = self._added, {}
+        return [entry for key, entry in added.items() if key not in self.entries]
 
 
 def _read(path: str) -> dict[str, dict[str, Any]]:

@@ -1,11 +1,12 @@
 """Predictions collected into a COCO panoptic JSON and its PNGs, image by image.
 
 Each image is one line of a log, so that the next run can continue one that was stopped. The JSON is
-written from the log at the end.
+written from the log at the end. An input is logged when all its results are there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -90,7 +91,7 @@ class ResultsFolder:
         self._log = ProgressLog(os.path.join(folder, _LOG_FILE), fresh=fresh)
 
     def has(self, key: str) -> bool:
-        """Whether `key` was added or marked, now or by an earlier run, and its PNG is there."""
+        """Whether `key` was committed, now or by an earlier run, and its PNG is there."""
         entry = self._log.entries.get(key)
         if entry is None or "annotation" not in entry:
             return entry is not None
@@ -98,7 +99,7 @@ class ResultsFolder:
         return os.path.isfile(os.path.join(self.folder, PNG_FOLDER, name))
 
     def image_ids(self) -> dict[str, int | str]:
-        """key -> image id of everything added so far, now or by an earlier run."""
+        """key -> image id of everything committed so far, now or by an earlier run."""
         return {k: e["image"]["id"] for k, e in self._log.entries.items() if "annotation" in e}
 
     def add(
@@ -110,7 +111,7 @@ class ResultsFolder:
         image_id: int | str,
         file_name: str,
     ) -> None:
-        """Write one image's PNG and its line of the log.
+        """Write one image's PNG; `commit` writes its line of the log.
 
         Args:
             key: names the image among all; its PNG is `key` + ".png".
@@ -119,18 +120,27 @@ class ResultsFolder:
         """
         divisor = getattr(self._metadata, "label_divisor", 1000)
         ids, segments = coco_segments(panoptic_seg, segments_info, self._dataset_ids, divisor)
-        # Before the log: a line of the log means that its PNG is complete.
         annotation = self._writer.add(image_id, f"{key}.png", ids, segments)
         height, width = ids.shape
         image = {"id": image_id, "file_name": file_name, "height": height, "width": width}
         self._log.add(key, {"image": image, "annotation": annotation})
 
-    def mark(self, key: str) -> None:
-        """Log that `key`, such as a whole video, is done."""
-        self._log.add(key, {})
+    def commit(self, key: str) -> None:
+        """Log what was added since the last commit; and that `key`, such as a video, is done."""
+        self._log.commit(key)
+
+    def discard(self) -> None:
+        """Undo what was added since the last commit: its input failed.
+
+        A PNG of the same name that an earlier run has logged is the same result, and stays.
+        """
+        for entry in self._log.discard():
+            name = entry["annotation"]["file_name"]
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(self.folder, PNG_FOLDER, *name.split("/")))
 
     def write_json(self) -> str:
-        """Write the COCO panoptic JSON of everything added so far; returns its path."""
+        """Write the COCO panoptic JSON of everything committed so far; returns its path."""
         entries = [entry for entry in self._log.entries.values() if "annotation" in entry]
         content = {
             "images": [entry["image"] for entry in entries],

@@ -36,17 +36,21 @@ class SegmentLists:
         self._log = ProgressLog(os.path.join(folder, _LOG_FILE), fresh=fresh)
 
     def has(self, key: str) -> bool:
-        """Whether `key` was added or marked, now or by an earlier run."""
+        """Whether `key` was committed, now or by an earlier run."""
         return key in self._log.entries
 
     def add(self, key: str, result: PanopticResult) -> None:
-        """Add an image; `key` names it among all, and in the lists."""
+        """Add an image, of which `commit` makes a part of the lists; `key` names it there."""
         image = {"file_name": key, "height": result.height, "width": result.width}
         self._log.add(key, {**image, "segments": result.to_dicts()})
 
-    def mark(self, key: str) -> None:
-        """Log that `key`, such as a whole video, is done."""
-        self._log.add(key, {})
+    def commit(self, key: str) -> None:
+        """Log what was added since the last commit; and that `key`, such as a video, is done."""
+        self._log.commit(key)
+
+    def discard(self) -> None:
+        """Undo what was added since the last commit: its input failed."""
+        self._log.discard()
 
     def json_text(self) -> str:
         """A list with an object for each image: file_name, height, width and segments.

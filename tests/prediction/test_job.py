@@ -159,3 +159,51 @@ def test_lists_have_a_row_for_each_frame_of_a_video_and_go_on(
     again.run(inputs)
     assert again.skipped == 3 and again.lists is not None
     assert again.lists.json_text() == job.lists.json_text()
+
+
+def test_an_image_that_fails_leaves_neither_picture_nor_results(
+    fake: Predictor, photos: Path, tmp_path: Path
+) -> None:
+    """Its name fits the picture, but not the label PNG; or its picture cannot be written."""
+    (photos / "sub" / "b.png").rename(photos / ("n" * 251 + ".png"))
+    (photos / "clip.mp4").unlink()
+    output = tmp_path / "out"
+    (output / "a.png").mkdir(parents=True)  # in the way of the picture
+    job = run(fake, photos, output, panoptic=True, lists=True)
+    reasons = {Path(path).name[0]: reason for path, reason in job.failed.items()}
+    assert "would have 259 bytes" in reasons["n"]
+    assert job.drawn == [] and len(reasons) == 3
+    assert not [path for path in output.rglob("*.png") if path.is_file()]
+    assert json.loads(Path(job.write_json()).read_text())["images"] == []
+    assert job.lists is not None and job.lists.json_text() == "[]\n"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("frame"), KeyboardInterrupt()])
+def test_a_video_that_ends_early_leaves_no_results_of_its_frames(
+    fake: Predictor,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+) -> None:
+    output, written = tmp_path / "out", []
+    write = VideoWriter.write
+
+    def fails(self: VideoWriter, frame: np.ndarray) -> None:
+        written.append(frame)
+        if len(written) == 2:
+            raise error
+        write(self, frame)
+
+    monkeypatch.setattr(VideoWriter, "write", fails)
+    job = PredictionJob(fake, str(output), JobOptions(panoptic=True, lists=True))
+    inputs = search_inputs([str(photos / "clip.mp4")]).inputs
+    if isinstance(error, KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt):
+            job.run(inputs)
+    else:
+        job.run(inputs)
+        assert list(job.failed.values()) == ["frame"]
+    assert len(written) == 2 and not list(output.rglob("*.png"))
+    assert json.loads(Path(job.write_json()).read_text())["images"] == []
+    assert job.lists is not None and job.lists.json_text() == "[]\n"

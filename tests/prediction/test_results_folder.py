@@ -220,12 +220,14 @@ def test_results_continue_after_a_kill(tmp_path):
     results = ResultsFolder(str(tmp_path), METADATA)
     ids, segments = np.full((2, 3), 5), [{"id": 5, "category_id": 1}]
     results.add("a/ü.jpg", ids, segments, image_id=3, file_name="a/ü.jpg")
-    results.mark("video")
+    results.commit("a/ü.jpg")
+    results.commit("video")
     log = tmp_path / "panoptic_progress.jsonl"
     log.write_bytes(log.read_bytes() + b'{"key": "b.jpg", "ima')
     again = ResultsFolder(str(tmp_path), METADATA)
     assert again.has("a/ü.jpg") and again.has("video") and not again.has("b.jpg")
     again.add("b.jpg", ids, segments, image_id="b", file_name="b.jpg")
+    again.commit("b.jpg")
     content = json.loads(Path(again.write_json()).read_text(encoding="utf-8"))
     assert [image["id"] for image in content["images"]] == [3, "b"]
     assert content["categories"][0] == {"id": 30, "name": "disc", "isthing": 1, "color": [1, 2, 3]}
@@ -234,6 +236,28 @@ def test_results_continue_after_a_kill(tmp_path):
     png.unlink()
     assert not ResultsFolder(str(tmp_path), METADATA).has("a/ü.jpg")
     assert not ResultsFolder(str(tmp_path), METADATA, fresh=True).has("video")
+
+
+def test_discarded_results_leave_nothing_but_what_an_earlier_run_has_logged(tmp_path):
+    ids, segments = np.full((2, 3), 5), [{"id": 5, "category_id": 1}]
+
+    def add(results, key):
+        results.add(key, ids, segments, image_id=key, file_name=key)
+
+    results = ResultsFolder(str(tmp_path), METADATA)
+    add(results, "a.jpg")
+    results.commit("a.jpg")
+    again = ResultsFolder(str(tmp_path), METADATA)
+    for key in ("a.jpg", "clip.mp4/000000", "clip.mp4/000001"):
+        add(again, key)
+    again.discard()
+    assert [path.name for path in (tmp_path / "panoptic").rglob("*.png")] == ["a.jpg.png"]
+    assert not again.has("clip.mp4/000000")
+    assert (
+        again.image_ids()
+        == ResultsFolder(str(tmp_path), METADATA).image_ids()
+        == {"a.jpg": "a.jpg"}
+    )
 
 
 @pytest.mark.parametrize("line", ["[" * 100_000, "{", "[1]", "{}"], ids=range(4))
@@ -248,4 +272,5 @@ def test_a_damaged_line_of_the_progress_log_is_named(tmp_path, line):
 def test_names_stay_readable_in_the_json(tmp_path):
     results = ResultsFolder(str(tmp_path), METADATA)
     results.add("caf\u00e9", np.zeros((2, 2), np.int32), [], image_id=1, file_name="caf\u00e9.jpg")
+    results.commit("caf\u00e9")
     assert '"file_name": "caf\u00e9.jpg"' in Path(results.write_json()).read_text("utf-8")

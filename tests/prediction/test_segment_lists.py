@@ -37,8 +37,9 @@ def test_both_lists_say_the_same_and_a_second_run_goes_on(names: list[str]) -> N
             assert [lists.has(other) for other in names] == [other in expected for other in names]
             expected[name] = result(number)
             lists.add(name, expected[name])
+            lists.commit(name)
         lists = SegmentLists(folder)
-        lists.mark("a video of which all frames are there\0")
+        lists.commit("a video of which all frames are there\0")
         images = json.loads(lists.json_text())
         table = list(csv.DictReader(io.StringIO(lists.csv_text(), newline="")))
         assert SegmentLists(folder, fresh=True).json_text() == "[]\n"

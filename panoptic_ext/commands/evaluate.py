@@ -31,7 +31,7 @@ from panoptic_ext.evaluation.human_consistency import (
 from panoptic_ext.evaluation.image_measures import GT_AREAS
 from panoptic_ext.evaluation.report import named_result
 from panoptic_ext.evaluation.segment_list import segment_csv
-from panoptic_ext.evaluation.tables import result_text
+from panoptic_ext.evaluation.tables import costliest_text, result_text
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -156,6 +156,7 @@ def _evaluate(args: argparse.Namespace, truth: Files, prediction: Files) -> File
 def _report(args: argparse.Namespace, result: FileResult) -> None:
     """Print and write one result."""
     print(result_text(result.measures))
+    print(costliest_text(result.per_image))
     if args.output:
         write_file(args.output, json.dumps(_content(result), indent=1).encode())
     if args.segments:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -45,13 +46,13 @@ class ImageSums:
     """What each image adds to the PQ of each class.
 
     Attributes:
-        ious: (N, C) float64, sums of the IoUs of true positives.
-        weights: (N, C) float64, TP + FP / 2 + FN / 2.
+        ious: (N, C) float64, sums of the IoUs of true positives; an array or a sparse one.
+        weights: (N, C) float64, TP + FP / 2 + FN / 2; the same.
         isthing: (C,) bool.
     """
 
-    ious: np.ndarray
-    weights: np.ndarray
+    ious: Any
+    weights: Any
     isthing: np.ndarray
 
     @classmethod
@@ -66,16 +67,17 @@ class ImageSums:
             num_images: N.
             isthing: for each category, whether it is a thing.
         """
+        from scipy.sparse import csr_array  # takes long to import, and few programs evaluate
+
         column = {category: i for i, category in enumerate(isthing)}
         columns = np.array([column[c] for c in outcomes.categories.tolist()], np.int64)
-        cells, shape = images * len(column) + columns, (num_images, len(column))
-        size = num_images * len(column)
-        weight = np.where(outcomes.kinds == TP, 1.0, 0.5)
-        return cls(
-            np.bincount(cells, outcomes.ious, size).reshape(shape),
-            np.bincount(cells, weight, size).reshape(shape),
-            np.array(list(isthing.values()), bool),
+        weights = np.where(outcomes.kinds == TP, 1.0, 0.5)
+        # An image has a few of a hundred classes. Entries of one cell are added up.
+        ious, weights = (
+            csr_array((values, (images, columns)), shape=(num_images, len(column)))
+            for values in (outcomes.ious, weights)
         )
+        return cls(ious, weights, np.array(list(isthing.values()), bool))
 
     def quality(self, times: np.ndarray) -> np.ndarray:
         """PQ of draws.
@@ -86,9 +88,9 @@ class ImageSums:
         Returns:
             (B, K) percent; nan where no class of the group, or nothing of the class, was drawn.
         """
-        weights = times @ self.weights
+        weights = (self.weights.T @ times.T).T
         with np.errstate(invalid="ignore"):
-            per_class = 100 * (times @ self.ious) / np.where(weights > 0, weights, np.nan)
+            per_class = 100 * (self.ious.T @ times.T).T / np.where(weights > 0, weights, np.nan)
         everything = np.ones(len(self.isthing), bool)
         groups = [_mean(per_class[:, use]) for use in (everything, self.isthing, ~self.isthing)]
         return np.column_stack([*groups, per_class])

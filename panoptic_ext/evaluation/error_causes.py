@@ -51,8 +51,8 @@ def false_negative_causes(match: ImageMatch) -> np.ndarray:
     inside = 2 * match.pixels > match.gt.areas[match.g]
     held = np.bincount(p[same & inside], minlength=len(match.pred))
     pieces = _pieces(match)
+    # Of a prediction that matches another truth, "merged" holds and overrides this.
     unused = 2 * match.ignored > match.pred.areas
-    unused[p[match.matched]] = False
     return _last_cause(
         len(match.gt),
         match.g,

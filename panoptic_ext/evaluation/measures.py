@@ -58,7 +58,7 @@ class Measures:
     @cached_property
     def total(self) -> PQStat:
         """The counts of all images."""
-        return PQStat.total(self.stats.values())
+        return PQStat.of(self.segments[0])
 
     @cached_property
     def summary(self) -> dict[str, dict]:

@@ -5,6 +5,7 @@ Workers exchange these, no label map. All measures are computed from them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TypeVar
@@ -51,6 +52,13 @@ class Outcomes:
     def __getitem__(self, use: np.ndarray) -> Outcomes:
         """Those that an index array or a (N,) bool array names."""
         return Outcomes(*(getattr(self, field.name)[use] for field in fields(self)))
+
+    def pooled_pq(self) -> float:
+        """PQ in [0, 1] of all segments taken as one class's; nan without any."""
+        if not len(self):
+            return math.nan
+        num_matched = int((self.kinds == TP).sum())
+        return math.fsum(self.ious.tolist()) / (num_matched + 0.5 * (len(self) - num_matched))
 
     @classmethod
     def of(cls, match: ImageMatch) -> Outcomes:
@@ -107,14 +115,14 @@ class ClassPixels:
         )[match.shared_gt]
         gt_codes[shared.gt_ids == 0] = 2 * number
         pred_codes = np.append(np.searchsorted(classes, pred.categories), number)[match.shared_pred]
-        table = np.bincount(gt_codes * (number + 1) + pred_codes, shared.pixels)
-        present = np.flatnonzero(table)
+        pairs = gt_codes * (number + 1) + pred_codes
+        present, inverse = np.unique(pairs, return_inverse=True)
         gt_codes, pred_codes = np.divmod(present, number + 1)
         return cls(
             gt=np.concatenate([classes, classes, [NO_CATEGORY, UNLISTED]])[gt_codes],
             iscrowd=(gt_codes >= number) & (gt_codes < 2 * number),
             pred=np.append(classes, NO_CATEGORY)[pred_codes],
-            pixels=table[present].astype(np.int64),
+            pixels=np.bincount(inverse, shared.pixels, len(present)).astype(np.int64),
         )
 
 

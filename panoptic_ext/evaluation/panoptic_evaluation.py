@@ -256,7 +256,7 @@ class PanopticEvaluator(RunEvaluator, COCOPanopticEvaluator):
                 prediction.runs,
                 [{"id": i, "category_id": category} for i, category in rows],
             )
-        pq, order = 100 * measures.stat().pooled_pq(), self.truth.order[annotation.image_id]
+        pq, order = 100 * measures.outcomes.pooled_pq(), self.truth.order[annotation.image_id]
         self._keeper.offer(pq, order, lambda: _kept(image, prediction, pq, order))
         self._images[annotation.image_id] = _ImageResult(
             image.image_id, image.file_name, measures, written

@@ -45,11 +45,6 @@ class ClassCounts:
         """TP + FP / 2 + FN / 2, what PQ and RQ divide by."""
         return self.tp + 0.5 * self.fp + 0.5 * self.fn
 
-    @property
-    def shortfall(self) -> float:
-        """weight * (1 - PQ), 0 for a perfect result; those of all images add up to the total's."""
-        return self.weight - math.fsum(self.ious)
-
     def add(self, other: ClassCounts) -> None:
         """Add the counts of `other` to these."""
         self.ious.extend(other.ious)
@@ -139,16 +134,6 @@ class PQStat:
     def totals(self) -> dict[str, int]:
         """{"tp", "fp", "fn"} over all categories."""
         return {k: sum(getattr(c, k) for c in self.counts.values()) for k in ("tp", "fp", "fn")}
-
-    def pooled_pq(self) -> float:
-        """PQ in [0, 1] of all segments taken as one category's (matches stay within categories)."""
-        counts = self.counts.values()
-        pooled = ClassCounts(
-            [iou for c in counts for iou in c.ious],
-            sum(c.fp for c in counts),
-            sum(c.fn for c in counts),
-        )
-        return pooled.quality()["pq"]
 
     def summary(self, isthing: Mapping[int, bool]) -> dict[str, dict]:
         """All averages.

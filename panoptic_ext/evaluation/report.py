@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from panoptic_ext.evaluation.bootstrap import LEVEL, NUM_DRAWS, Interval
+from panoptic_ext.evaluation.costs import segment_costs
 from panoptic_ext.evaluation.measures import Measures
+from panoptic_ext.evaluation.outcomes import FN, FP, TP
 
 __all__ = ["GROUPS", "image_ranking", "metric_keys", "named_result", "other_measures"]
 
@@ -136,20 +138,22 @@ def image_ranking(measures: Measures, file_names: Mapping[Any, str]) -> list[dic
         loss: what the image takes off the data set's PQ, in points. The losses of all images and
         PQ add up to 100.
     """
-    total = measures.total
-    present = [c for c in total.counts if total.has(c)]
+    outcomes, images = measures.segments
+    number = len(measures.images)
+    losses = np.bincount(images, segment_costs(outcomes, measures.total), number)
+    counts = {
+        name: np.bincount(images[outcomes.kinds == kind], minlength=number)
+        for name, kind in (("tp", TP), ("fp", FP), ("fn", FN))
+    }
     rows = []
-    for image_id, stat in measures.stats.items():
-        loss = math.fsum(
-            stat.counts[c].shortfall / total.counts[c].weight for c in present if c in stat.counts
-        )
+    for row, (image_id, image) in enumerate(measures.images.items()):
         rows.append(
             {
                 "image_id": image_id,
                 "file_name": file_names[image_id],
-                "pq": 100 * stat.pooled_pq(),
-                **stat.totals(),
-                "loss": 100 * loss / max(len(present), 1),
+                "pq": 100 * image.outcomes.pooled_pq(),
+                **{name: int(values[row]) for name, values in counts.items()},
+                "loss": float(losses[row]),
             }
         )
     return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tabulate import tabulate
 
@@ -14,9 +15,10 @@ from panoptic_ext.evaluation.measures import Measures
 from panoptic_ext.evaluation.report import GROUPS, other_measures
 from panoptic_ext.evaluation.sizes import SIZES
 
-__all__ = ["cost_table", "quality_table", "result_text", "size_table"]
+__all__ = ["cost_table", "costliest_text", "quality_table", "result_text", "size_table"]
 
 _MOST_CONFUSED = 5  # pairs of classes that are named
+_COSTLIEST = 5  # images that are named
 
 _SIZES_TEXT = (
     "By size of the true segment, of a FP by its own (pixels: small below 32 x 32, large from"
@@ -120,6 +122,17 @@ def other_text(measures: Measures) -> str:
     found = other_measures(measures)
     texts = [f"{name} {_text(found[key])}" for key, name in named.items() if key in found]
     return f"Other measures of the same maps: {', '.join(texts)}"
+
+
+def costliest_text(per_image: Sequence[Mapping[str, Any]]) -> str:
+    """The images that take most off PQ, in one line; "" if none does.
+
+    Args:
+        per_image: of `report.image_ranking`.
+    """
+    ranked = sorted((row for row in per_image if row["loss"]), key=lambda row: -row["loss"])
+    texts = [f"{row['file_name']} {row['loss']:.3f}" for row in ranked[:_COSTLIEST]]
+    return f"Images that cost most, in points of PQ: {', '.join(texts)}" if texts else ""
 
 
 def confusion_text(measures: Measures) -> str:

@@ -57,6 +57,9 @@ def test_tool(files, tmp_path, capsys):
     assert content["PQ"] == 100 * expected
     assert sum(content["costs"]["All"].values()) == pytest.approx(100 - content["PQ"])
     assert "| points of PQ" in printed.out
+    costliest = max(content["per_image"], key=lambda row: row["loss"])
+    assert costliest["image_id"] == "c"
+    assert f"in points of PQ: south/2.png {costliest['loss']:.3f}" in printed.out
     lines = (tmp_path / "segments.csv").read_text().splitlines()
     assert lines[0] == "image_id,file_name,kind,cause,cost,class,other_class,iou,id,area"
     wrong = next(line for line in lines if line.startswith("c,") and ",FN," in line)

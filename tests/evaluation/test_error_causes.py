@@ -61,6 +61,12 @@ def test_missed_wrong_class_and_spurious():
     assert dict(invented[SKY].fn_causes) == {"poor mask": 1}
 
 
+def test_a_second_truth_in_a_match_that_is_mostly_void():
+    gt = [segment(5, CAR), segment(6, CAR)]
+    stat = compare(row((0, 12), (5, 6), (6, 2)), gt, row((1, 20)), [segment(1, CAR)])
+    assert stat[CAR].tp == 1 and dict(stat[CAR].fn_causes) == {"merged": 1}
+
+
 def test_duplicate():
     """A second prediction in a car that another one matches; its truth is not split."""
     stat = compare(

@@ -180,11 +180,20 @@ def test_boundaries_against_erosion(height: int, width: int, ratio: float, seed:
 
 def test_boundary_iou_of_many_segments():
     """Numbers of pairs go past 32 bits."""
-    ids = np.arange(1, 901).reshape(30, 30).repeat(4, 0).repeat(4, 1)
-    segments = [segment(i, CAR) for i in range(1, 901)]
+    ids = np.arange(1, 401).reshape(20, 20).repeat(10, 0).repeat(10, 1)
+    segments = [segment(i, CAR) for i in range(1, 401)]
     found = match(ids, segments, ids, segments)
     runs = runs_from_ids(ids)
     assert (boundary_iou(found, runs, runs) == 1).all()
+
+
+def test_void_is_left_out_of_outlines_inside_it_too():
+    """A car of 100 x 50 before void, predicted 30 pixels too wide; outlines are 3 pixels."""
+    gt_ids, pred_ids = (np.repeat([[5] * w + [0] * (100 - w)], 100, 0) for w in (50, 80))
+    found = match(gt_ids, [segment(5, CAR)], pred_ids, [segment(5, CAR)])
+    iou = boundary_iou(found, runs_from_ids(gt_ids), runs_from_ids(pred_ids))
+    outline = 100 * 50 - 94 * 44
+    assert found.iou.tolist() == [1] and iou.tolist() == [(outline - 3 * 94) / outline]
 
 
 def test_a_large_segment_s_outline_counts():

@@ -17,6 +17,7 @@ from detectron2.utils.env import seed_all_rng
 from torch import nn
 
 from panoptic_ext.engine import Trainer, load_cfg
+from panoptic_ext.engine import device as device_choice
 from panoptic_ext.engine.device import choose_device
 from panoptic_ext.engine.precision import (
     Precision,
@@ -127,6 +128,8 @@ def test_a_fallback_to_another_precision_is_one_warning(
     warnings: list[str],
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    # It warns on processors without bfloat16 instructions.
+    monkeypatch.setattr(device_choice, "warn_if_bfloat16_is_slow", lambda keys: None)
     monkeypatch.setattr(logging.getLogger("panoptic_ext"), "propagate", True)
     cfg = amp_cfg(tmp_path, dtype, dtype)
     cfg.MODEL.DEVICE = device

@@ -81,13 +81,14 @@ class Comparison:
             f" ({pq.first:.2f} and {pq.second:.2f}); {100 * self.level:.0f} % interval of the"
             f" difference {pq.low:.2f} to {pq.high:.2f}, over draws of the {number} images. "
         )
+        few = ""
         if number < FEW_IMAGES:
-            text += f"Of fewer than {FEW_IMAGES} images such intervals are too narrow. "
+            few = f" Of fewer than {FEW_IMAGES} images such intervals are too narrow: be careful."
         if pq.is_clear:
-            return f"{text}That is more than the noise of which images the data set has."
+            return f"{text}That is more than the noise of which images the data set has.{few}"
         return (
             f"{text}The interval contains 0: that is not more than the noise of which images the"
-            f" data set has{_times_as_many(pq)}."
+            f" data set has{_times_as_many(pq)}.{few}"
         )
 
 

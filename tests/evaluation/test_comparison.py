@@ -18,6 +18,7 @@ from panoptic_ext.evaluation.bootstrap import ImageSums, draws, intervals
 from panoptic_ext.evaluation.comparison import compare_results
 from panoptic_ext.evaluation.panoptic_quality import PQStat
 from panoptic_ext.evaluation.report import named_result
+from panoptic_ext.evaluation.segment_list import segment_csv
 from panoptic_ext.evaluation.tables import result_text
 from tests.evaluation.matches import CAR, SKY, Sample, measures, random_samples, row
 from tests.evaluation.reference import IS_THING, segment, with_areas, write_dataset
@@ -133,6 +134,9 @@ def test_differences_that_are_noise():
     found = compare_results(first, second, names)
     assert not found.groups["PQ"].is_clear
     assert "The interval contains 0: that is not more than the noise" in found.sentence()
+    assert found.sentence().endswith(
+        "Of fewer than 20 images such intervals are too narrow: be careful."
+    )
     same = compare_results(first, first, names)
     assert same.sentence() == "B and A have the same PQ on every draw of the 3 images."
 
@@ -174,6 +178,19 @@ def test_intervals_of_a_result():
     alone = measures([car(6)])
     assert "intervals" not in result_text(alone)
     assert named_result(alone)["intervals"]["PQ"] == [None, None]
+
+
+def test_nothing_to_measure():
+    """All is void, and nothing is predicted: every measure is not available, and none crashes."""
+    void = np.zeros((4, 6), np.int64)
+    found = measures([(void, [], void, [])] * 3)
+    assert math.isnan(found.summary["All"]["pq"]) and found.costs["All"] == {}
+    assert "n/a" in result_text(found)
+    content = json.loads(json.dumps(named_result(found), allow_nan=False))
+    assert content["PQ"] is None and content["other_measures"]["mIoU"] is None
+    names = dict.fromkeys(found.images, "")
+    assert "cannot be compared" in compare_results(found, found, names).sentence()
+    assert segment_csv(found, names).count("\n") == 1
 
 
 @pytest.fixture

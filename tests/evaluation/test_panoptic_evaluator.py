@@ -192,6 +192,28 @@ def test_divisor_encoded_truth_without_segments_info(tmp_path):
     assert per_class[3]["fn"] == 0  # a crowd
 
 
+def test_every_measure_is_in_the_log_and_the_json(name, tmp_path, caplog):
+    evaluator = PanopticEvaluator(name, str(tmp_path / "out"), boundary=True)
+    with caplog.at_level(logging.INFO, "panoptic_ext.evaluation.panoptic_evaluation"):
+        results = toy.run(evaluator, name, toy.imperfect())["panoptic_seg"]
+    for text in (
+        "| points of PQ",
+        "95 % intervals over draws of the 3 images",
+        "| small (pixels) ",
+        "PQ-dagger ",
+        "boundary PQ ",
+        "Most confused, segments",
+    ):
+        assert text in caplog.text, text
+    content = json.loads((tmp_path / "out" / "panoptic_quality.json").read_text())
+    assert math.fsum(content["costs"]["All"].values()) + results["PQ"] == pytest.approx(100)
+    assert content["intervals"]["images"] == 3
+    assert set(content["by_size"]) == {"pixels", "share"}
+    assert content["confusion"]["classes"] == ["person", "car", "sky", "road"]
+    assert content["other_measures"]["boundary_PQ"] <= results["PQ"]
+    assert len(results) == 9  # the keys stay those of COCOPanopticEvaluator
+
+
 def test_stuff_only_predictions_and_truth_give_nan_not_a_crash(tmp_path, caplog):
     evaluator_name = toy.register(tmp_path, "toy_stuff")
     path = Path(MetadataCatalog.get(evaluator_name).panoptic_json)

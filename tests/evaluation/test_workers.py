@@ -13,6 +13,7 @@ from detectron2.utils import comm
 
 from panoptic_ext.errors import EvaluationError
 from panoptic_ext.evaluation import PanopticEvaluator
+from panoptic_ext.evaluation.report import named_result
 from tests import PATIENCE
 from tests.evaluation import gloo_worker
 from tests.evaluation.reference import segment, with_areas, write_dataset
@@ -76,6 +77,7 @@ def test_workers_agree_with_one_to_the_last_bit(name, monkeypatch, parts):
     assert found[0][0] == expected
     assert [result for result, _ in found[1:]] == [None] * (len(parts) - 1)
     assert found[0][1].per_image == alone.per_image
+    assert named_result(found[0][1].measures) == named_result(alone.measures)
     assert found[0][1].worst == alone.worst and found[0][1].best == alone.best
 
 

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import launch
+from detectron2.engine import HookBase, launch
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
@@ -170,10 +170,9 @@ def _work(cfg: CfgNode, args: argparse.Namespace) -> int:
     if cfg.MODEL.DEVICE == "cpu" and args.num_gpus > 1:
         logger.warning("--num-gpus %d is ignored on the CPU", args.num_gpus)
     cfg = _scaled(cfg, args)
-    if comm.is_main_process() and not args.dry_run:
+    if comm.is_main_process() and args.eval_only and not args.dry_run:
         # An evaluation must not overwrite the config of the training in OUTPUT_DIR.
-        folder = result_folder(cfg) if args.eval_only else cfg.OUTPUT_DIR
-        save_run_info(cfg, folder)
+        save_run_info(cfg, result_folder(cfg))
     logger.info("Worker %d of %d", comm.get_rank(), comm.get_world_size())
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     if not args.eval_only:
@@ -187,8 +186,23 @@ def _work(cfg: CfgNode, args: argparse.Namespace) -> int:
         reader = Checkpointer(torch.nn.Identity(), cfg.OUTPUT_DIR, save_to_disk=False)
         trainer = Trainer(cfg, weights_follow=args.resume and reader.has_checkpoint())
         trainer.resume_or_load(resume=args.resume)
+        trainer.register_hooks([_RunInfoHook(cfg)])
         trainer.train()
     return 0
+
+
+class _RunInfoHook(HookBase):
+    """Describes the run in OUTPUT_DIR once everything has been checked: the last hook to begin.
+
+    Until then the files are those of the run before, whose weights they belong to.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self._cfg = cfg
+
+    def before_train(self) -> None:
+        if comm.is_main_process():
+            save_run_info(self._cfg, self._cfg.OUTPUT_DIR)
 
 
 def _scaled(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:

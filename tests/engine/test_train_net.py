@@ -133,3 +133,11 @@ def test_a_mistake_ends_with_one_line(cache: Path, tmp_path: Path) -> None:
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "did you mean 'SOLVER.BASE_LR'" in errors[0]
     assert "Traceback" not in done.stderr
+
+
+def test_a_command_that_fails_leaves_the_files_of_the_run(whole: Path, cache: Path) -> None:
+    names = ("config.yaml", "run_info.json", "metadata.json")
+    before = [(whole / name).read_bytes() for name in names]
+    done = run(whole, cache, "--resume", "TEST.BEST_METRIC", "PQ")
+    assert done.returncode == 2 and "TEST.BEST_METRIC" in done.stderr
+    assert [(whole / name).read_bytes() for name in names] == before

@@ -10,12 +10,14 @@ import re
 import time
 from collections.abc import Sequence
 
+from panoptic_ext.data.datasets.metadata_file import METADATA_FILE
 from panoptic_ext.regular_files import SMALL_FILE, file_problem
 
 __all__ = [
     "BEST_CHECKPOINT",
     "BEST_METRIC_FILE",
     "FORMER_BEST",
+    "RUN_FILES",
     "TAG",
     "best_checkpoint",
     "files_of_best",
@@ -33,6 +35,9 @@ FORMER_BEST = "model_best_before"
 """Name, without .pth, of the best weights as of the last checkpoint, where there are better."""
 BEST_METRIC_FILE = "best_metric.json"
 """Name of the file that lists the evaluations of a run by that metric."""
+
+RUN_FILES = ("config.yaml", "run_info.json", "environment.txt", METADATA_FILE)
+"""Names of the files that describe a run, see `save_run_info`."""
 
 _TRAINING_FILE = re.compile(r"model_(\d{7}|final)\.pth")
 _PERIODIC_FILE = re.compile(r"model_\d{7}\.pth")
@@ -78,7 +83,8 @@ def files_of_best(folder: str) -> list[str]:
 def set_aside(folder: str, checkpoints: Sequence[str]) -> str:
     """Move checkpoints, the newest first in the list, and their tag into a new folder.
 
-    What belongs to the best evaluation is moved, too.
+    What belongs to the best evaluation is moved, too, and what describes the run, so that its
+    weights can still be loaded.
 
     Returns:
         That folder, `previous-<time>` in `folder`.
@@ -90,6 +96,9 @@ def set_aside(folder: str, checkpoints: Sequence[str]) -> str:
     for path in [*best, *reversed(checkpoints), os.path.join(folder, TAG)]:
         if os.path.isfile(path):
             os.replace(path, os.path.join(aside, os.path.basename(path)))
+    for name in RUN_FILES:
+        if os.path.isfile(path := os.path.join(folder, name)):
+            os.replace(path, os.path.join(aside, name))
     return aside
 
 

@@ -125,9 +125,10 @@ def test_kill_while_writing_leaves_the_old_file(
 def test_an_earlier_run_is_set_aside(model: nn.Module, tmp_path: Path) -> None:
     checkpointer = save_two(model, tmp_path)
     (tmp_path / "model_mine.pth").write_text("not of a run")
+    (tmp_path / "config.yaml").write_text("of the run")
     first = Path(checkpointer.set_aside())
     assert first.parent == tmp_path and first.name.startswith("previous-")
-    names = {"model_0000001.pth", "model_0000002.pth", "last_checkpoint"}
+    names = {"model_0000001.pth", "model_0000002.pth", "last_checkpoint", "config.yaml"}
     assert {p.name for p in first.iterdir()} == names
     assert {p.name for p in tmp_path.iterdir()} == {first.name, "model_mine.pth"}
     assert not checkpointer.has_checkpoint() and checkpointer.set_aside() == ""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 from tqdm import tqdm
 
+from panoptic_ext.data.coco.json_file import ImageId
 from panoptic_ext.data.coco.panoptic_files import Annotation, PanopticFiles
-from panoptic_ext.errors import EvaluationError, listed
+from panoptic_ext.errors import EvaluationError, listed, quoted
 from panoptic_ext.evaluation.image_match import predicted_segments
 from panoptic_ext.evaluation.image_measures import (
     ImageMeasures,
@@ -21,6 +24,8 @@ from panoptic_ext.evaluation.report import image_ranking
 from panoptic_ext.many_files import ManyFiles, listed_failures
 
 __all__ = ["FileResult", "evaluate_files"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,8 @@ def evaluate_files(
     """Compare a COCO panoptic result, of a model or a person, with the truth.
 
     Args:
-        gt_json, pred_json: COCO panoptic JSON files, joined on image_id.
+        gt_json, pred_json: COCO panoptic JSON files, joined on image_id; where they have no id
+            in common, on the names of the image files.
         gt_root, pred_root: folders of their PNGs; None: the JSON's path without ".json".
         num_threads: that read PNGs and compare; 0: the calling thread does so.
         gt_area, boundary: as `PanopticEvaluator`.
@@ -114,14 +120,22 @@ def evaluate_files(
 def _join(
     truth: PanopticFiles, predictions: PanopticFiles, *, only_common: bool
 ) -> list[tuple[Annotation, Annotation]]:
-    """Return (true, predicted) annotations by image id; raise EvaluationError on a lack."""
-    pairs = [(a, predictions.find(a.image_id)) for a in truth.annotations.values()]
-    common = [(a, predicted) for a, predicted in pairs if predicted is not None]
+    """Return (true, predicted) annotations of the same images; raise EvaluationError on a lack."""
+    found = {i: predictions.find(i) for i in truth.annotations}
+    if not any(found.values()):
+        found = _found_by_name(truth, predictions)
+    common = [(truth.annotations[i], p) for i, p in found.items() if p is not None]
     if only_common and common:
         return common
-    missing = [a.image_id for a, predicted in pairs if predicted is None]
-    extra = [i for i in predictions.annotations if truth.find(i) is None]
+    joined = {predicted.image_id for _, predicted in common}
+    missing = [i for i, predicted in found.items() if predicted is None]
+    extra = [i for i in predictions.annotations if i not in joined]
     hint = "" if only_common or not common else ", or compare those in both (--only-common)"
+    if not common:
+        first = next(iter(predictions.annotations), None)
+        hint = (
+            f". No id and no file name is in both: {predictions.path} has image id {quoted(first)}"
+        )
     for kind, ids, where, other in (
         ("no prediction", missing, truth.path, predictions.path),
         ("a prediction but no ground truth", extra, predictions.path, truth.path),
@@ -132,3 +146,35 @@ def _join(
                 f" both files must be of the same images{hint}"
             )
     return common
+
+
+def _found_by_name(
+    truth: PanopticFiles, predictions: PanopticFiles
+) -> dict[ImageId, Annotation | None]:
+    """{true image id: the predictions' annotation of an image whose file has the same name}."""
+    # `panoptic-ext predict` knows the ids of registered images alone; others get their names.
+    by_name: dict[str, list[ImageId]] = {}
+    names = predictions.image_names()
+    for image_id, name in names.items():
+        by_name.setdefault(os.path.basename(name), []).append(image_id)
+    found: dict[ImageId, Annotation | None] = {}
+    for image_id, name in truth.image_names().items():
+        same = [i for i in by_name.get(os.path.basename(name), []) if _may_be_one(name, names[i])]
+        found[image_id] = predictions.annotations[same[0]] if len(same) == 1 else None
+    uses = Counter(a.image_id for a in found.values() if a is not None)
+    found = {i: a if a is not None and uses[a.image_id] == 1 else None for i, a in found.items()}
+    common = [(i, p.image_id) for i, p in found.items() if p is not None]
+    if common:
+        logger.warning(
+            "No image id of %s is in %s: images are joined by the names of their files, such as %s "
+            "with %s",
+            truth.path,
+            predictions.path,
+            *map(quoted, common[0]),
+        )
+    return found
+
+
+def _may_be_one(first: str, second: str) -> bool:
+    """Whether two names are one file's, of which either may lack folders in front."""
+    return f"/{first}".endswith(f"/{second}") or f"/{second}".endswith(f"/{first}")

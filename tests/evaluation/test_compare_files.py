@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,40 @@ def test_a_subset_is_compared_where_that_is_wanted(files, tmp_path, capsys):
     with pytest.raises(EvaluationError, match="have no prediction") as error:
         evaluate_files(*files, only_common=True)
     assert "--only-common" not in str(error.value)
+
+
+def rename(content, ids):
+    """Give images other ids."""
+    for image in content["images"]:
+        image["id"] = ids[image["id"]]
+    for annotation in content["annotations"]:
+        annotation["image_id"] = ids[annotation["image_id"]]
+
+
+def test_images_without_a_common_id_are_joined_by_their_file_names(files, caplog):
+    """As predict writes names for images that are in no data set that it knows."""
+    expected = evaluate_files(*files).summary["All"]
+    edit(files[GT], lambda content: rename(content, {"a": 7, "b": 8, "c": 9}))
+    for path in (files[GT], files[PRED]):
+        names = {"7": "x/a.jpg", "8": "b.jpg", "9": "c.jpg", "a": "a.png", "b": "b.png", "c": "c"}
+        edit(
+            path,
+            lambda content, names=names: [
+                image.update(file_name=names[str(image["id"])]) for image in content["images"]
+            ],
+        )
+    with caplog.at_level(logging.WARNING, "panoptic_ext.evaluation.compare_files"):
+        assert evaluate_files(*files).summary["All"] == expected
+    assert "joined by the names of their files, such as 7 with 'a'" in caplog.text
+    edit(files[PRED], lambda content: content["annotations"].pop())
+    with pytest.raises(EvaluationError, match=r"1 images .* have no prediction .* image ids 9;"):
+        evaluate_files(*files)
+    edit(files[GT], lambda content: content["images"][1].update(file_name="other/a.jpg"))
+    with pytest.raises(EvaluationError, match="No id and no file name"):  # two may be "a"
+        evaluate_files(*files, only_common=True)
+    edit(files[PRED], lambda content: [i.update(file_name="other") for i in content["images"]])
+    with pytest.raises(EvaluationError, match=r"No id and no file name is in both.*image id 'a'"):
+        evaluate_files(*files, only_common=True)
 
 
 def test_tool_as_a_process_with_bad_input(files):

@@ -100,6 +100,19 @@ class PanopticFiles:
             annotation = self.annotations[self._by_name[str(image_id)]]
         return annotation
 
+    def image_names(self) -> dict[ImageId, str]:
+        """{image id: name of the image's file without its suffix, "/" between folders}.
+
+        It is that of the label PNG for an image that `images` lacks.
+        """
+        entries = _images(self.content.get("images"))
+        names = {}
+        for image_id, annotation in self.annotations.items():
+            name = entries.get(str(image_id), {}).get("file_name")
+            name = name if isinstance(name, str) else annotation.file_name
+            names[image_id] = os.path.splitext(name.replace(os.sep, "/"))[0]
+        return names
+
     def where(self, annotation: Annotation) -> str:
         """Return the text that names the image and its file in errors."""
         return f"image {quoted(annotation.image_id)} ({self._png(annotation)})"

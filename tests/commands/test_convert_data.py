@@ -80,7 +80,7 @@ def test_on_a_terminal_there_is_a_question(
     monkeypatch.setattr("sys.stderr", screen := Terminal())
     assert run(folder, "--output", tmp_path / "out", "--workers", 1) == 0
     assert "classes: car, ignore, sky\nWhich of them are things" in screen.getvalue()
-    assert "no class 'cra'; did you mean 'car'?" in screen.getvalue()
+    assert "unknown class 'cra'; did you mean 'car'?" in screen.getvalue()
     content, _ = read_result(tmp_path / "out")
     assert [c["isthing"] for c in content["categories"]] == [1, 0, 0]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from panoptic_ext.data.coco.categories import Category, spare_colors
 from panoptic_ext.data.convert.labels import SourceClass
-from panoptic_ext.errors import DatasetError, listed, nearest, quoted
+from panoptic_ext.errors import DatasetError, check_known, listed, quoted, unknown
 
 __all__ = ["ALL", "ClassChoice", "ClassTable", "ask_on_terminal", "decide_classes"]
 
@@ -112,17 +112,13 @@ def ask_on_terminal(names: Sequence[str]) -> Sequence[str] | None:
         wrong = [name for name in chosen if name not in names]
         if chosen and not wrong:
             return chosen
-        hint = f"no class {quoted(wrong[0])}{nearest(wrong[0], names)}\n" if wrong else ""
-        sys.stderr.write(hint)
+        if wrong:
+            sys.stderr.write(f"{unknown('class', wrong[0], names)}\n")
 
 
 def _check_names(option: str, names: Iterable[str], known: Sequence[str]) -> None:
     for name in sorted(names):
-        if name not in known:
-            raise DatasetError(
-                f"{option} names the class {quoted(name)}, which the labels do not have"
-                f"{nearest(name, known)}; found {listed(dict.fromkeys(known), 40, show=str)}"
-            )
+        check_known(f"class in {option}", name, dict.fromkeys(known), error=DatasetError)
 
 
 def _as_listed(

@@ -6,6 +6,8 @@ import argparse
 import functools
 import os
 import re
+import select
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -78,7 +80,8 @@ def command_main(
     """Decorator: make the `main(argv)` of a command from the function that runs parsed arguments.
 
     Errors that a user can mend, and signals, become one line on stderr, without a traceback. The
-    exit code is that of the function; 2 after an error, 130 after Ctrl-C, 143 after SIGTERM.
+    exit code is that of the function; 2 after an error, 130 after Ctrl-C, 143 after SIGTERM, 141
+    without a message where what reads stdout ends first, such as head.
 
     Args:
         parse_args: parses the command line.
@@ -94,7 +97,9 @@ def command_main(
             args = parse_args(argv)
             with signals_of_a_command():
                 try:
-                    return run(args)
+                    status = run(args)
+                    sys.stdout.flush()
+                    return status
                 except Interrupted as interrupted:
                     sys.stderr.write(f"{interrupted}\n")
                     return interrupted.exit_code
@@ -104,6 +109,8 @@ def command_main(
                 except PanopticExtError as error:
                     sys.stderr.write(f"error{worker()}: {error}\n")
                 except OSError as error:
+                    if isinstance(error, BrokenPipeError) and _has_read_enough():
+                        return 128 + signal.SIGPIPE
                     if output is None:
                         raise
                     reason = explain_os_error(error, output(args) or os.curdir)
@@ -113,6 +120,17 @@ def command_main(
         return main
 
     return decorate
+
+
+def _has_read_enough() -> bool:
+    """Whether nobody reads stdout any more, as behind `| head`; what is left is then dropped."""
+    poll = select.poll()
+    poll.register(1)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    # Python flushes stdout at its end once more.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return True
 
 
 def non_negative_int(text: str) -> int:

@@ -129,6 +129,17 @@ def test_a_command_with_underscores_gets_a_suggestion(capsys: pytest.CaptureFixt
     assert "did you mean 'check-data'?" in capsys.readouterr().err
 
 
+def test_a_list_of_which_the_beginning_is_read_ends_without_a_word() -> None:
+    command = [sys.executable, "-m", "panoptic_ext", "zoo", "list"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
 def test_python_m_runs_the_program() -> None:
     done = run("-m", "panoptic_ext", "compare-runs", "--output", "x.svg", "a=nowhere")
     assert done.returncode == 2 and done.stderr.startswith("error: "), done.stderr

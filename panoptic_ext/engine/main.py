@@ -22,6 +22,7 @@ from panoptic_ext.engine import distributed
 from panoptic_ext.engine.auto_batch import with_fitting_batch
 from panoptic_ext.engine.auto_scale import auto_scaled
 from panoptic_ext.engine.checkpoint.checkpointer import Checkpointer
+from panoptic_ext.engine.closing_line import closing_line
 from panoptic_ext.engine.device import choose_device, make_current, set_precision
 from panoptic_ext.engine.dry_run import dry_run
 from panoptic_ext.engine.output_folder import prepare_output
@@ -187,7 +188,9 @@ def _work(cfg: CfgNode, args: argparse.Namespace) -> int:
         trainer = Trainer(cfg, weights_follow=args.resume and reader.has_checkpoint())
         trainer.resume_or_load(resume=args.resume)
         trainer.register_hooks([_RunInfoHook(cfg)])
-        trainer.train()
+        results = trainer.train()
+        if comm.is_main_process():
+            logger.info(closing_line(cfg.OUTPUT_DIR, results))
     return 0
 
 

@@ -118,6 +118,11 @@ def test_two_workers_evaluate_to_the_same_numbers(whole: Path, cache: Path, tmp_
     assert results(tmp_path) == results(whole)
 
 
+def test_the_last_line_says_where_the_weights_are(whole: Path) -> None:
+    line = (whole / "log.txt").read_text().splitlines()[-1]
+    assert "Training has ended: PQ " in line and f"predict --model {whole} IMAGES" in line
+
+
 def test_dry_run_leaves_no_checkpoint(cache: Path, tmp_path: Path) -> None:
     done = run(tmp_path, cache, "--dry-run", "SOLVER.TIME_BUDGET", "5")
     assert done.returncode == 0, done.stderr[-3000:]

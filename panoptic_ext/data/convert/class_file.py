@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
+from panoptic_ext.config.plain_yaml import load_plain_yaml
 from panoptic_ext.data.coco.json_file import is_int
 from panoptic_ext.data.convert.labels import SourceClass
-from panoptic_ext.errors import DatasetError, quoted
+from panoptic_ext.errors import NOT_JSON, DatasetError, quoted
 from panoptic_ext.regular_files import CONFIG_FILE, PANOPTIC_JSON, check_regular_file
 
 __all__ = ["KINDS", "class_from_entry", "read_class_file"]
@@ -61,8 +62,8 @@ def _parsed(text: str, path: str) -> Any:
     try:
         if path.endswith(".json"):
             return json.loads(text)
-        return yaml.safe_load(text)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        return load_plain_yaml(text)
+    except (*NOT_JSON, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise DatasetError(f"list of classes {path} cannot be read ({reason}); {_HOW}") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from panoptic_ext.data.coco.categories import Category, spare_colors
@@ -201,8 +201,3 @@ def _categories(classes: Sequence[SourceClass]) -> tuple[Category, ...]:
         Category(i or 0, c.name, bool(c.isthing), c.color or spare)
         for i, c, spare in zip(ids, classes, spare_colors(len(classes)), strict=True)
     )
-
-
-def class_lookup(classes: Iterable[SourceClass]) -> Mapping[int, str]:
-    """{id: name} of the classes that have an id."""
-    return {c.id: c.name for c in classes if c.id is not None}

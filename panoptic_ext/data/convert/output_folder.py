@@ -78,16 +78,15 @@ def whole_folder(path: str) -> Iterator[str]:
             f"cannot write to {quoted(parent)}: {error.strerror}; choose a folder that is writable "
             "(--output)"
         ) from error
-    lock = open(os.path.join(aside, _LOCK), "wb")  # noqa: SIM115
-    try_lock(lock)
-    try:
-        yield aside
-        os.remove(lock.name)
-        os.chmod(aside, 0o777 & ~_umask())  # mkdtemp lets nobody else read it
-        _replace(aside, real)
-    finally:
-        lock.close()
-        shutil.rmtree(aside, ignore_errors=True)
+    with open(os.path.join(aside, _LOCK), "wb") as lock:
+        try_lock(lock)
+        try:
+            yield aside
+            os.remove(lock.name)
+            os.chmod(aside, 0o777 & ~_umask())  # mkdtemp lets nobody else read it
+            _replace(aside, real)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _remove_left(parent: str, prefix: str) -> None:
@@ -102,13 +101,18 @@ def _remove_left(parent: str, prefix: str) -> None:
 
 
 def _replace(new: str, path: str) -> None:
-    """Rename a folder to `path`; what was there goes at the very end."""
+    """Rename a folder to `path`; what was there goes at the very end, or comes back."""
     if not os.path.isdir(path):
         os.rename(new, path)
         return
     old = tempfile.mkdtemp(prefix=os.path.basename(path) + ".old-", dir=os.path.dirname(path))
     os.rename(path, os.path.join(old, "result"))
-    os.rename(new, path)
+    try:
+        os.rename(new, path)
+    except BaseException:
+        os.rename(os.path.join(old, "result"), path)
+        os.rmdir(old)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -221,7 +221,6 @@ class _Painting:
                 f"width), its objects of {self._labels.size[0]} x {self._labels.size[1]}"
             )
         runs = find_runs(under.ids)
-        values = np.zeros(len(runs.ids), np.int32)
         distinct, inverse = runs.index
         numbers: np.ndarray = np.zeros(len(distinct), np.int32)
         splits: list[tuple[int, MapSegment]] = []
@@ -235,8 +234,7 @@ class _Painting:
             numbers[index] = number
             if number > 0 and self._is_open(segment) and self._rule.regions == "parts":
                 splits.append((number, segment))
-        values = numbers[inverse.reshape(-1)]
-        self._canvas = runs.expand(values)
+        self._canvas = runs.expand(numbers[inverse.reshape(-1)])
         for number, segment in splits:
             self._split(number, segment)
         visible = np.bincount(self._canvas[self._canvas > 0], minlength=len(self._groups) + 1)

@@ -5,14 +5,22 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from panoptic_ext.data.convert.images import ImageHeader
-from panoptic_ext.data.convert.labels import Labels, SourceClass, SourceImage
+import numpy as np
 
-__all__ = ["Source", "SourceInputs", "class_of_number"]
+from panoptic_ext.data.convert.images import ImageHeader
+from panoptic_ext.data.convert.labels import (
+    Labels,
+    MapSegment,
+    SegmentMap,
+    SourceClass,
+    SourceImage,
+)
+
+__all__ = ["Source", "SourceInputs", "class_of_number", "map_of_values"]
 
 
 @dataclass(frozen=True)
@@ -128,6 +136,23 @@ class Source(ABC):
         Raises:
             DatasetError: they cannot be read; names file and object, and how to mend it.
         """
+
+
+def map_of_values(values: np.ndarray, meaning: Callable[[int], MapSegment | None]) -> SegmentMap:
+    """The label map of a PNG.
+
+    Args:
+        values: (H, W) integers of 0 or more.
+        meaning: what a value means; None for void.
+    """
+    segments = {value: meaning(value) for value in np.unique(values).tolist()}
+    # 0 is void in a SegmentMap, and may be a class here.
+    shift = int(segments.get(0) is not None)
+    ids = values + shift
+    for value, segment in segments.items():
+        if segment is None:
+            ids[values == value] = 0
+    return SegmentMap(ids, {v + shift: s for v, s in segments.items() if s is not None})
 
 
 def class_of_number(number: int, names: Mapping[int, str]) -> SourceClass:

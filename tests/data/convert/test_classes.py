@@ -112,6 +112,8 @@ def test_a_mapping_of_names_to_kinds(tmp_path: Path) -> None:
         ("a.yaml", "- {name: car, isthing: maybe}\n", "isthing 'maybe'"),
         ("a.yaml", "- {name: car, id: -3}\n", "has the id -3"),
         ("a.yaml", "- !!python/object:os.system {}\n", "cannot be read"),
+        ("a.yaml", "- " * 20_000 + "car", "cannot be read"),
+        ("a.json", "[" * 100_000, "cannot be read"),
     ],
 )
 def test_bad_files_of_classes(tmp_path: Path, name: str, text: str, words: str) -> None:

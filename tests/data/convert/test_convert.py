@@ -17,6 +17,7 @@ from panoptic_ext.data import PanopticSource, check_panoptic
 from panoptic_ext.data.coco.label_png import write_id_map
 from panoptic_ext.data.convert import SOURCES, ConversionOptions, SourceInputs, convert, open_source
 from panoptic_ext.data.convert.images import ImageHeader, oriented
+from panoptic_ext.data.convert.output_folder import whole_folder
 from panoptic_ext.data.datasets.shapes import ShapesParams, ensure_shapes
 from panoptic_ext.errors import DatasetError
 from panoptic_ext.interruption import Interrupted
@@ -185,3 +186,23 @@ def test_generated_data_round_trip(tmp_path: Path) -> None:
     for path in (tmp_path / "a" / "panoptic").iterdir():
         pixels = np.asarray(Image.open(folder / "panoptic" / path.name))
         assert np.array_equal(np.asarray(Image.open(path)), pixels)
+
+
+def test_a_result_that_cannot_take_its_place_brings_the_earlier_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, rename, moved = tmp_path / "out", os.rename, []
+    out.mkdir()
+    (out / "report.json").write_text("earlier")
+
+    def second_fails(old: str, new: str) -> None:
+        moved.append(new)
+        if len(moved) == 2:
+            raise OSError(28, "No space left on device")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", second_fails)
+    with pytest.raises(OSError, match="No space left"), whole_folder(str(out)):
+        pass
+    assert (out / "report.json").read_text() == "earlier"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -42,7 +42,7 @@ def letters(resolved: Resolved) -> str:
 
 
 def paint(rule: ResolveRule, *objects: LabelledObject, under: SegmentMap | None = None) -> str:
-    width = (under.ids if under else objects[0].mask.mask).shape[1]  # type: ignore[attr-defined]
+    width = (under.ids if under else objects[0].mask.window((1, 99)).mask).shape[1]
     return letters(resolve(Labels((1, width), objects, under), CLASSES, rule))
 
 

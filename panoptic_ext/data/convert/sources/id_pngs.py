@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -11,42 +12,29 @@ from PIL import Image
 
 from panoptic_ext.data.coco.label_png import read_class_map
 from panoptic_ext.data.convert.images import ImageHeader
-from panoptic_ext.data.convert.labels import (
-    Labels,
-    MapSegment,
-    SegmentMap,
-    SourceClass,
-    SourceImage,
-)
-from panoptic_ext.data.convert.source import Source, SourceInputs, class_of_number
-from panoptic_ext.data.convert.sources.label_folder import LabelFolder
+from panoptic_ext.data.convert.labels import Labels, MapSegment, SourceClass, SourceImage
+from panoptic_ext.data.convert.source import SourceInputs, class_of_number, map_of_values
+from panoptic_ext.data.convert.sources.label_folder import LabelFolderSource
 from panoptic_ext.errors import DatasetError
 from panoptic_ext.regular_files import READ_ERRORS
 
 __all__ = ["ClassInstancePngs", "InstanceClassPngs"]
 
 
-class _IdPngs(Source):
+class _IdPngs(LabelFolderSource):
     """PNGs of 8 or 16 bits, each with the name of its image."""
 
     options = ("divisor", "void_values")
     modes: ClassVar[tuple[str, ...]] = ("I", "I;16")
 
     def __init__(self, inputs: SourceInputs) -> None:
-        super().__init__(inputs)
         if inputs.divisor < 1:
             raise DatasetError(f"--divisor is {inputs.divisor}, expected 1 or more")
-        self._folder = LabelFolder(inputs.path, inputs.image_root)
+        super().__init__(inputs)
 
     @classmethod
     def recognises(cls, path: str) -> bool:
         return first_mode(path) in cls.modes
-
-    def images(self) -> Sequence[SourceImage]:
-        return self._folder.images
-
-    def unannotated(self) -> Sequence[str]:
-        return self._folder.unannotated
 
     def classes_of(self, image: SourceImage) -> Sequence[SourceClass]:
         values = np.unique(read_class_map(self._folder.path(image)))
@@ -56,29 +44,20 @@ class _IdPngs(Source):
 
     def labels(self, image: SourceImage, header: ImageHeader) -> Labels:
         values = read_class_map(self._folder.path(image), size=self._folder.size(image, header))
-        ids, segments = self._segments(values)
-        return Labels((ids.shape[0], ids.shape[1]), under=SegmentMap(ids, segments))
+        return Labels(
+            (values.shape[0], values.shape[1]), under=map_of_values(values, self._meaning)
+        )
 
-    def _segments(self, values: np.ndarray) -> tuple[np.ndarray, dict[int, MapSegment]]:
-        """The map with 0 for void, and what its ids mean."""
-        ids = values
-        segments: dict[int, MapSegment] = {}
-        present = np.unique(values).tolist()
-        # A class of number 0 may have the value 0, which is void in a SegmentMap.
-        shift = int(0 not in self.inputs.void_values and 0 in present)
-        ids = values + shift
-        for value in present:
-            number, instance = self._split(value)
-            if number in self.inputs.void_values:
-                ids[values == value] = 0
-            else:
-                name = class_of_number(number, self.inputs.names).name
-                segments[value + shift] = MapSegment(name, instance is not None)
-        return ids, segments
+    def _meaning(self, value: int) -> MapSegment | None:
+        number, instance = self._split(value)
+        if number in self.inputs.void_values:
+            return None
+        name = class_of_number(number, self.inputs.names).name
+        return MapSegment(name, instance is not None)
 
+    @abstractmethod
     def _split(self, value: int) -> tuple[int, int | None]:
         """Class and instance of a value; None is all of the class."""
-        raise NotImplementedError
 
 
 class InstanceClassPngs(_IdPngs):

@@ -9,9 +9,10 @@ from panoptic_ext.data.coco.label_png import ExpectedSize, read_png_size
 from panoptic_ext.data.convert.image_search import ImageSearch, files_below
 from panoptic_ext.data.convert.images import ImageHeader
 from panoptic_ext.data.convert.labels import SourceImage
+from panoptic_ext.data.convert.source import Source, SourceInputs
 from panoptic_ext.errors import DatasetError, listed
 
-__all__ = ["LabelFolder"]
+__all__ = ["LabelFolder", "LabelFolderSource"]
 
 
 class LabelFolder:
@@ -62,6 +63,20 @@ class LabelFolder:
         """The size that an image's PNG must have: the image's, turned by its tag or not."""
         stored = read_png_size(self.path(image)) == header.stored
         return ExpectedSize(*(header.stored if stored else header.upright), "its image is")
+
+
+class LabelFolderSource(Source):
+    """A format of label PNGs alone, each with the name of its image."""
+
+    def __init__(self, inputs: SourceInputs) -> None:
+        super().__init__(inputs)
+        self._folder = LabelFolder(inputs.path, inputs.image_root)
+
+    def images(self) -> Sequence[SourceImage]:
+        return self._folder.images
+
+    def unannotated(self) -> Sequence[str]:
+        return self._folder.unannotated
 
 
 def _images_near(root: str) -> str:

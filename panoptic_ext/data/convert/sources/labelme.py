@@ -151,8 +151,9 @@ def _group(group: Any) -> Hashable:
 
 def _mask(shape: dict[str, Any], kind: str, where: str) -> Mask:
     points = _points(shape.get("points"), where)
+    outline = [coordinate for point in points for coordinate in point]
     if kind == "polygon":
-        return Polygons([[coordinate for point in points for coordinate in point]])
+        return Polygons([outline])
     least = {"rectangle": 2, "circle": 2, "mask": 2, "oriented_rectangle": 4}
     if kind not in least:
         raise DatasetError(
@@ -169,7 +170,7 @@ def _mask(shape: dict[str, Any], kind: str, where: str) -> Mask:
         return Polygons([ellipse_outline(x0, y0, radius, radius)])
     if kind == "mask":
         return Bitmap(_bitmap(shape.get("mask"), where), round(y0), round(x0))
-    return Polygons([[coordinate for point in points for coordinate in point]])
+    return Polygons([outline])
 
 
 def _points(points: Any, where: str) -> Points:

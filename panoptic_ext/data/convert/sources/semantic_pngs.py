@@ -10,7 +10,7 @@ import numpy as np
 from panoptic_ext.data.coco.label_png import ExpectedSize, read_class_map
 from panoptic_ext.data.convert.image_search import ImageSearch
 from panoptic_ext.data.convert.labels import MapSegment, SegmentMap, SourceClass, SourceImage
-from panoptic_ext.data.convert.source import class_of_number
+from panoptic_ext.data.convert.source import class_of_number, map_of_values
 from panoptic_ext.errors import DatasetError
 
 __all__ = ["SemanticFolder"]
@@ -47,17 +47,13 @@ class SemanticFolder:
         """
         path = self._path(image)
         values = read_class_map(path, size=ExpectedSize(*size, f"image {image.name} is"))
-        present = np.unique(values)
-        # 0 is void in a SegmentMap, and may be a class here.
-        ids = values + 1
-        for void in self._void & set(present.tolist()):
-            ids[values == void] = 0
-        segments = {
-            v + 1: MapSegment(class_of_number(v, self._names).name, False)
-            for v in present.tolist()
-            if v not in self._void
-        }
-        return SegmentMap(ids, segments)
+        return map_of_values(values + 1, self._meaning)
+
+    def _meaning(self, value: int) -> MapSegment | None:
+        number = value - 1
+        if number in self._void:
+            return None
+        return MapSegment(class_of_number(number, self._names).name, False)
 
     def _path(self, image: SourceImage) -> str:
         stem = os.path.splitext(image.name)[0]

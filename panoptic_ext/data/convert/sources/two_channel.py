@@ -8,16 +8,10 @@ import numpy as np
 from PIL import Image
 
 from panoptic_ext.data.convert.images import ImageHeader
-from panoptic_ext.data.convert.labels import (
-    Labels,
-    MapSegment,
-    SegmentMap,
-    SourceClass,
-    SourceImage,
-)
-from panoptic_ext.data.convert.source import Source, SourceInputs, class_of_number
+from panoptic_ext.data.convert.labels import Labels, MapSegment, SourceClass, SourceImage
+from panoptic_ext.data.convert.source import class_of_number, map_of_values
 from panoptic_ext.data.convert.sources.id_pngs import first_mode
-from panoptic_ext.data.convert.sources.label_folder import LabelFolder
+from panoptic_ext.data.convert.sources.label_folder import LabelFolderSource
 from panoptic_ext.errors import DatasetError, UnreadableFileError
 from panoptic_ext.regular_files import LABEL_MAP, READ_ERRORS, check_regular_file
 
@@ -26,7 +20,7 @@ __all__ = ["TwoChannelPngs"]
 _CLASS = 1 << 16  # id of a segment = class * _CLASS + instance
 
 
-class TwoChannelPngs(Source):
+class TwoChannelPngs(LabelFolderSource):
     """R or grey is the class, G + 256 B or alpha the instance; instance 0 is all of the class."""
 
     name = "two-channel"
@@ -34,19 +28,9 @@ class TwoChannelPngs(Source):
     example = "labels --image-root images --from two-channel --classes classes.txt"
     options = ("void_values",)
 
-    def __init__(self, inputs: SourceInputs) -> None:
-        super().__init__(inputs)
-        self._folder = LabelFolder(inputs.path, inputs.image_root)
-
     @classmethod
     def recognises(cls, path: str) -> bool:
         return first_mode(path) == "LA"
-
-    def images(self) -> Sequence[SourceImage]:
-        return self._folder.images
-
-    def unannotated(self) -> Sequence[str]:
-        return self._folder.unannotated
 
     def classes_of(self, image: SourceImage) -> Sequence[SourceClass]:
         numbers = np.unique(self._read(image, None)[0]).tolist()
@@ -57,15 +41,13 @@ class TwoChannelPngs(Source):
         classes, instances = self._read(image, header)
         # Shifted by one, because class 0 need not be void.
         ids = (classes + 1) * _CLASS + instances
-        segments = {}
-        for value in np.unique(ids).tolist():
-            number, instance = divmod(value, _CLASS)
-            if number - 1 in self.inputs.void_values:
-                ids[ids == value] = 0
-                continue
-            name = class_of_number(number - 1, self.inputs.names).name
-            segments[value] = MapSegment(name, instance > 0)
-        return Labels((ids.shape[0], ids.shape[1]), under=SegmentMap(ids, segments))
+        return Labels((ids.shape[0], ids.shape[1]), under=map_of_values(ids, self._meaning))
+
+    def _meaning(self, value: int) -> MapSegment | None:
+        number, instance = value // _CLASS - 1, value % _CLASS
+        if number in self.inputs.void_values:
+            return None
+        return MapSegment(class_of_number(number, self.inputs.names).name, instance > 0)
 
     def _read(
         self, image: SourceImage, header: ImageHeader | None

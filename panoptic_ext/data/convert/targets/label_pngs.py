@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -35,9 +36,9 @@ class _LabelPngs(Target):
         write_file(self.path("classes.json"), text.encode(), error=None)
         return []
 
+    @abstractmethod
     def numbers(self) -> dict[int, int]:
         """{dataset id: number in the PNGs}."""
-        raise NotImplementedError
 
     def write(self, image: WrittenImage, pixels: np.ndarray) -> None:
         """Write the PNG of an image."""

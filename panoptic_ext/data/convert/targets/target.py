@@ -15,7 +15,7 @@ from panoptic_ext.data.coco.categories import Category
 from panoptic_ext.data.coco.json_file import ImageId
 from panoptic_ext.data.convert.resolve import Group
 
-__all__ = ["Target", "WrittenImage"]
+__all__ = ["ResultPlace", "Target", "WrittenImage"]
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,11 @@ class Yolo(Target):
             outline = outline_of(mask)
             window = Polygons([outline.reshape(-1).tolist()]).window(image.size)
             inside = int(np.count_nonzero(window.part_of(mask) & window.mask))
-            lost["pixels"] += int(np.count_nonzero(mask)) - inside
-            lost["filled"] += int(np.count_nonzero(window.mask)) - inside
-            lost["objects"] += inside != np.count_nonzero(mask) or inside != window.mask.sum()
+            missing = int(np.count_nonzero(mask)) - inside
+            filled = int(np.count_nonzero(window.mask)) - inside
+            lost["pixels"] += missing
+            lost["filled"] += filled
+            lost["objects"] += missing > 0 or filled > 0
             corners = (outline / [image.size[1], image.size[0]]).reshape(-1)
             numbers_of_corners = " ".join(f"{corner:.7g}" for corner in corners.tolist())
             lines.append(f"{numbers[group.category.id]} {numbers_of_corners}\n")

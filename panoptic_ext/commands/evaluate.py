@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 from collections.abc import Sequence
 
@@ -21,6 +20,7 @@ from panoptic_ext.errors import ConfigError
 from panoptic_ext.evaluation.compare_files import FileResult, evaluate_files
 from panoptic_ext.evaluation.comparison import compare_results
 from panoptic_ext.evaluation.comparison_text import comparison_text, named_comparison
+from panoptic_ext.evaluation.formats import or_none
 from panoptic_ext.evaluation.human_consistency import (
     Files,
     HumanConsistency,
@@ -196,8 +196,5 @@ def _file_names(result: FileResult) -> dict:
 
 def _content(result: FileResult) -> dict:
     # An image with no segment to compare has the PQ NaN, which JSON lacks: it becomes null.
-    images = [
-        {**image, "pq": None if math.isnan(image["pq"]) else image["pq"]}
-        for image in result.per_image
-    ]
+    images = [{**image, "pq": or_none(image["pq"])} for image in result.per_image]
     return {**named_result(result.measures), "per_image": images}

@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from tabulate import tabulate
-
 from panoptic_ext.evaluation.comparison import Comparison, Difference
+from panoptic_ext.evaluation.formats import markdown_table, number_text, or_none
 
 __all__ = ["comparison_text", "named_comparison"]
 
@@ -29,8 +28,7 @@ def comparison_text(
     classes = {str(categories[c]["name"]): d for c, d in comparison.per_class.items()}
     rows = [_row(name, difference) for name, difference in (*named.items(), *classes.items())]
     headers = ["PQ", "A", "B", "B - A", f"{100 * comparison.level:.0f} % interval", "beyond noise"]
-    align = ("left", *("right",) * 4, "left")
-    table = tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, colalign=align)
+    table = markdown_table(rows, headers, last_texts=1)
     parts = [
         f"A: {first}\nB: {second}\n{comparison.sentence()}",
         table + _by_chance(comparison),
@@ -57,7 +55,7 @@ def named_comparison(
             for c, difference in comparison.per_class.items()
         ],
         "per_image": [
-            {key: _or_none(value) for key, value in row.items()} for row in comparison.images
+            {key: or_none(value) for key, value in row.items()} for row in comparison.images
         ],
     }
 
@@ -66,8 +64,8 @@ def _row(name: str, difference: Difference) -> list[str]:
     interval = f"{difference.low:+.2f} to {difference.high:+.2f}"
     return [
         name,
-        *(_text(value, ".2f") for value in (difference.first, difference.second)),
-        _text(difference.value, "+.2f"),
+        *(number_text(value, ".2f") for value in (difference.first, difference.second)),
+        number_text(difference.value, "+.2f"),
         "n/a" if math.isnan(difference.low) else interval,
         "yes" if difference.is_clear else "",
     ]
@@ -85,29 +83,20 @@ def _image_table(images: list[dict[str, Any]]) -> str:
     rows = [
         [
             row["file_name"],
-            *(_text(row[key], ".2f") for key in ("pq_first", "pq_second")),
-            _text(row["difference"], "+.3f"),
+            *(number_text(row[key], ".2f") for key in ("pq_first", "pq_second")),
+            number_text(row["difference"], "+.3f"),
         ]
         for row in images
     ]
     headers = ["image", "its PQ, A", "its PQ, B", "points of PQ, B - A"]
-    align = ("left", "right", "right", "right")
-    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, colalign=align)
+    return markdown_table(rows, headers)
 
 
 def _named(difference: Difference) -> dict[str, Any]:
     return {
-        "A": _or_none(difference.first),
-        "B": _or_none(difference.second),
-        "difference": _or_none(difference.value),
-        "interval": [_or_none(difference.low), _or_none(difference.high)],
+        "A": or_none(difference.first),
+        "B": or_none(difference.second),
+        "difference": or_none(difference.value),
+        "interval": [or_none(difference.low), or_none(difference.high)],
         "more_than_noise": difference.is_clear,
     }
-
-
-def _text(value: float, form: str) -> str:
-    return "n/a" if math.isnan(value) else format(value, form)
-
-
-def _or_none(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -9,15 +9,13 @@ both ways are given, and their mean.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from tabulate import tabulate
 
 from panoptic_ext.errors import EvaluationError
 from panoptic_ext.evaluation.compare_files import FileResult, evaluate_files
 from panoptic_ext.evaluation.comparison import compare_results
+from panoptic_ext.evaluation.formats import markdown_table, number_text, or_none
 from panoptic_ext.evaluation.measures import Measures, mean_of
 from panoptic_ext.evaluation.report import metric_keys, named_result
 
@@ -113,7 +111,9 @@ def human_consistency(
     # The ids 7 and "7" are one image, so that ids are compared as text.
     common = set.intersection(*({str(i) for i in r.measures.images} for r in found.values()))
     if not common:
-        raise EvaluationError("the annotators and the model have no image in common")
+        raise EvaluationError(
+            "the annotators and the model have no image id in common; give an image the same id in all JSONs"
+        )
     return HumanConsistency(
         {
             pair: r.measures.subset([i for i in r.measures.images if str(i) in common])
@@ -131,12 +131,14 @@ def consistency_text(consistency: HumanConsistency) -> str:
         if pairs:
             name = "**the model, mean**" if of_model else "**people, mean**"
             mean = consistency.mean(of_model=of_model)
-            rows.append([name, "", *(_text(mean[key]) for key in _KEYS), ""])
+            rows.append([name, "", *(number_text(mean[key], ".2f") for key in _KEYS), ""])
     rows += [
         [f"people, {name} (published)", "", *(f"{v:.2f}" for v in values), ""]
         for name, values in PUBLISHED.items()
     ]
-    table = _table(rows, ["prediction", "truth", *_KEYS, "95 % interval of PQ"])
+    table = markdown_table(
+        rows, ["prediction", "truth", *_KEYS, "95 % interval of PQ"], first_texts=2
+    )
     heading = f"Human consistency, {consistency.num_images} images:"
     return "\n\n".join([f"{heading}\n{table}", *consistency.sentences])
 
@@ -149,7 +151,7 @@ def named_consistency(consistency: HumanConsistency) -> dict[str, Any]:
     return {
         "images": consistency.num_images,
         "mean": {
-            name: {key: None if math.isnan(value) else value for key, value in mean.items()}
+            name: {key: or_none(value) for key, value in mean.items()}
             for name, mean in means.items()
         },
         "sentences": consistency.sentences,
@@ -167,13 +169,4 @@ def _row(pair: tuple[str, str], measures: Measures) -> list[str]:
     keys = metric_keys(measures.summary)
     low, high = measures.intervals["PQ"]
     interval = "n/a" if math.isnan(low) else f"{low:.2f} to {high:.2f}"
-    return [pair[1], pair[0], *(_text(keys[key]) for key in _KEYS), interval]
-
-
-def _text(value: float) -> str:
-    return "n/a" if math.isnan(value) else f"{value:.2f}"
-
-
-def _table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
-    align = ("left", "left", *("right",) * (len(headers) - 2))
-    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, colalign=align)
+    return [pair[1], pair[0], *(number_text(keys[key], ".2f") for key in _KEYS), interval]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from detectron2.utils import comm
 
+from panoptic_ext.data.coco.json_file import is_int
 from panoptic_ext.data.coco.runs import Runs, runs_from_ids
 from panoptic_ext.data.coco.segment_table import SegmentTable
 from panoptic_ext.errors import EvaluationError, quoted
@@ -164,7 +165,7 @@ def _categories(
     found: dict[int, dict[str, Any]] = {}
     for entry in categories:
         number, isthing = entry.get("id"), entry.get("isthing")
-        if type(number) is not int or number < 0 or isthing not in (0, 1) or number in found:
+        if not is_int(number) or number < 0 or isthing not in (0, 1) or number in found:
             raise EvaluationError(
                 f"category {quoted(dict(entry))}; expected an id from 0 on that no other category"
                 " has, and isthing 0 or 1"

@@ -10,6 +10,7 @@ import numpy as np
 
 from panoptic_ext.evaluation.bootstrap import LEVEL, NUM_DRAWS, Interval
 from panoptic_ext.evaluation.costs import segment_costs
+from panoptic_ext.evaluation.formats import or_none
 from panoptic_ext.evaluation.measures import Measures
 from panoptic_ext.evaluation.outcomes import FN, FP, TP
 
@@ -52,7 +53,7 @@ def named_result(measures: Measures) -> dict[str, Any]:
                 "category_id": category,
                 "name": categories[category]["name"],
                 "isthing": int(categories[category]["isthing"]),
-                **{key.upper(): _or_none(100 * row[key]) for key in ("pq", "sq", "rq")},
+                **{key.upper(): or_none(100 * row[key]) for key in ("pq", "sq", "rq")},
                 "interval": _interval(measures.intervals["per_class"][category]),
                 **{k: row[k] for k in ("tp", "fp", "fn", "fp_causes", "fn_causes")},
                 "costs": costs["per_class"][category],
@@ -60,7 +61,7 @@ def named_result(measures: Measures) -> dict[str, Any]:
             }
         )
     return {
-        **{key: _or_none(value) for key, value in metric_keys(summary).items()},
+        **{key: or_none(value) for key, value in metric_keys(summary).items()},
         "num_categories": {group: summary[group]["n"] for group, _ in GROUPS},
         "intervals": {
             "level": LEVEL,
@@ -69,7 +70,7 @@ def named_result(measures: Measures) -> dict[str, Any]:
             **{key: _interval(measures.intervals[key]) for key in ("PQ", "PQ_th", "PQ_st")},
         },
         "costs": {group: costs[group] for group, _ in GROUPS},
-        "other_measures": {k: _or_none(value) for k, value in other_measures(measures).items()},
+        "other_measures": {k: or_none(value) for k, value in other_measures(measures).items()},
         "by_size": {kind: _named_sizes(sizes) for kind, sizes in measures.by_size.items()},
         "confusion": {
             "classes": measures.class_names,
@@ -101,18 +102,18 @@ def _other_measures_of_class(measures: Measures, category: int) -> dict[str, flo
     }
     if measures.boundary:
         found["boundary_PQ"] = 100 * measures.boundary["per_class"][category]["pq"]
-    return {key: _or_none(value) for key, value in found.items()}
+    return {key: or_none(value) for key, value in found.items()}
 
 
 def _interval(interval: Interval) -> list[float | None]:
-    return [_or_none(value) for value in interval]
+    return [or_none(value) for value in interval]
 
 
 def _named_sizes(sizes: Mapping[str, dict]) -> dict[str, dict[str, Any]]:
     """{size: `metric_keys` and counts}."""
     return {
         name: {
-            **{key: _or_none(value) for key, value in metric_keys(summary).items()},
+            **{key: or_none(value) for key, value in metric_keys(summary).items()},
             "num_categories": {group: summary[group]["n"] for group, _ in GROUPS},
             **{key: summary[key] for key in ("tp", "fp", "fn")},
         }
@@ -157,7 +158,3 @@ def image_ranking(measures: Measures, file_names: Mapping[Any, str]) -> list[dic
             }
         )
     return rows
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value

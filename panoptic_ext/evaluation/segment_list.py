@@ -15,7 +15,18 @@ __all__ = ["segment_csv", "segment_rows"]
 
 _KINDS = ("TP", "FN", "FP")  # by the numbers of `outcomes`
 
-_COLUMNS = ("image_id", "file_name", "kind", "cause", "cost", "class", "other_class", "iou", "id")
+_COLUMNS = (
+    "image_id",
+    "file_name",
+    "kind",
+    "cause",
+    "cost",
+    "class",
+    "other_class",
+    "iou",
+    "id",
+    "area",
+)
 
 
 def segment_rows(measures: Measures, file_names: Mapping[Any, str]) -> Iterator[dict[str, Any]]:
@@ -53,7 +64,7 @@ def segment_rows(measures: Measures, file_names: Mapping[Any, str]) -> Iterator[
 def segment_csv(measures: Measures, file_names: Mapping[Any, str]) -> str:
     """`segment_rows` as CSV with a heading."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, (*_COLUMNS, "area"), lineterminator="\n")
+    writer = csv.DictWriter(stream, _COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(segment_rows(measures, file_names))
     return stream.getvalue()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from tabulate import tabulate
 
 from panoptic_ext.evaluation.bootstrap import LEVEL
 from panoptic_ext.evaluation.confusion import most_confused
 from panoptic_ext.evaluation.error_causes import CAUSES
+from panoptic_ext.evaluation.formats import markdown_table, number_text
 from panoptic_ext.evaluation.measures import Measures
 from panoptic_ext.evaluation.report import GROUPS, other_measures
 from panoptic_ext.evaluation.sizes import SIZES
@@ -57,7 +55,7 @@ def quality_table(measures: Measures) -> str:
                 ]
             )
     headers = ["", "PQ", "SQ", "RQ", "TP", "FP", "FN", "FN by cause", "FP by cause"]
-    table = _table(rows, headers, num_texts=2)
+    table = markdown_table(rows, headers, last_texts=2)
     absent = [c for c, r in summary["per_class"].items() if not r["tp"] + r["fp"] + r["fn"]]
     if absent:
         names = ", ".join(str(categories[c]["name"]) for c in absent)
@@ -94,7 +92,7 @@ def cost_table(measures: Measures) -> str:
         [name, f"{100 * quality['pq']:.2f}", *(f"{row[c]:.2f}" if row[c] else "" for c in causes)]
         for name, quality, row in named
     ]
-    return _table(cells, ["points of PQ", "PQ", *causes])
+    return markdown_table(cells, ["points of PQ", "PQ", *causes])
 
 
 def size_table(measures: Measures) -> str:
@@ -103,9 +101,9 @@ def size_table(measures: Measures) -> str:
     for kind, sizes in measures.by_size.items():
         for size in SIZES:
             summary = sizes[size]
-            groups = [_text(100 * summary[group]["pq"]) for group, _ in GROUPS]
+            groups = [number_text(100 * summary[group]["pq"], ".3f") for group, _ in GROUPS]
             rows.append([f"{size} ({kind})", *groups, *(summary[k] for k in ("tp", "fp", "fn"))])
-    return _table(rows, ["size", "PQ", "PQ_th", "PQ_st", "TP", "FP", "FN"])
+    return markdown_table(rows, ["size", "PQ", "PQ_th", "PQ_st", "TP", "FP", "FN"])
 
 
 def other_text(measures: Measures) -> str:
@@ -120,7 +118,9 @@ def other_text(measures: Measures) -> str:
         "boundary_PQ_st": "boundary PQ_st",
     }
     found = other_measures(measures)
-    texts = [f"{name} {_text(found[key])}" for key, name in named.items() if key in found]
+    texts = [
+        f"{name} {number_text(found[key], '.3f')}" for key, name in named.items() if key in found
+    ]
     return f"Other measures of the same maps: {', '.join(texts)}"
 
 
@@ -151,18 +151,8 @@ def confusion_text(measures: Measures) -> str:
     return "\n".join(lines)
 
 
-def _table(rows: Sequence[Sequence], headers: Sequence[str], num_texts: int = 0) -> str:
-    """A Markdown table: text in the first and the last `num_texts` columns, else numbers."""
-    align = ("left", *("right",) * (len(headers) - 1 - num_texts), *("left",) * num_texts)
-    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, colalign=align)
-
-
-def _text(value: float) -> str:
-    return "n/a" if math.isnan(value) else f"{value:.3f}"
-
-
 def _percent(row: Mapping[str, float]) -> list[str]:
-    return [_text(100 * row[key]) for key in ("pq", "sq", "rq")]
+    return [number_text(100 * row[key], ".3f") for key in ("pq", "sq", "rq")]
 
 
 def _causes(causes: Mapping[str, int]) -> str:

@@ -110,7 +110,7 @@ def test_images_that_all_have(tmp_path):
     assert found.num_images == 1
     assert {tuple(m.images) for m in found.results.values()} == {(1,)}
     other = write(tmp_path, "other", [car(8), car(9)], (0, 2))  # one with each
-    with pytest.raises(EvaluationError, match="no image in common"):
+    with pytest.raises(EvaluationError, match="no image id in common"):
         human_consistency(first, second, other, num_threads=0, only_common=True)
 
 

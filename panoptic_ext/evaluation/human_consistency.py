@@ -112,7 +112,8 @@ def human_consistency(
     common = set.intersection(*({str(i) for i in r.measures.images} for r in found.values()))
     if not common:
         raise EvaluationError(
-            "the annotators and the model have no image id in common; give an image the same id in all JSONs"
+            "the annotators and the model have no image id in common; give an image the same id in "
+            "all JSONs"
         )
     return HumanConsistency(
         {
